@@ -17,7 +17,7 @@ from ckpt_probe.extraction import Subject
 from ckpt_probe.files import distinct_names
 from ckpt_probe.models import build_model, load_weights, unwrapped
 from ckpt_probe.paths.ends import Ends, point_metadata
-from ckpt_probe.paths.ledger import PathDirectory
+from ckpt_probe.paths.ledger import Ledger
 from ckpt_probe.paths.options import PathOptions
 from ckpt_probe.paths.point import drop_statistics, has_batchnorm, recompute
 from ckpt_probe.paths.shapes import CURVES, linear
@@ -100,7 +100,7 @@ def read_midpoint(path: Path, subject: Subject) -> State:
 
 
 def trained_midpoint(
-    directory: PathDirectory,
+    ledger: Ledger,
     ends: tuple[Path, Path],
     tensors: Ends,
     subject: Subject,
@@ -109,12 +109,12 @@ def trained_midpoint(
     overwrite: bool,
     progress: Progress,
 ) -> State:
-    """Train M in `directory`/curve and write it to `directory`/midpoint.safetensors, unless that exists.
+    """Train M in the directory curve of the path and write it to midpoint.safetensors, unless that exists.
 
     An interrupted training continues. The running statistics of M are estimated on the training data.
 
     Args:
-        directory: Directory of the path.
+        ledger: Directory of the path.
         ends: The checkpoints A and B.
         tensors: Their state dicts.
         subject: Model and data.
@@ -125,21 +125,21 @@ def trained_midpoint(
     Returns:
         The state dict of M.
     """
-    if directory.midpoint.exists():
-        return read_midpoint(directory.midpoint, subject)
+    if ledger.midpoint.exists():
+        return read_midpoint(ledger.midpoint, subject)
     with subject.setup.open(ends[0]) as checkpoint:
         raw, trained_by = checkpoint.raw_metadata, checkpoint.metadata.config
-    config = _configuration(directory, ends, subject, options, trained_by)
+    config = _configuration(ledger, ends, subject, options, trained_by)
     device = str(subject.device)
-    train(config, directory.training, resume=not overwrite, overwrite=overwrite, device=device, progress=progress)
-    with open_checkpoint(open_series(directory.training)[-1].path) as checkpoint:
+    train(config, ledger.training, resume=not overwrite, overwrite=overwrite, device=device, progress=progress)
+    with open_checkpoint(open_series(ledger.training)[-1].path) as checkpoint:
         middle = {name.removeprefix(MIDDLE): checkpoint.read(name) for name in checkpoint.names}
-    subject.load({**linear(*tensors, 0.5), **middle}, str(directory.training))
+    subject.load({**linear(*tensors, 0.5), **middle}, str(ledger.training))
     if has_batchnorm(subject.model):
         recompute(subject.model, subject.data.split("train"))
     state = {name: tensor.detach().cpu().clone() for name, tensor in subject.model.state_dict().items()}
     description = {**dict(zip("ab", distinct_names(ends), strict=True)), "path": options.path, "midpoint": True}
-    save_checkpoint(directory.midpoint, state, point_metadata(raw, subject, description))
+    save_checkpoint(ledger.midpoint, state, point_metadata(raw, subject, description))
     return state
 
 
@@ -149,7 +149,7 @@ def _state(path: Path, state_key: str | None, base: str | None, names: set[str])
 
 
 def _configuration(
-    directory: PathDirectory,
+    ledger: Ledger,
     ends: tuple[Path, Path],
     subject: Subject,
     options: PathOptions,
@@ -171,7 +171,7 @@ def _configuration(
     setup = subject.setup
     if setup.state_key is not None:
         # Aligned B is our own file, without keys.
-        net["state_keys"] = [None if end == directory.aligned else setup.state_key for end in ends]
+        net["state_keys"] = [None if end == ledger.aligned else setup.state_key for end in ends]
     if setup.base is not None:
         net["base"] = str(as_path(setup.base).resolve())
     values = {

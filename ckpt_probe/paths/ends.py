@@ -24,7 +24,7 @@ from ckpt_probe.extraction import Setup, Subject
 from ckpt_probe.files import distinct_names
 from ckpt_probe.merging import check_averaged, check_match
 from ckpt_probe.merging.streaming import OF_A_POINT
-from ckpt_probe.paths.ledger import PathDirectory
+from ckpt_probe.paths.ledger import Ledger
 from ckpt_probe.paths.options import PathOptions
 from ckpt_probe.paths.shapes import require_finite
 from ckpt_probe.progress import Progress, Task
@@ -61,14 +61,14 @@ def read_ends(ends: tuple[Path, Path], setup: Setup) -> Ends:
 
 
 def aligned(
-    directory: PathDirectory,
+    ledger: Ledger,
     ends: tuple[Path, Path],
     tensors: Ends,
     subject: Subject,
     options: PathOptions,
     progress: Progress,
 ) -> tuple[Ends, Record]:
-    """Put B's channels in A's order and write the result to `directory`/aligned.safetensors, unless it exists.
+    """Put B's channels in A's order and write the result to aligned.safetensors of the path, unless it exists.
 
     Returns:
         The state dicts of A and of aligned B, and a record with both distances and the change of B's outputs.
@@ -76,8 +76,8 @@ def aligned(
     Raises:
         DataError: If B cannot be aligned, naming both files.
     """
-    if directory.aligned.exists():
-        with open_checkpoint(directory.aligned) as checkpoint:
+    if ledger.aligned.exists():
+        with open_checkpoint(ledger.aligned) as checkpoint:
             if ALIGNMENT in checkpoint.raw_metadata:
                 return (tensors[0], checkpoint.state_dict()), json.loads(checkpoint.raw_metadata[ALIGNMENT])
     with error_context(f"{ends[0]}, {ends[1]}: "):
@@ -92,7 +92,7 @@ def aligned(
     with subject.setup.open(ends[1]) as checkpoint:
         added = {**_missing_metadata(checkpoint.metadata, subject), ALIGNMENT: json.dumps(description)}
         metadata = {**checkpoint.raw_metadata, **added}
-    save_checkpoint(directory.aligned, alignment.state, metadata, overwrite=True)
+    save_checkpoint(ledger.aligned, alignment.state, metadata, overwrite=True)
     return (tensors[0], alignment.state), description
 
 

@@ -17,7 +17,7 @@ from ckpt_probe.models import unwrapped
 from ckpt_probe.paths.barrier_errors import barriers_with_errors
 from ckpt_probe.paths.curve import read_midpoint, trained_midpoint
 from ckpt_probe.paths.ends import Ends, aligned, check_ends, read_ends
-from ckpt_probe.paths.ledger import PathDirectory
+from ckpt_probe.paths.ledger import Ledger
 from ckpt_probe.paths.options import SAMPLES, PathOptions
 from ckpt_probe.paths.point import PointEvaluation, open_evaluation
 from ckpt_probe.paths.positions import FIRST, barriers, curves, evenly, refined
@@ -137,12 +137,12 @@ def evaluate_path(
     """
     setup, options = from_arguments(Setup, locals()), from_arguments(PathOptions, locals())
     progress, staff = progress or NullProgress(), Workers(workers, scheduler)
-    job = PathJob((resolve(a), resolve(b)), setup, options, PathDirectory(Path(out)))
+    job = PathJob((resolve(a), resolve(b)), setup, options, Ledger(Path(out), "path"))
     if overwrite and resume:
         raise UsageError("overwrite and resume exclude each other")
     check_ends(job.ends, setup)
-    with claimed_in_turn(job.directory.path, progress.message) as waited:
-        job.directory.ledger.require_free(overwrite=overwrite, resume=resume or (waited and not overwrite))
+    with claimed_in_turn(job.ledger.path, progress.message) as waited:
+        job.ledger.require_free(overwrite=overwrite, resume=resume or (waited and not overwrite))
         return _evaluate(job, staff, overwrite=overwrite, progress=progress)
 
 
@@ -153,7 +153,7 @@ class PathJob:
     ends: tuple[Path, Path]
     setup: Setup
     options: PathOptions
-    directory: PathDirectory
+    ledger: Ledger
 
     def survey(self) -> Survey:
         """Build the path from files that were aligned and trained before."""
@@ -163,20 +163,20 @@ class PathJob:
 
     def survey_of(self, state_at: Callable[[float], State], evaluation: PointEvaluation) -> Survey:
         """Return the survey of a path that is built."""
-        dump_at = self.directory.dump if self.options.keep_dumps else None
-        influences_at = self.directory.influences if self.options.errors else None
+        dump_at = self.ledger.dump if self.options.keep_dumps else None
+        influences_at = self.ledger.influences if self.options.errors else None
         return Survey("path", self.ends, state_at, evaluation, TRAINED, dump_at, influences_at)
 
 
 def _evaluate(job: PathJob, staff: Workers, *, overwrite: bool, progress: Progress) -> PathResult:
-    options, ledger = job.options, job.directory.ledger
+    options, ledger = job.options, job.ledger
     alphas, title = evenly(FIRST if options.points is None else options.points, options.span), "points"
     evaluation = open_evaluation(job.ends[0], job.setup, options)
     inputs = [*job.ends, *(Path(file) for file in (options.midpoint, options.align_spec) if file is not None)]
-    request = request_of(job.ends, job.directory.path, job.setup, options)
-    job.directory.prepare(_plan(job, evaluation), request=request, inputs=inputs, overwrite=overwrite)
+    request = request_of(job.ends, ledger.path, job.setup, options)
+    ledger.prepare(_plan(job, evaluation), request=request, inputs=inputs, overwrite=overwrite)
     if ledger.finished:
-        return _stored(job.directory)
+        return _stored(ledger)
     state_at, description = _route(job, evaluation.subject, overwrite=overwrite, progress=progress)
     splits = evaluation.splits
     survey, records = job.survey_of(state_at, evaluation), ledger.points(splits)
@@ -188,10 +188,10 @@ def _evaluate(job: PathJob, staff: Workers, *, overwrite: bool, progress: Progre
         progress.message(note)
     summary = [barriers(ledger.sorted(records), name, evaluation.batchnorm) for name in splits]
     if options.errors:
-        summary = barriers_with_errors(summary, ledger.sorted(records), job.directory.influences)
+        summary = barriers_with_errors(summary, ledger.sorted(records), ledger.influences)
     between = dict(zip(("from", "to"), distinct_names(job.ends), strict=True))
     ledger.finish(records, {**between, "summary": summary, **description})
-    return _stored(job.directory)
+    return _stored(ledger)
 
 
 def _route(
@@ -202,18 +202,18 @@ def _route(
     Returns:
         The function α → state dict, and length, distances and alignment of the path.
     """
-    options, directory, ends = job.options, job.directory, job.ends
+    options, ledger, ends = job.options, job.ledger, job.ends
     names, description = set(subject.model.state_dict()), {}
     first, second = (unwrapped(state, names) for state in read_ends(ends, subject.setup))
     tensors: Ends = first, second
     if options.align is not None:
-        tensors, description["alignment"] = aligned(directory, ends, tensors, subject, options, progress)
-        ends = ends[0], directory.aligned
+        tensors, description["alignment"] = aligned(ledger, ends, tensors, subject, options, progress)
+        ends = ends[0], ledger.aligned
     middle = None
     if options.midpoint is not None:
         middle = read_midpoint(Path(options.midpoint), subject)
     elif options.curved:
-        middle = trained_midpoint(directory, ends, tensors, subject, options, overwrite=overwrite, progress=progress)
+        middle = trained_midpoint(ledger, ends, tensors, subject, options, overwrite=overwrite, progress=progress)
     state_at = path_of(options.path, *tensors, middle)
     apart = distances(*tensors)
     distance = math.sqrt(sum(tensor["distance"] ** 2 for tensor in apart))
@@ -222,8 +222,8 @@ def _route(
     return state_at, {"length": measured, "distances": apart, "distance": distance, **description}
 
 
-def _stored(directory: PathDirectory) -> PathResult:
-    summary, points = directory.ledger.summary(), directory.ledger.sorted(directory.ledger.points())
+def _stored(ledger: Ledger) -> PathResult:
+    summary, points = ledger.summary(), ledger.sorted(ledger.points())
     return PathResult(points, summary["summary"], summary["distance"], summary["length"], summary.get("alignment"))
 
 

@@ -4,8 +4,7 @@ import json
 import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckpt_probe.addresses import without_credentials
@@ -32,18 +31,18 @@ PAUSE = 20
 """Factor between the time that writing the records took and the least time until they are written again."""
 
 
+@dataclass
 class Ledger:
     """Reads and writes plan.json, points.jsonl and, once finished, path.json or plane.json of a directory.
 
-    Args:
+    Attributes:
         path: The directory.
         kind: "path" or "plane".
     """
 
-    def __init__(self, path: Path, kind: str) -> None:
-        self.path = path
-        self.kind = kind
-        self._due = 0.0
+    path: Path
+    kind: str
+    _due: float = field(default=0.0, init=False, compare=False, repr=False)
 
     @property
     def files(self) -> list[Path]:
@@ -71,26 +70,29 @@ class Ledger:
             advice = "`overwrite=True` replaces it, `resume=True` returns it, or choose another name"
             raise UsageError(f"{self.path}: contains a finished {self.kind}; {advice}")
 
-    def follow(self, plan: Record, *, begun: bool, request: Record | None = None) -> None:
-        """Continue an earlier call if one has `begun`, else write this plan.
+    def prepare(self, plan: Record, *, request: Record, overwrite: bool, inputs: Sequence[Path] = ()) -> None:
+        """Make the directory ready for a plan, after `require_free`: continue an earlier call, or write the plan.
 
         Args:
             plan: Settings of the path or plane.
-            begun: Whether an earlier call has left files.
             request: The call, for the command that makes the results again.
+            overwrite: Whether to remove the files of an earlier call.
+            inputs: Files that are read.
 
         Raises:
-            UsageError: If the earlier call had another plan, naming the settings that differ, or an unknown one; or if
-                it is not finished and other code computed its records.
+            UsageError: If the earlier call had another plan, naming the settings that differ, or an unknown one; if it
+                is not finished and other code computed its records; or if an input would be removed.
         """
+        if overwrite:
+            self._clear(inputs)
         plan = without_credentials(plan)
-        planned = (self.path / PLAN_FILE).exists()
-        if begun and planned:
+        begun = self.begun or any(file.exists() for file in (self.aligned, self.midpoint, self.training))
+        if begun and (self.path / PLAN_FILE).exists():
             self._require_same(plan)
         elif self.begun:
             raise UsageError(f"{self.path}: contains points of an unknown {self.kind}; `overwrite=True` replaces them")
         else:
-            content = {**plan, CODE: code_hash(), **({} if request is None else {REQUEST: request})}
+            content = {**plan, CODE: code_hash(), REQUEST: request}
             write_text(self.path / PLAN_FILE, json.dumps(content, indent=2) + "\n", overwrite=True)
 
     def finish(self, records: Sequence[Record], summary: Record) -> None:
@@ -144,6 +146,29 @@ class Ledger:
         if time.monotonic() >= self._due:
             self.keep(records)
 
+    @property
+    def aligned(self) -> Path:
+        """B in A's order."""
+        return self.path / "aligned.safetensors"
+
+    @property
+    def midpoint(self) -> Path:
+        """The midpoint of a curve."""
+        return self.path / "midpoint.safetensors"
+
+    @property
+    def training(self) -> Path:
+        """The run that trains the midpoint."""
+        return self.path / "curve"
+
+    def dump(self, alpha: float) -> Path:
+        """Return the name of the dump of one point."""
+        return self.path / DUMPS / f"alpha-{alpha:.6f}.h5"
+
+    def influences(self, alpha: float) -> Path:
+        """Return the name of the file with the influences of rows on loss and accuracy at one point."""
+        return self.path / INFLUENCES / f"alpha-{alpha:.6f}.npz"
+
     def _summary_file(self, kind: str) -> Path:
         return self.path / f"{kind}.json"
 
@@ -174,72 +199,21 @@ class Ledger:
                 "its libraries, whose numbers may differ; `overwrite=True` computes them again"
             )
 
-
-@dataclass(frozen=True)
-class PathDirectory:
-    """Names the files of a path."""
-
-    path: Path
-
-    @cached_property
-    def ledger(self) -> Ledger:
-        """Plan, records, and the summary of a finished path."""
-        return Ledger(self.path, "path")
-
-    @property
-    def aligned(self) -> Path:
-        """B in A's order."""
-        return self.path / "aligned.safetensors"
-
-    @property
-    def midpoint(self) -> Path:
-        """The midpoint of a curve."""
-        return self.path / "midpoint.safetensors"
-
-    @property
-    def training(self) -> Path:
-        """The run that trains the midpoint."""
-        return self.path / "curve"
-
-    def dump(self, alpha: float) -> Path:
-        """Return the name of the dump of one point."""
-        return self.path / DUMPS / f"alpha-{alpha:.6f}.h5"
-
-    def influences(self, alpha: float) -> Path:
-        """Return the name of the file with the influences of rows on loss and accuracy at one point."""
-        return self.path / INFLUENCES / f"alpha-{alpha:.6f}.npz"
-
-    def prepare(self, plan: Record, *, request: Record, overwrite: bool, inputs: Sequence[Path] = ()) -> None:
-        """Make the directory ready for a plan, after `Ledger.require_free`.
-
-        Args:
-            plan: Settings of the path.
-            request: The call, for the command that makes the path again.
-            overwrite: Whether to remove the files of an earlier path.
-            inputs: Files that the path reads.
-
-        Raises:
-            UsageError: If the directory contains points of another plan, or an input would be removed.
-        """
-        if overwrite:
-            self._clear(inputs)
-        begun = self.ledger.begun or any(file.exists() for file in (self.aligned, self.midpoint, self.training))
-        self.ledger.follow(plan, begun=begun, request=request)
-
     def _clear(self, inputs: Sequence[Path]) -> None:
         # Only files that a path or its training writes; the user may keep others in the directory.
         run, dumps, influences = self.training, self.path / DUMPS, self.path / INFLUENCES
-        checkpoints = run / "checkpoints"
-        ours = [*dumps.glob("alpha-*.h5"), *influences.glob("alpha-*.npz"), self.aligned, self.midpoint]
-        ours += [*checkpoints.glob("step-*.safetensors")]
-        ours += [run / name for name in ("state.safetensors", "metrics.jsonl", "config.json")]
-        ours += self.ledger.files
+        checkpoints, ours = run / "checkpoints", self.files
+        if self.kind == "path":
+            written = [*dumps.glob("alpha-*.h5"), *influences.glob("alpha-*.npz"), self.aligned, self.midpoint]
+            written += [*checkpoints.glob("step-*.safetensors")]
+            written += [run / name for name in ("state.safetensors", "metrics.jsonl", "config.json")]
+            ours = [*written, *ours]
         for file in ours:
             if file.exists() and any(path.exists() and file.samefile(path) for path in inputs):
                 raise UsageError(f"{file}: this path reads the file and would overwrite it; choose another directory")
         for file in ours:
             file.unlink(missing_ok=True)
-        for folder in (dumps, influences, checkpoints, run):
+        for folder in (dumps, influences, checkpoints, run) if self.kind == "path" else ():
             with suppress(OSError):  # absent, or it contains the user's files
                 folder.rmdir()
 

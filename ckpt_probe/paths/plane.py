@@ -167,10 +167,8 @@ def _evaluate(job: PlaneJob, ledger: Ledger, staff: Workers, *, overwrite: bool,
     evaluation = open_evaluation(job.files[0], job.setup, job.options)
     plane = _plane(job.files, job.options, evaluation.subject)
     plan = _plan(job.files, evaluation, job.options)
-    if overwrite:
-        for file in ledger.files:
-            file.unlink(missing_ok=True)
-    ledger.follow(plan, begun=ledger.begun, request=request_of(job.sources, ledger.path, job.setup, job.options))
+    request = request_of(job.sources, ledger.path, job.setup, job.options)
+    ledger.prepare(plan, request=request, overwrite=overwrite)
     if ledger.finished:
         return _stored(ledger)
     splits = evaluation.splits
