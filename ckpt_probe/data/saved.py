@@ -15,7 +15,7 @@ from ckpt_probe.data.dataset import LABEL_NAMES, DatasetSplit, Unreadable
 from ckpt_probe.data.documents import ARGUMENTS as WINDOW_ARGUMENTS
 from ckpt_probe.data.documents import MASKED, NEXT, labelled_windows, wanted_labels
 from ckpt_probe.data.images.folder import TOLERANCE, stacked
-from ckpt_probe.data.images.pictures import Decoding, Steps, read_picture
+from ckpt_probe.data.images.pictures import Steps, read_picture
 from ckpt_probe.data.images.preparation import TRANSFORM, Preparation, image_preparation
 from ckpt_probe.data.labels import class_labels
 from ckpt_probe.data.samples import UNLABELLED, LabelledData, Split, first_samples, sample_shape
@@ -173,8 +173,8 @@ def _image_of_row(value: Any, feature: Any, directory: Path, name: str, preparat
     if source is None:
         raise Unreadable(f"{name} (no image)")
     # `datasets` rotates and converts only images that it decodes.
-    decoding = Decoding(upright=True, mode=feature.mode) if feature.decode else Decoding()
-    return preparation.prepare(read_picture(source, name, preparation.channels, decoding))
+    mode = feature.mode if feature.decode else None
+    return preparation.prepare(read_picture(source, name, preparation.channels, upright=feature.decode, mode=mode))
 
 
 @dataclass(frozen=True)

@@ -44,33 +44,20 @@ PILLOWS = {0: "nearest", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming", 1:
 """Pillow's interpolations, by their numbers."""
 
 
-@dataclass(frozen=True)
-class Decoding:
-    """How a library decodes an image; the default is torchvision's loader.
-
-    Args:
-        upright: Whether the image is rotated to its EXIF orientation.
-        mode: Pillow mode to which it is converted first; None for no conversion.
-    """
-
-    upright: bool = False
-    mode: str | None = None
-
-
-TORCHVISIONS = Decoding()
-
-
-def read_picture(source: Path | bytes, name: str, channels: int = 3, decoding: Decoding = TORCHVISIONS) -> "Image":
+def read_picture(
+    source: Path | bytes, name: str, channels: int = 3, *, upright: bool = False, mode: str | None = None
+) -> "Image":
     """Read an image and convert it like torchvision: `convert("RGB")`.
 
     Palettes, CMYK and transparency become RGB; an animation contributes its first frame. 16-bit grey keeps its high
-    byte, where Pillow alone would clip at 255, unless `decoding` converts it before.
+    byte, where Pillow alone would clip at 255, unless `mode` converts it before.
 
     Args:
         source: A file, or its content.
         name: Name of the image in messages.
         channels: 3 for RGB, 1 for grey.
-        decoding: How the image is decoded before the conversion.
+        upright: Whether the image is rotated to its EXIF orientation.
+        mode: Pillow mode to which it is converted before; None for no conversion.
 
     Raises:
         Unreadable: If the file is empty, truncated or no image, has 32-bit pixels without a known range, or claims
@@ -88,7 +75,7 @@ def read_picture(source: Path | bytes, name: str, channels: int = 3, decoding: D
                 size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
                 # As it is stored, with four channels at most, and as it is returned.
                 Budget(name, size).spend((4 + channels) * math.prod(opened.size))
-                return _eight_bits(_decoded(opened, decoding), images).convert(MODES[channels])
+                return _eight_bits(_decoded(opened, upright, mode), images).convert(MODES[channels])
     except (images.DecompressionBombError, DataError) as error:
         raise Unreadable(f"{name} (a decompression bomb: {_first_line(error)})") from error
     except images.UnidentifiedImageError as error:
@@ -98,14 +85,14 @@ def read_picture(source: Path | bytes, name: str, channels: int = 3, decoding: D
         raise Unreadable(f"{name} ({_first_line(error)})") from error
 
 
-def _decoded(image: "Image", decoding: Decoding) -> "Image":
+def _decoded(image: "Image", upright: bool, mode: str | None) -> "Image":
     """Decode an image in the order of `datasets.Image`: rotate it to its EXIF orientation, then convert it."""
-    if decoding.upright:
+    if upright:
         # Some formats know their orientation only when they are loaded.
         image.load()
         if image.getexif().get(ORIENTATION) is not None:
             image = require_extra("PIL.ImageOps", "images").exif_transpose(image)
-    return image if decoding.mode in (None, image.mode) else image.convert(decoding.mode)
+    return image if mode in (None, image.mode) else image.convert(mode)
 
 
 def _eight_bits(image: "Image", images: Any) -> "Image":
