@@ -8,15 +8,7 @@ import torch
 from torch import nn
 
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError, last_line
-from ckpt_probe.models.sizing import (
-    Shapes,
-    SizeNames,
-    Skeleton,
-    outline,
-    shapes_of,
-    sizes_from_tensors,
-    square_side,
-)
+from ckpt_probe.models.sizing import Shapes, SizeNames, outline, sizes_from_tensors
 from ckpt_probe.plugins import hub_switched_off, load_pretrained, parts_imported, quiet_transformers, require_extra
 
 BACKBONE = "feature-extraction"
@@ -105,9 +97,8 @@ def hugging_face_arguments(
     if tensors is None:
         return complete if classes is None else {"num_labels": classes, **complete}
     model: Any = outline(lambda arguments: hugging_face_model(directory, arguments), complete)
-    image, patch = (square_side(getattr(model.config, name, None)) for name in ("image_size", "patch_size"))
-    skeleton = Skeleton(shapes_of(model), model.config.num_labels, image, patch)
-    return {**sizes_from_tensors(skeleton, tensors, SizeNames("num_labels", None, "image_size")), **complete}
+    names = SizeNames("num_labels", None, "image_size")
+    return {**sizes_from_tensors(model, tensors, names, model.config.num_labels, model.config), **complete}
 
 
 def _is_backbone(plain: Any, config: Any, tensors: Shapes) -> bool:

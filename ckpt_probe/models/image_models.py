@@ -2,21 +2,13 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from ckpt_probe.errors import CkptProbeError, UsageError, last_line
-from ckpt_probe.models.sizing import (
-    Shapes,
-    SizeNames,
-    Skeleton,
-    fits,
-    outline,
-    shapes_of,
-    sizes_from_tensors,
-    square_side,
-)
+from ckpt_probe.models.sizing import Build, Shapes, SizeNames, fits, outline, sizes_from_tensors
 from ckpt_probe.plugins import hub_switched_off, require_extra
 
 TIMM_SIZES = SizeNames("num_classes", "in_chans", "img_size")
@@ -90,14 +82,7 @@ def timm_arguments(
     if tensors is None:
         channels = input_shape[0] if input_shape is not None and len(input_shape) == 3 else None
         return _stated(arguments, num_classes=classes, in_chans=channels, img_size=side)
-
-    def skeleton(sizes: dict[str, Any]) -> Skeleton:
-        model: Any = outline(lambda arguments: timm_model(name, arguments), sizes)
-        embedding = getattr(model, "patch_embed", None)
-        image, patch = (square_side(getattr(embedding, what, None)) for what in ("img_size", "patch_size"))
-        return Skeleton(shapes_of(model), model.num_classes, image, patch)
-
-    return _fitted(skeleton, dict(arguments), TIMM_SIZES, tensors, side)
+    return _fitted(partial(timm_model, name), dict(arguments), TIMM_SIZES, tensors, side, "patch_embed")
 
 
 def torchvision_arguments(
@@ -116,17 +101,10 @@ def torchvision_arguments(
     if tensors is None:
         return _stated(arguments, num_classes=classes, image_size=side)
     complete = dict(arguments)
-    if name in ("googlenet", "inception_v3") and not any(
-        f".{part}" in f".{name}" for name in tensors for part in AUXILIARY
-    ):
+    has_auxiliary = any(f".{part}" in f".{tensor}" for tensor in tensors for part in AUXILIARY)
+    if name in ("googlenet", "inception_v3") and not has_auxiliary:
         complete.setdefault("aux_logits", False)
-
-    def skeleton(complete: dict[str, Any]) -> Skeleton:
-        model: Any = outline(lambda arguments: torchvision_model(name, arguments), complete)
-        image, patch = (square_side(getattr(model, what, None)) for what in ("image_size", "patch_size"))
-        return Skeleton(shapes_of(model), complete.get("num_classes", 1000), image, patch)
-
-    return _fitted(skeleton, complete, TORCHVISION_SIZES, tensors, side)
+    return _fitted(partial(torchvision_model, name), complete, TORCHVISION_SIZES, tensors, side)
 
 
 def _stated(arguments: Mapping[str, Any], **sizes: Any) -> dict[str, Any]:
@@ -135,16 +113,32 @@ def _stated(arguments: Mapping[str, Any], **sizes: Any) -> dict[str, Any]:
 
 
 def _fitted(
-    skeleton: Any, arguments: dict[str, Any], names: SizeNames, tensors: Shapes, side: int | list[int] | None
+    build: Build,
+    arguments: dict[str, Any],
+    names: SizeNames,
+    tensors: Shapes,
+    side: int | list[int] | None,
+    part: str | None = None,
 ) -> dict[str, Any]:
-    """Add the sizes of the checkpoint's tensors to the arguments, and the side of the data's images if it fits."""
-    sizes = sizes_from_tensors(skeleton(arguments), tensors, names)
-    complete = {**sizes, **arguments}
+    """Add the sizes of the checkpoint's tensors to the arguments, and the side of the data's images if it fits.
+
+    Args:
+        build: Builds the model from arguments.
+        arguments: Arguments of the model.
+        names: Names of the arguments for its sizes.
+        tensors: Shapes of the checkpoint's tensors.
+        side: Side of the data's images.
+        part: Name of the part of the model that embeds patches; None for the model itself.
+    """
+    model = outline(build, arguments)
+    embedding = model if part is None else getattr(model, part, None)
+    classes: Any = getattr(model, "num_classes", arguments.get("num_classes", 1000))
+    complete = {**sizes_from_tensors(model, tensors, names, classes, embedding), **arguments}
     if side is None or names.side is None or names.side in arguments or complete.get(names.side) == side:
         return complete
     sized = {**complete, names.side: side}
     try:
-        return sized if fits(skeleton(sized), tensors) else complete
+        return sized if fits(outline(build, sized), tensors) else complete
     except UsageError:
         return complete
 

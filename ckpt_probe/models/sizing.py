@@ -34,23 +34,6 @@ class SizeNames:
     side: str | None = None
 
 
-@dataclass(frozen=True)
-class Skeleton:
-    """Sizes of a model that was built.
-
-    Args:
-        shapes: Shapes of its tensors by name.
-        classes: Number of classes, None if unknown.
-        side: Side of its images in pixels, None if unknown.
-        patch: Side of its patches in pixels, None if unknown.
-    """
-
-    shapes: Shapes
-    classes: int | None = None
-    side: int | None = None
-    patch: int | None = None
-
-
 @contextmanager
 def budgeted(model: str, tensors: Shapes | None) -> Iterator[None]:
     """Limit the memory of models that are built within the context to the budget of a checkpoint of these tensors.
@@ -91,40 +74,46 @@ def shapes_of(model: nn.Module) -> Shapes:
     return {name: tuple(entry.shape) for name, entry in model.state_dict().items() if isinstance(entry, torch.Tensor)}
 
 
-def sizes_from_tensors(skeleton: Skeleton, tensors: Shapes, names: SizeNames) -> dict[str, int]:
-    """Return the arguments that give a model the checkpoint's shapes, as far as these differ from the skeleton's.
+def sizes_from_tensors(
+    model: nn.Module, tensors: Shapes, names: SizeNames, classes: int | None, embedding: Any = None
+) -> dict[str, int]:
+    """Return the arguments that give a model the checkpoint's shapes, as far as these differ from the model's.
 
-    The number of classes follows from tensors that differ only in a first dimension equal to the skeleton's number of
+    The number of classes follows from tensors that differ only in a first dimension equal to the model's number of
     classes, channels from convolutions that differ in their second dimension, and the side of square images from the
     number of embedded positions.
 
     Args:
-        skeleton: Sizes of the model as built.
+        model: The model as built.
         tensors: Shapes of the checkpoint's tensors.
         names: The library's names of the arguments.
+        classes: Number of classes of the model, None if unknown.
+        embedding: Part of the model that has the sizes of its images and of their patches, None if there is none.
     """
-    pairs = _pairs(skeleton.shapes, tensors)
+    pairs = _pairs(shapes_of(model), tensors)
     sizes: dict[str, int] = {}
-    classes = {stored[0] for built, stored in pairs if built[:1] == (skeleton.classes,) and built[1:] == stored[1:]}
-    if names.classes and len(classes) == 1:
-        sizes[names.classes] = classes.pop()
+    numbers = {stored[0] for built, stored in pairs if built[:1] == (classes,) and built[1:] == stored[1:]}
+    if names.classes and len(numbers) == 1:
+        sizes[names.classes] = numbers.pop()
     # An embedding of positions, (1, positions, D), differs in its second dimension too.
     layers = [pair for pair in pairs if len(pair[0]) > 2 and not _positions(*pair)]
     channels = {stored[1] for built, stored in layers if built[:1] + built[2:] == stored[:1] + stored[2:]}
     if names.channels and len(channels) == 1:
         sizes[names.channels] = channels.pop()
-    sides = {_side(skeleton, built[1], stored[1]) for built, stored in pairs if _positions(built, stored)}
-    if names.side and len(sides) == 1 and (side := sides.pop()):
-        sizes[names.side] = side
+    if names.side:
+        image, patch = (_square_side(getattr(embedding, name, None)) for name in (names.side, "patch_size"))
+        sides = {_side(image, patch, built[1], stored[1]) for built, stored in pairs if _positions(built, stored)}
+        if len(sides) == 1 and (side := sides.pop()):
+            sizes[names.side] = side
     return sizes
 
 
-def fits(skeleton: Skeleton, tensors: Shapes) -> bool:
+def fits(model: nn.Module, tensors: Shapes) -> bool:
     """Return whether all tensors that both have agree in shape."""
-    return not _pairs(skeleton.shapes, tensors)
+    return not _pairs(shapes_of(model), tensors)
 
 
-def square_side(size: Any) -> int | None:
+def _square_side(size: Any) -> int | None:
     """Return the side of a square from a number or a pair of equal numbers, None for anything else."""
     if isinstance(size, tuple | list):
         return int(size[0]) if len(set(size)) == 1 else None
@@ -142,10 +131,17 @@ def _positions(built: tuple[int, ...], stored: tuple[int, ...]) -> bool:
     return len(built) == 3 and built[0] == stored[0] == 1 and built[2] == stored[2]
 
 
-def _side(skeleton: Skeleton, built: int, stored: int) -> int | None:
-    """Return the side of images with `stored` positions; the number of positions without patch is the skeleton's."""
-    if not skeleton.side or not skeleton.patch:
+def _side(image: int | None, patch: int | None, built: int, stored: int) -> int | None:
+    """Return the side of images with `stored` positions, of which those without patch are as many as in the model.
+
+    Args:
+        image: Side of the model's images in pixels, None if unknown.
+        patch: Side of its patches in pixels, None if unknown.
+        built: Number of positions of the model.
+        stored: Number of positions of the checkpoint.
+    """
+    if not image or not patch:
         return None
-    patches = stored - built + (skeleton.side // skeleton.patch) ** 2
+    patches = stored - built + (image // patch) ** 2
     root = math.isqrt(max(patches, 0))
-    return skeleton.patch * root if root and root**2 == patches else None
+    return patch * root if root and root**2 == patches else None

@@ -21,15 +21,7 @@ from ckpt_probe.models.image_models import (
     torchvision_arguments,
     torchvision_model,
 )
-from ckpt_probe.models.sizing import (
-    Shapes,
-    SizeNames,
-    Skeleton,
-    budgeted,
-    outline,
-    shapes_of,
-    sizes_from_tensors,
-)
+from ckpt_probe.models.sizing import Shapes, SizeNames, budgeted, outline, sizes_from_tensors
 from ckpt_probe.plugins import is_function_name, load_function, registered
 
 ENTRY_POINTS = "ckpt_probe.models"
@@ -131,7 +123,7 @@ def model_arguments(
         sizes: Mapping[str, int] = {}
         if tensors is not None:
             model = outline(lambda arguments: _called(name, function, arguments), {**complete, called: classes})
-            sizes = sizes_from_tensors(Skeleton(shapes_of(model), classes), tensors, SizeNames(called))
+            sizes = sizes_from_tensors(model, tensors, SizeNames(called), classes)
         return {**complete, called: classes, **sizes}
 
 
