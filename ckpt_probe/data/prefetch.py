@@ -69,7 +69,7 @@ def ready_parts(
         inputs, labels = split.batch(part)
         return _pinned(inputs) if pinned else inputs, labels
 
-    pool = ThreadPoolExecutor(1, THREAD_NAME, *(() if pinned else (torch.set_num_threads, (1,))))
+    pool = ThreadPoolExecutor(1, THREAD_NAME, torch.set_num_threads, (threads if pinned else 1,))
     waiting = deque(pool.submit(read, part) for part in islice(remaining, PREFETCHED))
 
     def in_order() -> Iterator[LabelledBatch]:

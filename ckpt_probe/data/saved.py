@@ -57,7 +57,8 @@ def load(path: str, arguments: Mapping[str, Any], hints: ModelHints, workers: in
     label, labels, names, notes = _labels(path, tables, arguments)
     tables = {split: tables[split] for split in labels}
     kind, columns = _input_columns(path, features, arguments, label)
-    preparation, splits = None, dict[str, Split]()
+    preparation = None
+    splits: dict[str, Split]
     if kind == "text":
         tokenize = tokenization(arguments, hints)
         texts = {
@@ -163,7 +164,7 @@ class _Rows:
 
     def __getitem__(self, number: int) -> tuple[Any, int]:
         value, name = self.table[number][self.column], f"{self.name}, row {number}"
-        read = _image_of_row if isinstance(self.preparation, Preparation) else sound_of_row
+        read: Any = _image_of_row if isinstance(self.preparation, Preparation) else sound_of_row
         return read(value, self.feature, self.directory, name, self.preparation), int(self.labels[number])
 
 

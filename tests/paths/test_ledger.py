@@ -71,7 +71,7 @@ def test_a_damaged_plan_is_told(tmp_path: Path) -> None:
     ledger = kept(tmp_path, json.dumps(POINT))
     (tmp_path / "plan.json").write_text("{")
     with pytest.raises(DataError, match=r"plan\.json: not the plan of a path"):
-        ledger.follow({"a": 1}, begun=True)
+        ledger.prepare({"a": 1}, request={}, overwrite=False)
 
 
 def test_a_position_that_lost_a_split_is_evaluated_again(tmp_path: Path, train_digits: Any) -> None:
