@@ -136,51 +136,42 @@ def labelled_windows(
         ids, notes = _tokens(vocab, documents, kind)
         if not ids:
             raise DataError(f"split {split}: no text with a token to predict; {'; '.join(notes) or 'it is empty'}")
-        tokens = _Tokens(torch.cat(ids).to(torch.int32), kind, vocab)
+        tokens, masked = torch.cat(ids).to(torch.int32), None
         if kind == MASKED:
-            drawn = torch.rand(len(tokens.ids), generator=torch.Generator().manual_seed(seed)) < fraction
-            tokens.masked = drawn & ~torch.isin(tokens.ids, torch.tensor(sorted(vocab.special), dtype=torch.int32))
+            drawn = torch.rand(len(tokens), generator=torch.Generator().manual_seed(seed)) < fraction
+            masked = drawn & ~torch.isin(tokens, torch.tensor(sorted(vocab.special), dtype=torch.int32))
         windows = _windows([len(part) for part in ids], context, stride, short=int(kind == NEXT))
-        splits[split] = of_windows = WindowSplit(tokens, windows, notes)
+        splits[split] = of_windows = WindowSplit(tokens, kind, vocab, masked, windows, notes)
         if kind != NONE and not of_windows.rows_of(len(windows)):
             raise DataError(f"split {split}: no token has a label; raise {FRACTION}, or use more text")
     classes, names = (0, None) if kind == NONE else (vocab.size, vocab.names())
     return LabelledData(name, splits, classes, (), {**recorded, **arguments_used}, names)
 
 
-@dataclass
-class _Tokens:
-    """The tokens of all documents of a split.
+@dataclass(eq=False)
+class WindowSplit:
+    """Windows of tokens in order, padded on the right to the longest of each batch.
 
     Args:
-        ids: Ids of the tokens, document after document, shape (total,).
+        ids: Ids of the tokens of all documents, document after document, shape (total,).
         kind: Kind of labels.
         vocab: The tokenizer.
-        masked: Whether each token is masked, shape (total,): at random, and never a special one.
+        masked: Whether each token is masked, shape (total,): at random, and never a special one. None without masks.
+        windows: Start, stop, first labelled token and end of the document of each window, shape (N, 4).
+        notes: Notes on documents that were left out.
     """
 
     ids: Tensor
     kind: str
     vocab: Vocabulary
-    masked: Tensor | None = None
+    masked: Tensor | None
+    windows: Tensor
+    notes: tuple[str, ...] = ()
 
-
-class WindowSplit:
-    """Windows of tokens in order, padded on the right to the longest of each batch.
-
-    Args:
-        tokens: The tokens of all documents.
-        windows: Start, stop, first labelled token and end of the document of each window, shape (N, 4).
-        notes: Notes on documents that were left out.
-    """
-
-    def __init__(self, tokens: _Tokens, windows: Tensor, notes: tuple[str, ...] = ()) -> None:
-        self._tokens = tokens
-        self._windows = windows
+    def __post_init__(self) -> None:
         # Each document ends at another token.
-        self._documents = torch.unique_consecutive(windows[:, 3], return_inverse=True)[1]
-        self._begins = torch.cat([torch.zeros(1, dtype=torch.int64), windows[:, 3].unique()])
-        self.notes = notes
+        self._documents = torch.unique_consecutive(self.windows[:, 3], return_inverse=True)[1]
+        self._begins = torch.cat([torch.zeros(1, dtype=torch.int64), self.windows[:, 3].unique()])
 
     @property
     def labels(self) -> Tensor:
@@ -192,37 +183,36 @@ class WindowSplit:
 
     def rows_of(self, count: int) -> int:
         """Return the number of labelled positions in the first `count` windows."""
-        starts, stops, fresh, ends = self._windows[:count].unbind(1)
-        if self._tokens.kind == NONE:
+        starts, stops, fresh, ends = self.windows[:count].unbind(1)
+        if self.kind == NONE:
             return int((stops - starts).sum())
-        if self._tokens.kind == NEXT:
+        if self.kind == NEXT:
             return int((torch.minimum(stops, ends - 1) - fresh).clamp(min=0).sum())
-        assert self._tokens.masked is not None
-        before = torch.cat([torch.zeros(1, dtype=torch.int64), self._tokens.masked.cumsum(0)])
+        assert self.masked is not None
+        before = torch.cat([torch.zeros(1, dtype=torch.int64), self.masked.cumsum(0)])
         return int((before[stops] - before[fresh]).sum())
 
     def __len__(self) -> int:
-        return len(self._windows)
+        return len(self.windows)
 
     def batch(self, indices: Tensor | slice) -> LabelledBatch:
         """Return input_ids and attention_mask, each (n, T), and labels (n, T), else (n,) of −1.
 
         Lengths, and the documents of the windows with their first positions, are among the inputs.
         """
-        tokens, vocab = self._tokens, self._tokens.vocab
-        starts, stops, fresh, ends = (part[:, None] for part in self._windows[indices].unbind(1))
+        starts, stops, fresh, ends = (part[:, None] for part in self.windows[indices].unbind(1))
         positions = starts + torch.arange(int((stops - starts).max()))
         inside = positions < stops
-        ids = tokens.ids[positions.clamp(max=len(tokens.ids) - 1)].to(torch.int64)
+        ids = self.ids[positions.clamp(max=len(self.ids) - 1)].to(torch.int64)
         labels, labelled = torch.full((len(ids),), UNLABELLED), None
-        if tokens.kind == NEXT:
+        if self.kind == NEXT:
             labelled = inside & (positions >= fresh) & (positions < ends - 1)
-            labels = tokens.ids[(positions + 1).clamp(max=len(tokens.ids) - 1)].to(torch.int64)
-        elif tokens.masked is not None and vocab.mask is not None:
-            hidden = inside & tokens.masked[positions.clamp(max=len(tokens.ids) - 1)]
+            labels = self.ids[(positions + 1).clamp(max=len(self.ids) - 1)].to(torch.int64)
+        elif self.masked is not None and self.vocab.mask is not None:
+            hidden = inside & self.masked[positions.clamp(max=len(self.ids) - 1)]
             labelled, labels = hidden & (positions >= fresh), ids
-            ids = ids.masked_fill(hidden, vocab.mask)
-        ids = ids.masked_fill(~inside, vocab.padding)
+            ids = ids.masked_fill(hidden, self.vocab.mask)
+        ids = ids.masked_fill(~inside, self.vocab.padding)
         labels = labels if labelled is None else labels.masked_fill(~labelled, LEFT_OUT)
         documents = self._documents[indices]
         places = torch.stack([documents, starts[:, 0] - self._begins[documents]], dim=1)

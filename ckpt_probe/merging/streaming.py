@@ -215,28 +215,24 @@ class _Work:
         workers = threads or min(MOST_THREADS, os.cpu_count() or 1)
         blocks = sum(-(-math.prod(template.shape(name)) // blending.ENTRIES) for name in template.names)
         with progress.task(out.name, blocks, "blocks") as bar:
-            self._write(out, workers, overwrite, bar)
+            if template.index is None:
+                # A safetensors file has one shard, with its metadata and in its order.
+                every = Shard("", tuple(template.names), template.raw_metadata)
+                shard = template.shards[0] if len(template.shards) == 1 else every
+                with replacing(out, overwrite=overwrite) as temporary:
+                    self._write_shard(shard, temporary, workers, bar)
+            else:
+                others = {file.name for file in companions(template.index.parent)}
+                if overwrite and out.is_dir():
+                    _require_sharded(out, others)
+                with replacing_directory(out, overwrite=overwrite) as folder:
+                    self._write_shards(template.index, folder, workers, bar)
+                    # Other files may have been added while this was written.
+                    if overwrite and out.is_dir():
+                        _require_sharded(out, others)
         mixed = [name for name in template.names if template.dtype(name) in ITEM_BYTES]
         copied = tuple(name for name in template.names if name not in set(mixed))
         return InterpolationSummary(len(mixed), copied)
-
-    def _write(self, out: Path, workers: int, overwrite: bool, bar: Task) -> None:
-        template = self.template
-        if template.index is None:
-            # A safetensors file has one shard, with its metadata and in its order.
-            every = Shard("", tuple(template.names), template.raw_metadata)
-            shard = template.shards[0] if len(template.shards) == 1 else every
-            with replacing(out, overwrite=overwrite) as temporary:
-                self._write_shard(shard, temporary, workers, bar)
-        else:
-            copied = {file.name for file in companions(template.index.parent)}
-            if overwrite and out.is_dir():
-                _require_sharded(out, copied)
-            with replacing_directory(out, overwrite=overwrite) as folder:
-                self._write_shards(template.index, folder, workers, bar)
-                # Other files may have been added while this was written.
-                if overwrite and out.is_dir():
-                    _require_sharded(out, copied)
 
     def _write_shards(self, index_file: Path, folder: Path, workers: int, bar: Task) -> None:
         total = 0

@@ -2,4 +2,4 @@
 
 from ckpt_probe.scheduling.claims import Claim, UnclaimedError, claimed, claimed_in_turn, remove_abandoned
 from ckpt_probe.scheduling.dispatch import Team, in_turn, results
-from ckpt_probe.scheduling.tasks import ALONE, Busy, Workers, made_once
+from ckpt_probe.scheduling.tasks import Busy, Workers, made_once

@@ -45,9 +45,6 @@ class Workers:
         return self.count == 1 and self.scheduler is None
 
 
-ALONE = Workers()
-
-
 @dataclass(frozen=True)
 class Busy:
     """Outcome of a task whose item another process is working on; the item is tried again later.
