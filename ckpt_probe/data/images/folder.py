@@ -26,25 +26,6 @@ TOLERANCE = 0.01
 """Fraction of images that may be damaged."""
 
 
-@dataclass(frozen=True)
-class Folders:
-    """The files of one split.
-
-    Args:
-        directory: Directory of the split.
-        files: Paths of the images relative to `directory`.
-        labels: Label of each image, shape (N,).
-        others: Files without an image suffix.
-        system: Images that an operating system or an editor created, by their names.
-    """
-
-    directory: Path
-    files: list[str]
-    labels: np.ndarray
-    others: list[str]
-    system: list[str]
-
-
 def load(path: str, arguments: Mapping[str, Any], hints: ModelHints, workers: int) -> LabelledData:
     """Load images of DIR/SPLIT/CLASS/…, or of DIR/CLASS/… as one split with the name of DIR.
 
@@ -66,10 +47,11 @@ def load(path: str, arguments: Mapping[str, Any], hints: ModelHints, workers: in
     directories = _splits(Path(path))
     names = sorted({name for directory in directories.values() for name in subfolders(directory)})
     require_utf8(Path(path), names)
-    folders_of = {split: _scanned(directory, names) for split, directory in directories.items()}
+    folders_of = {split: _scanned(directory, names, preparation) for split, directory in directories.items()}
     for split, folders in folders_of.items():
         _require_images(split, folders, names, allow_empty)
-    splits = {split: _split(folders, preparation, workers) for split, folders in folders_of.items()}
+    options: dict[str, Any] = {"collate": stacked, "workers": workers, "tolerance": TOLERANCE}
+    splits = {split: DatasetSplit(files, labels=files.labels, **options) for split, files in folders_of.items()}
     recorded = {**preparation.arguments, **({"allow_empty": True} if allow_empty else {})}
     data = of_splits(f"imagefolder:{path}", splits, recorded, tuple(names))
     return replace(data, notes=_notes(folders_of), preparation=preparation.described(data.input_shape))
@@ -77,12 +59,23 @@ def load(path: str, arguments: Mapping[str, Any], hints: ModelHints, workers: in
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """A map-style dataset of image files; `[i]` returns (input, label) or raises `Unreadable`."""
+    """A map-style dataset of the image files of a split; `[i]` returns (input, label) or raises `Unreadable`.
+
+    Args:
+        directory: Directory of the split.
+        files: Paths of the images relative to `directory`.
+        labels: Label of each image, shape (N,).
+        preparation: Preparation of the images.
+        others: Files without an image suffix, which are left out.
+        system: Images that an operating system or an editor created, by their names, which are left out.
+    """
 
     directory: Path
     files: list[str]
     labels: np.ndarray
     preparation: Preparation
+    others: list[str]
+    system: list[str]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -112,11 +105,6 @@ def stacked(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
     return torch.stack([image for image, _ in samples]), torch.tensor([label for _, label in samples])
 
 
-def _split(folders: Folders, preparation: Preparation, workers: int) -> DatasetSplit:
-    dataset = ImageFiles(folders.directory, folders.files, folders.labels, preparation)
-    return DatasetSplit(dataset, labels=folders.labels, collate=stacked, workers=workers, tolerance=TOLERANCE)
-
-
 def _splits(path: Path) -> dict[str, Path]:
     """Return the directory of class folders of each split, by the name of the split."""
     if not path.is_dir():
@@ -143,7 +131,7 @@ def _has_images(directory: Path) -> bool:
     )
 
 
-def _scanned(directory: Path, names: list[str]) -> Folders:
+def _scanned(directory: Path, names: list[str], preparation: Preparation) -> ImageFiles:
     files: list[str] = []
     labels: list[int] = []
     others: list[str] = []
@@ -159,10 +147,10 @@ def _scanned(directory: Path, names: list[str]) -> Folders:
             else:
                 files.append(path)
                 labels.append(label)
-    return Folders(directory, files, np.array(labels, dtype=np.int64), others, system)
+    return ImageFiles(directory, files, np.array(labels, dtype=np.int64), preparation, others, system)
 
 
-def _require_images(split: str, folders: Folders, names: list[str], allow_empty: bool) -> None:
+def _require_images(split: str, folders: ImageFiles, names: list[str], allow_empty: bool) -> None:
     classes = f"its classes are {listed(names)}"
     if not folders.files:
         raise DataError(f"{folders.directory}: split {split} has no image ({', '.join(sorted(SUFFIXES))}); {classes}")
@@ -175,7 +163,7 @@ def _require_images(split: str, folders: Folders, names: list[str], allow_empty:
         )
 
 
-def _notes(folders_of: Mapping[str, Folders]) -> tuple[str, ...]:
+def _notes(folders_of: Mapping[str, ImageFiles]) -> tuple[str, ...]:
     notes = []
     for split, folders in folders_of.items():
         for files, reason in (
