@@ -9,7 +9,7 @@ from typing import Any
 from ckpt_probe.analysis import Record
 from ckpt_probe.checkpoints import State
 from ckpt_probe.errors import UsageError
-from ckpt_probe.extraction import Setup, Subject
+from ckpt_probe.extraction import Setup, Subject, open_subject
 from ckpt_probe.extraction.request import request_of
 from ckpt_probe.files import content_hash, distinct_names
 from ckpt_probe.keywords import checked_keywords, from_arguments
@@ -19,7 +19,7 @@ from ckpt_probe.paths.curve import read_midpoint, trained_midpoint
 from ckpt_probe.paths.ends import Ends, aligned, check_ends, read_ends
 from ckpt_probe.paths.ledger import Ledger
 from ckpt_probe.paths.options import SAMPLES, PathOptions
-from ckpt_probe.paths.point import PointEvaluation, open_evaluation
+from ckpt_probe.paths.point import PointEvaluation
 from ckpt_probe.paths.positions import FIRST, barriers, curves, evenly, refined
 from ckpt_probe.paths.shapes import distances, length, path_of
 from ckpt_probe.paths.survey import Survey, visit
@@ -157,7 +157,7 @@ class PathJob:
 
     def survey(self) -> Survey:
         """Build the path from files that were aligned and trained before."""
-        evaluation = open_evaluation(self.ends[0], self.setup, self.options)
+        evaluation = PointEvaluation(open_subject(self.ends[0], self.setup), self.options)
         state_at, _ = _route(self, evaluation.subject, overwrite=False, progress=NullProgress())
         return self.survey_of(state_at, evaluation)
 
@@ -171,7 +171,7 @@ class PathJob:
 def _evaluate(job: PathJob, staff: Workers, *, overwrite: bool, progress: Progress) -> PathResult:
     options, ledger = job.options, job.ledger
     alphas, title = evenly(FIRST if options.points is None else options.points, options.span), "points"
-    evaluation = open_evaluation(job.ends[0], job.setup, options)
+    evaluation = PointEvaluation(open_subject(job.ends[0], job.setup), options)
     inputs = [*job.ends, *(Path(file) for file in (options.midpoint, options.align_spec) if file is not None)]
     request = request_of(job.ends, ledger.path, job.setup, options)
     ledger.prepare(_plan(job, evaluation), request=request, inputs=inputs, overwrite=overwrite)

@@ -9,7 +9,7 @@ from typing import Any
 from ckpt_probe.analysis import Record
 from ckpt_probe.checkpoints import Member, open_series
 from ckpt_probe.errors import DataError, UsageError, error_context
-from ckpt_probe.extraction import Setup, Subject
+from ckpt_probe.extraction import Setup, Subject, open_subject
 from ckpt_probe.extraction.request import request_of
 from ckpt_probe.files import distinct_names
 from ckpt_probe.keywords import checked_keywords, from_arguments
@@ -18,7 +18,7 @@ from ckpt_probe.models import unwrapped
 from ckpt_probe.paths.directions import Plane, plane_through, random_plane, trajectory_plane
 from ckpt_probe.paths.ledger import Ledger
 from ckpt_probe.paths.options import MARGIN, RADIUS, SAMPLES, PlaneOptions
-from ckpt_probe.paths.point import PointEvaluation, open_evaluation
+from ckpt_probe.paths.point import PointEvaluation
 from ckpt_probe.paths.survey import Survey, visit
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.remote import resolve
@@ -158,13 +158,13 @@ class PlaneJob:
 
     def survey(self) -> Survey:
         """Open model and data, and read the checkpoints."""
-        evaluation = open_evaluation(self.files[0], self.setup, self.options)
+        evaluation = PointEvaluation(open_subject(self.files[0], self.setup), self.options)
         plane = _plane(self.files, self.options, evaluation.subject)
         return Survey("plane", self.files, plane.at, evaluation)
 
 
 def _evaluate(job: PlaneJob, ledger: Ledger, staff: Workers, *, overwrite: bool, progress: Progress) -> PlaneResult:
-    evaluation = open_evaluation(job.files[0], job.setup, job.options)
+    evaluation = PointEvaluation(open_subject(job.files[0], job.setup), job.options)
     plane = _plane(job.files, job.options, evaluation.subject)
     plan = _plan(job.files, evaluation, job.options)
     request = request_of(job.sources, ledger.path, job.setup, job.options)

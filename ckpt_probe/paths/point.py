@@ -18,7 +18,7 @@ from ckpt_probe.analysis.record import Context, accumulate, compute_from_first_p
 from ckpt_probe.checkpoints import State
 from ckpt_probe.data import Split, ready_parts, split_lengths
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.extraction import Block, Setup, Storage, StoreWriter, Subject, is_scored, open_subject
+from ckpt_probe.extraction import Block, Storage, StoreWriter, Subject, is_scored
 from ckpt_probe.models import call, on_device
 from ckpt_probe.moments.errors import RecordWithErrors
 from ckpt_probe.moments.quality import Quality, Scored, double
@@ -39,16 +39,12 @@ class PointEvaluation:
 
     Attributes:
         subject: Model and data.
-        statistics: Source of the batch-norm statistics between checkpoints, "recompute" or "interpolate".
-        samples: Number of training samples from which they are estimated.
-        errors: Whether records have standard errors and biases.
+        options: Source of the batch-norm statistics between checkpoints, and whether records have standard errors.
         train_means: Class means (C, D) of the training split under the present weights, or None.
     """
 
     subject: Subject
-    statistics: str
-    samples: int = SAMPLES
-    errors: bool = False
+    options: PathOptions | PlaneOptions
     train_means: Tensor | None = field(default=None, init=False)
 
     @property
@@ -59,7 +55,7 @@ class PointEvaluation:
     @property
     def batchnorm(self) -> str:
         """ "recompute", "interpolate", or "none" for a model without running statistics."""
-        return self.statistics if has_batchnorm(self.subject.model) else "none"
+        return self.options.batchnorm if has_batchnorm(self.subject.model) else "none"
 
     def plan(self) -> Record:
         """Return the settings that all positions share."""
@@ -72,7 +68,7 @@ class PointEvaluation:
             "data_arguments": subject.data.arguments,
             "classifier": subject.classifier,
             "batchnorm": self.batchnorm,
-            "batchnorm_samples": self.samples if self.batchnorm == "recompute" else None,
+            "batchnorm_samples": self.options.batchnorm_samples if self.batchnorm == "recompute" else None,
         }
 
     def load(self, state: State, source: str, *, keep_batchnorm: bool = False) -> str:
@@ -96,7 +92,7 @@ class PointEvaluation:
         if self.batchnorm == "recompute":
             splits = self.subject.data.splits
             split = splits.get(TRAIN, splits[self.subject.splits[0]])
-            recompute(self.subject.model, split, samples=self.samples)
+            recompute(self.subject.model, split, samples=self.options.batchnorm_samples)
         return self.batchnorm
 
     def record(self, split: str, progress: Progress, *, writer: StoreWriter | None = None) -> RecordWithErrors:
@@ -126,7 +122,7 @@ class PointEvaluation:
             blocks = list(forward()) if fits else None
             if writer is not None:
                 writer.write_split(split, blocks or forward(), rows=samples, scores="scored" if scored else "logits")
-            rows, settings = _RowsOfBlocks(lambda: blocks or forward()), Settings(errors=self.errors)
+            rows, settings = _RowsOfBlocks(lambda: blocks or forward()), Settings(errors=self.options.errors)
             first = accumulate(rows, weights, bias, settings)
             if split == TRAIN:
                 self.train_means = double(first[0].means_of_classes(settings.min_samples))
@@ -205,11 +201,6 @@ def point_writer(path: Path, name: str, coordinate: float, subject: Subject) -> 
     # A position with a dump but no record is evaluated again.
     names = subject.data.class_names
     return StoreWriter(path, provenance, Storage(), weights, bias, class_names=names, overwrite=True)
-
-
-def open_evaluation(file: Path, setup: Setup, options: PathOptions | PlaneOptions) -> PointEvaluation:
-    """Open the model and the data that a checkpoint names, to evaluate positions with these settings."""
-    return PointEvaluation(open_subject(file, setup), options.batchnorm, options.batchnorm_samples, options.errors)
 
 
 def has_batchnorm(model: nn.Module) -> bool:

@@ -19,6 +19,7 @@ from ckpt_probe.extraction import Setup, Storage, StoreWriter, open_subject
 from ckpt_probe.models import build_model
 from ckpt_probe.paths import evaluate_path
 from ckpt_probe.paths import point as point_module
+from ckpt_probe.paths.options import PathOptions
 from ckpt_probe.paths.shapes import linear
 from ckpt_probe.progress import NullProgress
 
@@ -146,7 +147,7 @@ def test_an_evaluation_that_breaks_midway_leaves_no_thread(
     *_, scale, shift = (p for name, p in subject.model.named_parameters() if not name.startswith(subject.classifier))
     scale.data.fill_(1e6 if breaks == "writer" else torch.nan)
     shift.data.fill_(1e6)
-    evaluation = point_module.PointEvaluation(subject, "interpolate")
+    evaluation = point_module.PointEvaluation(subject, PathOptions(batchnorm="interpolate"))
     storage = Storage(feature_dtype="float16")
     # The exception and its traceback, and so every frame's names, live on here: nothing is left to collection.
     with (

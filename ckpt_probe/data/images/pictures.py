@@ -120,6 +120,9 @@ class Steps:
         std: One number, or one per channel.
         interpolation: One of Pillow's interpolations.
         channels: 3 for RGB, 1 for grey.
+
+    Raises:
+        UsageError: For the first field with an invalid value.
     """
 
     resize: int | Sequence[int] | None = None
@@ -128,6 +131,25 @@ class Steps:
     std: Sequence[float] | None = None
     interpolation: str = "bilinear"
     channels: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("resize", "crop"):
+            sides = as_list(getattr(self, name))
+            if len(sides) > 2 or not all(type(side) is int and 0 < side <= LARGEST for side in sides):
+                raise UsageError(
+                    f"{name}: expected pixels such as 224, or height and width such as [224, 320], found "
+                    f"{getattr(self, name)!r}"
+                )
+        if self.channels not in MODES:
+            raise UsageError(f"channels: expected 3 or 1, found {self.channels!r}")
+        for name in ("mean", "std"):
+            values = as_list(getattr(self, name))
+            if len(values) not in (0, 1, self.channels) or not all(type(value) in (int, float) for value in values):
+                raise UsageError(f"{name}: expected one number a channel, such as [0.5, 0.5, 0.5], found {values!r}")
+        if 0 in as_list(self.std):
+            raise UsageError("std: expected numbers other than 0")
+        if self.interpolation not in PILLOWS.values():
+            raise UsageError(f"interpolation: one of {', '.join(PILLOWS.values())}, found {self.interpolation!r}")
 
     def __call__(self, image: "Image") -> Tensor:
         """Return the image as a tensor, shape (channels, height, width), float32."""
@@ -141,27 +163,6 @@ class Steps:
         if self.mean is not None:
             pixels -= _by_channel(self.mean)
         return pixels if self.std is None else pixels.div_(_by_channel(self.std))
-
-
-def require_sensible(steps: Steps) -> None:
-    """Raise UsageError for the first field with an invalid value."""
-    for name in ("resize", "crop"):
-        sides = as_list(getattr(steps, name))
-        if len(sides) > 2 or not all(type(side) is int and 0 < side <= LARGEST for side in sides):
-            raise UsageError(
-                f"{name}: expected pixels such as 224, or height and width such as [224, 320], found "
-                f"{getattr(steps, name)!r}"
-            )
-    if steps.channels not in MODES:
-        raise UsageError(f"channels: expected 3 or 1, found {steps.channels!r}")
-    for name in ("mean", "std"):
-        values = as_list(getattr(steps, name))
-        if len(values) not in (0, 1, steps.channels) or not all(type(value) in (int, float) for value in values):
-            raise UsageError(f"{name}: expected one number a channel, such as [0.5, 0.5, 0.5], found {values!r}")
-    if 0 in as_list(steps.std):
-        raise UsageError("std: expected numbers other than 0")
-    if steps.interpolation not in PILLOWS.values():
-        raise UsageError(f"interpolation: one of {', '.join(PILLOWS.values())}, found {steps.interpolation!r}")
 
 
 def _resized(image: "Image", size: int | Sequence[int], interpolation: str) -> "Image":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.data.arguments import ModelHints, as_list, load_auto
-from ckpt_probe.data.images.pictures import PILLOWS, Steps, require_sensible
+from ckpt_probe.data.images.pictures import PILLOWS, Steps
 from ckpt_probe.data.samples import described_size
 from ckpt_probe.errors import UsageError, last_line
 from ckpt_probe.plugins import require_extra
@@ -134,7 +134,6 @@ def _stated(transform: Any) -> tuple[str, dict[str, Any]]:
 
 def _of_steps(settings: dict[str, Any]) -> tuple[Prepare, int]:
     steps = Steps(**settings)
-    require_sensible(steps)
     return steps, steps.channels
 
 
