@@ -194,7 +194,7 @@ def match_activations(
             for name, layout in symmetry.activations.items():
                 pairs = zip(*_channels(layout, first[name], second[name]), strict=True)
                 for index, (of_a, of_b) in enumerate(pairs):
-                    sums.setdefault((name, index), _Sums.of(len(of_a))).update(of_a, of_b)
+                    sums.setdefault((name, index), _Sums(len(of_a))).update(of_a, of_b)
     permutations = {}
     for group, size in symmetry.sizes.items():
         correlation = torch.zeros(size, size, dtype=torch.float64)
@@ -206,38 +206,34 @@ def match_activations(
     return permutations
 
 
-@dataclass
 class _Sums:
-    """Sums over samples from which the correlations of A's channels with B's are computed."""
+    """Sums over samples from which the correlations of A's channels with B's are computed.
 
-    count: int
-    first: Tensor
-    second: Tensor
-    first_squares: Tensor
-    second_squares: Tensor
-    products: Tensor
+    Args:
+        size: Number of channels of each network.
+    """
 
-    @staticmethod
-    def of(size: int) -> "_Sums":
-        a, b, a_squares, b_squares = torch.zeros(4, size, dtype=torch.float64)
-        return _Sums(0, a, b, a_squares, b_squares, torch.zeros(size, size, dtype=torch.float64))
+    def __init__(self, size: int) -> None:
+        self._count = 0
+        # Of A in the first row, of B in the second.
+        self._sums, self._squares = torch.zeros(2, 2, size, dtype=torch.float64)
+        self._products = torch.zeros(size, size, dtype=torch.float64)
 
     def update(self, of_a: Tensor, of_b: Tensor) -> None:
-        self.count += of_a.shape[1]
-        self.first += of_a.sum(dim=1).cpu()
-        self.second += of_b.sum(dim=1).cpu()
-        self.first_squares += of_a.square().sum(dim=1).cpu()
-        self.second_squares += of_b.square().sum(dim=1).cpu()
-        self.products += (of_a @ of_b.T).cpu()
+        self._count += of_a.shape[1]
+        for number, channels in enumerate((of_a, of_b)):
+            self._sums[number] += channels.sum(dim=1).cpu()
+            self._squares[number] += channels.square().sum(dim=1).cpu()
+        self._products += (of_a @ of_b.T).cpu()
 
     def correlation(self, name: str) -> Tensor:
         """Return correlations (size, size), A's channels in rows; 0 for a constant channel."""
-        if not bool(torch.isfinite(self.products).all()):
+        if not bool(torch.isfinite(self._products).all()):
             raise DataError(f"alignment: activations at {name} are NaN or infinite")
-        means = self.first / self.count, self.second / self.count
-        squares = self.first_squares / self.count, self.second_squares / self.count
-        scales = [_scale(mean, square) for mean, square in zip(means, squares, strict=True)]
-        covariance = self.products / self.count - means[0][:, None] * means[1]
+        means, squares = self._sums / self._count, self._squares / self._count
+        variance = squares - means.square()
+        scales = torch.where(variance > CONSTANT * squares, variance.clamp_min(1e-300).rsqrt(), 0.0)
+        covariance = self._products / self._count - means[0][:, None] * means[1]
         return scales[0][:, None] * covariance * scales[1]
 
 
@@ -318,9 +314,3 @@ def _channels(layout: ChannelLayout, *values: Tensor) -> list[list[Tensor]]:
             start += width
         channels.append(parts)
     return channels
-
-
-def _scale(mean: Tensor, square: Tensor) -> Tensor:
-    variance = square - mean.square()
-    varies = variance > CONSTANT * square
-    return torch.where(varies, variance.clamp_min(1e-300).rsqrt(), torch.zeros_like(variance))

@@ -268,7 +268,7 @@ def test_no_swap_of_two_channels_brings_the_weights_nearer() -> None:
 def test_correlations_keep_their_digits_where_activations_are_far_from_zero() -> None:
     random = torch.Generator().manual_seed(0)
     mine, theirs = (1e4 + torch.randn(3, 500, generator=random, dtype=torch.float64) for _ in range(2))
-    sums = _Sums.of(3)
+    sums = _Sums(3)
     for part in torch.arange(500).split(64):
         sums.update(mine[:, part], theirs[:, part])
     expected = np.corrcoef(mine.numpy(), theirs.numpy())[:3, 3:]
