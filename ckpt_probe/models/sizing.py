@@ -88,7 +88,7 @@ def sizes_from_tensors(
         tensors: Shapes of the checkpoint's tensors.
         names: The library's names of the arguments.
         classes: Number of classes of the model, None if unknown.
-        embedding: Part of the model that has the sizes of its images and of their patches, None if there is none.
+        embedding: Part of the model that has the sizes of its images and of their patches; None without images.
     """
     pairs = _pairs(shapes_of(model), tensors)
     sizes: dict[str, int] = {}
