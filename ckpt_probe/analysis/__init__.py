@@ -8,24 +8,3 @@ from ckpt_probe.analysis.series import analyze, read_series
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.analysis.similarity import Similarity, similarity
 from ckpt_probe.analysis.weights import weights_record
-
-__all__ = [
-    "Blocks",
-    "Comparison",
-    "Record",
-    "Records",
-    "Settings",
-    "Similarity",
-    "analyze",
-    "analyze_features",
-    "compare",
-    "compute_from_blocks",
-    "compute_from_moments",
-    "empty_record",
-    "in_order",
-    "read_records",
-    "read_series",
-    "settled",
-    "similarity",
-    "weights_record",
-]
