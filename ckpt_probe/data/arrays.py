@@ -18,7 +18,7 @@ from ckpt_probe.budget import Budget
 from ckpt_probe.data.samples import ArraySplit, LabelledData, Split, of_splits, stratified, to_model_dtype
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import require_regular
-from ckpt_probe.hdf5 import CLASS_NAMES, groups_with, native, opened, own_reads, read_names, require_own
+from ckpt_probe.hdf5 import CLASS_NAMES, groups_with, native, opened, own_reads, read_names
 
 Arrays = tuple[dict[str, Split], tuple[str, ...] | None]
 """Splits by name, and names of the first classes (None without names)."""
@@ -106,7 +106,6 @@ def read_h5(path: Path) -> Arrays:
         DataError: If no group has both, they do not fit each other, or the file links to other files.
     """
     with opened(path) as file, own_reads(path):
-        require_own(path, file)
         names = file.get(CLASS_NAMES)
         groups = groups_with(file, INPUTS, LABELS)
         if not groups:

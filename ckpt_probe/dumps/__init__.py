@@ -5,22 +5,3 @@ from ckpt_probe.dumps.reading import Dump, has_dumps, open_dump, open_dump_serie
 from ckpt_probe.dumps.schema import FEATURE_DTYPES, FORMAT_VERSION, PENULTIMATE, STORES, Provenance, require_split_name
 from ckpt_probe.dumps.views import LayerView, Pass, SplitView
 from ckpt_probe.dumps.writing import DumpWriter
-
-__all__ = [
-    "FEATURE_DTYPES",
-    "FORMAT_VERSION",
-    "PENULTIMATE",
-    "STORES",
-    "Dump",
-    "DumpWriter",
-    "LayerView",
-    "Pass",
-    "Provenance",
-    "SplitView",
-    "as_stored",
-    "has_dumps",
-    "open_dump",
-    "open_dump_series",
-    "read_provenance",
-    "require_split_name",
-]

@@ -1,17 +1,26 @@
-"""Create datasets of a dump with checksums, from arrays of numpy or torch rounded to the stored precision."""
+"""Create the datasets of a dump with checksums, from arrays of numpy or torch, and a hash of everything else."""
 
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import h5py
 import numpy as np
 
+from ckpt_probe.budget import Budget
 from ckpt_probe.dumps import schema
 from ckpt_probe.errors import DataError
+from ckpt_probe.hdf5 import items
 
 CHUNK_BYTES = 2**20
 """Largest size of a chunk, unless one row is larger."""
+
+UNHASHED = frozenset({"complete", "structure_sha256", "DIMENSION_LIST", "REFERENCE_LIST"})
+"""Attributes left out of the hash: those written after it, and references to scales, which ckpt-probe does not read."""
+
+COUNTED = 2**20
+"""Bytes of attributes after which they are counted."""
 
 
 def as_stored(features: Any, dtype: str, where: str) -> np.ndarray:
@@ -41,8 +50,9 @@ def as_stored(features: Any, dtype: str, where: str) -> np.ndarray:
     return stored
 
 
-def create_array(group: Any, name: str, values: np.ndarray) -> Any:
+def create_array(group: Any, name: str, values: Any) -> Any:
     """Create a dataset with its values and a checksum."""
+    values = to_numpy(values)
     if values.size and values.shape:
         rows = max(1, CHUNK_BYTES // (values.nbytes // len(values)))
         chunks = (min(len(values), rows), *values.shape[1:])
@@ -64,26 +74,89 @@ def create_texts(group: Any, name: str, texts: Sequence[str]) -> Any:
     return create_array(group, name, np.array(encoded, dtype=kind))
 
 
-def create_rows(group: Any, name: str, samples: int | None, shape: tuple[int, ...], dtype: Any) -> Any:
-    """Create a dataset of rows with a checksum, to be filled later.
+def create_arrays(group: Any, arrays: Mapping[str, Any]) -> None:
+    """Create datasets with their values and checksums; a point in a name follows that of a group within."""
+    for name, values in arrays.items():
+        inner, _, array = name.rpartition(".")
+        create_array(group.require_group(inner) if inner else group, array, values)
+
+
+def create_rows(group: Any, samples: int | None, arrays: Mapping[str, tuple[int | None, Any] | None]) -> dict[str, Any]:
+    """Create datasets with one entry per row, with checksums and a scale of the rows, to be filled later.
 
     Args:
-        group: Group of the dataset.
-        name: Name of the dataset.
-        samples: Number of rows; None if it is not known, and the dataset grows.
-        shape: Shape of one row.
-        dtype: Type of the numbers.
+        group: Group of the datasets.
+        samples: Number of rows; None if it is not known, and the datasets grow.
+        arrays: Number of columns, None for a single number per row, and type of the numbers, by name; None for an array
+            that is not stored.
+
+    Returns:
+        The datasets by name, the scale first.
     """
-    row_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    rows = max(1, CHUNK_BYTES // max(1, row_bytes))
-    return group.create_dataset(
-        name,
-        shape=(samples or 0, *shape),
-        dtype=dtype,
-        chunks=None if samples == 0 else (rows if samples is None else min(samples, rows), *shape),
-        maxshape=(None, *shape) if samples is None else None,
-        fletcher32=samples != 0,
-    )
+    kinds = {schema.SAMPLE_SCALE: (None, np.int64), **{name: kind for name, kind in arrays.items() if kind is not None}}
+    datasets: dict[str, Any] = {}
+    for name, (columns, dtype) in kinds.items():
+        shape = () if columns is None else (columns,)
+        rows = max(1, CHUNK_BYTES // max(1, math.prod(shape) * np.dtype(dtype).itemsize))
+        datasets[name] = group.create_dataset(
+            name,
+            shape=(samples or 0, *shape),
+            dtype=dtype,
+            chunks=None if samples == 0 else (rows if samples is None else min(samples, rows), *shape),
+            maxshape=(None, *shape) if samples is None else None,
+            fletcher32=samples != 0,
+        )
+        if name == schema.SAMPLE_SCALE:
+            datasets[name].make_scale(schema.SAMPLE_SCALE)
+        else:
+            datasets[name].dims[0].attach_scale(datasets[schema.SAMPLE_SCALE])
+    return datasets
+
+
+def write_rows(
+    datasets: Mapping[str, Any], rows: slice, arrays: Mapping[str, Any], dtype: str, where: str
+) -> np.ndarray:
+    """Write rows of each dataset, from arrays by name.
+
+    Args:
+        datasets: Datasets by name, with that of the features.
+        rows: The rows.
+        arrays: Their numbers, numpy or torch.
+        dtype: Precision of the features.
+        where: Beginning of the error message.
+
+    Returns:
+        The features as they are stored, shape (n, D).
+
+    Raises:
+        DataError: If a feature is too large for the precision.
+    """
+    stored = as_stored(arrays[schema.FEATURES], dtype, where)
+    for name, dataset in datasets.items():
+        dataset[rows] = stored if name == schema.FEATURES else to_numpy(arrays[name])
+    return stored
+
+
+def structure_hash(file: h5py.File, budget: Budget | None = None) -> str:
+    """Compute the SHA-256 of names, shapes, dtypes and attributes of every group and dataset of a file.
+
+    The numbers in datasets are left out, because HDF5's checksums cover them.
+
+    Args:
+        file: An open file.
+        budget: Budget of a file that is read: many attributes may lead to one large text.
+    """
+    digest, size = hashlib.sha256(), 0
+    for name, item in list(items(file, budget)):
+        parts = [name, *(f"{key}={_value(item.attrs[key])}" for key in sorted(set(item.attrs) - UNHASHED))]
+        size += sum(map(len, parts))
+        if budget is not None and size > COUNTED:
+            budget.spend(size)
+            size = 0
+        if isinstance(item, h5py.Dataset):
+            parts += [str(item.shape), item.dtype.str]
+        digest.update("\0".join(parts).encode(errors="surrogateescape") + b"\1")
+    return digest.hexdigest()
 
 
 def to_numpy(values: Any) -> np.ndarray:
@@ -94,3 +167,12 @@ def to_numpy(values: Any) -> np.ndarray:
         values = values.float() if str(values.dtype) == "torch.bfloat16" else values
         return values.numpy()
     return np.asarray(values)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    array = np.asarray(value)
+    # The bytes of an array of objects are only addresses.
+    content = repr(array.tolist()) if array.dtype.kind == "O" else array.tobytes().hex()
+    return f"{array.dtype.str} {array.shape} {content}"

@@ -1,6 +1,5 @@
 """Open and check a dump, or an HDF5 file of another program that has arrays with the documented names."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +11,12 @@ import numpy as np
 from ckpt_probe.addresses import Address, as_path
 from ckpt_probe.budget import Budget
 from ckpt_probe.dumps import schema
+from ckpt_probe.dumps.arrays import structure_hash
 from ckpt_probe.dumps.conversion import to_html, to_tree
-from ckpt_probe.dumps.integrity import structure_hash
 from ckpt_probe.dumps.schema import Provenance
 from ckpt_probe.dumps.views import SplitView
 from ckpt_probe.errors import DataError
-from ckpt_probe.hdf5 import CLASS_NAMES, bounded_reads, opened, read_names, require_own, settled_state
+from ckpt_probe.hdf5 import CLASS_NAMES, State, bounded_reads, opened, read_names, settled_state, state_of
 from ckpt_probe.moments.documents import NUMBERS
 from ckpt_probe.series import Member, in_order, named_step, step_from_name
 
@@ -26,11 +25,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = frozenset({".h5", ".hdf5"})
 
-_sound: set[tuple[int, ...] | None] = set()
-"""`settled_state` of files that were checked: a report opens each file of a series several times."""
-
-_consistent: set[tuple[int, ...] | None] = set()
-"""Those of which also the shapes of all arrays were compared."""
+_checked: dict[State, bool] = {}
+"""Files that were checked → whether the shapes of their arrays were compared too: a report opens each several times."""
 
 
 class Dump:
@@ -51,6 +47,7 @@ class Dump:
         self.path = path
         self.name = path.stem
         self._file = file
+        self._views: dict[str, SplitView] = {}
         self.provenance = _provenance(path, file)
         self.step = _step(path, file)
         self.splits = _split_names(path, file)
@@ -65,8 +62,10 @@ class Dump:
     def __getitem__(self, split: str) -> SplitView:
         if split not in self.splits:
             raise DataError(f"{self.path}: no split {split!r}; there are: {', '.join(self.splits)}")
-        with bounded_reads(self.path):
-            return SplitView(self.path, split, self._file[split])
+        if split not in self._views:
+            with bounded_reads(self.path):
+                self._views[split] = SplitView(self.path, split, self._file[split])
+        return self._views[split]
 
     def to_xarray(self) -> "DataTree":
         """Return an xarray DataTree with named dimensions, such as (sample, feature) for `/test/features`.
@@ -112,6 +111,17 @@ class Dump:
             )
         return member
 
+    def _require(self, name: str, dataset: Any, kinds: str, shape: tuple[int | str, ...]) -> None:
+        """Raise DataError for numbers of another kind or shape; a letter in the shape stands for any length."""
+        fits = dataset.ndim == len(shape) and all(
+            isinstance(wanted, str) or wanted == length for wanted, length in zip(shape, dataset.shape, strict=True)
+        )
+        if not fits or dataset.dtype.kind not in kinds:
+            numbers = {"f": "floating-point numbers", "iu": "integers"}.get(kinds, "numbers")
+            axes = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+            found = f"shape {dataset.shape} of {dataset.dtype}"
+            raise DataError(f"{self.path}: {name}: expected {numbers} of shape {axes}, found {found}")
+
     def _check_layers(self, split: str) -> None:
         group = self._required(split, h5py.Group)
         indices = None
@@ -130,7 +140,8 @@ class Dump:
     def _check_subset_rows(self, path: str, count: int | None) -> None:
         rows = self._required(path, h5py.Dataset)
         if rows.ndim != 2 or rows.dtype.kind != "f" or rows.shape[0] != count:
-            raise DataError(f"{self.path}: {path}: expected ({count}, D), found {_describe(rows)}")
+            found = f"shape {rows.shape} of {rows.dtype}"
+            raise DataError(f"{self.path}: {path}: expected ({count}, D), found {found}")
 
     def _check_indices(self, name: str) -> int:
         group = self._required(name, h5py.Group)
@@ -138,16 +149,13 @@ class Dump:
             raise DataError(f"{self.path}: {name}: indices or seed are missing; extract again")
         path = f"{name}/{schema.INDICES}"
         indices = self._required(path, h5py.Dataset)
-        if indices.ndim != 1 or indices.dtype.kind not in "iu":
-            raise DataError(f"{self.path}: {path}: expected integers of shape (R,), found {_describe(indices)}")
+        self._require(path, indices, "iu", ("R",))
+        count = indices.shape[0]
         for member in set(group) - {schema.INDICES, schema.FEATURES}:
-            numbers = self._required(f"{name}/{member}", h5py.Dataset)
-            if numbers.shape != indices.shape or numbers.dtype.kind not in "iu":
-                expected = f"integers of shape {indices.shape}"
-                raise DataError(f"{self.path}: {name}/{member}: expected {expected}, found {_describe(numbers)}")
+            self._require(f"{name}/{member}", self._required(f"{name}/{member}", h5py.Dataset), "iu", (count,))
         if schema.FEATURES in group:
-            self._check_subset_rows(f"{name}/{schema.FEATURES}", indices.shape[0])
-        return indices.shape[0]
+            self._check_subset_rows(f"{name}/{schema.FEATURES}", count)
+        return count
 
     def _check_split(self, name: str, width: int | None) -> None:
         arrays = (schema.FEATURES, schema.LABELS, schema.LOGITS)
@@ -165,18 +173,14 @@ class Dump:
         if labels is None:
             advice = f"add an array {name}/labels, or an attribute {schema.UNLABELLED} = true to {name}"
             raise DataError(f"{where}: features without labels; {advice}")
-        if features.ndim != 2 or features.dtype.kind != "f":
-            raise DataError(
-                f"{where}/features: expected floating-point numbers of shape (N, D), found {_describe(features)}"
-            )
-        if labels.ndim != 1 or labels.dtype.kind not in "iu":
-            raise DataError(f"{where}/labels: expected integers of shape (N,), found {_describe(labels)}")
+        self._require(f"{name}/{schema.FEATURES}", features, "f", ("N", "D"))
+        self._require(f"{name}/{schema.LABELS}", labels, "iu", ("N",))
         if labels.shape[0] != features.shape[0]:
             raise DataError(f"{where}: {features.shape[0]} rows of features but {labels.shape[0]} labels")
         if logits is not None and (logits.ndim != 2 or logits.shape[0] != features.shape[0]):
             raise DataError(f"{where}: {features.shape[0]} rows of features but logits have shape {logits.shape}")
-        if logits is not None and logits.dtype.kind not in "fiu":
-            raise DataError(f"{where}/logits: expected numbers of shape (N, C), found {_describe(logits)}")
+        if logits is not None:
+            self._require(f"{name}/{schema.LOGITS}", logits, "fiu", ("N", "C"))
         if width is not None and width != features.shape[1]:
             raise DataError(f"{where}: features have {features.shape[1]} columns but classifier weights {width}")
         if self.weights is not None and logits is not None and logits.shape[1] != self.weights.shape[0]:
@@ -185,14 +189,11 @@ class Dump:
             )
 
     def _check_scored(self, name: str, rows: int) -> None:
-        integers = (schema.PREDICTION, schema.DOCUMENTS, schema.POSITIONS)
-        for array, kinds in (*((name, "iu") for name in integers), (schema.LOSS, "f"), (schema.CONFIDENCE, "f")):
-            scores = self._array(name, array)
-            if scores is not None and (scores.shape != (rows,) or scores.dtype.kind not in kinds):
-                numbers = "integers" if kinds == "iu" else "floating-point numbers"
-                raise DataError(
-                    f"{self.path}: {name}/{array}: expected {numbers} of shape ({rows},), found {_describe(scores)}"
-                )
+        for array in (schema.PREDICTION, schema.LOSS, schema.CONFIDENCE, schema.DOCUMENTS, schema.POSITIONS):
+            numbers = self._array(name, array)
+            if numbers is not None:
+                kinds = "f" if array in (schema.LOSS, schema.CONFIDENCE) else "iu"
+                self._require(f"{name}/{array}", numbers, kinds, (rows,))
 
     def _check_documents(self, path: str) -> None:
         group = self._required(path, h5py.Group)
@@ -200,7 +201,8 @@ class Dump:
         count = arrays[NUMBERS[0]].shape
         for name, array in arrays.items():
             if len(count) != 1 or array.shape != count or array.dtype.kind != "f" or len(group) != len(NUMBERS):
-                raise DataError(f"{self.path}: {path}/{name}: expected (K,), found {_describe(array)}; extract again")
+                found = f"shape {array.shape} of {array.dtype}"
+                raise DataError(f"{self.path}: {path}/{name}: expected (K,), found {found}; extract again")
 
     def _check_moments(self, path: str, width: int | None) -> None:
         where, size, group = f"{self.path}: {path}", self.path.stat().st_size, self._required(path, h5py.Group)
@@ -226,20 +228,15 @@ def open_dump(path: Path | str) -> Iterator[Dump]:
     Raises DataError if the file is missing, not HDF5, truncated, of a newer format, incomplete (our format without the
     completion mark) or damaged, if the shapes of its arrays do not match, or if it changes while it is open.
     """
-    with _unchanged(as_path(path)) as dump:
-        yield dump
-
-
-@contextmanager
-def _unchanged(path: Path) -> Iterator[Dump]:
-    before = _signature(path)
+    path = as_path(path)
+    before = _state(path)
     try:
         with opened(path) as file:
             with bounded_reads(path):
                 _require_sound(path, file)
                 state = settled_state(file)
-                dump = Dump(path, file, consistent=state in _consistent)
-                _consistent.update(() if state is None else (state,))
+                dump = Dump(path, file, consistent=state is not None and _checked.get(state, False))
+                _checked.update({} if state is None else {state: True})
             yield dump
     except (DataError, OSError) as error:
         _require_same(path, before, error)
@@ -301,19 +298,15 @@ def _member(path: Path) -> Member:
         return Member(path, path.stem, _step(path, file))
 
 
-def _signature(path: Path) -> tuple[int, ...] | None:
+def _state(path: Path) -> State | None:
     try:
-        return _signed(path.stat())
+        return state_of(path.stat())
     except OSError:
         return None
 
 
-def _signed(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _require_same(path: Path, before: tuple[int, ...] | None, error: Exception | None = None) -> None:
-    if _signature(path) != before:
+def _require_same(path: Path, before: State | None, error: Exception | None = None) -> None:
+    if _state(path) != before:
         raise DataError(f"{path}: changed while it was read; try again when no program writes to it") from error
 
 
@@ -323,17 +316,15 @@ def _require_sound(path: Path, file: h5py.File) -> None:
     The numbers are covered by HDF5's checksums, which are verified whenever they are read.
     """
     state = settled_state(file)
-    if state in _sound:
+    if state in _checked:
         return
-    _check_file(path, file)
+    if schema.text(file.attrs.get("format")) == schema.FORMAT:
+        _check_format(path, file)
     if state is not None:
-        _sound.add(state)
+        _checked[state] = False
 
 
-def _check_file(path: Path, file: h5py.File) -> None:
-    require_own(path, file)
-    if schema.text(file.attrs.get("format")) != schema.FORMAT:
-        return
+def _check_format(path: Path, file: h5py.File) -> None:
     attributes: Any = file.attrs
     version = int(attributes.get("format_version", 0))
     if version > schema.FORMAT_VERSION:
@@ -375,7 +366,3 @@ def _split_names(path: Path, file: h5py.File) -> list[str]:
         raise DataError(f"{path}: no split found; expected groups with the arrays features and labels")
     order = {name: number for number, name in enumerate(schema.SPLIT_ORDER)}
     return sorted(groups, key=lambda name: (order.get(name, len(order)), name))
-
-
-def _describe(dataset: Any) -> str:
-    return f"shape {dataset.shape} of {dataset.dtype}"

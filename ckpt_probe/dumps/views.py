@@ -10,7 +10,7 @@ import numpy as np
 
 from ckpt_probe.dumps import schema
 from ckpt_probe.errors import DataError
-from ckpt_probe.hdf5 import SAMPLE_NAMES, native, own_reads, read_names
+from ckpt_probe.hdf5 import SAMPLE_NAMES, native, own_reads, read_arrays, read_names
 from ckpt_probe.moments.quality import Scored
 
 StoredBlock = tuple[np.ndarray, np.ndarray, np.ndarray | Scored | None]
@@ -24,22 +24,8 @@ class StoredArray:
 
     def __init__(self, path: Path, dataset: h5py.Dataset) -> None:
         self.dataset = dataset
+        self.shape, self.ndim, self.dtype = dataset.shape, dataset.ndim, dataset.dtype
         self._path = path
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape, such as (N, D)."""
-        return self.dataset.shape
-
-    @property
-    def ndim(self) -> int:
-        """Number of dimensions."""
-        return self.dataset.ndim
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Data type as stored."""
-        return self.dataset.dtype
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -79,7 +65,8 @@ class SplitView:
         self._path = path
         self._group = group
         stored = {array: group.get(array) for array in schema.OF_ROWS}
-        arrays = {array: StoredArray(path, dataset) for array, dataset in stored.items() if dataset is not None}
+        self._rows = {array: StoredArray(path, dataset) for array, dataset in stored.items() if dataset is not None}
+        arrays = self._rows
         # Features and labels are None if only moments were stored.
         self.features: Any = arrays.get(schema.FEATURES)
         self.labels: Any = arrays.get(schema.LABELS)
@@ -138,8 +125,7 @@ class SplitView:
     def _read_subset(self, group: Any) -> dict[str, np.ndarray] | None:
         if group is None:
             return None
-        with own_reads(self._path, f"{self.name}/{schema.SUBSET}"):
-            return {name: native(np.asarray(dataset)) for name, dataset in group.items()}
+        return read_arrays(self._path, f"{self.name}/{schema.SUBSET}", group)
 
     @property
     def samples(self) -> int:
@@ -171,12 +157,11 @@ class SplitView:
             DataError: If the rows cannot be read.
         """
         names = (schema.FEATURES, schema.LABELS, *(schema.SCORES if scores else ()))
-        stored = {name: array for name, array in self._rows().items() if name in names}
+        stored = {name: array.dataset for name, array in self._rows.items() if name in names}
         end = self.samples if stop is None else min(stop, self.samples)
         for first in range(start, end, rows):
             part = slice(first, min(first + rows, end))
-            with own_reads(self._path, f"{self.name}, rows {first} to {part.stop - 1}"):
-                arrays = {name: native(array.dataset[part]) for name, array in stored.items()}
+            arrays = read_arrays(self._path, f"{self.name}, rows {first} to {part.stop - 1}", stored, part)
             features = arrays[schema.FEATURES]
             labels = arrays.get(schema.LABELS, np.full(len(features), -1))
             known: np.ndarray | Scored | None = arrays.get(schema.LOGITS)
@@ -195,7 +180,7 @@ class SplitView:
 
     def arrays(self) -> dict[str, Any]:
         """Return every stored array, unread, by its name below the split."""
-        arrays: dict[str, Any] = {**self._rows()}
+        arrays: dict[str, Any] = {**self._rows}
         for part in (schema.MOMENTS, schema.BY_DOCUMENT, schema.SUBSET, schema.EARLIER_SUBSET):
             arrays |= {f"{part}/{name}": array for name, array in datasets_in(self._group.get(part)).items()}
         for layer in self.layers:
@@ -206,11 +191,6 @@ class SplitView:
         if isinstance(self._group.get(SAMPLE_NAMES), h5py.Dataset):
             arrays[SAMPLE_NAMES] = self._group[SAMPLE_NAMES]
         return arrays
-
-    def _rows(self) -> dict[str, StoredArray]:
-        scores = (self.logits, self.prediction, self.loss, self.confidence)
-        arrays = (self.features, self.labels, *scores, self.documents, self.positions)
-        return {name: array for name, array in zip(schema.OF_ROWS, arrays, strict=True) if array is not None}
 
     def verify(self, rows: int = 4096) -> Iterator[tuple[bool, str | None]]:
         """Read every stored array; yield for each whether it has a checksum, and an error message or None."""
@@ -237,9 +217,10 @@ class SplitView:
         """
         if self._moments is None:
             return None
-        with own_reads(self._path, f"{self.name}/{schema.MOMENTS}"):
-            stored = datasets_in(self._moments)
-            arrays = {name.replace("/", "."): native(np.asarray(dataset)) for name, dataset in stored.items()}
+        where = f"{self.name}/{schema.MOMENTS}"
+        with own_reads(self._path, where):
+            stored = {name.replace("/", "."): dataset for name, dataset in datasets_in(self._moments).items()}
+            arrays = read_arrays(self._path, where, stored)
             numbers = {name: _as_number(value) for name, value in self._moments.attrs.items()}
         subset = self.read_subset() or {}
         return {**arrays, **{f"{schema.SUBSET}.{name}": values for name, values in subset.items()}}, numbers
@@ -252,9 +233,8 @@ class SplitView:
         """
         if self._by_document is None:
             return None
-        with own_reads(self._path, f"{self.name}/{schema.BY_DOCUMENT}"):
-            arrays = {name: native(np.asarray(dataset)) for name, dataset in self._by_document.items()}
-            return arrays, int(self._by_document.attrs.get(schema.OVERSIZED, 0))
+        arrays = read_arrays(self._path, f"{self.name}/{schema.BY_DOCUMENT}", self._by_document)
+        return arrays, int(self._by_document.attrs.get(schema.OVERSIZED, 0))
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Write a dump block by block; the file is marked as complete at the end, and then renamed to its name."""
 
+import io
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,8 +12,15 @@ import h5py
 import numpy as np
 
 from ckpt_probe.dumps import schema
-from ckpt_probe.dumps.arrays import as_stored, create_array, create_rows, create_texts, to_numpy
-from ckpt_probe.dumps.integrity import Sink, structure_hash
+from ckpt_probe.dumps.arrays import (
+    as_stored,
+    create_array,
+    create_arrays,
+    create_rows,
+    create_texts,
+    structure_hash,
+    write_rows,
+)
 from ckpt_probe.dumps.schema import Provenance
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import replacing
@@ -38,6 +46,39 @@ def interrupts_delayed() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
         if arrived:
             previous(signal.SIGINT, arrived[0])
+
+
+class Sink(io.FileIO):
+    """A file for h5py that remembers the first write error and then ignores further writes.
+
+    HDF5 writes late, when a dataset or the file is closed, tries again at the end of the process, and crashes if that
+    fails too. So it never sees the error: `DumpWriter` raises it, and abandons the dump.
+    """
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`, or nothing after a failure; return its size in both cases."""
+        view = memoryview(data).cast("B")
+        size = len(view)
+        try:
+            while self.failure is None and view:
+                view = view[super().write(view) or 0 :]
+        except OSError as error:
+            self.failure = error
+        return size
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` from the file, with zeros for bytes that could not be written."""
+        view = memoryview(buffer).cast("B")
+        count = super().readinto(view) or 0
+        if self.failure is not None:
+            view[count:] = bytes(len(view) - count)
+            return len(view)
+        return count
+
+    def flush(self) -> None:
+        """Do nothing: the file is unbuffered."""
 
 
 class DumpWriter:
@@ -88,7 +129,7 @@ class DumpWriter:
         try:
             with interrupts_delayed():
                 temporary = self._stack.enter_context(replacing(self.path, overwrite=self._overwrite))
-                self._sink = self._stack.enter_context(Sink(temporary))
+                self._sink = self._stack.enter_context(Sink(temporary, "w+"))
                 self._file = self._stack.enter_context(h5py.File(self._sink, "w", libver=("v110", "v110")))
                 self._start()
         except BaseException as error:
@@ -106,7 +147,7 @@ class DumpWriter:
                 self._attribute("structure_sha256", structure_hash(self._file))
                 self._file.attrs["complete"] = True
                 self._file.close()
-                self._sink.require_written(self.path)
+                self._require_written()
                 self._stack.close()
         except BaseException as failure:
             self._leave(failure)
@@ -121,14 +162,14 @@ class DumpWriter:
     def write_classifier(self, weights: Any, bias: Any = None) -> None:
         """Write the classifier's weights (C, D) and its bias (C,), if it has one."""
         group = self._file.create_group(schema.CLASSIFIER)
-        dataset = create_array(group, schema.WEIGHTS, to_numpy(weights))
+        dataset = create_array(group, schema.WEIGHTS, weights)
         if dataset.shape != (self._classes, self._features):
             raise DataError(
                 f"{self.path}: classifier weights have shape {dataset.shape}, not the (classes, features) given"
             )
         self._label(dataset, schema.CLASS_SCALE, schema.FEATURE_SCALE)
         if bias is not None:
-            self._label(create_array(group, schema.BIAS, to_numpy(bias)), schema.CLASS_SCALE)
+            self._label(create_array(group, schema.BIAS, bias), schema.CLASS_SCALE)
 
     @interrupts_delayed()
     def write_class_names(self, names: Sequence[str]) -> None:
@@ -181,21 +222,18 @@ class DumpWriter:
         """
         schema.require_split_name(name)
         group = self._file.require_group(name)
-        features = self._start_rows(group, samples, self._features, labelled=labelled)
-        self._label(features, None, schema.FEATURE_SCALE)
-        if logits and not scored:
-            scores = self._add_rows(group, schema.LOGITS, samples, (self._classes,), "float32")
-            self._label(scores, None, schema.CLASS_SCALE)
-        if scored:
-            self._add_rows(group, schema.PREDICTION, samples, (), np.int32)
-            self._add_rows(group, schema.CONFIDENCE, samples, (), np.float32)
-            if labelled:
-                self._add_rows(group, schema.LOSS, samples, (), np.float32)
-        for array, stored in ((schema.DOCUMENTS, documents), (schema.POSITIONS, positions)):
-            if stored:
-                self._add_rows(group, array, samples, (), np.int64)
-        if not labelled:
-            group.attrs[schema.UNLABELLED] = True
+        arrays: dict[str, Any] = {
+            schema.LOGITS: (self._classes, np.float32) if logits and not scored else None,
+            schema.PREDICTION: (None, np.int32) if scored else None,
+            schema.CONFIDENCE: (None, np.float32) if scored else None,
+            schema.LOSS: (None, np.float32) if scored and labelled else None,
+            schema.DOCUMENTS: (None, np.int64) if documents else None,
+            schema.POSITIONS: (None, np.int64) if positions else None,
+        }
+        datasets = self._start_rows(group, samples, self._features, labelled, arrays)
+        self._label(datasets[schema.FEATURES], None, schema.FEATURE_SCALE)
+        if schema.LOGITS in datasets:
+            self._label(datasets[schema.LOGITS], None, schema.CLASS_SCALE)
 
     @interrupts_delayed()
     def start_layer(
@@ -230,13 +268,13 @@ class DumpWriter:
         group = self._file.create_group(path)
         group.attrs[schema.DEPTH] = float(depth)
         self._attribute(schema.POOLING, pooling, group)
-        if not labelled:
-            group.attrs[schema.UNLABELLED] = True
         if width is not None:
-            features = self._start_rows(group, None, width, labelled=labelled)
+            features = self._start_rows(group, None, width, labelled, {})[schema.FEATURES]
             scale = create_array(group, schema.FEATURE_SCALE, np.arange(width, dtype=np.int64))
             scale.make_scale(schema.FEATURE_SCALE)
             features.dims[1].attach_scale(scale)
+        elif not labelled:
+            group.attrs[schema.UNLABELLED] = True
         return path
 
     @interrupts_delayed()
@@ -253,17 +291,13 @@ class DumpWriter:
             DataError: If a value is too large for the stored precision.
         """
         group = self._file.require_group(split).create_group(schema.SUBSET)
-        for name, values in arrays.items():
-            stored = to_numpy(values)
-            if name == schema.FEATURES:
-                stored = as_stored(values, self.feature_dtype, f"{self.path}: {split}")
-            create_array(group, name, stored)
+        features = as_stored(arrays[schema.FEATURES], self.feature_dtype, f"{self.path}: {split}")
+        create_arrays(group, {**arrays, schema.FEATURES: features})
         group.attrs[schema.SEED] = seed
         for layer, values in layers.items():
             path = schema.layer_place(split, layer)
-            create_array(
-                self._file[path], schema.SUBSET_ROWS, as_stored(values, self.feature_dtype, f"{self.path}: {path}")
-            )
+            rows = as_stored(values, self.feature_dtype, f"{self.path}: {path}")
+            create_array(self._file[path], schema.SUBSET_ROWS, rows)
 
     @interrupts_delayed()
     def count_not_stored(self, name: str, count: int) -> None:
@@ -287,10 +321,7 @@ class DumpWriter:
         if not labelled:
             split.attrs[schema.UNLABELLED] = True
         group = split.create_group(schema.MOMENTS)
-        for part, values in state.items():
-            if not part.startswith(f"{schema.SUBSET}."):
-                half, _, array = part.rpartition(".")
-                create_array(group.require_group(half) if half else group, array, to_numpy(values))
+        create_arrays(group, {part: v for part, v in state.items() if not part.startswith(f"{schema.SUBSET}.")})
         group.attrs.update(numbers)
 
     @interrupts_delayed()
@@ -303,8 +334,7 @@ class DumpWriter:
             oversized: Number of documents whose rows did not fit into the memory limit.
         """
         group = self._file.require_group(name).create_group(schema.BY_DOCUMENT)
-        for number, values in numbers.items():
-            create_array(group, number, to_numpy(values))
+        create_arrays(group, numbers)
         group.attrs[schema.OVERSIZED] = oversized
 
     @interrupts_delayed()
@@ -334,21 +364,15 @@ class DumpWriter:
             self._resize(name, stop)
         elif stop > announced:
             raise DataError(f"{self.path}: split {name} got more rows than the {announced} announced")
-        arrays = {schema.LABELS: labels, schema.LOGITS: scores}
-        arrays |= {schema.DOCUMENTS: documents, schema.POSITIONS: positions}
+        arrays = {schema.SAMPLE_SCALE: np.arange(start, stop), schema.FEATURES: features, schema.LABELS: labels}
+        arrays |= {schema.LOGITS: scores, schema.DOCUMENTS: documents, schema.POSITIONS: positions}
         if isinstance(scores, Scored):
             confidence = np.full(len(labels), np.nan) if scores.confidence is None else scores.confidence
             arrays |= {schema.PREDICTION: scores.prediction, schema.LOSS: scores.loss, schema.CONFIDENCE: confidence}
-        stored = as_stored(features, self.feature_dtype, f"{self.path}: {name}")
-        for array, dataset in self._rows_of[name].items():
-            if array == schema.FEATURES:
-                dataset[start:stop] = stored
-            elif array != schema.SAMPLE_SCALE:
-                dataset[start:stop] = to_numpy(arrays[array])
-            elif announced is None:
-                dataset[start:stop] = np.arange(start, stop)
+        where = f"{self.path}: {name}"
+        stored = write_rows(self._rows_of[name], slice(start, stop), arrays, self.feature_dtype, where)
         self._written[name] = stop
-        self._sink.require_written(self.path)
+        self._require_written()
         return stored
 
     def _start(self) -> None:
@@ -364,26 +388,21 @@ class DumpWriter:
         kind = h5py.string_dtype("utf-8", max(1, len(stored))) if isinstance(stored, bytes) else None
         (self._file if group is None else group).attrs.create(name, stored, dtype=kind)
 
-    def _start_rows(self, group: Any, samples: int | None, width: int, *, labelled: bool = True) -> Any:
-        """Create datasets for features (N, D) and labels (N,), with their scale; return that of the features."""
-        path = group.name.removeprefix("/")
-        self._announced[path], self._written[path], self._rows_of[path] = samples, 0, {}
-        scale = self._add_rows(group, schema.SAMPLE_SCALE, samples, (), np.int64)
-        if samples:
-            scale[:] = np.arange(samples)
-        scale.make_scale(schema.SAMPLE_SCALE)
-        features = self._add_rows(group, schema.FEATURES, samples, (width,), self.feature_dtype)
-        if labelled:
-            self._add_rows(group, schema.LABELS, samples, (), np.int64)
-        return features
+    def _start_rows(
+        self, group: Any, samples: int | None, width: int, labelled: bool, arrays: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Create datasets for features (N, D), labels (N,) and others; see `create_rows`."""
+        arrays = {schema.FEATURES: (width, self.feature_dtype), schema.LABELS: (None, np.int64), **arrays}
+        if not labelled:
+            group.attrs[schema.UNLABELLED] = True
+            del arrays[schema.LABELS]
+        path, datasets = group.name.removeprefix("/"), create_rows(group, samples, arrays)
+        self._announced[path], self._written[path], self._rows_of[path] = samples, 0, datasets
+        return datasets
 
-    def _add_rows(self, group: Any, name: str, samples: int | None, shape: tuple[int, ...], dtype: Any) -> Any:
-        """Create a dataset with one entry per row, labelled with the scale of the rows."""
-        dataset = create_rows(group, name, samples, shape, dtype)
-        if name != schema.SAMPLE_SCALE:
-            dataset.dims[0].attach_scale(group[schema.SAMPLE_SCALE])
-        self._rows_of[group.name.removeprefix("/")][name] = dataset
-        return dataset
+    def _require_written(self) -> None:
+        if self._sink.failure is not None:
+            raise DataError(f"{self.path}: cannot be written: {self._sink.failure.strerror}") from self._sink.failure
 
     def _resize(self, name: str, rows: int) -> None:
         for dataset in self._rows_of[name].values():

@@ -3,8 +3,8 @@
 import math
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,15 @@ CLASS_NAMES = "class_names"
 SAMPLE_NAMES = "sample_names"
 """Names of the datasets of names of classes and of samples, the only ones that contain texts."""
 
+CHECKPOINTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pth.tar", ".pt.tar")
+"""Suffixes of checkpoints."""
+
 TEXTS = (f"/{CLASS_NAMES}", f"/{SAMPLE_NAMES}")
 
-FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32", 4: "szip", 5: "nbit", 6: "scaleoffset", 32000: "lzf"}
-"""HDF5's own filters and h5py's, by number."""
-
 COMPRESSING = frozenset({1, 4, 5, 6, 32000})
+"""Numbers of deflate, szip, nbit, scaleoffset and lzf."""
+FILTERS = COMPRESSING | {2, 3}
+"""HDF5's own filters and h5py's, with shuffle and fletcher32."""
 CHUNK_CACHE = 2**20
 """Size in bytes of HDF5's cache of decompressed chunks; a chunk that does not fit is decompressed at each read."""
 
@@ -48,8 +51,11 @@ DEEPEST = 8
 SETTLED_NS = 2 * 10**9
 """Age of a file from which on another write changes its modification time."""
 
-_largest_chunks: dict[tuple[int, ...] | None, int] = {}
-"""Largest compressed chunk by `settled_state`: a report opens each file of a series several times."""
+State = tuple[int, int, int, int]
+"""Device, inode, size and time of the last change of a file."""
+
+_largest_chunks: dict[State, int] = {}
+"""Size of the largest compressed chunk of files that were checked: a report opens each file several times."""
 
 
 @contextmanager
@@ -59,10 +65,11 @@ def opened(path: Path) -> Iterator[h5py.File]:
     If the structure of the file has no checksums, a child process opens it first (`lookover`).
 
     Raises:
-        DataError: If the file is missing, a directory, truncated or not HDF5, or the child process did not survive it.
+        DataError: If the file is missing, a directory, truncated or not HDF5, if the child process did not survive it,
+            or as in `_check`.
     """
     if path.is_file():
-        look_over(path)
+        look_over(path, state_of(local_path(path).stat()))
     with opened_here(path) as file:
         yield file
 
@@ -79,9 +86,16 @@ def opened_here(path: Path) -> Iterator[h5py.File]:
     try:
         file = h5py.File(local_path(path), "r")
     except BROKEN as error:
+        if path.name.endswith(CHECKPOINTS):
+            raise DataError(f"{path}: a checkpoint, not a dump; extract it first (ckpt-probe extract)") from error
         raise DataError(f"{path}: not an HDF5 file, or a truncated one ({_first_clause(error)})") from error
     with file:
-        largest = _largest_chunk(path, file)
+        state = settled_state(file)
+        largest = None if state is None else _largest_chunks.get(state)
+        if largest is None:
+            with bounded_reads(path):
+                largest = _check(path, file)
+            _largest_chunks.update({} if state is None else {state: largest})
         if not CHUNK_CACHE < largest <= MEMORY:
             yield file
             return
@@ -114,21 +128,25 @@ def bounded_reads(path: Path) -> Iterator[None]:
         yield
 
 
-def require_own(path: Path, file: h5py.File) -> None:
+def _check(path: Path, file: h5py.File) -> int:
     """Check that a file refers to no other file, is as large as it claims and within its budget; read no dataset.
+
+    Returns:
+        Size in bytes of the largest chunk that is decompressed as a whole; 0 without compression.
 
     Raises:
         DataError: For external and user-defined links, external raw storage, virtual datasets, unknown filters,
             datasets other than numbers (class names may be texts of one length), shapes larger than the stored bytes,
             and datasets that unpack to more than the budget of the file.
     """
-    budget, sizes = Budget(path, path.stat().st_size), {"": 0}
+    budget, sizes, largest = Budget(path, path.stat().st_size), {"": 0}, 0
     for name, item in items(file, budget):
         if isinstance(item, h5py.Dataset):
-            _require_plain(f"{path}: {name.strip('/')}", item, "biufS" if name.endswith(TEXTS) else "biuf")
-            # A compressed chunk is decompressed as a whole.
-            sizes[name.strip("/")] = max(item.nbytes, _compressed_chunk(item))
+            compressed = _require_plain(f"{path}: {name.strip('/')}", item, "biufS" if name.endswith(TEXTS) else "biuf")
+            chunk = math.prod(item.chunks) * item.dtype.itemsize if compressed and item.chunks else 0
+            sizes[name.strip("/")], largest = max(item.nbytes, chunk), max(largest, chunk)
     budget.spend(sum(sizes.values()), cause=f"{max(sizes, key=sizes.__getitem__)}: ")
+    return largest
 
 
 def items(file: h5py.File, budget: Budget | None = None) -> Iterator[tuple[str, Any]]:
@@ -163,47 +181,20 @@ def items(file: h5py.File, budget: Budget | None = None) -> Iterator[tuple[str, 
                 waiting.append((inner, member, depth + 1))
 
 
-def settled_state(file: h5py.File) -> tuple[int, ...] | None:
-    """Return device, inode, size and time of an open file, which another write will change.
+def state_of(status: os.stat_result) -> State:
+    """Return the state of a file, which another write changes unless it follows at once."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def settled_state(file: h5py.File) -> State | None:
+    """Return the state of an open file, which another write will change.
 
     Returns:
         None if the file was written so recently that another write might leave its time unchanged.
     """
     # Of the open file, since another one may have taken its name meanwhile.
-    status = os.fstat(file.id.get_vfd_handle())
-    settled = time.time_ns() - status.st_mtime_ns > SETTLED_NS
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns) if settled else None
-
-
-def _largest_chunk(path: Path, file: h5py.File) -> int:
-    """Return the size in bytes of the largest compressed chunk of a file; 0 without one that can be read."""
-    state = settled_state(file)
-    if state not in _largest_chunks:
-        largest = _find_largest_chunk(path, file)
-        if state is None:
-            return largest
-        _largest_chunks[state] = largest
-    return _largest_chunks[state]
-
-
-def _find_largest_chunk(path: Path, file: h5py.File) -> int:
-    largest = 0
-    with suppress(*BROKEN):  # reading the file raises the error again
-        for _, item in items(file, Budget(path, path.stat().st_size)):
-            if isinstance(item, h5py.Dataset):
-                largest = max(largest, _compressed_chunk(item))
-    return largest
-
-
-def _compressed_chunk(dataset: h5py.Dataset) -> int:
-    """Return the size in bytes of a decompressed chunk; 0 without compression."""
-    compressed = bool(COMPRESSING & set(_filters(dataset)))
-    return math.prod(dataset.chunks) * dataset.dtype.itemsize if compressed and dataset.chunks else 0
-
-
-def _filters(dataset: h5py.Dataset) -> list[int]:
-    properties = dataset.id.get_create_plist()
-    return [properties.get_filter(number)[0] for number in range(properties.get_nfilters())]
+    state = state_of(os.fstat(file.id.get_vfd_handle()))
+    return state if time.time_ns() - state[-1] > SETTLED_NS else None
 
 
 def _described(link: Any) -> str:
@@ -212,7 +203,8 @@ def _described(link: Any) -> str:
     return "a user-defined link"
 
 
-def _require_plain(where: str, dataset: h5py.Dataset, kinds: str) -> None:
+def _require_plain(where: str, dataset: h5py.Dataset, kinds: str) -> bool:
+    """Return whether a dataset is compressed; raise DataError as in `_check`."""
     if dataset.is_virtual:
         raise DataError(f"{where}: a virtual dataset, stored in other files; copy its numbers into this file")
     if dataset.external:
@@ -221,13 +213,14 @@ def _require_plain(where: str, dataset: h5py.Dataset, kinds: str) -> None:
         )
     if dataset.dtype.kind not in kinds:
         raise DataError(f"{where}: contains {dataset.dtype}, expected numbers")
-    filters = _filters(dataset)
-    unknown = [number for number in filters if number not in FILTERS]
-    if unknown:
-        raise DataError(f"{where}: stored with the unknown filter {unknown[0]}; write it with gzip, lzf or no filter")
-    claimed, stored = dataset.nbytes, dataset.id.get_storage_size()
-    if not COMPRESSING & set(filters) and claimed > stored:
+    properties = dataset.id.get_create_plist()
+    filters = {properties.get_filter(number)[0] for number in range(properties.get_nfilters())}
+    if unknown := filters - FILTERS:
+        raise DataError(f"{where}: stored with the unknown filter {min(unknown)}; write it with gzip, lzf or no filter")
+    claimed, stored, compressed = dataset.nbytes, dataset.id.get_storage_size(), bool(COMPRESSING & filters)
+    if not compressed and claimed > stored:
         raise DataError(f"{where}: claims {claimed:,} bytes, but only {stored:,} were ever written")
+    return compressed
 
 
 def groups_with(file: h5py.File, *names: str) -> dict[str, Any]:
@@ -247,6 +240,24 @@ def read_names(path: Path, dataset: Any, name: str = CLASS_NAMES) -> tuple[str, 
         raise DataError(f"{path}: {name}: expected a list of texts of fixed length, found {dataset}")
     with own_reads(path, name):
         return tuple(bytes(text).decode("utf-8") for text in dataset[()])
+
+
+def read_arrays(
+    path: Path, name: str, datasets: Mapping[str, Any], part: slice | tuple[()] = ()
+) -> dict[str, np.ndarray]:
+    """Read datasets by name, or the rows `part` of each, in the byte order of this machine.
+
+    Args:
+        path: File, for the message.
+        name: Name of what is read, for the message.
+        datasets: Datasets by name.
+        part: Rows; () for whole datasets.
+
+    Raises:
+        DataError: If they cannot be read.
+    """
+    with own_reads(path, name):
+        return {name: native(np.asarray(dataset[part])) for name, dataset in datasets.items()}
 
 
 def native(values: np.ndarray) -> np.ndarray:

@@ -24,43 +24,34 @@ WAITED_SECONDS = 180
 
 _child: tuple[int, subprocess.Popen[bytes]] | None = None
 """The child, and the id of the process that started it (a forked copy must start a child of its own)."""
-_sound: dict[Path, tuple[int, ...]] = {}
+_survived: set[tuple[int, ...]] = set()
 _turn = threading.Lock()
 
 
-def look_over(path: Path) -> None:
-    """Have the child walk through a file, once per version of the file, if its metadata has no checksums.
+def look_over(path: Path, state: tuple[int, ...]) -> None:
+    """Have the child walk through a file if its metadata has no checksums, once for each state of a file.
 
     Other errors are not reported here, because opening the file afterwards raises them again.
 
     Raises:
         DataError: If the library crashed, or needed more than `PROCESSOR_SECONDS` or more memory than allowed.
     """
-    try:
-        state = path.stat()
-        if _has_checksums(path):
-            return
-    except OSError:
-        return
-    now = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
     with _turn:
-        if _sound.get(path) == now:
-            return
-        _ask(path)
-        _sound[path] = now
+        if state not in _survived and not _has_checksums(path):
+            _ask(path)
+            _survived.add(state)
 
 
 def _has_checksums(path: Path) -> bool:
     """Return whether superblock and root group are of a version with checksums."""
-    with local_path(path).open("rb") as file:
+    with suppress(OSError, OverflowError, ValueError), local_path(path).open("rb") as file:
         start = file.read(48)
         if start[:8] != SIGNATURE or len(start) < 48 or start[8] < FIRST_WITH_CHECKSUMS or start[9] != 8:
             return False
         base, root = (int.from_bytes(start[offset : offset + 8], "little") for offset in (12, 36))
-        with suppress(OSError, OverflowError, ValueError):
-            file.seek(base + root)
-            return file.read(4) == b"OHDR"
-        return False
+        file.seek(base + root)
+        return file.read(4) == b"OHDR"
+    return False
 
 
 def _ask(path: Path) -> None:

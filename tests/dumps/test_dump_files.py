@@ -225,6 +225,9 @@ def test_what_is_no_hdf5_file(tmp_path: Path) -> None:
             open_dump(tmp_path / f"{name}.h5"),
         ):
             pass
+    (tmp_path / "step-5.safetensors").write_text("weights")
+    with pytest.raises(DataError, match=r"step-5\.safetensors: a checkpoint, not a dump; extract it first"):
+        open_dump_series(tmp_path / "step-5.safetensors")
     with pytest.raises(DataError, match="no such file"), open_dump(tmp_path / "missing.h5"):
         pass
     with pytest.raises(DataError, match="a directory; expected one file"), open_dump(tmp_path):
@@ -393,8 +396,8 @@ def test_features_beyond_their_precision_leave_no_file(tmp_path: Path, dtype: st
 
 def test_a_file_that_stays_the_same_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checked = []
-    check = reading._check_file
-    monkeypatch.setattr(reading, "_check_file", lambda path, file: checked.append(path.name) or check(path, file))
+    check = reading._check_format
+    monkeypatch.setattr(reading, "_check_format", lambda path, file: checked.append(path.name) or check(path, file))
     path = write(tmp_path / "step-000007.h5", provenance())
     # As if it were just written, however long the test takes.
     os.utime(path, ns=(0, 4 * 10**18))
