@@ -6,11 +6,11 @@ from ckpt_probe.lazy import lazy_names
 from ckpt_probe.series import Member
 
 if TYPE_CHECKING:
-    from ckpt_probe.checkpoints.arrivals import Arrivals
     from ckpt_probe.checkpoints.metadata import CheckpointMetadata, library_versions
     from ckpt_probe.checkpoints.reading import Checkpoint, State, open_checkpoint
     from ckpt_probe.checkpoints.recognition import LikelyHead, likely_heads, quantised
     from ckpt_probe.checkpoints.series import (
+        Arrivals,
         RepeatedWeights,
         fingerprint,
         is_run,
@@ -21,34 +21,20 @@ if TYPE_CHECKING:
     )
     from ckpt_probe.checkpoints.writing import CheckpointWriter, save_checkpoint
 
-__all__ = [
-    "Arrivals",
-    "Checkpoint",
-    "CheckpointMetadata",
-    "CheckpointWriter",
-    "LikelyHead",
-    "Member",
-    "RepeatedWeights",
-    "State",
-    "fingerprint",
-    "is_run",
-    "is_series",
-    "library_versions",
-    "likely_heads",
-    "open_checkpoint",
-    "open_series",
-    "quantised",
-    "save_checkpoint",
-    "step_of",
-    "unopened_member",
-]
-
 HOMES = {
-    "arrivals": ("Arrivals",),
     "metadata": ("CheckpointMetadata", "library_versions"),
     "reading": ("Checkpoint", "State", "open_checkpoint"),
     "recognition": ("LikelyHead", "likely_heads", "quantised"),
-    "series": ("RepeatedWeights", "fingerprint", "is_run", "is_series", "open_series", "step_of", "unopened_member"),
+    "series": (
+        "Arrivals",
+        "RepeatedWeights",
+        "fingerprint",
+        "is_run",
+        "is_series",
+        "open_series",
+        "step_of",
+        "unopened_member",
+    ),
     "writing": ("CheckpointWriter", "save_checkpoint"),
 }
 

@@ -1,4 +1,4 @@
-"""The common description of an open checkpoint, which every format creates, and the options of opening."""
+"""The common description of an open checkpoint, which every format creates."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,17 +12,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True)
-class OpenOptions:
-    """Options of `open_checkpoint` that formats need.
-
-    Attributes:
-        state_key: Key of the tensors in a pickled object, or prefix of their names.
-        base: Open checkpoint that an adapter is merged onto.
-    """
-
-    state_key: str | None = None
-    base: "Contents | None" = None
+MONITORED = "monitored"
+"""Entry of `Contents.extras` with the scores by which a trainer selects checkpoints."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Find the checkpoints in a directory, among other files that trainers write."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ckpt_probe.checkpoints.parts import FOLDER, is_part, require_whole, shard_name, shards_beside
@@ -173,12 +173,35 @@ def shards_of(path: Path) -> tuple[list[Path], Mapping[str, str] | None]:
     return [path.parent / file for file in dict.fromkeys(homes.values())], homes
 
 
-def present_twice(path: Path, name: str, first: str, second: str) -> DataError:
-    """Return the error for a tensor in two shards, which have parts of its rows or are of different models."""
-    return DataError(
-        f"{path}: tensor {name!r} is present twice, in {first} and {second}: they are not shards of one model, or each "
-        "has a slice of it; put it together with the program that wrote it"
-    )
+def require_listed(index: Path, wanted: Mapping[str, str] | None, names: Mapping[str, Iterable[str]]) -> None:
+    """Check that every tensor is in one shard, which is the one that the index states.
+
+    Args:
+        index: The index, or the first shard.
+        wanted: Name of the file of each tensor by the index; None without one.
+        names: Names of the tensors in each file.
+
+    Raises:
+        DataError: If a tensor is in two shards, which have parts of its rows or are of different models, or if shards
+            and index differ.
+    """
+    homes: dict[str, str] = {}
+    for file, inside in names.items():
+        for name in inside:
+            if name in homes:
+                raise DataError(
+                    f"{index}: tensor {name!r} is present twice, in {homes[name]} and {file}: they are not shards of "
+                    "one model, or each has a slice of it; put it together with the program that wrote it"
+                )
+            homes[name] = file
+    if wanted is None:
+        return
+    for name, file in wanted.items():
+        if homes.get(name) != file:
+            raise DataError(f"{index}: says that tensor {name!r} is in {file}, but it is not")
+    unlisted = next((name for name in homes if name not in wanted), None)
+    if unlisted is not None:
+        raise DataError(f"{index}: does not list tensor {unlisted!r} of {homes[unlisted]}")
 
 
 def config_beside(file: Path) -> Path | None:

@@ -5,27 +5,61 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_probe.addresses import as_path
-from ckpt_probe.checkpoints.contents import Contents, OpenOptions, Shard, renamed
+from ckpt_probe.checkpoints.contents import Contents, renamed
 from ckpt_probe.checkpoints.folders import config_beside
 from ckpt_probe.checkpoints.formats import open_contents
 from ckpt_probe.checkpoints.integrity import require_hash, tensor_hash
 from ckpt_probe.checkpoints.metadata import CheckpointMetadata
-from ckpt_probe.checkpoints.trainers import HYPERPARAMETERS, TrainerInfo, trainer_info
 from ckpt_probe.checkpoints.writing import Layout
 from ckpt_probe.errors import DataError
-from ckpt_probe.files import content_hash
+from ckpt_probe.files import content_hash, read_object
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 State = Mapping[str, "Tensor"]
 """A state dict that is not changed."""
+
+STEPS = (
+    "global_step", "global_steps", "step", "steps", "iteration", "iter", "num_updates", "n_iter", "current_iter",
+    "train_step", "trainer_step",
+)  # fmt: skip
+EPOCHS = ("epoch", "current_epoch", "last_epoch", "epochs")
+LIGHTNING = "pytorch-lightning_version"
+HYPERPARAMETERS = "hyper_parameters"
+"""Key of the arguments of the module's constructor in checkpoints of Lightning."""
+META = "meta"
+"""Key of step and epoch in checkpoints of OpenMMLab's runners."""
+TRAINER_STATE = "trainer_state.json"
+WEIGHT_FILES = frozenset({"model", "pytorch_model", "adapter_model"})
+"""Names of weight files, up to the first dot, that a `trainer_state.json` in the same directory describes."""
+SHOWN = ("best_metric", "best_model_checkpoint", "max_steps", "num_train_epochs", "train_batch_size")
+SPEEDS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+
+
+@dataclass(frozen=True)
+class TrainerInfo:
+    """Information that a trainer states about a checkpoint.
+
+    Attributes:
+        step: Training step.
+        source: Key or file that states the step, for people.
+        epoch: Epoch.
+        metrics: Metrics by split and name.
+        facts: Other entries, as plain values.
+    """
+
+    step: int | None = None
+    source: str | None = None
+    epoch: float | None = None
+    metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Checkpoint:
@@ -34,13 +68,27 @@ class Checkpoint:
     Attributes:
         path: File or directory that was opened.
         names: Names of the tensors, sorted.
+        layout: Dtype and shape of each tensor by name, in the order of the file.
         raw_metadata: Texts of a safetensors header; empty for other formats.
+        format: Description of the format.
+        file: File that was opened: of several, the index or the metadata.
+        files: All files of the checkpoint, with those of an adapter's base.
+        shards: Safetensors files with the tensors, in their order; empty for other formats.
+        index: Index of safetensors shards, None without one.
+        stated_hashes: Hashes of tensors by name, as far as the file states them; every `read` checks against them.
+        state_key: Key of the tensors in the pickled object, joined by dots; None if they are not nested.
+        others: Other mappings of tensors in the file, which are not read, with their sizes.
+        dropped: Entries among the tensors that are not tensors, and are not read.
     """
 
     def __init__(self, path: Path, contents: Contents) -> None:
         self.path = path
         self.names: list[str] = sorted(contents.layout)
+        self.layout: Layout = contents.layout
         self.raw_metadata: dict[str, str] = dict(contents.metadata)
+        self.format, self.file, self.files = contents.format, contents.path, contents.files
+        self.shards, self.index, self.stated_hashes = contents.shards, contents.index, contents.hashes
+        self.state_key, self.others, self.dropped = contents.state_key, contents.others, contents.dropped
         self._contents = contents
 
     @cached_property
@@ -63,26 +111,6 @@ class Checkpoint:
         """Source of the step: "metadata", or a key or file of the trainer; None if no step is stated."""
         return self._trainer.source if self._ours.step is None else "metadata"
 
-    @property
-    def format(self) -> str:
-        """Description of the format."""
-        return self._contents.format
-
-    @property
-    def state_key(self) -> str | None:
-        """Key of the tensors in the pickled object, joined by dots; None if they are not nested."""
-        return self._contents.state_key
-
-    @property
-    def others(self) -> tuple[str, ...]:
-        """Other mappings of tensors in the file, which are not read, with their sizes."""
-        return self._contents.others
-
-    @property
-    def dropped(self) -> tuple[str, ...]:
-        """Entries among the tensors that are not tensors, and are not read."""
-        return self._contents.dropped
-
     @cached_property
     def facts(self) -> dict[str, Any]:
         """Entries of the trainer besides the tensors, as plain values: hyperparameters, its state, its name."""
@@ -99,34 +127,9 @@ class Checkpoint:
         }
 
     @property
-    def files(self) -> tuple[Path, ...]:
-        """All files of the checkpoint, with those of an adapter's base."""
-        return self._contents.files
-
-    @property
-    def file(self) -> Path:
-        """File that was opened: of several, the index or the metadata."""
-        return self._contents.path
-
-    @property
     def config_directory(self) -> Path | None:
         """Directory of a `config.json` beside its files, or beside those of an adapter's base; None without one."""
         return next(filter(None, map(config_beside, (self.file, *self.files))), None)
-
-    @property
-    def shards(self) -> tuple[Shard, ...]:
-        """Safetensors files with the tensors, in their order; empty for other formats."""
-        return self._contents.shards
-
-    @property
-    def index(self) -> Path | None:
-        """Index of safetensors shards, None without one."""
-        return self._contents.index
-
-    @property
-    def layout(self) -> Layout:
-        """Dtype and shape of each tensor by name, in the order of the file."""
-        return self._contents.layout
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor."""
@@ -159,7 +162,7 @@ class Checkpoint:
 
     def state_dict(self) -> "dict[str, Tensor]":
         """Return all tensors by name."""
-        return {name: self.read(name) for name in self.names}
+        return {name: self._contents.read(name) for name in self.names}
 
     def extra_state(self) -> Mapping[str, Any]:
         """Return the values of modules' `get_extra_state` that are no tensors, by name."""
@@ -169,22 +172,17 @@ class Checkpoint:
         """Return this checkpoint with other names for its tensors: new name → present name; others are left out."""
         return Checkpoint(self.path, renamed(self._contents, names))
 
-    @property
-    def stated_hashes(self) -> Mapping[str, str]:
-        """Hashes of tensors by name, as far as the file states them; every `read` checks against them."""
-        return self._contents.hashes
-
     def is_hashed(self, name: str) -> bool:
         """Return whether the file states a hash of a tensor, which `read` compares."""
-        return name in self._contents.hashes
+        return name in self.stated_hashes
 
     def require_digests(self, name: str, digests: Iterable[bytes]) -> None:
         """Raise DataError if the `piece_digests` of a tensor's bytes do not have the stated hash."""
-        require_hash(self.path, name, tensor_hash(self._entry(name), digests), self._contents.hashes.get(name))
+        require_hash(self.path, name, tensor_hash(self._entry(name), digests), self.stated_hashes.get(name))
 
     def parameters(self) -> int:
         """Return the number of entries of all tensors."""
-        return sum(math.prod(self.shape(name)) for name in self.names)
+        return sum(math.prod(shape) for _, shape in self.layout.values())
 
     @property
     def size(self) -> int:
@@ -204,7 +202,7 @@ class Checkpoint:
         return hashlib.sha256(f"{combined} {self.state_key}".encode()).hexdigest() if self.others else combined
 
     def __contains__(self, name: str) -> bool:
-        return name in self._contents.layout
+        return name in self.layout
 
     def __len__(self) -> int:
         return len(self.names)
@@ -218,14 +216,14 @@ class Checkpoint:
 
     @cached_property
     def _trainer(self) -> TrainerInfo:
-        return trainer_info(self._contents)
+        return _trainer_info(self._contents)
 
     def _entry(self, name: str) -> tuple[str, tuple[int, ...]]:
-        if name not in self._contents.layout:
+        if name not in self.layout:
             near = difflib.get_close_matches(name, self.names, n=3)
             hint = f"; nearest names: {', '.join(near)}" if near else ""
             raise DataError(f"{self.path}: no tensor {name!r}{hint}")
-        return self._contents.layout[name]
+        return self.layout[name]
 
 
 @contextmanager
@@ -249,6 +247,53 @@ def open_checkpoint(
         UsageError: If `state_key` or `base` is required, or does not fit.
     """
     with ExitStack() as stack:
-        merged = None if base is None else stack.enter_context(open_contents(as_path(base), OpenOptions(state_key)))
-        contents = stack.enter_context(open_contents(as_path(path), OpenOptions(state_key, merged)))
+        merged = None if base is None else stack.enter_context(open_contents(as_path(base), state_key))
+        contents = stack.enter_context(open_contents(as_path(path), state_key, merged))
         yield Checkpoint(as_path(path), contents)
+
+
+def _trainer_info(contents: Contents) -> TrainerInfo:
+    """Return the information in the checkpoint itself, or in the state file of Hugging Face's Trainer.
+
+    Raises:
+        DataError: If that file cannot be read.
+    """
+    state = contents.path.parent / TRAINER_STATE
+    if contents.path.name.partition(".")[0] in WEIGHT_FILES and state.is_file():
+        return _from_state_file(state, contents)
+    extras = contents.extras
+    meta = extras.get(META)
+    entries = {**(meta if isinstance(meta, dict) else {}), **extras}
+    name = next((name for name in STEPS if _is_number(entries.get(name))), None)
+    epoch = next((entries[name] for name in EPOCHS if _is_number(entries.get(name))), None)
+    facts = dict(extras)
+    if LIGHTNING in extras:
+        facts = {"trainer": f"Lightning {extras[LIGHTNING]}", **{n: v for n, v in facts.items() if n != LIGHTNING}}
+    if name is None:
+        return TrainerInfo(epoch=epoch, facts=facts)
+    return TrainerInfo(int(entries[name]), f"{name} in the file", epoch, {}, facts)
+
+
+def _from_state_file(file: Path, contents: Contents) -> TrainerInfo:
+    state = read_object(file, "a Trainer's state")
+    step: Any = state.get("global_step")
+    epoch, logged = state.get("epoch"), state.get("log_history") or []
+    if not isinstance(logged, list):
+        raise DataError(f"{file}: not a Trainer's state (log_history is not a list)")
+    metrics = {}
+    for entry in logged:
+        if isinstance(entry, dict) and entry.get("step") == step:
+            values = {name.removeprefix("eval_"): value for name, value in entry.items() if name.startswith("eval_")}
+            metrics |= {name: value for name, value in values.items() if name not in SPEEDS}
+    facts = {"trainer": "transformers Trainer", **{n: state[n] for n in SHOWN if state.get(n) is not None}}
+    return TrainerInfo(
+        int(step) if _is_number(step) else None,
+        TRAINER_STATE if _is_number(step) else None,
+        epoch if _is_number(epoch) else None,
+        {"eval": metrics} if metrics else {},
+        {**facts, **contents.extras},
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**63

@@ -138,12 +138,11 @@ def _statistics(total: _Part, entries: int) -> Statistics:
 
 
 class _Buffers:
-    """Memory of one thread: raw bytes, decoded numbers, shifted bits, and numbers in double precision."""
+    """Memory of one thread: raw bytes, decoded numbers, and numbers in double precision."""
 
     def __init__(self) -> None:
         self.raw = np.empty(8 * ENTRIES, np.uint8)
         self.decoded = np.zeros(8 * ENTRIES, np.uint8)
-        self.bits = np.empty(8 * ENTRIES, np.uint8)
         self.double = np.empty(ENTRIES, np.float64)
 
 
@@ -158,19 +157,8 @@ def _block(buffers: _Buffers, checkpoint: Checkpoint, name: str, dtype: str, fir
         np.copyto(double, raw.view(INTEGERS[dtype]), casting="unsafe")
     else:
         np.take(_numbers_of_bytes(dtype), raw, out=double)
-    part = _summed(double)
-    zeros = count - _nonzero(raw, item, buffers.bits, signed=dtype not in INTEGERS)
-    return replace(part, zeros=zeros) if zeros else part
-
-
-def _nonzero(raw: np.ndarray, item: int, bits: np.ndarray, *, signed: bool) -> int:
-    numbers = raw.view(f"u{item}")
-    lowest = np.iinfo(f"i{item}").min
-    if signed and numbers.view(f"i{item}").min() == lowest:
-        # Negative zero may occur: a shift removes the sign.
-        shifted = bits[: raw.nbytes].view(numbers.dtype)
-        numbers = np.left_shift(numbers, numbers.dtype.type(1), out=shifted)
-    return int(np.count_nonzero(numbers))
+    zeros = count - int(np.count_nonzero(double))
+    return replace(_summed(double), zeros=zeros)
 
 
 def _summed(double: np.ndarray) -> _Part:

@@ -49,6 +49,14 @@ def test_hidden_and_temporary_files_are_no_checkpoints(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-5"]
 
 
+@pytest.mark.parametrize("dump", ["step-5.h5", "seed-0/step-5.h5"])
+def test_dumps_in_place_of_checkpoints_are_named(tmp_path: Path, dump: str) -> None:
+    (tmp_path / dump).parent.mkdir(exist_ok=True)
+    (tmp_path / dump).write_text("features")
+    with pytest.raises(DataError, match=r"no checkpoint, but dumps such as step-5\.h5; analyze them"):
+        open_series(tmp_path)
+
+
 def test_where_there_is_none_it_is_said_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or directory"):
         open_series(tmp_path / "missing")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from ckpt_probe.checkpoints.contents import Contents, OpenOptions
+from ckpt_probe.checkpoints.contents import Contents
 from ckpt_probe.checkpoints.folders import DISTRIBUTED, INDICES, checkpoint_in, is_adapter, opening_file
 from ckpt_probe.checkpoints.parts import shard_name
 from ckpt_probe.errors import DataError
@@ -20,7 +20,7 @@ HEAD = 64
 """Number of bytes by which a format is recognised."""
 
 FOREIGN = (
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file, not a checkpoint (dumps of ckpt-probe end in .h5)"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file, not a checkpoint; a dump is analyzed (ckpt-probe analyze)"),
     (b"\x80", "a plain pickle, not written by torch.save: opening it could run code; if you trust it, load it and "
      "save its tensors with safetensors.torch.save_file"),
     (b"GGUF", "a GGUF file, whose weights are quantised for inference; use the checkpoint it was made from"),
@@ -43,17 +43,17 @@ class Format:
 
     Attributes:
         recognises: Function of a file's path and first bytes that returns whether the file has this format.
-        opener: "module:function" of this package. The function takes the path and `OpenOptions`, and returns a context
-            manager of `Contents`.
+        opener: "module:function" of this package. The function takes the arguments of `open_contents`, and returns a
+            context manager of `Contents`.
     """
 
     recognises: Callable[[Path, bytes], bool]
     opener: str
 
-    def open(self, path: Path, options: OpenOptions) -> AbstractContextManager[Contents]:
+    def open(self, path: Path, state_key: str | None, base: Contents | None) -> AbstractContextManager[Contents]:
         """Open a file; only then the module of the format is imported."""
         module, _, function = self.opener.partition(":")
-        return getattr(import_module(f"{__name__}.{module}"), function)(path, options)
+        return getattr(import_module(f"{__name__}.{module}"), function)(path, state_key, base)
 
 
 def is_safetensors(head: bytes) -> bool:
@@ -80,7 +80,7 @@ FORMATS = (
 
 
 @contextmanager
-def open_contents(path: Path, options: OpenOptions) -> Iterator[Contents]:
+def open_contents(path: Path, state_key: str | None = None, base: Contents | None = None) -> Iterator[Contents]:
     """Open a file of any format, or a directory with one checkpoint, within a `with` block.
 
     Raises:
@@ -99,7 +99,7 @@ def open_contents(path: Path, options: OpenOptions) -> Iterator[Contents]:
     recognised = next((candidate for candidate in FORMATS if candidate.recognises(file, head)), None)
     if recognised is None:
         raise DataError(f"{file}: {_describe_unknown(head)}")
-    with recognised.open(file, options) as contents:
+    with recognised.open(file, state_key, base) as contents:
         yield contents
 
 

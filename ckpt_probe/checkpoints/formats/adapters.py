@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckpt_probe.checkpoints.contents import Contents, OpenOptions
+from ckpt_probe.checkpoints.contents import Contents
 from ckpt_probe.checkpoints.folders import ADAPTER_CONFIG, CONFIG, config_beside
 from ckpt_probe.checkpoints.formats import STREAM, ZIP
 from ckpt_probe.checkpoints.formats.adapter_changes import NOT_MERGED, Change, merge, read_changes, read_settings
@@ -32,8 +32,8 @@ MOST_ALIKE = 8
 
 
 @contextmanager
-def open_adapter(path: Path, options: OpenOptions) -> Iterator[Contents]:
-    """Open an adapter's weights merged onto `options.base`, which is any checkpoint.
+def open_adapter(path: Path, state_key: str | None = None, base: Contents | None = None) -> Iterator[Contents]:
+    """Open an adapter's weights merged onto `base`, which is any checkpoint.
 
     The base that the configuration names is only mentioned, never opened by itself.
 
@@ -42,10 +42,9 @@ def open_adapter(path: Path, options: OpenOptions) -> Iterator[Contents]:
         DataError: If the adapter has a setting or a tensor that is not merged, or does not fit the base.
     """
     settings = read_settings(path.parent / ADAPTER_CONFIG)
-    if options.base is None:
+    if base is None:
         named = settings.get("base_model_name_or_path") or "not named in its configuration"
         raise UsageError(f"{path}: a PEFT adapter; name the checkpoint that it was trained on ({named}) with `base=`")
-    base = options.base
     with _opened(path) as adapter:
         changes, replaced = read_changes(path, settings, adapter)
         changed = {f"{module}.{kind}": module for module, change in changes.items() for kind in change.kinds}
@@ -88,7 +87,7 @@ def _opened(path: Path) -> AbstractContextManager[Contents]:
     require_regular(path)
     with path.open("rb", buffering=0) as file:
         head = file.read(len(STREAM))
-    return open_pickled(path, OpenOptions()) if head.startswith((ZIP, STREAM)) else open_file(path, OpenOptions())
+    return open_pickled(path) if head.startswith((ZIP, STREAM)) else open_file(path)
 
 
 def _names(path: Path, base: Contents, changed: list[str]) -> dict[str, str]:

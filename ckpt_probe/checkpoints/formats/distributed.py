@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_probe.addresses import local_path
 from ckpt_probe.budget import Budget
-from ckpt_probe.checkpoints.contents import Contents, OpenOptions
+from ckpt_probe.checkpoints.contents import Contents
 from ckpt_probe.checkpoints.formats.nesting import EXTRA_STATE, choose
 from ckpt_probe.checkpoints.formats.pickle_checks import check_file
 from ckpt_probe.checkpoints.formats.pickled import load_checked
@@ -48,7 +48,7 @@ CLASSES = {
 
 
 @contextmanager
-def open_distributed(path: Path, options: OpenOptions) -> Iterator[Contents]:
+def open_distributed(path: Path, state_key: str | None = None, base: Contents | None = None) -> Iterator[Contents]:
     """Open a directory by its `.metadata`.
 
     Raises:
@@ -64,7 +64,7 @@ def open_distributed(path: Path, options: OpenOptions) -> Iterator[Contents]:
         # Fields of the objects are missing or of other types.
         raise DataError(f"{path}: {NO_METADATA} ({error})") from error
     try:
-        choice = choose(tree, _numbers, options.state_key)
+        choice = choose(tree, _numbers, state_key)
     except CkptProbeError as error:
         raise type(error)(f"{path.parent}: {error}") from error
     leaves: Mapping[str, _Leaf] = choice.taken.tensors
@@ -199,18 +199,23 @@ def _pieces(path: Path, metadata: Any) -> dict[Any, list[_Piece]]:
 def _tree(metadata: Any, pieces: Mapping[Any, list[_Piece]]) -> dict[str, Any]:
     """Return the tensors in the nested mappings that were saved, by the planner's data; without them, at one level."""
     tree: dict[str, Any] = {}
-    planned = metadata.planner_data if isinstance(metadata.planner_data, dict) else {}
     for name, entry in metadata.state_dict_metadata.items():
         if not hasattr(entry, "chunks"):
             continue
-        steps = planned.get(name, (name,))
-        *above, last = [str(step) for step in steps] if isinstance(steps, tuple) and steps else [name]
+        *above, last = _steps(metadata, name)
         mapping = tree
         for step in above:
             inner = mapping.setdefault(step, {})
             mapping = inner if isinstance(inner, dict) else {}
         mapping[last] = _leaf(name, entry, pieces.get(name, []))
     return tree
+
+
+def _steps(metadata: Any, name: Any) -> list[str]:
+    """Return the keys from the top of the nested mappings to an entry, by the planner's data; else its name alone."""
+    planned = metadata.planner_data if isinstance(metadata.planner_data, dict) else {}
+    steps = planned.get(name)
+    return [str(step) for step in steps] if isinstance(steps, tuple) and steps else [str(name)]
 
 
 def _leaf(name: str, entry: Any, pieces: list[_Piece]) -> _Leaf:
@@ -253,9 +258,8 @@ def _read(folder: Path, metadata: Any, leaf: _Leaf) -> "Tensor":
 def _extra_states(folder: Path, metadata: Any, pieces: Mapping[Any, list[_Piece]], state_key: str) -> dict[str, Any]:
     """Return modules' extra state beside the tensors at a key; torch stores each entry of its mappings by itself."""
     extra: dict[str, Any] = {}
-    planned = metadata.planner_data if isinstance(metadata.planner_data, dict) else {}
     for name, entry in metadata.state_dict_metadata.items():
-        steps = [str(step) for step in planned.get(name, (name,))]
+        steps = _steps(metadata, name)
         level = next((i for i, step in enumerate(steps) if step.rpartition(".")[2] == EXTRA_STATE), None)
         stored = pieces.get(name, [])
         is_tensor = hasattr(entry, "chunks")
@@ -278,11 +282,10 @@ def _extra_states(folder: Path, metadata: Any, pieces: Mapping[Any, list[_Piece]
 
 def _extras(metadata: Any, pieces: Mapping[Any, list[_Piece]]) -> dict[str, Any]:
     """Return small entries at the top level besides the tensors, such as the step."""
-    planned = metadata.planner_data if isinstance(metadata.planner_data, dict) else {}
     extras = {}
     for name, entry in metadata.state_dict_metadata.items():
         stored = pieces.get(name, [])
-        top = isinstance(name, str) and len(planned.get(name, (name,))) == 1
+        top = isinstance(name, str) and len(_steps(metadata, name)) == 1
         if top and not hasattr(entry, "chunks") and len(stored) == 1 and stored[0].length <= SMALL:
             try:
                 extras[name] = load_checked(stored[0].opened(), stored[0].length, stored[0].file)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ckpt_probe.addresses import local_path
-from ckpt_probe.checkpoints.contents import Contents, OpenOptions, with_prefix
-from ckpt_probe.checkpoints.folders import present_twice, shards_of
+from ckpt_probe.checkpoints.contents import MONITORED, Contents, with_prefix
+from ckpt_probe.checkpoints.folders import require_listed, shards_of
 from ckpt_probe.checkpoints.formats import ZIP
 from ckpt_probe.checkpoints.formats.nesting import OF_TRAINING, Choice, choose
 from ckpt_probe.checkpoints.formats.pickle_checks import check_file
@@ -27,12 +27,10 @@ if TYPE_CHECKING:
 
 LISTING_DEVICE = "meta"
 """Device on which a file is loaded for its names, dtypes and shapes."""
-MONITORED = "monitored"
-"""Entry of `extras` with the scores by which a trainer selects checkpoints."""
 
 
 @contextmanager
-def open_pickled(path: Path, options: OpenOptions) -> Iterator[Contents]:
+def open_pickled(path: Path, state_key: str | None = None, base: Contents | None = None) -> Iterator[Contents]:
     """Open a file of torch.save.
 
     Raises:
@@ -41,7 +39,7 @@ def open_pickled(path: Path, options: OpenOptions) -> Iterator[Contents]:
         UsageError: See `nesting.choose`.
     """
     require_regular(path)
-    pickled = _PickledFile(path, options.state_key)
+    pickled = _PickledFile(path, state_key)
     tree, choice, tensors = pickled.listing
     try:
         extras = plain(_extras(tree, choice))
@@ -68,7 +66,7 @@ def open_pickled(path: Path, options: OpenOptions) -> Iterator[Contents]:
 
 
 @contextmanager
-def open_pickled_shards(path: Path, options: OpenOptions) -> Iterator[Contents]:
+def open_pickled_shards(path: Path, state_key: str | None = None, base: Contents | None = None) -> Iterator[Contents]:
     """Open the shards of an index, or those without an index of which this is one, memory-mapped.
 
     Raises:
@@ -76,27 +74,21 @@ def open_pickled_shards(path: Path, options: OpenOptions) -> Iterator[Contents]:
             in `open_pickled`.
     """
     files, wanted = shards_of(path)
-    homes: dict[str, str] = {}
+    names: dict[str, list[str]] = {}
     layout: dict[str, tuple[str, tuple[int, ...]]] = {}
     tensors: dict[str, Tensor] = {}
     extra: dict[str, Any] = {}
     extras: Mapping[str, Any] = {}
     keys: set[str | None] = set()
     for file in files:
-        with open_pickled(file, OpenOptions()) as shard:
-            names = set(shard.layout) if wanted is None else {n for n, home in wanted.items() if home == file.name}
-            for name in sorted(names - set(shard.layout)):
-                raise DataError(f"{path}: says that tensor {name!r} is in {file.name}, but it is not")
-            for name in sorted(set(shard.layout) - names):
-                raise DataError(f"{path}: does not list tensor {name!r} of {file.name}")
-            for name in sorted(set(shard.layout) & set(layout)):
-                raise present_twice(path, name, homes[name], file.name)
-            homes |= dict.fromkeys(names, file.name)
+        with open_pickled(file) as shard:
+            names[file.name] = sorted(shard.layout)
             layout |= shard.layout
             tensors |= {name: shard.read(name) for name in shard.layout}
             extra |= shard.extra()
             extras = extras or shard.extras
             keys.add(shard.state_key)
+    require_listed(path, wanted, names)
     contents = Contents(
         path=path,
         format=f"torch zip, {len(files)} shards" if len(files) > 1 or wanted is not None else "torch zip",
@@ -108,8 +100,8 @@ def open_pickled_shards(path: Path, options: OpenOptions) -> Iterator[Contents]:
         extra=lambda: extra,
         state_key=keys.pop() if len(keys) == 1 else None,
     )
-    inner = options.state_key not in {None, contents.state_key}
-    yield with_prefix(contents, str(options.state_key)) if inner else contents
+    inner = state_key not in {None, contents.state_key}
+    yield with_prefix(contents, str(state_key)) if inner else contents
 
 
 class _PickledFile:

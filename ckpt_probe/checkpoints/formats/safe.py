@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ckpt_probe.addresses import Address
 from ckpt_probe.budget import Budget
-from ckpt_probe.checkpoints.contents import Contents, OpenOptions, Shard, with_prefix
-from ckpt_probe.checkpoints.folders import present_twice, shards_of
+from ckpt_probe.checkpoints.contents import Contents, Shard, with_prefix
+from ckpt_probe.checkpoints.folders import require_listed, shards_of
 from ckpt_probe.checkpoints.integrity import HASHES, hash_of, require_hash, stated_hashes
 from ckpt_probe.checkpoints.writing import BITS
 from ckpt_probe.errors import DataError
@@ -96,18 +96,18 @@ def read_header(path: Path) -> Header:
 
 
 @contextmanager
-def open_file(path: Path, options: OpenOptions) -> Iterator[Contents]:
+def open_file(path: Path, state_key: str | None = None, base: Contents | None = None) -> Iterator[Contents]:
     """Open a safetensors file.
 
     Raises:
         DataError: As in `read_header`.
     """
-    with _contents(path, options, [read_header(path)], None) as contents:
+    with _contents(path, state_key, [read_header(path)], None) as contents:
         yield contents
 
 
 @contextmanager
-def open_shards(path: Path, options: OpenOptions) -> Iterator[Contents]:
+def open_shards(path: Path, state_key: str | None = None, base: Contents | None = None) -> Iterator[Contents]:
     """Open the shards of an index, or those without an index of which this is one.
 
     Raises:
@@ -115,13 +115,13 @@ def open_shards(path: Path, options: OpenOptions) -> Iterator[Contents]:
     """
     files, wanted = shards_of(path)
     headers = [read_header(file) for file in files]
-    _require_listed(path, wanted, headers)
-    with _contents(path, options, headers, None if wanted is None else path) as contents:
+    require_listed(path, wanted, {header.file.name: header.tensors for header in headers})
+    with _contents(path, state_key, headers, None if wanted is None else path) as contents:
         yield contents
 
 
 @contextmanager
-def _contents(path: Path, options: OpenOptions, headers: list[Header], index: Path | None) -> Iterator[Contents]:
+def _contents(path: Path, state_key: str | None, headers: list[Header], index: Path | None) -> Iterator[Contents]:
     homes = {name: header for header in headers for name in header.tensors}
     files = tuple(header.file for header in headers)
     with ExitStack() as stack:
@@ -140,24 +140,7 @@ def _contents(path: Path, options: OpenOptions, headers: list[Header], index: Pa
             else tuple(Shard(h.file.name, tuple(h.tensors), h.metadata) for h in headers),
             index=index,
         )
-        yield contents if options.state_key is None else with_prefix(contents, options.state_key)
-
-
-def _require_listed(index: Path, wanted: Mapping[str, str] | None, headers: list[Header]) -> None:
-    homes: dict[str, str] = {}
-    for header in headers:
-        for name in header.tensors:
-            if name in homes:
-                raise present_twice(index, name, homes[name], header.file.name)
-            homes[name] = header.file.name
-    if wanted is None:
-        return
-    for name, file in wanted.items():
-        if homes.get(name) != file:
-            raise DataError(f"{index}: says that tensor {name!r} is in {file}, but it is not")
-    unlisted = next((name for name in homes if name not in wanted), None)
-    if unlisted is not None:
-        raise DataError(f"{index}: does not list tensor {unlisted!r} of {homes[unlisted]}")
+        yield contents if state_key is None else with_prefix(contents, state_key)
 
 
 def _reader(homes: Mapping[str, Header], stack: ExitStack) -> "Callable[[str], Tensor]":
