@@ -30,6 +30,7 @@ def inspect(
     classifier: str | None = None,
     state_key: str | None = None,
     base: Path | str | None = None,
+    data_workers: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Describe a checkpoint of any format, a directory of checkpoints, or a dump.
@@ -46,6 +47,7 @@ def inspect(
         classifier: Name of the last linear layer; found by running the model if None.
         state_key: Key of the weights in a pickled checkpoint.
         base: Checkpoint that a PEFT adapter was trained on.
+        data_workers: Number of processes that read images.
         progress: Receives bars.
 
     Returns:
@@ -56,34 +58,13 @@ def inspect(
         UsageError: If an argument does not apply to the path.
         DataError: If the path cannot be read, or a header is damaged.
     """
-    from ckpt_probe.extraction import Setup
-
+    chosen = {"model": model, "model_arguments": model_arguments, "data": data, "data_arguments": data_arguments}
+    chosen |= {"classifier": classifier, "data_workers": data_workers}
     setup = None
-    if any(value is not None for value in (model, model_arguments, data, data_arguments, classifier)):
-        setup = Setup(
-            model=model,
-            model_arguments=model_arguments,
-            data=data,
-            data_arguments=data_arguments,
-            classifier=classifier,
-            state_key=state_key,
-            base=base,
-            device="cpu",
-        )
-    return describe(path, setup, state_key, base, statistics=statistics, verify=verify, progress=progress)
+    if any(value is not None for value in chosen.values()):
+        from ckpt_probe.extraction import Setup
 
-
-def describe(
-    path: Path | str,
-    setup: "Setup | None",
-    state_key: str | None = None,
-    base: Path | str | None = None,
-    *,
-    statistics: bool = False,
-    verify: bool = False,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Describe a checkpoint, a directory of checkpoints or a dump; as `inspect`, with the model and data in `setup`."""
+        setup = Setup(device="cpu", state_key=state_key, base=base, **chosen)
     path, base, progress = resolve(path), resolve(base), progress or NullProgress()
     description = _description(path, setup, state_key, base, statistics, progress)
     if verify:
@@ -212,14 +193,8 @@ def inspect_dump(file: Path) -> dict[str, Any]:
     from ckpt_probe.dumps import open_dump
 
     with open_dump(file) as dump:
-        tensors = []
-        if dump.weights is not None:
-            tensors.append({"name": "classifier/weights", "dtype": "float64", "shape": list(dump.weights.shape)})
-        if dump.bias is not None:
-            tensors.append({"name": "classifier/bias", "dtype": "float64", "shape": list(dump.bias.shape)})
-        for split in dump.splits:
-            for name, array in dump[split].arrays().items():
-                tensors.append({"name": f"{split}/{name}", "dtype": str(array.dtype), "shape": list(array.shape)})
+        arrays = {"classifier/weights": dump.weights, "classifier/bias": dump.bias}
+        arrays |= {f"{split}/{name}": array for split in dump.splits for name, array in dump[split].arrays().items()}
         return {
             "file": str(file),
             "kind": "dump" if dump.provenance else "dump without provenance",
@@ -229,7 +204,11 @@ def inspect_dump(file: Path) -> dict[str, Any]:
             "metadata": asdict(dump.provenance) if dump.provenance else {},
             "classifier": dump.provenance.classifier if dump.provenance else None,
             "class_names": None if dump.class_names is None else list(dump.class_names),
-            "tensors": tensors,
+            "tensors": [
+                {"name": name, "dtype": str(array.dtype), "shape": list(array.shape)}
+                for name, array in arrays.items()
+                if array is not None
+            ],
         }
 
 
@@ -241,24 +220,26 @@ def _of_a_run(checkpoint: "Checkpoint") -> dict[str, Any]:
 
 
 def _tensors(checkpoint: "Checkpoint", statistics: bool, progress: Progress) -> Iterator[dict[str, Any]]:
+    layout = checkpoint.layout
+    described = {
+        name: {"name": name, "dtype": layout[name][0], "shape": list(layout[name][1])} for name in sorted(layout)
+    }
     if not statistics:
-        for name in checkpoint.names:
-            yield {"name": name, "dtype": checkpoint.dtype(name), "shape": list(checkpoint.shape(name))}
+        yield from described.values()
         return
     from ckpt_probe.checkpoints.statistics import statistics_of
 
     with progress.task("statistics", len(checkpoint), "tensors") as bar:
         for name, values in statistics_of(checkpoint):
             bar.advance()
-            description = {"name": name, "dtype": checkpoint.dtype(name), "shape": list(checkpoint.shape(name))}
-            yield {**description, **(asdict(values) if values else {})}
+            yield {**described[name], **(asdict(values) if values else {})}
 
 
 def _head(checkpoint: "Checkpoint", setup: "Setup | None") -> dict[str, Any]:
     """Return the head of the model, identified by running it; an unknown head if no model is named."""
     if setup is None and checkpoint.metadata.model is None:
         return {"classifier": None}
-    from ckpt_probe.extraction import Setup, inspect_model
+    from ckpt_probe.extraction import Setup
 
     try:
         head = inspect_model(checkpoint, setup or Setup(device="cpu"))
@@ -267,6 +248,50 @@ def _head(checkpoint: "Checkpoint", setup: "Setup | None") -> dict[str, Any]:
             raise
         return {"classifier": f"unknown: {str(error).removeprefix(f'{checkpoint.path}: ')}"}
     return {"classifier": head["layer"], "head": head}
+
+
+def inspect_model(checkpoint: "Checkpoint", setup: "Setup") -> dict[str, Any]:
+    """Describe a checkpoint's model, with samples of its data or, if none are named, random inputs.
+
+    Args:
+        checkpoint: Open checkpoint.
+        setup: Model and data.
+
+    Returns:
+        Name and arguments of the model, with the entries of `describe_head` and `describe_layers`.
+
+    Raises:
+        UsageError: As in `build_subject`.
+        DataError: As in `build_subject`.
+    """
+    from ckpt_probe import models
+    from ckpt_probe.extraction.sources import choose_model, complete_model, shapes_of
+    from ckpt_probe.extraction.subject import build_subject, fill, find_rows
+
+    path = checkpoint.path
+    if setup.data or (setup.model is None and checkpoint.metadata.data):
+        subject = build_subject(checkpoint, setup)
+        name, arguments, origin = subject.model_name, subject.model_arguments, f"data {subject.data.name}"
+        head, model = subject.head, subject.model
+        dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), None)
+        sample = models.on_device(subject.sample, subject.device, dtype)
+    else:
+        name, arguments = complete_model(checkpoint, setup, choose_model(checkpoint, setup))
+        model, origin = (
+            models.build_model(name, arguments, initialised=False, tensors=shapes_of(checkpoint)),
+            "random inputs",
+        )
+        target, state = models.choose_device(setup.device), checkpoint.state_dict()
+        device, dtype, _ = fill(model, target, state, str(path), checkpoint.extra_state(), checkpoint.state_key)
+        try:
+            sample = models.on_device(models.made_up_inputs(model, arguments), device, dtype)
+            head = find_rows(model, sample, setup.classifier or checkpoint.metadata.classifier, setup.pooling)
+        except CkptProbeError as error:
+            raise type(error)(f"{path}: model {name}: {error}") from error
+    description = {"model": name, "model_arguments": arguments, "shown": origin}
+    if isinstance(head, models.Backbone):
+        return {**description, **models.describe_backbone(head, model, sample)}
+    return {**description, **models.describe_head(head, model, sample), **models.describe_layers(head, model, sample)}
 
 
 def verify_files(

@@ -101,14 +101,15 @@ def command(checkpoints: Path, out: Path, follow: bool, until: int | None, every
 
 def _warn_of_faults(checkpoints: Path, state_key: str | None, base: Path | None, progress: "Progress") -> None:
     """Show the verdict of the audit of a series if something is wrong; extraction itself reports bad files."""
-    from ckpt_probe.checkpoints import open_series
     from ckpt_probe.remote import resolve
-    from ckpt_probe.trajectories import audit_series
 
     try:
         checkpoints = resolve(checkpoints)
         if not checkpoints.is_dir():
             return
+        from ckpt_probe.checkpoints import open_series
+        from ckpt_probe.trajectories import audit_series
+
         members = open_series(checkpoints, state_key=state_key, base=base)
         audit = audit_series(members, state_key=state_key, base=base, progress=progress) if len(members) > 1 else None
     except CkptProbeError:

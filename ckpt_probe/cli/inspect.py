@@ -2,18 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from ckpt_probe.cli.command import Command, explicit_options, flag, option_group, setting_group
+from ckpt_probe.cli.command import Command, flag, option_group, setting_group
 from ckpt_probe.cli.console import bars
 from ckpt_probe.cli.flags import flags_for_keywords
 from ckpt_probe.cli.options import MODEL_SETTINGS, PATH, model_options
 from ckpt_probe.errors import DataError, in_json, listed, printable
-
-if TYPE_CHECKING:
-    from ckpt_probe.extraction import Setup
 
 MOST_TRAINER_LINES = 40
 """Number of values of the trainer's metadata that are printed; --json has all of them."""
@@ -31,9 +28,7 @@ MOST_TRAINER_LINES = 40
 @option_group("Output", flag("--json", "Print all information as one JSON object."))
 @model_options
 @setting_group("--set", "Less common settings", *MODEL_SETTINGS)
-def command(
-    path: Path, state_key: str | None, base: Path | None, statistics: bool, verify: bool, json: bool, **options: Any
-) -> None:
+def command(path: Path, statistics: bool, verify: bool, json: bool, **options: Any) -> None:
     """Describe PATH: a checkpoint of any format, a directory of checkpoints, or a dump.
 
     For a checkpoint: its tensors, step, metadata of its trainer, likely heads and quantised tensors; only --statistics
@@ -44,11 +39,10 @@ def command(
     """
     from json import dumps
 
-    from ckpt_probe.inspection import describe
+    from ckpt_probe.inspection import inspect
 
-    setup = _setup(state_key, base, options)
     with bars() as progress:
-        facts = describe(path, setup, state_key, base, statistics=statistics, verify=verify, progress=progress)
+        facts = inspect(path, statistics=statistics, verify=verify, progress=progress, **options)
     if json:
         click.echo(in_json(dumps(facts, ensure_ascii=False, allow_nan=False)))
     elif facts["kind"] == "series":
@@ -59,19 +53,10 @@ def command(
         _require_undamaged(path, facts["verified"])
 
 
-def _setup(state_key: str | None, base: Path | None, options: dict[str, Any]) -> "Setup | None":
-    """Return the model and data to run, None if no option names them."""
-    if not explicit_options().keys() & options.keys():
-        return None
-    from ckpt_probe.extraction import Setup
-
-    return Setup(device="cpu", state_key=state_key, base=base, **options)
-
-
 def _print(facts: dict[str, Any], statistics: bool) -> None:
     click.echo(printable(f"{facts['file']}: a whole {facts['kind']}, {facts['bytes']:,} bytes"))
-    for line in _lines(facts):
-        click.echo(printable(flags_for_keywords(line)))
+    lines = [flags_for_keywords(line) for line in list(_lines(facts))]
+    click.echo("\n".join([printable(line) for line in lines]))
     columns = ["tensor", "dtype", "shape", *(STATISTICS if statistics else ())]
     rows = [
         [

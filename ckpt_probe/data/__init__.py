@@ -15,7 +15,6 @@ from ckpt_probe.data.samples import (
     Split,
     Streaming,
     described_inputs,
-    documents_of,
     first_samples,
     names_of,
     notes_of,

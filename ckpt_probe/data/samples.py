@@ -170,16 +170,17 @@ def to_model_dtype(inputs: Tensor) -> Tensor:
     return inputs.to(torch.float32 if inputs.is_floating_point() else torch.int64)
 
 
-def split_lengths(inputs: Inputs) -> tuple[Inputs, Tensor | None]:
-    """Return the model's inputs, and the lengths, shape (n,), of padded samples, None without padding."""
+def split_lengths(inputs: Inputs) -> tuple[Inputs, Tensor | None, Tensor | None]:
+    """Separate a batch into the inputs of the model and what it states about its samples.
+
+    Returns:
+        The inputs; the lengths of padded samples, shape (n,), None without padding; and the document of each sample
+        with its first position in it, shape (n, 2), None if the batch states none.
+    """
     if isinstance(inputs, Tensor) or not {LENGTHS, DOCUMENTS} & inputs.keys():
-        return inputs, None
-    return {name: part for name, part in inputs.items() if name not in (LENGTHS, DOCUMENTS)}, inputs.get(LENGTHS)
-
-
-def documents_of(inputs: Inputs) -> Tensor | None:
-    """Return the document of each sample and its first position in it, shape (n, 2); None if a batch states none."""
-    return None if isinstance(inputs, Tensor) else inputs.get(DOCUMENTS)
+        return inputs, None, None
+    plain = {name: part for name, part in inputs.items() if name not in (LENGTHS, DOCUMENTS)}
+    return plain, inputs.get(LENGTHS), inputs.get(DOCUMENTS)
 
 
 def first_samples(split: Split, count: int) -> LabelledBatch:

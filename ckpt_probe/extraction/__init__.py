@@ -3,25 +3,7 @@
 from ckpt_probe.extraction.blocks import Block, is_scored, score_logits
 from ckpt_probe.extraction.config import Setup, Storage
 from ckpt_probe.extraction.forward import forward_blocks, labels_of_rows
-from ckpt_probe.extraction.inspection import inspect_model
 from ckpt_probe.extraction.series import ExtractionSummary, extract_series
 from ckpt_probe.extraction.single import extract
 from ckpt_probe.extraction.subject import Subject, open_subject
 from ckpt_probe.extraction.writer import StoreWriter
-
-__all__ = [
-    "Block",
-    "ExtractionSummary",
-    "Setup",
-    "Storage",
-    "StoreWriter",
-    "Subject",
-    "extract",
-    "extract_series",
-    "forward_blocks",
-    "inspect_model",
-    "is_scored",
-    "labels_of_rows",
-    "open_subject",
-    "score_logits",
-]

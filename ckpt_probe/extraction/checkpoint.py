@@ -14,9 +14,9 @@ from ckpt_probe.dumps import Provenance, read_provenance
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction.blocks import is_scored
 from ckpt_probe.extraction.config import Setup, Storage
-from ckpt_probe.extraction.plausibility import Outcome, Tally, stated_accuracies
+from ckpt_probe.extraction.plausibility import Outcome, stated_accuracies
 from ckpt_probe.extraction.subject import Subject, build_subject
-from ckpt_probe.extraction.writer import Scores, StoreWriter, choose_rows, require_storable
+from ckpt_probe.extraction.writer import Scores, StoreWriter, Tally, choose_rows, require_storable
 from ckpt_probe.models import Backbone
 from ckpt_probe.progress import Progress
 from ckpt_probe.scheduling import Busy, claimed
@@ -179,7 +179,7 @@ def _write_dump(
     shared: "SharedForward | None",
 ) -> dict[str, Tally]:
     """Write the dump of the checkpoint whose weights are loaded; return the counted predictions of each split."""
-    storage, tallies = job.storage, {name: Tally() for name in subject.splits}
+    storage, tallies = job.storage, {}
     counts = {name: subject.rows_of(name, storage.limit) for name in subject.splits}
     unknown = next((name for name, count in counts.items() if count is None), None)
     if unknown is not None and storage.max_rows is not None:
@@ -215,8 +215,9 @@ def _write_dump(
             chosen = None if count is None else choose_rows(count, storage.max_rows, storage.rows_seed)
             # If the writer fails, the thread that prepares batches ends here and not at garbage collection.
             with closing(forwarded) as blocks:
-                counted = tallies[name].counted(blocks)
-                writer.write_split(name, counted, rows=count, scores=scores, labelled=labelled, chosen=chosen)
+                tallies[name] = writer.write_split(
+                    name, blocks, rows=count, scores=scores, labelled=labelled, chosen=chosen
+                )
             names = subject.names_of_rows(name, storage.limit)
             if names is not None:
                 writer.write_sample_names(name, names, chosen)

@@ -1,18 +1,14 @@
 """Accuracies of extracted checkpoints against chance, and against those that checkpoints or trainers state."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ckpt_probe.checkpoints import Checkpoint
-from ckpt_probe.checkpoints.formats.pickled import MONITORED
-from ckpt_probe.extraction.blocks import Block
+from ckpt_probe.checkpoints.contents import MONITORED
 from ckpt_probe.extraction.config import Setup
-from ckpt_probe.metrics.arrays import as_tensor
+from ckpt_probe.extraction.writer import Tally
 
 ACCURACY = frozenset({"accuracy", "acc", "acc1", "top1", "acc_top1", "multiclassaccuracy"})
 """Names of an accuracy in lower case, after `val_`, `eval_best_` and the like."""
@@ -24,47 +20,6 @@ SLACK, ERRORS = 0.05, 4.0
 """Difference of two accuracies that is no contradiction: an amount, and standard errors of the measured one."""
 
 ADVICE = "its inputs may be prepared otherwise than in training, or its classes numbered otherwise"
-
-
-@dataclass
-class Tally:
-    """Predictions of one split, counted block by block: rows with a label, correct ones, and rows of each class."""
-
-    right: int = 0
-    per_class: tuple[int, ...] = ()
-
-    def counted(self, blocks: Iterable[Block]) -> Iterator[Block]:
-        """Yield the blocks, counting their predictions; blocks without scores or labels do not count."""
-        total: Tensor | None = None
-        for block in blocks:
-            scores, known = block.scores, block.labels >= 0
-            if scores is not None and bool(known.any()):
-                predictions = scores.argmax(1) if isinstance(scores, Tensor) else as_tensor(scores.prediction, "rows")
-                self.right += int((predictions == block.labels)[known].sum())
-                counts = torch.bincount(block.labels[known], minlength=0 if total is None else len(total))
-                total = counts if total is None else counts.index_add(0, torch.arange(len(total)), total)
-            yield block
-        self.per_class = () if total is None else tuple(total.tolist())
-
-    @property
-    def rows(self) -> int:
-        """Number of rows with a label and a prediction."""
-        return sum(self.per_class)
-
-    @property
-    def accuracy(self) -> float:
-        """Share of correct predictions."""
-        return self.right / self.rows
-
-    @property
-    def chance(self) -> float:
-        """Share of the most frequent class, which a prediction of nothing else would reach."""
-        return max(self.per_class) / self.rows
-
-    @property
-    def near_chance(self) -> bool:
-        """Whether the accuracy is less than 2.5 times that of chance, and less than 15 % of the way to 1 above it."""
-        return self.accuracy <= min(2.5 * self.chance, self.chance + 0.15 * (1 - self.chance))
 
 
 @dataclass(frozen=True)

@@ -106,8 +106,7 @@ class Subject:
             DataError: If they do not fit the model.
         """
         self.loaded_from = None
-        device, dtype = _prepare(self.model, state_dict, self.device)
-        notes = load_weights(self.model, state_dict, source=source, extra=extra)
+        device, dtype, notes = fill(self.model, self.device, state_dict, source, extra)
         self.model_notes = tuple(dict.fromkeys((*self.model_notes, *notes)))
         if not self.head.settled:
             try:
@@ -124,7 +123,7 @@ class Subject:
     @property
     def notes(self) -> tuple[str, ...]:
         """Notes about the model, the data, and the samples read so far."""
-        read = {split: notes_of(self.data.split(split)) for split in self.splits}
+        read = {split: notes_of(self.data.splits[split]) for split in self.splits}
         of_splits = [f"split {split}: {note}" for split, notes in read.items() for note in notes]
         return (*self.model_notes, *self.data.notes, *of_splits)
 
@@ -147,7 +146,7 @@ class Subject:
         return forward_blocks(
             self.model,
             self.head,
-            self.data.split(split),
+            self.data.splits[split],
             batch_size=self.setup.batch_size,
             device=self.device,
             dtype=dtype,
@@ -161,7 +160,7 @@ class Subject:
 
     def names_of_rows(self, split: str, limit: int | None) -> list[str] | None:
         """Return the names of the readable first `limit` samples; None without names, or if rows are not samples."""
-        samples = self.data.split(split)
+        samples = self.data.splits[split]
         names = names_of(samples)
         if names is None or self.head.positions == "every":
             return None
@@ -170,7 +169,7 @@ class Subject:
 
     def rows_of(self, split: str, limit: int | None) -> int | None:
         """Return the number of rows of the first `limit` samples of a split; None if it is known only after reading."""
-        samples = self.data.split(split)
+        samples = self.data.splits[split]
         count = len(samples) if limit is None else min(limit, len(samples))
         if self.head.positions != "every":
             return count
@@ -266,7 +265,9 @@ def build_subject(checkpoint: Checkpoint, setup: Setup) -> Subject:
     target = choose_device(setup.device)
     model = build_model(name, arguments, initialised=False, tensors=shapes_of(checkpoint))
     notes = [*choice.notes, wrapper_note(checkpoint.names, set(model.state_dict())), _opaque_note(checkpoint)]
-    device, dtype, load_notes = fill(model, checkpoint, target)
+    device, dtype, load_notes = fill(
+        model, target, checkpoint.state_dict(), str(path), checkpoint.extra_state(), checkpoint.state_key
+    )
     named = setup.classifier or checkpoint.metadata.classifier
     inputs = None
     try:
@@ -291,14 +292,22 @@ def build_subject(checkpoint: Checkpoint, setup: Setup) -> Subject:
 
 
 def fill(
-    model: nn.Module, checkpoint: Checkpoint, target: torch.device
+    model: nn.Module,
+    target: torch.device,
+    state: State,
+    source: str,
+    extra: Mapping[str, Any] | None = None,
+    state_key: str | None = None,
 ) -> tuple[torch.device, torch.dtype, tuple[str, ...]]:
     """Load a checkpoint's weights and extra state into a model.
 
     Args:
-        model: The model, which is moved to its device.
-        checkpoint: Open checkpoint.
+        model: The model, which is moved to its device, and to the dtype that represents the weights exactly.
         target: Device of the forward passes.
+        state: Tensors by name.
+        source: Path of the checkpoint.
+        extra: Extra state of modules.
+        state_key: Key of the tensors in the checkpoint.
 
     Returns:
         Device and dtype of the model, and notes.
@@ -306,10 +315,12 @@ def fill(
     Raises:
         DataError: If the weights do not fit.
     """
-    state, extra = checkpoint.state_dict(), checkpoint.extra_state()
-    device, dtype = _prepare(model, state, target)
-    notes = load_weights(model, state, source=str(checkpoint.path), extra=extra, state_key=checkpoint.state_key)
-    return device, dtype, notes
+    double = any(tensor.dtype == torch.float64 for tensor in state.values())
+    device = torch.device("cpu") if double and target.type == "mps" else target
+    dtype = torch.float64 if double else torch.float32
+    # The last forward pass may have left the model in a narrower dtype.
+    model.to(device).to(dtype)
+    return device, dtype, load_weights(model, state, source=source, extra=extra, state_key=state_key)
 
 
 def find_rows(
@@ -340,16 +351,6 @@ def head_parameters(model: nn.Module, head: Head | Backbone) -> tuple[Tensor, Te
     with torch.no_grad():
         weights, bias = head.parameters(model)
     return weights.detach().cpu().double(), None if bias is None else bias.detach().cpu().double()
-
-
-def _prepare(model: nn.Module, state: State, target: torch.device) -> tuple[torch.device, torch.dtype]:
-    """Move a model to the device and dtype in which it represents a checkpoint's weights exactly; return both."""
-    double = any(tensor.dtype == torch.float64 for tensor in state.values())
-    device = torch.device("cpu") if double and target.type == "mps" else target
-    dtype = torch.float64 if double else torch.float32
-    # The last forward pass may have left the model in a narrower dtype.
-    model.to(device).to(dtype)
-    return device, dtype
 
 
 def _channels_hint(model: nn.Module, inputs: Batch | None, data: LabelledData) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -17,6 +17,7 @@ from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction.blocks import Block, is_scored
 from ckpt_probe.extraction.config import Storage
 from ckpt_probe.extraction.subject import Subject
+from ckpt_probe.metrics.arrays import as_tensor
 from ckpt_probe.models import Backbone, Taps
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.documents import Documents
@@ -25,6 +26,45 @@ from ckpt_probe.moments.subset import PREFIX, RowSubset
 
 Scores = Literal["logits", "scored", "none"]
 """What a dump has beside the rows: logits, or prediction and loss of each row, or neither."""
+
+
+@dataclass
+class Tally:
+    """Predictions of one split, counted block by block: rows with a label, correct ones, and rows of each class."""
+
+    right: int = 0
+    per_class: tuple[int, ...] = ()
+
+    def add(self, block: Block) -> None:
+        """Count the predictions of a block; blocks without scores or labels do not count."""
+        scores, known = block.scores, block.labels >= 0
+        if scores is None or not bool(known.any()):
+            return
+        predictions = scores.argmax(1) if isinstance(scores, Tensor) else as_tensor(scores.prediction, "rows")
+        self.right += int((predictions == block.labels)[known].sum())
+        counts = torch.bincount(block.labels[known], minlength=len(self.per_class))
+        counts[: len(self.per_class)] += torch.tensor(self.per_class, dtype=torch.int64)
+        self.per_class = tuple(counts.tolist())
+
+    @property
+    def rows(self) -> int:
+        """Number of rows with a label and a prediction."""
+        return sum(self.per_class)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct predictions."""
+        return self.right / self.rows
+
+    @property
+    def chance(self) -> float:
+        """Share of the most frequent class, which a prediction of nothing else would reach."""
+        return max(self.per_class) / self.rows
+
+    @property
+    def near_chance(self) -> bool:
+        """Whether the accuracy is less than 2.5 times that of chance, and less than 15 % of the way to 1 above it."""
+        return self.accuracy <= min(2.5 * self.chance, self.chance + 0.15 * (1 - self.chance))
 
 
 class StoreWriter:
@@ -97,7 +137,7 @@ class StoreWriter:
         scores: Scores = "logits",
         labelled: bool = True,
         chosen: Tensor | None = None,
-    ) -> None:
+    ) -> Tally:
         """Write all blocks of a split.
 
         Args:
@@ -110,10 +150,13 @@ class StoreWriter:
             chosen: Indices of the rows that are stored, in ascending order; None for all of them. The other rows are
                 only counted, and enter the moments.
 
+        Returns:
+            The counted predictions.
+
         Raises:
             DataError: If the number of rows is unknown and no row comes, or as in `DumpWriter.append`.
         """
-        stores_rows = self._storage.store != "moments"
+        stores_rows, tally = self._storage.store != "moments", Tally()
         # The first block has what all of them have.
         blocks = iter(blocks)
         first = next(blocks, None)
@@ -128,12 +171,20 @@ class StoreWriter:
                 documents=documents is not None,
                 positions=positions is not None,
             )
-        group = _GroupWriter(self._dump, name, self._gathering(labelled, scores), stores_rows, labelled, self._subset())
-        if positions is not None and (chosen is not None or self._storage.store != "features"):
-            group.documents = Documents(self._storage.memory)
-        layers = _LayersWriter(self, name, labelled, positions is not None) if self._taps.layers else None
+        by_document = positions is not None and (chosen is not None or self._storage.store != "features")
+        group = _GroupWriter(
+            self._dump,
+            name,
+            self._gathering(labelled, scores),
+            stores_rows,
+            labelled,
+            self._subset(),
+            Documents(self._storage.memory) if by_document else None,
+        )
+        layers = self._start_layers(name, labelled, positions is not None) if self._taps.layers else {}
         seen = stored = 0
         for block in () if first is None else chain([first], blocks):
+            tally.add(block)
             count = len(block.labels)
             if chosen is None:
                 group.append(block, scores=scores)
@@ -142,8 +193,8 @@ class StoreWriter:
                 start, stop = torch.searchsorted(chosen, torch.tensor([seen, seen + count])).tolist()
                 group.append(block, chosen[start:stop] - seen, scores=scores)
                 stored += stop - start
-            if layers is not None:
-                layers.append(block)
+            for layer, features in block.layers.items():
+                layers[layer].append(replace(block, features=features))
             seen += count
         if not seen and rows is None:
             raise DataError(f"split {name}: no row: every label is {LEFT_OUT}, or there is no sample")
@@ -152,13 +203,35 @@ class StoreWriter:
         self._dump.leave_out(name, 0 if rows is None else rows - seen)
         if chosen is not None and stores_rows:
             self._dump.count_not_stored(name, seen - stored)
-        subsets = {} if layers is None else layers.finish()
+        for layer in layers.values():
+            layer.finish()
         arrays = {array.removeprefix(PREFIX): values for array, values in group.subset.state().items()}
         # Without moments of the split, halves are those of the moments of its layers.
         if self._storage.store == "features" and self._storage.layer_store != "features":
-            arrays["halves"] = next((subset.halves for subset in subsets.values()), arrays["halves"])
-        features = {layer: subset.features for layer, subset in subsets.items()}
+            arrays["halves"] = next((layer.subset.halves for layer in layers.values()), arrays["halves"])
+        features = {layer: written.subset.features for layer, written in layers.items()}
         self._dump.write_subset(name, arrays, group.subset.seed, features)
+        return tally
+
+    def _start_layers(self, split: str, labelled: bool, positions: bool) -> "dict[str, _GroupWriter]":
+        """Create the tapped layers of a split; return their writers by layer."""
+        # Each layer has an equal share of the memory.
+        storage, memory = self._storage, self._storage.memory // len(self._taps.layers)
+        layers: dict[str, _GroupWriter] = {}
+        for tap in self._taps.layers:
+            width = tap.width if storage.layer_store != "moments" else None
+            name = self._dump.start_layer(
+                split, tap.layer, depth=tap.depth, pooling=tap.pooling, labelled=labelled, width=width
+            )
+            gathering = documents = None
+            if storage.layer_store != "features":
+                gathering = Gathering(_moments(self._classes, storage, memory, labelled))
+                documents = Documents(memory) if positions else None
+            layers[tap.layer] = _GroupWriter(
+                self._dump, name, gathering, width is not None, labelled, self._subset(), documents
+            )
+        self._dump.start_layer(split, PENULTIMATE, depth=1.0, pooling="features")
+        return layers
 
     def _subset(self) -> RowSubset:
         return RowSubset(self._storage.subset_rows, self._storage.subset_seed)
@@ -178,50 +251,54 @@ class StoreWriter:
         return Gathering(_moments(self._classes, self._storage, self._storage.memory, labelled), head)
 
 
+@dataclass
 class _GroupWriter:
     """Write the rows, the class moments, or both, of one split or of one layer of it.
 
     Attributes:
-        documents: Computes the numbers of each document, or None.
+        dump: The dump.
+        name: Name of the split, or of the group of the layer.
+        gathering: Class moments, accuracy and loss; None if only rows are stored.
+        stores_rows: Whether rows are stored.
+        labelled: Whether rows have labels.
         subset: The fixed subset of rows; that of the moments if there are any.
+        documents: Computes the numbers of each document, or None.
+        seen: Number of rows so far.
     """
 
-    def __init__(
-        self,
-        dump: DumpWriter,
-        name: str,
-        gathering: Gathering | None,
-        stores_rows: bool,
-        labelled: bool,
-        subset: RowSubset,
-    ) -> None:
-        self._dump, self._name, self._gathering = dump, name, gathering
-        self._stores_rows, self._labelled = stores_rows, labelled
-        self.documents: Documents | None = None
-        of_moments = None if gathering is None else gathering.moments.subset
-        self.subset = subset if of_moments is None else of_moments
-        self._seen = 0
+    dump: DumpWriter
+    name: str
+    gathering: Gathering | None
+    stores_rows: bool
+    labelled: bool
+    subset: RowSubset
+    documents: Documents | None = None
+    seen: int = 0
+
+    def __post_init__(self) -> None:
+        if self.gathering is not None and self.gathering.moments.subset is not None:
+            self.subset = self.gathering.moments.subset
 
     def append(self, block: Block, chosen: Tensor | None = None, *, scores: Scores = "none") -> None:
         """Add rows, with scores unless they are "none"; `chosen` are the indices of the rows that are stored."""
         known = None if scores == "none" else block.scores
         arrays = (block.features, block.labels, known, block.documents, block.positions)
-        if self._stores_rows and chosen is None:
-            rounded = self._dump.append(self._name, *arrays)
+        if self.stores_rows and chosen is None:
+            rounded = self.dump.append(self.name, *arrays)
         else:
-            if self._stores_rows and chosen is not None and len(chosen):
-                self._dump.append(self._name, *(_take_rows(array, chosen) for array in arrays))
-            where = f"{self._dump.path}: {self._name}"
-            rounded = as_stored(block.features, self._dump.feature_dtype, where)
+            if self.stores_rows and chosen is not None and len(chosen):
+                self.dump.append(self.name, *(_take_rows(array, chosen) for array in arrays))
+            where = f"{self.dump.path}: {self.name}"
+            rounded = as_stored(block.features, self.dump.feature_dtype, where)
         stored = torch.from_numpy(rounded)
-        labels = block.labels.cpu() if self._labelled else torch.zeros(len(block.labels), dtype=torch.int64)
-        if self._gathering is None:
-            indices = torch.arange(self._seen, self._seen + len(labels))
+        labels = block.labels.cpu() if self.labelled else torch.zeros(len(block.labels), dtype=torch.int64)
+        if self.gathering is None:
+            indices = torch.arange(self.seen, self.seen + len(labels))
             self.subset.update(stored, labels, indices, torch.zeros_like(labels), block.documents)
-            self._seen += len(labels)
+            self.seen += len(labels)
         else:
             scored = known.float() if isinstance(known, Tensor) else known
-            self._gathering.add(stored, labels, scored if self._labelled else None, block.documents)
+            self.gathering.add(stored, labels, scored if self.labelled else None, block.documents)
         if self.documents is not None and block.documents is not None and block.positions is not None:
             self.documents.update(stored, block.documents, block.positions)
 
@@ -229,47 +306,14 @@ class _GroupWriter:
         """Write the moments after the last row, with accuracy and loss if `with_quality`."""
         if self.documents is not None:
             numbers = self.documents.finish()
-            self._dump.write_documents(self._name, numbers.values, numbers.oversized)
-        if self._gathering is None:
+            self.dump.write_documents(self.name, numbers.values, numbers.oversized)
+        if self.gathering is None:
             return
-        self._gathering.finish()
-        moments = self._gathering.moments
-        numbers = {"samples": moments.samples, **(self._gathering.quality.to_numbers() if with_quality else {})}
+        self.gathering.finish()
+        moments = self.gathering.moments
+        numbers = {"samples": moments.samples, **(self.gathering.quality.to_numbers() if with_quality else {})}
         if moments.samples or with_quality:
-            self._dump.write_moments(self._name, moments.state_dict(), numbers, labelled=self._labelled)
-
-
-class _LayersWriter:
-    """Write rows or moments of every tapped layer of a split."""
-
-    def __init__(self, writer: StoreWriter, split: str, labelled: bool, positions: bool) -> None:
-        storage, taps = writer._storage, writer._taps.layers
-        self._dump = writer._dump
-        self._groups: dict[str, _GroupWriter] = {}
-        for tap in taps:
-            width = tap.width if storage.layer_store != "moments" else None
-            name = self._dump.start_layer(
-                split, tap.layer, depth=tap.depth, pooling=tap.pooling, labelled=labelled, width=width
-            )
-            gathering = None
-            if storage.layer_store != "features":
-                # Each layer has an equal share of the memory.
-                gathering = Gathering(_moments(writer._classes, storage, storage.memory // len(taps), labelled))
-            group = _GroupWriter(self._dump, name, gathering, width is not None, labelled, writer._subset())
-            if positions and gathering is not None:
-                group.documents = Documents(storage.memory // len(taps))
-            self._groups[tap.layer] = group
-        self._dump.start_layer(split, PENULTIMATE, depth=1.0, pooling="features")
-
-    def append(self, block: Block) -> None:
-        for layer, rows in block.layers.items():
-            self._groups[layer].append(replace(block, features=rows))
-
-    def finish(self) -> dict[str, RowSubset]:
-        """Write the moments after the last row; return the fixed subset of rows by layer."""
-        for group in self._groups.values():
-            group.finish()
-        return {layer: group.subset for layer, group in self._groups.items()}
+            self.dump.write_moments(self.name, moments.state_dict(), numbers, labelled=self.labelled)
 
 
 def require_storable(subject: Subject, storage: Storage) -> str | None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -179,7 +180,7 @@ class Head:
         """Return the names of its layers."""
         return tuple(part.layer for part in self.parts)
 
-    @property
+    @cached_property
     def positions(self) -> Positions:
         """Return which rows belong to a sample."""
         return self.parts[0].positions

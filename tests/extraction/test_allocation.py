@@ -3,19 +3,12 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-import ckpt_probe
-
-MODULE = Path(ckpt_probe.__file__).parent / "extraction" / "allocation.py"
 FAULTS = """
 import ctypes
 import resource
-import runpy
-# By its file: the package would bring torch, and what that frees.
-keep_freed_memory = runpy.run_path(MODULE)["keep_freed_memory"]
 
 library = ctypes.CDLL(None)
 library.malloc.restype = ctypes.c_void_p
@@ -40,8 +33,11 @@ print(passes())
 """
 
 
+KEEP = "from ckpt_probe.extraction.forward import keep_freed_memory; "
+
+
 def faults(said: str, **environment: str) -> str:
-    code = FAULTS.replace("KEEP", said).replace("MODULE", repr(str(MODULE)))
+    code = FAULTS.replace("KEEP", said)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -50,9 +46,9 @@ def faults(said: str, **environment: str) -> str:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's own settings")
 def test_activations_are_not_mapped_anew_in_every_batch() -> None:
     pages = 10 * 4 * 2**24 // os.sysconf("SC_PAGE_SIZE")
-    assert int(faults("assert keep_freed_memory()")) < pages / 20 < int(faults("pass"))
+    assert int(faults(f"{KEEP}assert keep_freed_memory()")) < pages / 20 < int(faults("pass"))
 
 
-def test_what_the_user_sets_stands() -> None:
-    assert faults("print(keep_freed_memory())", MALLOC_ARENA_MAX="2").split()[0] == "False"
-    assert faults("print(keep_freed_memory())", GLIBC_TUNABLES="glibc.malloc.arena_max=2").split()[0] == "False"
+@pytest.mark.parametrize("setting", [{"MALLOC_ARENA_MAX": "2"}, {"GLIBC_TUNABLES": "glibc.malloc.arena_max=2"}])
+def test_what_the_user_sets_stands(setting: dict[str, str]) -> None:
+    assert faults(f"{KEEP}print(keep_freed_memory())", **setting).split()[0] == "False"

@@ -23,7 +23,7 @@ from ckpt_probe.dumps import open_dump_series
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Block, Storage, StoreWriter
 from ckpt_probe.extraction.config import Setup
-from ckpt_probe.extraction.inspection import inspect_model
+from ckpt_probe.inspection import inspect_model
 from ckpt_probe.paths import evaluate_path, evaluate_plane
 from ckpt_probe.training import train
 
