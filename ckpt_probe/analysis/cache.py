@@ -3,7 +3,7 @@
 import functools
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from importlib.metadata import entry_points, version
@@ -15,12 +15,13 @@ import torch
 
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.budget import require_regular
-from ckpt_probe.errors import CkptProbeError
+from ckpt_probe.errors import CkptProbeError, DataError
 from ckpt_probe.files import code_hash, replacing, write_text
 from ckpt_probe.moments import DetailedRecord
 from ckpt_probe.moments.errors import Design, Influences
 from ckpt_probe.moments.portrait import Portrait
 from ckpt_probe.moments.registry import ENTRY_POINTS
+from ckpt_probe.scheduling import Busy, UnclaimedError, claimed
 from ckpt_probe.user_cache import private_cache
 
 RECORDS = "records"
@@ -69,6 +70,50 @@ class Cache:
         identity = json.dumps([self.key, content, file.name])
         name = f"{sha256(identity.encode()).hexdigest()[:32]}.json"
         return CacheEntry(private_cache(RECORDS) / name, self.key, content)
+
+
+@dataclass(frozen=True)
+class CachedRecords:
+    """The records of a file, whether they came from the cache, and a warning if it cannot be written."""
+
+    records: list[DetailedRecord]
+    from_cache: bool = False
+    warning: str | None = None
+
+
+def cached_records(
+    cache: Cache | None, file: Path, content: Callable[[], str], compute: Callable[[], list[DetailedRecord]]
+) -> CachedRecords | Busy:
+    """Return the records of a file from the cache, or compute them and add them to it.
+
+    Args:
+        cache: The cache, or None.
+        file: A dump or a checkpoint.
+        content: Returns the hash of everything in it that its records depend on.
+        compute: Returns the records.
+
+    Returns:
+        The records, or `Busy` if another process computes them.
+    """
+    if cache is None:
+        return CachedRecords(compute())
+    try:
+        entry = cache.entry(file, content())
+    except DataError as error:
+        return CachedRecords(compute(), warning=f"records are not cached: {error}")
+    if (records := entry.read()) is not None:
+        return CachedRecords(records, from_cache=True)
+    try:
+        with claimed(entry.file) as claim:
+            if isinstance(claim, Busy):
+                return claim
+            # Another process may have finished just before the claim.
+            if (records := entry.read()) is not None:
+                return CachedRecords(records, from_cache=True)
+            records = compute()
+            return CachedRecords(records, warning=entry.write(records))
+    except UnclaimedError as error:
+        return CachedRecords(compute(), warning=f"the cache of records could not be written: {error}")
 
 
 @dataclass(frozen=True)

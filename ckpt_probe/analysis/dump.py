@@ -29,12 +29,8 @@ from ckpt_probe.analysis.record import (
     Block,
     Context,
     centred_entropies,
-    compare_with_train_means,
-    compute_detailed,
     compute_from_blocks,
     compute_from_moments,
-    distinct_means,
-    moment_inputs,
 )
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import PENULTIMATE, Dump, LayerView, Pass, SplitView, open_dump
@@ -43,7 +39,7 @@ from ckpt_probe.metrics.regression import line_through
 from ckpt_probe.moments import DetailedRecord, Moments
 from ckpt_probe.moments.quality import Quality, double
 from ckpt_probe.moments.record import RecordBuilder
-from ckpt_probe.moments.registry import DOCUMENTS, FAMILIES, METRICS, SECOND_PASS, SERIES, TRAIN_MEANS
+from ckpt_probe.moments.registry import DOCUMENTS, FAMILIES, METRICS, SERIES, TRAIN_MEANS
 
 BLOCK_BYTES = 2**20, 16 * 2**20
 """Least and most bytes of a block of rows as float64; between them, a block takes a sixteenth of the memory budget."""
@@ -68,9 +64,6 @@ OF_LAYERS = frozenset(family.name for family in FAMILIES if family.any_layer)
 
 SLOPE, FIT = "separation.slope", "separation.r2"
 FEW_LAYERS = "separation is known of fewer than three layers"
-LAYER_NEEDS_FEATURES = (
-    "needs the layer's features, not only moments (extract again with `layer_store='both'` and `overwrite=True`)"
-)
 
 
 def compute_dump(
@@ -122,12 +115,12 @@ def _compute_split(
 ) -> list[DetailedRecord]:
     outside = None if settings.outside is None else _mean_of_outside(outside_dump(dump, settings.outside), view)
     layers = [layer for layer in view.layers if layer.name != PENULTIMATE] if settings.layers else []
+    shared = shared if shared is not None and shared.contains(view) else None
 
     def context(layer: SplitView) -> Context:
         of_train, name = view.name == TRAIN, PENULTIMATE if layer is view else layer.name
         means = None if of_train or "nc4" not in settings.families else train_means(name)
-        shares = shared is not None and layer is view and shared.contains(view)
-        read = partial(shared.documents, dump, view, settings) if shares else None  # pyright: ignore[reportOptionalMemberAccess]
+        read = None if shared is None or layer is not view else partial(shared.documents, dump, view, settings)
         beside = documents_of(view, layer, settings, read)
         return replace(beside, outside_mean=outside, training=of_train, train_means=means)
 
@@ -154,7 +147,7 @@ def _compute_penultimate(
             raise DataError("stored moments: scored, right and summed_loss are missing; extract again") from error
         return compute_from_moments(moments, quality, weights, bias, settings=settings, context=context)
     blocks = Pass(view, rows)
-    if shared is None or not shared.contains(view):
+    if shared is None:
         return compute_from_blocks(blocks, weights, bias, settings, context)
     moments, quality, predicted = shared.accumulate(dump, view, settings, rows)
     return compute_from_moments(
@@ -188,29 +181,24 @@ def _compute_layer(
             blocks, moments = Pass(layer, _rows_at_once(layer, settings), scores=False), narrowed.moments(classes)
             for features, labels, _ in blocks():
                 moments.update(features, labels)
-        inputs = moment_inputs(moments, None, None, blocks, narrowed, label_rows=weights)
-        inputs.provided.add(SECOND_PASS)
-        context.add_to(inputs)
-        counts = NearestCounts()
-        if "nc4" in families:
-            means, reason = (None, LAYER_NEEDS_FEATURES) if blocks is None else distinct_means(moments, settings)
-
-            def second(means: Tensor, confusion: bool) -> NearestCounts:
-                assert blocks is not None
-                return count_nearest(blocks, means, Predictions(None), confusion=confusion)
-
-            if means is not None and reason is None:
-                counts = second(means, settings.per_class)
-            inputs.unavailable |= {SECOND_PASS: reason} if reason else {}
-            compare_with_train_means(inputs, context, second, counts, reason)
-        inputs.nearest = counts
-        detailed = compute_detailed(inputs)
+        detailed = compute_from_moments(
+            moments,
+            None,
+            None,
+            settings=narrowed,
+            blocks=blocks,
+            context=context,
+            second=blocks and partial(_count_nearest, blocks),
+            label_rows=weights,
+        )
     except DataError as error:
         raise DataError(f"layer {layer.name}: {error}") from error
-    per_class = [{**position, **counts.row_of_class(row)} for row in detailed.per_class]
-    return replace(
-        detailed, record=in_order(settled({**position, **detailed.record})), per_class=per_class, portrait=None
-    )
+    per_class = [{**position, **row} for row in detailed.per_class]
+    return replace(detailed, record=in_order({**position, **detailed.record}), per_class=per_class, portrait=None)
+
+
+def _count_nearest(blocks: Pass, class_means: Tensor, confusion: bool) -> NearestCounts:
+    return count_nearest(blocks, class_means, Predictions(None), confusion=confusion)
 
 
 def _with_fitted_line(last: DetailedRecord, layers: Sequence[DetailedRecord], settings: Settings) -> DetailedRecord:

@@ -1,8 +1,7 @@
 """Compute the record of one split in three stages: accumulate class moments, pass over the rows again, compute."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -45,7 +44,8 @@ Block = tuple[Array, Array, Array | Scored | None]
 """Features (n, D), labels (n,), and scores: logits (n, C), or predicted classes and losses, or None."""
 
 Blocks = Callable[[], Iterable[Block]]
-"""Function that starts a new pass over the blocks of rows, which have the same order in each pass."""
+"""Function that starts a new pass over the blocks of rows, which have the same order in each pass. It may have the
+attributes `start`, the index of the first row, and `documents(start, stop)`, the documents (n,) of the last rows."""
 
 SecondPass = Callable[[Tensor, bool], NearestCounts]
 """Function that compares every row with class means (C, D); the second argument requests counts per class."""
@@ -66,6 +66,9 @@ SCORED = frozenset(metric.family for metric in registry.METRICS if LOGITS in met
 NO_OUTSIDE = "no data of other classes (`outside=`)"
 NEEDS_FEATURES = (
     "needs the features, but only moments were stored (extract again with `store='both'` and `overwrite=True`)"
+)
+LAYER_NEEDS_FEATURES = (
+    "needs the layer's features, not only moments (extract again with `layer_store='both'` and `overwrite=True`)"
 )
 
 
@@ -250,10 +253,9 @@ def accumulate(
     quality, predictions = Quality(), Predictions(head, settings.memory // PREDICTED_SHARE)
     if head is not None and not SCORED & families:
         blocks = without_scores(blocks)
-    origin = _Origin.of(blocks)
-    for features, labels, scores in blocks():
+    for features, labels, scores, indices, documents in _with_origin(blocks, wanted=settings.errors):
         _require_labels(features, labels, scores, moments)
-        moments.update(features, labels, *(origin.next_block(len(features)) if settings.errors else ()))
+        moments.update(features, labels, indices, documents)
         predictions.available = predictions.available or scores is not None
         if "quality" not in families:
             predicted = predicted_classes(scores)
@@ -268,47 +270,20 @@ def accumulate(
     return moments, quality, predictions
 
 
-@runtime_checkable
-class KnowsDocuments(Protocol):
-    """A function that starts a new pass over rows, and knows the documents of the rows that it yielded last."""
-
-    @property
-    def start(self) -> int:
-        """Return the index of the first row."""
-        ...
-
-    def documents(self, start: int, stop: int) -> Array | None:
-        """Return the documents (n,) of the rows `start` … `stop`, or None if rows have none."""
-        ...
-
-
-@dataclass
-class _Origin:
-    """Indices and documents of the rows of a pass, block by block.
-
-    Attributes:
-        blocks: The pass, or None for rows in memory.
-        position: Index of the next row.
-    """
-
-    blocks: KnowsDocuments | None
-    position: int = 0
-
-    @staticmethod
-    def of(blocks: Blocks) -> "_Origin":
-        """Return the origin of the rows of a pass."""
-        return _Origin(blocks, blocks.start) if isinstance(blocks, KnowsDocuments) else _Origin(None)
-
-    def next_block(self, rows: int) -> tuple[Tensor, Array | None]:
-        """Return the indices and the documents of the next rows, (n,) each; None without documents."""
-        start, self.position = self.position, self.position + rows
-        documents = None if self.blocks is None else self.blocks.documents(start, self.position)
-        return torch.arange(start, self.position), documents
+def _with_origin(
+    blocks: Blocks, *, wanted: bool
+) -> Iterator[tuple[Array, Array, Array | Scored | None, Tensor | None, Array | None]]:
+    """Yield blocks with indices and documents of their rows, (n,) each, None if not wanted or without documents."""
+    start, documents = getattr(blocks, "start", 0), getattr(blocks, "documents", None)
+    for features, labels, scores in blocks():
+        first, start = start, start + len(features)
+        of_rows = documents(first, start) if wanted and documents is not None else None
+        yield features, labels, scores, torch.arange(first, start) if wanted else None, of_rows
 
 
 def compute_from_moments(
     moments: Moments,
-    quality: Quality,
+    quality: Quality | None,
     weights: Array | None,
     bias: Array | None = None,
     *,
@@ -317,52 +292,71 @@ def compute_from_moments(
     context: Context | None = None,
     predicted: bool = False,
     second: SecondPass | None = None,
+    label_rows: Array | None = None,
 ) -> DetailedRecord:
     """Compute the record of accumulated moments; values that need the features are None without `blocks`.
 
     Args:
         moments: Class moments.
-        quality: Accuracy and loss.
+        quality: Accuracy and loss; None for a layer before the classifier's input.
         weights: Classifier weights, shape (C, D).
         bias: Classifier bias, shape (C,).
         settings: Options of the analysis.
-        blocks: Called without arguments, starts a new pass over the rows.
+        blocks: Called without arguments, starts a new pass over the rows; used if a joint entropy needs them.
         context: What the record takes from elsewhere.
         predicted: Whether the second pass knows the predicted classes.
         second: Makes the second pass; None if the rows are not available.
+        label_rows: Rows (C, E) that stand for the labels at sample level in place of `weights`.
 
     Raises:
-        DataError: As `analyze_features`.
+        DataError: As `analyze_features`, and if a matrix has no eigenvalues.
     """
     settings, context = settings or Settings(), context or Context()
-    families = settings.families
-    inputs = moment_inputs(moments, weights, bias, blocks, settings)
-    inputs.provided |= {LOGITS, SECOND_PASS, registry.CENTRED, OUTSIDE}
-    inputs.quality, inputs.outside_mean = quality, context.outside_mean
+    families, rows = settings.families, None if blocks is None else without_scores(blocks)
+    inputs = moments.inputs(
+        weights,
+        bias,
+        rows=None if rows is None else lambda: ((features, labels) for features, labels, _ in rows()),
+        orders=settings.orders,
+        sampling=settings.sampling,
+        details=settings.per_class or settings.spectra or settings.portrait,
+        label_rows=label_rows,
+        only=families,
+        min_samples=settings.min_samples,
+        exact_limit=settings.exact_limit,
+        errors=settings.errors,
+    )
     context.add_to(inputs)
+    inputs.provided.add(SECOND_PASS)
+    if quality is not None:
+        inputs.provided |= {LOGITS, registry.CENTRED, OUTSIDE}
+        inputs.quality, inputs.outside_mean = quality, context.outside_mean
+        if not (predicted or quality.samples):
+            inputs.unavailable[LOGITS] = registry.NO_SCORES
+        if context.outside_mean is None:
+            inputs.unavailable[OUTSIDE] = NO_OUTSIDE
+        if inputs.sample is not None and context.train_means is not None:
+            add_values_by_means(inputs.sample, context.train_means)
     counts = NearestCounts()
-    if not (predicted or quality.samples):
-        inputs.unavailable[LOGITS] = registry.NO_SCORES
     if "nc4" in families:
-        reason = NEEDS_FEATURES
+        reason = LAYER_NEEDS_FEATURES if quality is None else NEEDS_FEATURES
         if second is not None:
             counts, reason = _compare_with_means(second, moments, settings, predicted=predicted)
         inputs.nearest = counts
         inputs.unavailable |= {SECOND_PASS: reason} if reason else {}
-        compare_with_train_means(inputs, context, second, counts, reason)
-    if "centred" in families and blocks is None:
-        inputs.unavailable[registry.CENTRED] = NEEDS_FEATURES
-    elif "centred" in families and blocks is not None:
+        _compare_with_train_means(inputs, context, second, counts, reason)
+    if "centred" in families:
         try:
+            if blocks is None:
+                raise DataError(NEEDS_FEATURES)
             entropies = centred_entropies(blocks, moments, weights, settings, inputs.sample)
             inputs.centred, inputs.centred_parts = entropies
         except DataError as error:
             inputs.unavailable[registry.CENTRED] = str(error)
-    if inputs.sample is not None and context.train_means is not None:
-        add_values_by_means(inputs.sample, context.train_means)
-    if context.outside_mean is None:
-        inputs.unavailable[OUTSIDE] = NO_OUTSIDE
-    detailed = compute_detailed(inputs)
+    try:
+        detailed = compute_record(inputs)
+    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+        raise DataError("no eigenvalues: the features overflow float64, or stored moments are damaged") from error
     record: Record = dict(detailed.record)
     for name, function in package_functions().items():
         if name in families:
@@ -372,7 +366,7 @@ def compute_from_moments(
     return replace(detailed, record=record, per_class=per_class)
 
 
-def compare_with_train_means(
+def _compare_with_train_means(
     inputs: Inputs, context: Context, second: SecondPass | None, counts: NearestCounts, reason: str | None
 ) -> None:
     """Provide the nearest class means of the training split, in another second pass unless this is that split."""
@@ -387,60 +381,6 @@ def compare_with_train_means(
     elif reason is None and second is not None:
         inputs.nearest_train = second(means, False)
     inputs.unavailable |= {TRAIN_MEANS: reason} if reason else {}
-
-
-def moment_inputs(
-    moments: Moments,
-    weights: Array | None,
-    bias: Array | None,
-    blocks: Blocks | None,
-    settings: Settings,
-    *,
-    label_rows: Array | None = None,
-) -> Inputs:
-    """Return the inputs of metrics that class moments provide.
-
-    Args:
-        moments: Class moments.
-        weights: Classifier weights, shape (C, D).
-        bias: Classifier bias, shape (C,).
-        blocks: Called without arguments, starts a new pass over the rows; used if a joint entropy needs them.
-        settings: Options of the analysis.
-        label_rows: Rows (C, E) that stand for the labels at sample level in place of `weights`.
-
-    Raises:
-        DataError: As `analyze_features`.
-    """
-    rows = None if blocks is None else without_scores(blocks)
-    return moments.inputs(
-        weights,
-        bias,
-        rows=None if rows is None else lambda: ((features, labels) for features, labels, _ in rows()),
-        orders=settings.orders,
-        sampling=settings.sampling,
-        details=settings.per_class or settings.spectra or settings.portrait,
-        label_rows=label_rows,
-        only=settings.families,
-        min_samples=settings.min_samples,
-        exact_limit=settings.exact_limit,
-        errors=settings.errors,
-    )
-
-
-def compute_detailed(inputs: Inputs) -> DetailedRecord:
-    """Compute the record; raise DataError if a matrix has no eigenvalues."""
-    try:
-        return compute_record(inputs)
-    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
-        raise DataError("no eigenvalues: the features overflow float64, or stored moments are damaged") from error
-
-
-def distinct_means(moments: Moments, settings: Settings) -> tuple[Tensor, str | None]:
-    """Return the class means (C, D), NaN for absent classes, and the reason if no row can be compared with them."""
-    means = double(moments.means_of_classes(settings.min_samples))
-    if bool(means[:, 0].isnan().all()):
-        return means, FEW_SAMPLES
-    return means, COINCIDE if moments.coincide(settings.min_samples) else None
 
 
 def _require_labels(features: Array, labels: Array, scores: Array | Scored | None, moments: Moments) -> None:
@@ -469,9 +409,11 @@ def _compare_with_means(
     # Without predictions and rows of classes nothing is compared, unless the family was named.
     if not (predicted or settings.per_class or settings.only is not None):
         return NearestCounts(), "needs a second pass, which only nc4 asks for here"
-    means, reason = distinct_means(moments, settings)
-    if reason is not None:
-        return NearestCounts(), reason
+    means = double(moments.means_of_classes(settings.min_samples))
+    if bool(means[:, 0].isnan().all()):
+        return NearestCounts(), FEW_SAMPLES
+    if moments.coincide(settings.min_samples):
+        return NearestCounts(), COINCIDE
     counts = second(means, settings.per_class)
     if counts.samples != moments.samples:
         raise DataError(f"the data changed between two passes: {moments.samples} rows, then {counts.samples}")
@@ -493,12 +435,11 @@ def centred_entropies(
     Raises:
         DataError: If the centred features have no direction, as when all of them are equal.
     """
-    rows, origin = without_scores(blocks), _Origin.of(blocks)
+    rows = without_scores(blocks)
 
     def with_documents() -> Iterable[tuple[Array, Array, Array | None]]:
-        origin.position = 0
-        for features, labels, _ in rows():
-            yield features, labels, origin.next_block(len(features))[1] if sample is not None else None
+        for features, labels, _, _, documents in _with_origin(rows, wanted=sample is not None):
+            yield features, labels, documents
 
     def empty() -> Moments:
         return Moments(moments.classes, memory=settings.memory, only=["sample"], precision=settings.precision)

@@ -7,7 +7,7 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
-from ckpt_probe.analysis.cache import RECORDS, Cache
+from ckpt_probe.analysis.cache import RECORDS, Cache, CachedRecords, cached_records
 from ckpt_probe.analysis.documents import reference_dump
 from ckpt_probe.analysis.dump import compute_dump, outside_dump
 from ckpt_probe.analysis.entries import Record, in_order, join_reasons
@@ -25,7 +25,7 @@ from ckpt_probe.moments import MEMORY, DetailedRecord
 from ckpt_probe.moments.errors import RecordWithErrors
 from ckpt_probe.progress import DeduplicatedProgress, NullProgress, Progress
 from ckpt_probe.remote import resolve
-from ckpt_probe.scheduling import Busy, Team, UnclaimedError, Workers, claimed, in_turn, remove_abandoned, results
+from ckpt_probe.scheduling import Busy, Team, Workers, in_turn, remove_abandoned, results
 from ckpt_probe.series import Member
 from ckpt_probe.user_cache import cache_directory
 
@@ -235,15 +235,6 @@ def _records(
 
 
 @dataclass(frozen=True)
-class _Outcome:
-    """The records of one dump, whether they came from the cache, and a warning if it cannot be written."""
-
-    records: list[DetailedRecord]
-    from_cache: bool = False
-    warning: str | None = None
-
-
-@dataclass(frozen=True)
 class _Task:
     """Analyzes one dump, in this process or in a worker."""
 
@@ -252,40 +243,27 @@ class _Task:
     settings: Settings
     shared: SharedSplits | None = None
 
-    def __call__(self, path: Path) -> _Outcome | Busy:
+    def __call__(self, path: Path) -> CachedRecords | Busy:
         with open_dump(path) as dump:
-            if self.cache is None:
-                return _Outcome(self._compute(dump))
-            content = content_hash(dump.path)
-            if self.settings.outside is not None:
-                content += content_hash(outside_dump(dump, self.settings.outside))
-            if self.settings.reference is not None:
-                content += content_hash(reference_dump(self.settings.reference))
-            try:
-                entry = self.cache.entry(dump.path, content)
-            except DataError as error:
-                return _Outcome(self._compute(dump), warning=f"records are not cached: {error}")
-            if (records := entry.read()) is not None:
-                return _Outcome(records, from_cache=True)
-            try:
-                with claimed(entry.file) as claim:
-                    if isinstance(claim, Busy):
-                        return claim
-                    # Another process may have finished the dump just before the claim.
-                    if (records := entry.read()) is not None:
-                        return _Outcome(records, from_cache=True)
-                    records = self._compute(dump)
-                    return _Outcome(records, warning=entry.write(records))
-            except UnclaimedError as error:
-                return _Outcome(self._compute(dump), warning=f"the cache of records could not be written: {error}")
+            return cached_records(
+                self.cache,
+                dump.path,
+                lambda: "".join(map(content_hash, self._files(dump))),
+                lambda: compute_dump(dump, self.splits, self.settings, self.shared),
+            )
 
-    def _compute(self, dump: Dump) -> list[DetailedRecord]:
-        return compute_dump(dump, self.splits, self.settings, self.shared)
+    def _files(self, dump: Dump) -> Iterator[Path]:
+        """Yield the files that the records of a dump depend on."""
+        yield dump.path
+        if self.settings.outside is not None:
+            yield outside_dump(dump, self.settings.outside)
+        if self.settings.reference is not None:
+            yield reference_dump(self.settings.reference)
 
 
 def _outcomes(
     task: _Task, members: Sequence[Member], workers: Workers, rows: int | None, progress: Progress
-) -> Generator[tuple[int, _Outcome], None, None]:
+) -> Generator[tuple[int, CachedRecords], None, None]:
     """Analyze the dumps: first those with a split that all workers share, then the others, one per worker.
 
     Yields:
@@ -310,7 +288,7 @@ def _outcomes(
 
 def _one_by_one(
     task: _Task, members: dict[int, Member], progress: Progress
-) -> Generator[tuple[int, _Outcome], None, None]:
+) -> Generator[tuple[int, CachedRecords], None, None]:
     """Analyze dumps in this process; those that another process analyzes are left for the end."""
     postponed = []
     for index, member in members.items():

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -157,9 +158,8 @@ def similarity(
     several = path if len(members) > 1 else other
     if len(members) > 1 or len(others) > 1:
         raise UsageError(f"{several}: several dumps; name one of them, to be compared with the other")
-    if not others:
-        return _of_layers(members[0].path, splits, measures, layers, progress)
-    return _of_two(members[0].path, others[0].path, splits, measures, layers, progress)
+    second = others[0].path if others else None
+    return _of_layers(members[0].path, second, splits, measures, layers, progress)
 
 
 # `cp.similarity` was the module of these functions: `cp.similarity.cka(X, Y)` stays valid.
@@ -257,37 +257,32 @@ def stored_rows_of_series(paths: Sequence[Path], split: str) -> tuple[list[Store
 
 
 def _of_layers(
-    path: Path, splits: Sequence[str] | None, measures: Sequence[str], layers: Sequence[str] | None, progress: Progress
-) -> Iterator[Similarity]:
-    with open_dump(path) as dump:
-        for split in splits or dump.splits:
-            stored = stored_rows(dump, split).of_layers(layers)
-            with progress.task(f"{dump.name} {split}", len(measures), "matrices") as bar:
-                for measure in measures:
-                    yield layer_similarities(stored, split, measure, dump.name, dump.step)
-                    bar.advance()
-
-
-def _of_two(
     path: Path,
-    other: Path,
+    other: Path | None,
     splits: Sequence[str] | None,
     measures: Sequence[str],
     layers: Sequence[str] | None,
     progress: Progress,
 ) -> Iterator[Similarity]:
-    checkpoint, name = distinct_names([path.with_suffix(""), other.with_suffix("")])
-    with open_dump(path) as a, open_dump(other) as b:
-        common = splits or [split for split in a.splits if split in b.splits]
-        if not common:
+    """Compare the layers of a dump with each other, or with those of another dump."""
+    with open_dump(path) as a, nullcontext() if other is None else open_dump(other) as b:
+        identity: dict[str, Any] = {"checkpoint": a.name, "step": a.step}
+        if other is not None:
+            names = distinct_names([path.with_suffix(""), other.with_suffix("")])
+            identity = dict(zip(("checkpoint", "other"), names, strict=True))
+        common = splits or [split for split in a.splits if b is None or split in b.splits]
+        if b is not None and not common:
             raise DataError(f"{path} and {other}: no split in common ({listed(a.splits)}; {listed(b.splits)})")
         for split in common:
-            first, second = stored_rows(a, split), stored_rows(b, split)
-            first.require_same(second)
-            rows, columns = first.of_layers(layers).matrices(), second.of_layers(layers).matrices()
-            with progress.task(f"{split}", len(measures), "matrices") as bar:
+            first, columns = stored_rows(a, split), None
+            if b is not None:
+                second = stored_rows(b, split)
+                first.require_same(second)
+                columns = second.of_layers(layers).matrices()
+            rows, kind = first.of_layers(layers).matrices(), "layers" if columns is None else "models"
+            with progress.task(f"{a.name} {split}", len(measures), "matrices") as bar:
                 for measure in measures:
-                    yield _similarity("models", first, split, measure, rows, columns, checkpoint=checkpoint, other=name)
+                    yield _similarity(kind, first, split, measure, rows, columns, **identity)
                     bar.advance()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ckpt_probe.analysis.cache import Cache
+from ckpt_probe.analysis.cache import Cache, cached_records
 from ckpt_probe.analysis.entries import Record
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.checkpoints import Checkpoint, Member, likely_heads, open_checkpoint
@@ -17,6 +17,7 @@ from ckpt_probe.metrics.gram import Array, to_rows
 from ckpt_probe.metrics.theory import simplex_exists, without_simplex
 from ckpt_probe.moments import DetailedRecord
 from ckpt_probe.progress import Progress
+from ckpt_probe.scheduling import Busy
 
 
 @dataclass
@@ -103,23 +104,20 @@ def weights_record(weights: Array, *, orders: tuple[float, ...] = ()) -> Record:
 def _record(checkpoint: Checkpoint, name: str, settings: Settings, cache: Cache | None) -> tuple[Record, str | None]:
     """Return the record of one checkpoint, and a warning if it could not be written into the cache."""
     matrix = _matrix(checkpoint, name)
-    content = hashlib.sha256(matrix.detach().double().contiguous().numpy().tobytes()).hexdigest()
-    entry = warning = None
-    if cache is not None:
-        try:
-            entry = cache.entry(checkpoint.file, content)
-        except DataError as error:
-            warning = f"records are not cached: {error}"
-    if entry is not None and (cached := entry.read()):
-        record = cached[0].record
-    else:
-        try:
-            record = weights_record(matrix, orders=settings.orders)
-        except DataError as error:
-            raise DataError(f"{checkpoint.path}: {name}: {error}") from error
-        if entry is not None:
-            warning = entry.write([DetailedRecord(record, {}, [])])
-    return record, warning
+
+    def content() -> str:
+        return hashlib.sha256(matrix.detach().double().contiguous().numpy().tobytes()).hexdigest()
+
+    def compute() -> list[DetailedRecord]:
+        return [DetailedRecord(weights_record(matrix, orders=settings.orders), {}, [])]
+
+    try:
+        cached = cached_records(cache, checkpoint.file, content, compute)
+        if isinstance(cached, Busy):
+            return compute()[0].record, None
+    except DataError as error:
+        raise DataError(f"{checkpoint.path}: {name}: {error}") from error
+    return cached.records[0].record, cached.warning
 
 
 def _chosen(checkpoint: Checkpoint, classifier: str | None, progress: Progress) -> str:
