@@ -146,21 +146,8 @@ def _compute_penultimate(
         except (KeyError, ValueError, TypeError, OverflowError) as error:
             raise DataError("stored moments: scored, right and summed_loss are missing; extract again") from error
         return compute_from_moments(moments, quality, weights, bias, settings=settings, context=context)
-    blocks = Pass(view, rows)
-    if shared is None:
-        return compute_from_blocks(blocks, weights, bias, settings, context)
-    moments, quality, predicted = shared.accumulate(dump, view, settings, rows)
-    return compute_from_moments(
-        moments,
-        quality,
-        weights,
-        bias,
-        settings=settings,
-        blocks=blocks,
-        context=context,
-        predicted=predicted,
-        second=lambda means, confusion: shared.count_nearest(dump, view, rows, means, confusion),
-    )
+    first = None if shared is None else shared.accumulate(dump, view, settings, rows)
+    return compute_from_blocks(Pass(view, rows), weights, bias, settings, context, first)
 
 
 def _compute_layer(
@@ -216,7 +203,6 @@ def _with_fitted_line(last: DetailedRecord, layers: Sequence[DetailedRecord], se
 
 def _compute_unlabelled(view: SplitView, settings: Settings, context: Context) -> DetailedRecord:
     """Compute the record of rows without labels: values that need labels are None, with the reason in `missing`."""
-    settings.check()
     rows = Pass(view, _rows_at_once(view, settings), scores=False)
     stored = view.read_moments() if view.features is None else None
     # Earlier dumps have no second moment of rows without labels.

@@ -13,11 +13,10 @@ from torch import Tensor
 from ckpt_probe.analysis.documents import ROWS_AT_ONCE as DOCUMENT_ROWS
 from ckpt_probe.analysis.documents import numbers_of_rows
 from ckpt_probe.analysis.nearest import NearestCounts, Predictions, count_nearest
-from ckpt_probe.analysis.record import accumulate
+from ckpt_probe.analysis.record import FirstPass, accumulate
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import Dump, Pass, SplitView, open_dump
 from ckpt_probe.errors import DataError
-from ckpt_probe.moments import Moments
 from ckpt_probe.moments.documents import DocumentNumbers, joined_documents
 from ckpt_probe.moments.quality import LinearHead, Quality
 from ckpt_probe.progress import Progress
@@ -62,10 +61,8 @@ class SharedSplits:
         """Whether a split is divided into ranges."""
         return view.features is not None and view.labelled and view.samples > self.rows
 
-    def accumulate(
-        self, dump: Dump, view: SplitView, settings: Settings, at_once: int
-    ) -> tuple[Moments, Quality, bool]:
-        """Make the first pass; return moments, quality, and whether predicted classes are available.
+    def accumulate(self, dump: Dump, view: SplitView, settings: Settings, at_once: int) -> FirstPass:
+        """Make the first pass.
 
         Raises:
             DataError: As `record.accumulate`, with the range.
@@ -78,9 +75,9 @@ class SharedSplits:
             moments.merge(part)
             quality.merge(Quality.from_numbers(numbers))
             predicted = predicted or available
-        return moments, quality, predicted
+        return FirstPass(moments, quality, predicted, partial(self._count_nearest, dump, view, at_once))
 
-    def count_nearest(
+    def _count_nearest(
         self, dump: Dump, view: SplitView, at_once: int, class_means: Tensor, confusion: bool
     ) -> NearestCounts:
         """Make the second pass."""
@@ -135,10 +132,10 @@ def _accumulate(settings: Settings, part: Range) -> tuple[dict[str, Tensor], dic
         view = dump[part.split]
         before = view.read(view.labels, slice(0, part.start)) if settings.errors else None
         try:
-            moments, quality, predictions = accumulate(part.blocks(dump), dump.weights, dump.bias, settings, before)
+            first = accumulate(part.blocks(dump), dump.weights, dump.bias, settings, before)
         except DataError as error:
             raise _located(error, part) from error
-        return moments.state_dict(), quality.to_numbers(), predictions.available
+        return first.moments.state_dict(), first.quality.to_numbers(), first.predicted
 
 
 def _documents(memory: int, part: Range) -> DocumentNumbers:

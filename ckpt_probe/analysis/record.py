@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,8 +51,22 @@ attributes `start`, the index of the first row, and `documents(start, stop)`, th
 SecondPass = Callable[[Tensor, bool], NearestCounts]
 """Function that compares every row with class means (C, D); the second argument requests counts per class."""
 
-FirstPass = tuple[Moments, Quality, Predictions]
-"""Results of the first pass over the rows."""
+
+class FirstPass(NamedTuple):
+    """Results of the first pass over the rows.
+
+    Attributes:
+        moments: Class moments.
+        quality: Accuracy and loss.
+        predicted: Whether the second pass knows the predicted classes.
+        second: Makes the second pass.
+    """
+
+    moments: Moments
+    quality: Quality
+    predicted: bool
+    second: SecondPass
+
 
 ROWS_AT_ONCE = 8192
 MANY_CLASSES = 1000
@@ -179,6 +194,7 @@ def compute_from_blocks(
     bias: Array | None = None,
     settings: Settings | None = None,
     context: Context | None = None,
+    first: FirstPass | None = None,
 ) -> DetailedRecord:
     """Compute the record of a stream of blocks in two passes: one for the moments, one against the class means.
 
@@ -190,44 +206,23 @@ def compute_from_blocks(
         bias: Classifier bias, shape (C,).
         settings: Options of the analysis.
         context: What the record takes from elsewhere.
+        first: Results of the first pass, if it was made already.
 
     Raises:
         DataError: As `analyze_features`.
     """
     settings = settings or Settings()
-    first = accumulate(blocks, weights, bias, settings)
-    return compute_from_first_pass(first, blocks, weights, bias, settings, context)
-
-
-def compute_from_first_pass(
-    first: FirstPass,
-    blocks: Blocks,
-    weights: Array | None,
-    bias: Array | None,
-    settings: Settings,
-    context: Context | None = None,
-) -> DetailedRecord:
-    """Compute the record of a stream of blocks from its first pass, with the other arguments of `compute_from_blocks`.
-
-    Args:
-        first: Result of `accumulate`.
-        blocks: Called without arguments, starts a new pass over the rows.
-        weights: Classifier weights, shape (C, D).
-        bias: Classifier bias, shape (C,).
-        settings: Options of the analysis.
-        context: What the record takes from elsewhere.
-    """
-    moments, quality, predictions = first
+    first = first or accumulate(blocks, weights, bias, settings)
     return compute_from_moments(
-        moments,
-        quality,
+        first.moments,
+        first.quality,
         weights,
         bias,
         settings=settings,
         blocks=blocks,
         context=context,
-        predicted=predictions.available,
-        second=lambda means, confusion: count_nearest(blocks, means, predictions, confusion=confusion),
+        predicted=first.predicted,
+        second=first.second,
     )
 
 
@@ -246,7 +241,7 @@ def accumulate(
     Raises:
         DataError: If a row is invalid.
     """
-    head, families = LinearHead.of(weights, bias), settings.families
+    head, families, all_blocks = LinearHead.of(weights, bias), settings.families, blocks
     moments = settings.moments(None if head is None else len(head.weights))
     if before is not None:
         moments.follow(before)
@@ -267,7 +262,11 @@ def accumulate(
             predicted = None if head is None else quality.update_head(head, features, labels)
         if predicted is not None and "nc4" in families:
             predictions.remember(predicted)
-    return moments, quality, predictions
+
+    def second(means: Tensor, confusion: bool) -> NearestCounts:
+        return count_nearest(all_blocks, means, predictions, confusion=confusion)
+
+    return FirstPass(moments, quality, predictions.available, second)
 
 
 def _with_origin(

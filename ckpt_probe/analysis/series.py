@@ -144,7 +144,6 @@ def read_runs(
         DataError: As `analyze`.
         UsageError: As `find_runs`.
     """
-    settings.check()
     progress = DeduplicatedProgress(progress or NullProgress())
     runs = find_dumps(sources, progress)
     results = [read_series(run.path, settings, progress=progress, **options) for run in runs]
@@ -199,7 +198,6 @@ def read_series(
 
     Each is computed when the iterator reaches it. Arguments, order and errors are those of `analyze`.
     """
-    settings.check()
     members, splits = open_dump_series(resolve(path)), as_sequence(splits)
     task = _Task(Cache.of(settings, splits) if cache else None, splits, settings)
     return _records(task, members, workers or Workers(), rows_per_task, progress or NullProgress())

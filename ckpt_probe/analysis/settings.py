@@ -42,6 +42,9 @@ class Settings:
         probes: Largest number of random probes of sampling, even if the tolerance is not reached.
         errors: Whether to add the standard error and the bias of each metric, `NAME_stderr` and `NAME_bias`.
         reference: Dump of a model with fresh random weights on the same texts, for `erank.documents_difference`.
+
+    Raises:
+        UsageError: If an option is invalid, or the name of a metric unknown.
     """
 
     centred: bool = False
@@ -65,29 +68,25 @@ class Settings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "orders", as_sequence(self.orders))
-
-    @property
-    def sampling(self) -> Sampling:
-        """Options of sampling. Raises UsageError if one is invalid."""
-        return Sampling(self.tolerance, self.budget, self.seed, self.probes)
-
-    @cached_property
-    def families(self) -> frozenset[str]:
-        """Families of metrics to compute, including those of other packages. Raises UsageError for an unknown name."""
-        implied = {"centred": self.centred, "nc5": self.outside is not None, "documents": self.reference is not None}
-        return chosen_families(self.only) | {name for name, is_set in implied.items() if is_set}
-
-    def check(self) -> None:
-        """Raise UsageError if an option is invalid."""
         _ = self.sampling, self.families, checked_precision(self.precision)
         for name in ("exact_limit", "min_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"`{name}={value}`: expected at least 1")
 
+    @cached_property
+    def sampling(self) -> Sampling:
+        """Options of sampling."""
+        return Sampling(self.tolerance, self.budget, self.seed, self.probes)
+
+    @cached_property
+    def families(self) -> frozenset[str]:
+        """Families of metrics to compute, including those of other packages."""
+        implied = {"centred": self.centred, "nc5": self.outside is not None, "documents": self.reference is not None}
+        return chosen_families(self.only) | {name for name, is_set in implied.items() if is_set}
+
     def moments(self, classes: int | None) -> Moments:
         """Return an empty accumulator for the families of metrics; functions of packages need all moments."""
-        self.check()
         only = None if self.families & package_functions().keys() else self.families
         return Moments(
             classes,

@@ -140,7 +140,6 @@ def command(
     _require_grid(layer_metric, json=output.json, **options)
     options |= {"orders": orders or (), "errors": errors or corrected}
     settings = Settings(spectra=spectra is not None, **options)
-    settings.check()
     readings: list[DetailedRecord] = []
     with bars() as progress:
         results = read_runs(

@@ -75,7 +75,6 @@ class RecordMetric(Metric):
             raise UsageError("`only` and `settings` exclude each other: pass Settings(only=…)")
         self._classifier = _Reference(classifier)
         self._settings = settings or replace(DURING_TRAINING, only=only)
-        self._settings.check()
         self._classes = num_classes
         self._gathering: Gathering | None = None
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ckpt_probe.analysis import Record, Settings, empty_record, settled
 from ckpt_probe.analysis.dump import TRAIN
 from ckpt_probe.analysis.entries import BIAS, STDERR
-from ckpt_probe.analysis.record import Context, accumulate, compute_from_first_pass
+from ckpt_probe.analysis.record import Context, accumulate, compute_from_blocks
 from ckpt_probe.checkpoints import State
 from ckpt_probe.data import Split, ready_parts, split_lengths
 from ckpt_probe.errors import DataError, UsageError
@@ -125,9 +125,9 @@ class PointEvaluation:
             rows, settings = _RowsOfBlocks(lambda: blocks or forward()), Settings(errors=self.options.errors)
             first = accumulate(rows, weights, bias, settings)
             if split == TRAIN:
-                self.train_means = double(first[0].means_of_classes(settings.min_samples))
+                self.train_means = double(first.moments.means_of_classes(settings.min_samples))
             context = Context(training=split == TRAIN, train_means=None if split == TRAIN else self.train_means)
-            detailed = compute_from_first_pass(first, rows, weights, bias, settings, context)
+            detailed = compute_from_blocks(rows, weights, bias, settings, context, first)
             return RecordWithErrors(detailed.record, detailed.influences)
 
     def explained_record(

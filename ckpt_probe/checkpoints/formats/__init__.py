@@ -1,8 +1,7 @@
 """Formats of checkpoints, one module each: a new format is a module and an entry in the list below."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -37,46 +36,28 @@ SUPPORTED = (
 )
 
 
-@dataclass(frozen=True)
-class Format:
-    """A format of checkpoints.
-
-    Attributes:
-        recognises: Function of a file's path and first bytes that returns whether the file has this format.
-        opener: "module:function" of this package. The function takes the arguments of `open_contents`, and returns a
-            context manager of `Contents`.
-    """
-
-    recognises: Callable[[Path, bytes], bool]
-    opener: str
-
-    def open(self, path: Path, state_key: str | None, base: Contents | None) -> AbstractContextManager[Contents]:
-        """Open a file; only then the module of the format is imported."""
-        module, _, function = self.opener.partition(":")
-        return getattr(import_module(f"{__name__}.{module}"), function)(path, state_key, base)
-
-
 def is_safetensors(head: bytes) -> bool:
     """Return whether a file starts like safetensors: the length of a header, and its first brace."""
     return len(head) > 8 and head[8:9] == b"{" and head[6:8] == b"\0\0"
 
 
-FORMATS = (
-    Format(lambda path, head: is_adapter(path), "adapters:open_adapter"),
-    Format(lambda path, head: path.name == DISTRIBUTED, "distributed:open_distributed"),
-    Format(
+FORMATS: tuple[tuple[Callable[[Path, bytes], bool], str], ...] = (
+    (lambda path, head: is_adapter(path), "adapters:open_adapter"),
+    (lambda path, head: path.name == DISTRIBUTED, "distributed:open_distributed"),
+    (
         lambda path, head: path.name.endswith(INDICES[0]) or (is_safetensors(head) and bool(shard_name(path.name))),
         "safe:open_shards",
     ),
-    Format(
+    (
         lambda path, head: path.name.endswith(INDICES[1]) or (head.startswith(ZIP) and bool(shard_name(path.name))),
         "pickled:open_pickled_shards",
     ),
-    Format(lambda path, head: head.startswith((ZIP, STREAM)), "pickled:open_pickled"),
+    (lambda path, head: head.startswith((ZIP, STREAM)), "pickled:open_pickled"),
     # A damaged file with this suffix is opened too, so that the error describes the damage.
-    Format(lambda path, head: is_safetensors(head) or path.suffix == ".safetensors", "safe:open_file"),
+    (lambda path, head: is_safetensors(head) or path.suffix == ".safetensors", "safe:open_file"),
 )
-"""Formats in the order in which they are tried."""
+"""Formats in the order in which they are tried: a function of a file's path and first bytes that recognises the format,
+and "module:function" of this package, imported when it is needed, which takes the arguments of `open_contents`."""
 
 
 @contextmanager
@@ -96,10 +77,11 @@ def open_contents(path: Path, state_key: str | None = None, base: Contents | Non
         raise DataError(f"{path}: no such file") from error
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
-    recognised = next((candidate for candidate in FORMATS if candidate.recognises(file, head)), None)
-    if recognised is None:
+    opener = next((opener for recognises, opener in FORMATS if recognises(file, head)), None)
+    if opener is None:
         raise DataError(f"{file}: {_describe_unknown(head)}")
-    with recognised.open(file, state_key, base) as contents:
+    module, _, function = opener.partition(":")
+    with getattr(import_module(f"{__name__}.{module}"), function)(file, state_key, base) as contents:
         yield contents
 
 
