@@ -66,30 +66,25 @@ def inspect(
 
         setup = Setup(device="cpu", state_key=state_key, base=base, **chosen)
     path, base, progress = resolve(path), resolve(base), progress or NullProgress()
-    description = _description(path, setup, state_key, base, statistics, progress)
-    if verify:
-        description["verified"] = verify_files(description, state_key, base, progress)
-    return description
-
-
-def _description(
-    path: Path, setup: "Setup | None", state_key: str | None, base: Path | None, statistics: bool, progress: Progress
-) -> dict[str, Any]:
     if path.suffix in DUMP_SUFFIXES:
         if statistics or any(value is not None for value in (setup, state_key, base)):
             raise UsageError(f"{path}: a dump; only `verify` applies to it")
-        return inspect_dump(path)
-    if not path.is_dir():
-        return inspect_checkpoint(path, state_key, base, statistics, setup, progress)
-    from ckpt_probe.checkpoints import open_series
+        description = inspect_dump(path)
+    else:
+        from ckpt_probe.checkpoints import open_series
 
-    members = open_series(path, state_key=state_key, base=base)
-    if len(members) == 1:
-        return inspect_checkpoint(members[0].path, state_key, base, statistics, setup, progress)
-    if statistics or setup is not None:
-        option = "`statistics`" if statistics else "running a model"
-        raise UsageError(f"{path}: {len(members)} checkpoints; {option} takes one, such as {members[-1].path}")
-    return inspect_series(path, members, state_key, base, progress)
+        members = open_series(path, state_key=state_key, base=base) if path.is_dir() else []
+        if len(members) < 2:
+            file = members[0].path if members else path
+            description = inspect_checkpoint(file, state_key, base, statistics, setup, progress)
+        elif statistics or setup is not None:
+            option = "`statistics`" if statistics else "running a model"
+            raise UsageError(f"{path}: {len(members)} checkpoints; {option} takes one, such as {members[-1].path}")
+        else:
+            description = inspect_series(path, members, state_key, base, progress)
+    if verify:
+        description["verified"] = verify_files(description, state_key, base, progress)
+    return description
 
 
 def inspect_checkpoint(

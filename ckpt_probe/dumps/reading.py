@@ -88,7 +88,7 @@ class Dump:
         if dataset.ndim != wanted or dataset.dtype.kind != "f":
             raise DataError(
                 f"{self.path}: {schema.CLASSIFIER}/{name}: expected floating-point numbers in {wanted} dimensions, "
-                f"found shape {dataset.shape} of {dataset.dtype}"
+                f"found {_describe(dataset)}"
             )
         return np.asarray(dataset, dtype=np.float64)
 
@@ -119,8 +119,7 @@ class Dump:
         if not fits or dataset.dtype.kind not in kinds:
             numbers = {"f": "floating-point numbers", "iu": "integers"}.get(kinds, "numbers")
             axes = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
-            found = f"shape {dataset.shape} of {dataset.dtype}"
-            raise DataError(f"{self.path}: {name}: expected {numbers} of shape {axes}, found {found}")
+            raise DataError(f"{self.path}: {name}: expected {numbers} of shape {axes}, found {_describe(dataset)}")
 
     def _check_layers(self, split: str) -> None:
         group = self._required(split, h5py.Group)
@@ -140,8 +139,7 @@ class Dump:
     def _check_subset_rows(self, path: str, count: int | None) -> None:
         rows = self._required(path, h5py.Dataset)
         if rows.ndim != 2 or rows.dtype.kind != "f" or rows.shape[0] != count:
-            found = f"shape {rows.shape} of {rows.dtype}"
-            raise DataError(f"{self.path}: {path}: expected ({count}, D), found {found}")
+            raise DataError(f"{self.path}: {path}: expected ({count}, D), found {_describe(rows)}")
 
     def _check_indices(self, name: str) -> int:
         group = self._required(name, h5py.Group)
@@ -201,8 +199,7 @@ class Dump:
         count = arrays[NUMBERS[0]].shape
         for name, array in arrays.items():
             if len(count) != 1 or array.shape != count or array.dtype.kind != "f" or len(group) != len(NUMBERS):
-                found = f"shape {array.shape} of {array.dtype}"
-                raise DataError(f"{self.path}: {path}/{name}: expected (K,), found {found}; extract again")
+                raise DataError(f"{self.path}: {path}/{name}: expected (K,), found {_describe(array)}; extract again")
 
     def _check_moments(self, path: str, width: int | None) -> None:
         where, size, group = f"{self.path}: {path}", self.path.stat().st_size, self._required(path, h5py.Group)
@@ -366,3 +363,7 @@ def _split_names(path: Path, file: h5py.File) -> list[str]:
         raise DataError(f"{path}: no split found; expected groups with the arrays features and labels")
     order = {name: number for number, name in enumerate(schema.SPLIT_ORDER)}
     return sorted(groups, key=lambda name: (order.get(name, len(order)), name))
+
+
+def _describe(dataset: Any) -> str:
+    return f"shape {dataset.shape} of {dataset.dtype}"

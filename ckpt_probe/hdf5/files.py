@@ -249,7 +249,7 @@ def read_arrays(
 
     Args:
         path: File, for the message.
-        name: Name of what is read, for the message.
+        name: Name of the group or the rows, for the message.
         datasets: Datasets by name.
         part: Rows; () for whole datasets.
 
