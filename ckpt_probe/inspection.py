@@ -1,6 +1,6 @@
 """Describe checkpoints, directories of checkpoints, and dumps: tensors, metadata, step, head, and damage."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -323,7 +323,12 @@ def _verify_checkpoint(file: Path, state_key: str | None, base: Path | None) -> 
 
     with open_checkpoint(file, state_key=state_key, base=base) as checkpoint:
         for name in checkpoint.names:
-            yield checkpoint.is_hashed(name), _error_of(checkpoint.read, name)
+            message = None
+            try:
+                checkpoint.read(name)
+            except DataError as error:
+                message = str(error)
+            yield checkpoint.is_hashed(name), message
 
 
 def _verify_dump(file: Path) -> Iterator[tuple[bool, str | None]]:
@@ -332,11 +337,3 @@ def _verify_dump(file: Path) -> Iterator[tuple[bool, str | None]]:
     with open_dump(file) as dump:
         for split in dump.splits:
             yield from dump[split].verify()
-
-
-def _error_of(read: Callable[[str], Any], name: str) -> str | None:
-    try:
-        read(name)
-    except DataError as error:
-        return str(error)
-    return None

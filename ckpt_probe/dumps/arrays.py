@@ -1,6 +1,7 @@
-"""Create the datasets of a dump with checksums, from arrays of numpy or torch, and a hash of everything else."""
+"""Create the datasets of a dump with checksums, in a file that survives a full disk, and a hash of everything else."""
 
 import hashlib
+import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +22,39 @@ UNHASHED = frozenset({"complete", "structure_sha256", "DIMENSION_LIST", "REFEREN
 
 COUNTED = 2**20
 """Bytes of attributes after which they are counted."""
+
+
+class Sink(io.FileIO):
+    """A file for h5py that remembers the first write error and then ignores further writes.
+
+    HDF5 writes late, when a dataset or the file is closed, tries again at the end of the process, and crashes if that
+    fails too. So it never sees the error: `DumpWriter` raises it, and abandons the dump.
+    """
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`, or nothing after a failure; return its size in both cases."""
+        view = memoryview(data).cast("B")
+        size = len(view)
+        try:
+            while self.failure is None and view:
+                view = view[super().write(view) or 0 :]
+        except OSError as error:
+            self.failure = error
+        return size
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` from the file, with zeros for bytes that could not be written."""
+        view = memoryview(buffer).cast("B")
+        count = super().readinto(view) or 0
+        if self.failure is not None:
+            view[count:] = bytes(len(view) - count)
+            return len(view)
+        return count
+
+    def flush(self) -> None:
+        """Do nothing: the file is unbuffered."""
 
 
 def as_stored(features: Any, dtype: str, where: str) -> np.ndarray:

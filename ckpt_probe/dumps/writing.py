@@ -1,6 +1,5 @@
 """Write a dump block by block; the file is marked as complete at the end, and then renamed to its name."""
 
-import io
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 
 from ckpt_probe.dumps import schema
 from ckpt_probe.dumps.arrays import (
+    Sink,
     as_stored,
     create_array,
     create_arrays,
@@ -46,39 +46,6 @@ def interrupts_delayed() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
         if arrived:
             previous(signal.SIGINT, arrived[0])
-
-
-class Sink(io.FileIO):
-    """A file for h5py that remembers the first write error and then ignores further writes.
-
-    HDF5 writes late, when a dataset or the file is closed, tries again at the end of the process, and crashes if that
-    fails too. So it never sees the error: `DumpWriter` raises it, and abandons the dump.
-    """
-
-    failure: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        """Write all of `data`, or nothing after a failure; return its size in both cases."""
-        view = memoryview(data).cast("B")
-        size = len(view)
-        try:
-            while self.failure is None and view:
-                view = view[super().write(view) or 0 :]
-        except OSError as error:
-            self.failure = error
-        return size
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill `buffer` from the file, with zeros for bytes that could not be written."""
-        view = memoryview(buffer).cast("B")
-        count = super().readinto(view) or 0
-        if self.failure is not None:
-            view[count:] = bytes(len(view) - count)
-            return len(view)
-        return count
-
-    def flush(self) -> None:
-        """Do nothing: the file is unbuffered."""
 
 
 class DumpWriter:

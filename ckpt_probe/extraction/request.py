@@ -12,9 +12,9 @@ from ckpt_probe.addresses import redacted, without_credentials
 
 FLAGS = {
     **{
-        name: f"--{name}" for name in ("model", "data", "device", "layers", "store", "limit", "dtype", "path", "points")
+        name: f"--{name}"
+        for name in ["model", "data", "device", "layers", "store", "limit", "dtype", "path", "points", "align", "grid"]
     },
-    **{name: f"--{name}" for name in ("path", "points", "align", "grid")},
     "model_arguments": "--model-argument",
     "data_arguments": "--data-argument",
     "splits": "--split",
