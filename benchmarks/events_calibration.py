@@ -1,6 +1,7 @@
 """Error rates of events, orders and verdicts on simulated runs: the tables of docs/findings.md.
 
-Run: python benchmarks/events_calibration.py nulls smooth planted detectable order groups baselines time --trials 1000
+Run: python benchmarks/events_calibration.py [nulls looks smooth planted detectable order groups baselines time]
+     --trials 1000
 """
 
 import argparse
@@ -12,10 +13,10 @@ import numpy as np
 
 from ckpt_probe.analysis.equal_loss import band
 from ckpt_probe.analysis.paired import difference_p
-from ckpt_probe.findings import findings_of
-from ckpt_probe.findings.detection import OF_CHANGES, OF_LEVELS, analyses, find_events, positions
+from ckpt_probe.findings import findings_of, watching
+from ckpt_probe.findings.detection import FEWEST, LEVEL, OF_CHANGES, OF_LEVELS, analyses, find_events, positions
 from ckpt_probe.findings.intervals import Family, families
-from ckpt_probe.findings.noise import COEFFICIENTS, Noise, simulate
+from ckpt_probe.findings.noise import COEFFICIENTS, INNOVATIONS, Noise, simulate
 from ckpt_probe.findings.series import Series
 
 CHECKPOINTS, CORRELATIONS = (12, 24, 44, 100, 200), (0.0, 0.3, 0.5, 0.7)
@@ -34,11 +35,11 @@ def grid(spacing: str, count: int) -> np.ndarray:
     return np.linspace(100, 100 * count, count) if spacing == "linear" else np.geomspace(1, 10_000, count)
 
 
-def events_alone(values: np.ndarray, steps: np.ndarray) -> list[list[dict]]:
-    """Return the events of each series (m, n), tested as the only metric of its run at 5 %."""
+def events_alone(values: np.ndarray, steps: np.ndarray, level: float = LEVEL) -> list[list[dict]]:
+    """Return the events of each series (m, n), tested as the only metric of its run."""
     results = []
     for analysis in analyses([Series("", "", {}, "m", steps, row) for row in values]):
-        of_changes, of_levels = 0.05 * OF_CHANGES, 0.05 * OF_LEVELS
+        of_changes, of_levels = level * OF_CHANGES, level * OF_LEVELS
         events = list(analysis.changes(of_changes)) if analysis.changes_p <= of_changes else []
         results.append(events + (list(analysis.onset_and_end(of_levels)) if analysis.levels_p <= of_levels else []))
     return results
@@ -76,6 +77,21 @@ def nulls(trials: int) -> None:
                 noise = simulate(generator, phi, trials, count)
                 cells.append(share(events_alone(noise, steps)))
             row(count, spacing, *cells)
+
+
+def looks(trials: int) -> None:
+    """Share of series without a change that have an event at any look while they grow, as probes look at them."""
+    counts = [*range(FEWEST, watching.OFTEN + 1)]
+    while counts[-1] < 100:
+        counts.append(math.ceil(counts[-1] * watching.GROWTH))
+    steps = grid("linear", counts[-1])
+    header(f"φ, {len(counts)} looks up to {counts[-1]} checkpoints", "any event, %")
+    for phi in CORRELATIONS:
+        noise = simulate(np.random.default_rng(round(10 * phi)), phi, trials, counts[-1])
+        alarms = np.zeros(trials, dtype=bool)
+        for count in counts:
+            alarms |= [bool(events) for events in events_alone(noise[:, :count], steps[:count], watching.LEVEL)]
+        row(phi, share(alarms))
 
 
 def smooth(trials: int) -> None:
@@ -130,7 +146,7 @@ def detectable(trials: int) -> None:
             steps, middle = grid("logarithmic", count), count // 2
             noise = simulate(np.random.default_rng(7), phi, trials, count)
             tested = analyses([Series("", "", {}, "m", steps, row) for row in noise])
-            printed = np.array([each.limit(0.05 * OF_CHANGES)["smallest_detectable"] for each in tested])
+            printed = np.array([each.limit(LEVEL * OF_CHANGES)["smallest_detectable"] for each in tested])
             shares = []
             for height in (printed, np.full(trials, 8.0)):
                 values = noise + height[:, None] * (np.arange(count) >= middle)
@@ -150,10 +166,11 @@ def known_noise(x: np.ndarray, phi: float) -> Callable[[np.ndarray, np.ndarray],
     family = Family(model, 1)
 
     def noise(rows: int) -> Noise:
-        return Noise(np.full((rows, len(x)), model.scales[nearest]), np.full(rows, nearest))
+        scale = np.full((rows, len(x)), INNOVATIONS[nearest])
+        return Noise(scale, np.full(rows, nearest), scale[:, 0])
 
     family.learn(simulate(np.random.default_rng(2), phi, 2000, len(x)), noise(2000))
-    critical = family.critical(0.05)
+    critical = family.critical(LEVEL)
 
     def widths(values: np.ndarray, at: np.ndarray) -> np.ndarray:
         significant = family.statistics(values, noise(len(values))) > critical
@@ -285,6 +302,7 @@ def seconds(_trials: int) -> None:
 
 PARTS = {
     "nulls": nulls,
+    "looks": looks,
     "smooth": smooth,
     "planted": planted,
     "detectable": detectable,

@@ -185,6 +185,7 @@ def compare_at_loss(metric: str, label: str, split: str, curves: Curves, interva
     clearest = simultaneous.clearest
     comparison = replace(
         comparison,
+        coverage_at_most=None,  # the band is of normal combinations, which few pairs do not bound
         difference=float(differences[:, clearest].mean()),
         low=float(simultaneous.low[clearest]),
         high=float(simultaneous.high[clearest]),

@@ -138,7 +138,10 @@ def extract_series(
     setup, storage = from_arguments(Setup, keywords), from_arguments(Storage, keywords)
     if runs := _runs_below(source, progress):
         if follow:
-            raise UsageError(f"{source}: `follow=True` needs one run; name one of {len(runs)}, such as {runs[0].path}")
+            raise UsageError(
+                f"{source}: `follow=True` needs one run; name one of {len(runs)}, such as {runs[0].path}, or extract "
+                "the tree again when it has grown: complete dumps are skipped"
+            )
         return _extract_runs(runs, Path(source), Path(out), keywords)
     staff, out = Workers(workers, scheduler), Path(out)
     progress = DeduplicatedProgress(progress or NullProgress())

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from ckpt_probe.analysis.paired import holm
 from ckpt_probe.errors import UsageError
-from ckpt_probe.findings.intervals import Family, Interval, families, interval, narrowest, statistic
-from ckpt_probe.findings.noise import Noise, NoiseModel
+from ckpt_probe.findings.intervals import MOST_SPLITS, Family, Interval, families, narrowest
+from ckpt_probe.findings.noise import COEFFICIENTS, Noise, NoiseModel, contrasts
 from ckpt_probe.findings.series import Series
 
 FEWEST = 12
@@ -17,7 +18,7 @@ FEWEST = 12
 LEVEL = 0.05
 """Family-wise error over the intervals and metrics of a run."""
 
-OF_CHANGES, OF_LEVELS = 0.65, 0.25
+OF_CHANGES, OF_LEVELS = 0.55, 0.2
 """Shares of the family-wise error for changes, and for onset and end; the rest covers the error of the simulation."""
 
 ABRUPT = math.log(2)
@@ -53,8 +54,8 @@ def find_events(series: Sequence[Series], level: float = LEVEL) -> tuple[list[Re
     results = list(analyses(tested))
     order = {id(each): index for index, each in enumerate(tested)}
     results.sort(key=lambda analysis: order[id(analysis.series)])
-    changes = _holm([analysis.changes_p for analysis in results], OF_CHANGES * level)
-    levels = _holm([analysis.levels_p for analysis in results], OF_LEVELS * level)
+    changes = _levels([analysis.changes_p for analysis in results], OF_CHANGES * level)
+    levels = _levels([analysis.levels_p for analysis in results], OF_LEVELS * level)
     events_of: dict[int, list[Record]] = {}
     limits: dict[int, Record] = {}
     first = level / max(1, len(results))
@@ -180,12 +181,15 @@ class Analysis:
         start = max(0, at.start - max(BESIDE, count))
         stop = min(len(x), at.stop + max(BESIDE, count))
         values = self.series.values[start:stop]
-        for axis in (x, np.exp(x)):
-            window = interval(self._model, start, stop, SMOOTH, axis)
-            answers = window.contrasts @ values
+        coefficient = float(COEFFICIENTS[self._noise.limit[0]])
+        scale = self._noise.scale[0, (start + stop) // 2]
+        for axis in (x[start:stop], np.exp(x[start:stop])):
+            vectors = contrasts(axis, SMOOTH, MOST_SPLITS)
+            answers = vectors @ values
             largest = int(np.abs(answers).argmax())
-            departure = np.ptp(answers[largest] * window.contrasts[largest])
-            significant = statistic(window, self.series.values[:, None], self._noise)[0] > OF_CRITICAL * critical
+            departure = np.ptp(answers[largest] * vectors[largest])
+            tests = contrasts(axis, SMOOTH, MOST_SPLITS, coefficient)
+            significant = np.abs(tests @ values).max() > OF_CRITICAL * critical * scale
             if not significant or departure < DEPARTURE * np.ptp(values):
                 return False
         return True
@@ -202,7 +206,7 @@ def analyses(series: Sequence[Series]) -> Iterator[Analysis]:
         noise = model.estimate(values)
         of_level, of_line = level.statistics(values, noise), line.statistics(values, noise)
         for index, each in enumerate(members):
-            of_series = Noise(noise.scale[index : index + 1], noise.limit[index : index + 1])
+            of_series = Noise(*(each[index : index + 1] for each in (noise.scale, noise.limit, noise.second)))
             yield Analysis(each, models, of_series, (of_level[:, index], of_line[:, index]))
 
 
@@ -211,15 +215,10 @@ def _without_events(series: Series) -> Record:
     return {**identity(series), **counts, "smallest_detectable": None, "missing": untested(series)}
 
 
-def _holm(p_values: Sequence[float], level: float) -> list[float | None]:
+def _levels(p_values: Sequence[float], level: float) -> list[float | None]:
     """Return the level at which each test is rejected by Holm's procedure; None for those that are not rejected."""
-    result: list[float | None] = [None] * len(p_values)
-    for rank, index in enumerate(np.argsort(p_values)):
-        own_level = level / (len(p_values) - rank)
-        if p_values[index] > own_level:
-            break
-        result[index] = own_level
-    return result
+    adjusted = zip(p_values, holm(p_values), strict=True)
+    return [level * p_value / largest if largest <= level else None for p_value, largest in adjusted]
 
 
 def _step(step: float) -> int | float:

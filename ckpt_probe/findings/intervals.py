@@ -2,17 +2,20 @@
 
 The idea is that of Narrowest Significance Pursuit (Fryzlewicz, arXiv 2009.05431): every interval of a family is
 tested, and each reported one contains a change, with one family-wise error for all of them. Here the tests are kinks
-and jumps at points of the interval, each relative to its standard error under AR(1) noise. The coefficient φ is
-replaced by an upper limit, and the critical value is the largest over φ of those simulated on the same grid with the
-same estimates.
+and jumps at points of the interval, relative to their standard errors under AR(1) noise: of a line by generalised least
+squares, of a constant by plain ones.
+The coefficient φ is replaced by an upper limit, and the critical value is the largest over φ of those simulated on the
+same grid with the same estimates.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
-from ckpt_probe.findings.noise import COEFFICIENTS, Noise, NoiseModel, contrasts, simulate
+from ckpt_probe.findings.noise import COEFFICIENTS, INNOVATIONS, Noise, NoiseModel, contrasts, simulate
 
 SHORTEST, MOST_SPLITS = 4, 9
 """Number of checkpoints of the shortest interval, and the number of its points at which changes are tested."""
@@ -30,21 +33,11 @@ TAIL = 0.05
 """Probability beyond which the simulated distribution is extrapolated by a generalised Pareto tail."""
 
 
-@dataclass(frozen=True)
-class Interval:
-    """An interval of checkpoints and its tests.
-
-    Attributes:
-        start: Index of the first checkpoint.
-        stop: Index after the last checkpoint.
-        contrasts: Unit vectors (tests, stop − start): kinks and jumps, less their fit by the null trend.
-        errors: Standard error (coefficients,) of the contrasts, in mean square, for a scale of second differences of 1.
-    """
+class Interval(NamedTuple):
+    """Index of the first checkpoint of an interval, and index after its last one."""
 
     start: int
     stop: int
-    contrasts: np.ndarray
-    errors: np.ndarray
 
 
 class Family:
@@ -57,24 +50,49 @@ class Family:
 
     def __init__(self, model: NoiseModel, degree: int) -> None:
         self.model = model
-        self.intervals = [interval(model, start, stop, degree) for start, stop in spans(len(model.x))]
+        self.intervals = spans(len(model.x))
+        self._degree = degree
+        self._tests: dict[int, list[tuple[list[int], np.ndarray]]] = {}
         self._null: list[np.ndarray] = []
         self._tails: list[tuple[float, float, float]] = []
         self._reached: dict[int, np.ndarray] = {}
 
     def learn(self, values: np.ndarray, noise: Noise) -> None:
         """Add simulated series (m, n) without a change, under one coefficient, to the distribution."""
-        columns = np.ascontiguousarray(values.T, dtype=np.float32)
-        largest = np.zeros(len(values))
-        for each in self.intervals:
-            np.maximum(largest, statistic(each, columns, noise), out=largest)
-        self._null.append(np.sort(largest))
+        self._null.append(np.sort(self.statistics(values.astype(np.float32), noise).max(axis=0)))
         self._tails.append(_tail(self._null[-1]))
 
     def statistics(self, values: np.ndarray, noise: Noise) -> np.ndarray:
         """Return the largest statistic of each interval, shape (intervals, m), of series (m, n) and their noise."""
-        columns = np.ascontiguousarray(values.T)
-        return np.array([statistic(each, columns, noise) for each in self.intervals])
+        result = np.empty((len(self.intervals), len(values)), dtype=values.dtype)
+        for limit in np.unique(noise.limit):
+            members = np.flatnonzero(noise.limit == limit)
+            columns = np.ascontiguousarray(values[members].T)
+            largest = []
+            for starts, tests in self._tests_of(int(limit)):
+                windows = sliding_window_view(columns, tests.shape[-1], axis=0)[starts]
+                sizes = tests.astype(values.dtype, copy=False) @ np.swapaxes(windows, 1, 2)
+                largest.append(np.abs(sizes, out=sizes).max(axis=1))
+            result[:, members] = np.concatenate(largest)
+        middles = [(each.start + each.stop) // 2 for each in self.intervals]
+        scale = noise.scale[:, middles].T
+        return result / np.where(scale > 0, scale, np.inf)
+
+    def _tests_of(self, limit: int) -> list[tuple[list[int], np.ndarray]]:
+        """Return starts (k,) and tests (k, tests, length) of the intervals of each length, for a coefficient φ."""
+        if limit not in self._tests:
+            self._tests[limit], coefficient = [], float(COEFFICIENTS[limit])
+            for length, members in groupby(self.intervals, lambda each: each.stop - each.start):
+                starts = [each.start for each in members]
+                x = sliding_window_view(self.model.x, length)[starts]
+                vectors = contrasts(x, self._degree, MOST_SPLITS, coefficient if self._degree else 0)
+                if not self._degree:
+                    # Plain least squares responds better to a level that moves over several checkpoints.
+                    distances = np.abs(np.subtract.outer(np.arange(length), np.arange(length)))
+                    variances = (vectors @ coefficient**distances * vectors).sum(axis=-1).mean(axis=-1)
+                    vectors = vectors * (INNOVATIONS[limit] / np.sqrt(variances))[:, None, None]
+                self._tests[limit].append((starts, np.ascontiguousarray(vectors)))
+        return self._tests[limit]
 
     def detectable(self, limit: int, critical: float) -> float:
         """Return the jump in the middle that is reported in 90 % of simulated series, for a scale of 1.
@@ -88,17 +106,16 @@ class Family:
         if limit not in self._reached:
             count, middle = len(self.model.x), len(self.model.x) // 2
             noise = simulate(np.random.default_rng(SEED), float(COEFFICIENTS[limit]), POWER_DRAWS, count)
-            around = [each for each in self.intervals if each.start < middle < each.stop]
+            around = [each.start < middle < each.stop for each in self.intervals]
             reached = []
             for height in HEIGHTS:
                 values = noise + height * (np.arange(count) >= middle)
-                estimate, columns = self.model.estimate(values), np.ascontiguousarray(values.T, dtype=np.float32)
-                largest = np.max([statistic(each, columns, estimate) for each in around], axis=0)
-                reached.append(np.quantile(largest, 1 - POWER))
+                statistics = self.statistics(values, self.model.estimate(values))
+                reached.append(np.quantile(statistics[around].max(axis=0), 1 - POWER))
             self._reached[limit] = np.maximum.accumulate(reached)
         reached = self._reached[limit]
         height = np.exp(np.interp(np.log(critical), np.log(reached), np.log(HEIGHTS)))
-        return float(height * max(1.0, critical / reached[-1]) / self.model.scales[limit])
+        return float(height * max(1.0, critical / reached[-1]) / INNOVATIONS[limit])
 
     def p_value(self, largest: float) -> float:
         """Return the probability of a largest statistic of at least this size without a change, at most over φ."""
@@ -122,40 +139,8 @@ def families(x: tuple[float, ...]) -> tuple[NoiseModel, Family, Family]:
     return model, level, line
 
 
-def interval(model: NoiseModel, start: int, stop: int, degree: int, x: np.ndarray | None = None) -> Interval:
-    """Return an interval with its tests.
-
-    Args:
-        model: Model of the noise.
-        start: Index of the first checkpoint.
-        stop: Index after the last checkpoint.
-        degree: Degree of the null trend.
-        x: Positions (n,) in which the trend is a polynomial, if not those of the model.
-    """
-    positions = model.x if x is None else x
-    _, vectors = contrasts(positions[start:stop], degree, MOST_SPLITS)
-    return Interval(start, stop, vectors, standard_errors(model, vectors))
-
-
-def standard_errors(model: NoiseModel, vectors: np.ndarray) -> np.ndarray:
-    """Return the standard error (coefficients,) of contrasts (tests, n), in mean square over the tests."""
-    products = vectors.T @ vectors / len(vectors)
-    by_distance = np.array([np.trace(products, distance) for distance in range(len(products))])
-    by_distance[1:] *= 2
-    variances = COEFFICIENTS[:, None] ** np.arange(len(products)) @ by_distance
-    return np.sqrt(variances) / model.scales
-
-
-def statistic(tested: Interval, columns: np.ndarray, noise: Noise) -> np.ndarray:
-    """Return the largest statistic (m,) of an interval for series in columns (n, m)."""
-    sizes = tested.contrasts.astype(columns.dtype, copy=False) @ columns[tested.start : tested.stop]
-    largest = np.abs(sizes, out=sizes).max(axis=0)
-    scale = noise.scale[:, (tested.start + tested.stop) // 2] * tested.errors[noise.limit]
-    return largest / np.where(scale > 0, scale, np.inf)
-
-
-def spans(count: int) -> list[tuple[int, int]]:
-    """Return first index and index after the last of every tested interval: each length is about 1.3 times the last."""
+def spans(count: int) -> list[Interval]:
+    """Return every tested interval, by length and start: each length is about 1.3 times the last."""
     lengths, length = [], float(SHORTEST)
     while length < count:
         lengths.append(int(length))
@@ -163,7 +148,7 @@ def spans(count: int) -> list[tuple[int, int]]:
     result = []
     for length in [*lengths, count]:
         starts = [*range(0, count - length + 1, max(1, length // 5)), count - length]
-        result += [(start, start + length) for start in dict.fromkeys(starts)]
+        result += [Interval(start, start + length) for start in dict.fromkeys(starts)]
     return result
 
 
@@ -201,7 +186,7 @@ def _exceedance(size: float, null: np.ndarray, tail: tuple[float, float, float])
     if size <= threshold:
         return float(1 + len(null) - np.searchsorted(null, size)) / (1 + len(null))
     excess = (size - threshold) / scale
-    return TAIL * float(np.exp(-excess) if shape < 1e-6 else (1 + shape * excess) ** (-1 / shape))
+    return max(TAIL * float(np.exp(-excess) if shape < 1e-6 else (1 + shape * excess) ** (-1 / shape)), 1e-300)
 
 
 def _quantile(level: float, null: np.ndarray, tail: tuple[float, float, float]) -> float:

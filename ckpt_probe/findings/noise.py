@@ -1,9 +1,9 @@
-"""Noise of a series of checkpoints: its scale and the correlation of neighbours, both insensitive to a few changes.
+"""Noise of a series of checkpoints: its scale and the correlation of neighbours, both estimated beside a few changes.
 
-A second difference compares a value with the line through its two neighbours, so that a trend that is linear in x, or
-changes at a few checkpoints, hardly enters: their median size gives the scale σ. The coefficient φ of the AR(1) model
-e_i = φ e_(i−1) + noise, in the order of the checkpoints, follows from the lag-one correlation of the residuals of a
-line and the few kinks or jumps that fit best.
+The residuals of a line and the few jumps, ramps or kinks that fit best have the noise of the AR(1) model
+e_i = φ e_(i−1) + innovation, in the order of the checkpoints: their lag-one correlation gives an upper limit of φ, and
+their innovations under this φ the scale. Where a trend is curved, these residuals are too large; second differences,
+which compare a value with the line through its two neighbours, then limit the scale by their median size.
 """
 
 from dataclasses import dataclass
@@ -15,11 +15,17 @@ from scipy.signal import lfilter
 COEFFICIENTS = np.linspace(0, 0.9, 10)
 """Coefficients φ of the noise model that are distinguished."""
 
+INNOVATIONS = np.sqrt(1 - COEFFICIENTS**2)
+"""Scale of the innovations for each of `COEFFICIENTS` and noise of σ = 1."""
+
 CONFIDENCE = 0.8
 """Confidence of the upper limit of φ, by which the errors of tests are computed."""
 
 MEDIAN_OF_NORMAL = 0.6744897501960817
 """Median size of a standard normal number."""
+
+OF_CURVED = 2.0
+"""Scale by innovations that is allowed, relative to that by n second differences: 1 + this / √n."""
 
 LEAST_SHARE = 1e-3
 """Least σ, as a share of the range of the values: finer changes are not resolved."""
@@ -27,8 +33,8 @@ LEAST_SHARE = 1e-3
 LOCAL, LOCAL_STRIDE, LOCAL_EXCESS = 21, 7, 1.5
 """Number of second differences of a local scale, and their distance; it counts where it exceeds σ by the factor."""
 
-CANDIDATES = 120
-"""Largest number of positions at which kinks and jumps are removed before the correlation is computed."""
+CANDIDATES = 60
+"""Number of positions at which a ramp of one width, or a kink, may begin; a jump may at twice as many."""
 
 CLIPPED = 3.0
 """Size of residuals, relative to their median size as a σ, beyond which they do not add to the correlation."""
@@ -39,12 +45,14 @@ class Noise:
     """Estimated noise of m series on one grid of n checkpoints.
 
     Attributes:
-        scale: Scale (m, n) of second differences around each checkpoint, as the σ of independent noise.
+        scale: Scale (m, n) of the innovations around each checkpoint, for the coefficient of `limit`.
         limit: Index (m,) in `COEFFICIENTS` of an upper limit of φ.
+        second: Scale (m,) of the innovations by second differences alone, which a smooth trend hardly enters.
     """
 
     scale: np.ndarray
     limit: np.ndarray
+    second: np.ndarray
 
 
 class NoiseModel:
@@ -59,18 +67,18 @@ class NoiseModel:
     def __init__(self, x: np.ndarray, *, seed: int = 0, draws: int = 500) -> None:
         self.x = x
         self._weight, self._size = _weights(x)
-        self._trend, self._changes = contrasts(x, 1, CANDIDATES)
+        self._trend, self._changes = _changes(x)
         centres = np.arange(0, len(x) - LOCAL - 1, LOCAL_STRIDE) + 1 + LOCAL // 2
         self._nearest = np.abs(np.subtract.outer(np.arange(len(x)), centres)).argmin(axis=1) if len(centres) else None
         self._removed = int(np.clip(len(x) // 20, 1, 3))
-        correlations = [
-            self.correlation(simulate(np.random.default_rng(seed), coefficient, draws, len(x)))
-            for coefficient in COEFFICIENTS
-        ]
-        self._lowest = np.maximum.accumulate([np.quantile(each, 1 - CONFIDENCE) for each in correlations])
+        self._lowest = np.zeros(len(COEFFICIENTS))
+        for index, coefficient in enumerate(COEFFICIENTS):
+            noise = simulate(np.random.default_rng(seed), coefficient, draws, len(x))
+            self._lowest[index] = np.quantile(_correlation(self._residuals(noise)), 1 - CONFIDENCE)
+        self._lowest = np.maximum.accumulate(self._lowest)
 
     @cached_property
-    def scales(self) -> np.ndarray:
+    def _second(self) -> np.ndarray:
         """Scale of second differences for each of `COEFFICIENTS` and noise of σ = 1, as a root mean square."""
         phi, weight = COEFFICIENTS[:, None], self._weight
         variance = 1 + weight**2 + (1 - weight) ** 2 - 2 * phi + 2 * weight * (1 - weight) * phi**2
@@ -78,52 +86,105 @@ class NoiseModel:
 
     def estimate(self, values: np.ndarray) -> Noise:
         """Estimate the noise of series (m, n)."""
-        ends = values[:, :-2] * self._weight + values[:, 2:] * (1 - self._weight)
-        differences = np.abs(values[:, 1:-1] - ends) / self._size
-        scale = np.maximum(_median_size(differences, values), LEAST_SHARE * np.ptp(values, axis=1))
-        around = np.repeat(scale[:, None], len(self.x), axis=1)
+        count, rest = len(self.x), self._residuals(values)
+        limit = np.searchsorted(self._lowest, _correlation(rest), side="right").clip(max=len(COEFFICIENTS) - 1)
+        phi = COEFFICIENTS[limit]
+        products, ends = (rest[:, 1:] * rest[:, :-1]).sum(axis=1), rest[:, 0] ** 2 + rest[:, -1] ** 2
+        squares = (rest**2).sum(axis=1)
+        innovations = squares + phi**2 * (squares - ends) - 2 * phi * products
+        scale = np.sqrt(innovations.clip(min=0) / (count - 2 - 2 * self._removed))
+        to_innovations = (INNOVATIONS / self._second)[limit]
+        middle = values[:, :-2] * self._weight + values[:, 2:] * (1 - self._weight)
+        differences = np.abs(values[:, 1:-1] - middle) / self._size
+        least = LEAST_SHARE * np.ptp(values, axis=1)
+        second = np.maximum(_median_size(differences, values), least) * to_innovations
+        scale = np.maximum(np.minimum(scale, (1 + OF_CURVED / np.sqrt(count)) * second), least)
+        around = np.repeat(scale[:, None], count, axis=1)
         if self._nearest is not None:
             windows = np.lib.stride_tricks.sliding_window_view(differences, LOCAL, axis=1)[:, ::LOCAL_STRIDE]
-            local = np.median(windows, axis=2) / MEDIAN_OF_NORMAL
+            local = np.median(windows, axis=2) / MEDIAN_OF_NORMAL * to_innovations[:, None]
             around = np.maximum(around, local[:, self._nearest] / LOCAL_EXCESS)
-        limit = np.searchsorted(self._lowest, self.correlation(values), side="right")
-        return Noise(around, np.minimum(limit, len(COEFFICIENTS) - 1))
+        return Noise(around, limit, second)
 
-    def correlation(self, values: np.ndarray) -> np.ndarray:
-        """Return the lag-one correlation of series (m, n) without a line and the changes that fit best."""
+    def _residuals(self, values: np.ndarray) -> np.ndarray:
+        """Return series (m, n) without a line and the changes that fit best."""
         rest = values - (values @ self._trend) @ self._trend.T
         for _ in range(self._removed):
             sizes = rest @ self._changes.T
             largest = np.abs(sizes).argmax(axis=1)
             rest = rest - np.take_along_axis(sizes, largest[:, None], axis=1) * self._changes[largest]
-        bound = CLIPPED * np.median(np.abs(rest), axis=1, keepdims=True) / MEDIAN_OF_NORMAL
-        rest = np.clip(rest, -bound, bound)
-        square = (rest**2).sum(axis=1)
-        return (rest[:, 1:] * rest[:, :-1]).sum(axis=1) / np.where(square > 0, square, 1)
+        return rest
 
 
-def contrasts(x: np.ndarray, degree: int, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return tests for kinks and jumps at positions x (n,) in a trend that is a polynomial in x.
+def _changes(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return orthonormal columns (n, 2) of a line, and unit vectors (k, n) of changes, less their fit by the line.
 
-    Args:
-        x: Positions (n,).
-        degree: Degree of the trend.
-        most: Largest number of points at which jumps are tested, and the same for kinks.
-
-    Returns:
-        Orthonormal columns (n, degree + 1) of the trend; and unit vectors (tests, n) orthogonal to it.
+    A change is a ramp between two checkpoints: a jump between neighbours, or a kink where it goes on to the last one.
     """
     count = len(x)
-    scaled = (x - x.mean()) / (np.ptp(x) / 2)
-    trend, _ = np.linalg.qr(np.vander(scaled, degree + 1))
+    strides, width = {1: max(1, count // CANDIDATES // 2), count: max(1, count // CANDIDATES)}, 2
+    while width < count:
+        strides[width] = max(1, count // CANDIDATES, width // 4)
+        width = max(width + 1, int(1.5 * width))
+    pairs = {
+        (start, min(start + width, count - 1))
+        for width, stride in strides.items()
+        for start in range(0, count - 1, stride)
+    }
+    starts, ends = np.array(sorted(pairs)).T
+    ramps = np.clip((x - x[starts, None]) / (x[ends] - x[starts])[:, None], 0, 1)
+    trend, _ = np.linalg.qr(np.c_[np.ones(count), (x - x.mean()) / np.ptp(x)])
+    ramps -= (ramps @ trend) @ trend.T
+    sizes = np.linalg.norm(ramps, axis=1, keepdims=True)
+    return trend, (ramps / sizes)[sizes[:, 0] > 1e-6]
+
+
+def contrasts(x: np.ndarray, degree: int, most: int, coefficient: float = 0.0) -> np.ndarray:
+    """Return tests for kinks and jumps at positions x (…, n) in a trend that is a polynomial in x.
+
+    They are generalised least squares under AR(1) noise: products of the vectors with a series have the standard error
+    of the innovations.
+
+    Args:
+        x: Positions (…, n).
+        degree: Degree of the trend.
+        most: Largest number of points at which jumps are tested, and the same for kinks.
+        coefficient: Coefficient φ of the noise.
+
+    Returns:
+        Vectors (…, tests, n) orthogonal to the trend, of length 1 for φ = 0, and zero where it describes the change.
+    """
+    count = x.shape[-1]
+    scaled = (x - x.mean(axis=-1, keepdims=True)) / (np.ptp(x, axis=-1, keepdims=True) / 2)
+    trend, _ = np.linalg.qr(_whitened(scaled[..., None] ** np.arange(degree + 1), coefficient))
     splits = np.unique(np.linspace(1, count - 1, min(count - 1, most)).round().astype(int))
-    jumps = (np.arange(count) >= splits[:, None]).astype(float)
-    kinks = np.maximum(scaled - scaled[splits[:-1], None], 0) if degree else np.empty((0, count))
-    columns = np.vstack([jumps, kinks])
-    columns -= (columns @ trend) @ trend.T
-    sizes = np.linalg.norm(columns, axis=1)
-    usable = sizes > 1e-6
-    return trend, columns[usable] / sizes[usable, None]
+    jumps = np.broadcast_to(np.arange(count)[:, None] >= splits, (*x.shape, len(splits))).astype(float)
+    kinks = np.maximum(scaled[..., :, None] - scaled[..., None, splits[:-1]], 0) if degree else jumps[..., :0]
+    columns = _whitened(np.concatenate([jumps, kinks], axis=-1), coefficient)
+    columns -= trend @ (np.swapaxes(trend, -1, -2) @ columns)
+    sizes = np.linalg.norm(columns, axis=-2, keepdims=True)
+    columns /= np.where(sizes > 1e-6, sizes, np.inf)
+    # The transpose of the whitening, so that the vectors apply to a series as it is.
+    vectors = columns.copy()
+    vectors[..., :-1, :] -= coefficient * columns[..., 1:, :]
+    vectors[..., 0, :] += (np.sqrt(1 - coefficient**2) - 1) * columns[..., 0, :]
+    return np.swapaxes(vectors, -1, -2)
+
+
+def _whitened(columns: np.ndarray, coefficient: float) -> np.ndarray:
+    """Return the innovations of columns (…, n, k) under AR(1), the first on the scale of the others."""
+    result = columns.copy()
+    result[..., 1:, :] -= coefficient * columns[..., :-1, :]
+    result[..., 0, :] *= np.sqrt(1 - coefficient**2)
+    return result
+
+
+def _correlation(rest: np.ndarray) -> np.ndarray:
+    """Return the lag-one correlation of residuals (m, n)."""
+    bound = CLIPPED * np.median(np.abs(rest), axis=1, keepdims=True) / MEDIAN_OF_NORMAL
+    rest = np.clip(rest, -bound, bound)
+    square = (rest**2).sum(axis=1)
+    return (rest[:, 1:] * rest[:, :-1]).sum(axis=1) / np.where(square > 0, square, 1)
 
 
 def simulate(generator: np.random.Generator, coefficient: float, series: int, checkpoints: int) -> np.ndarray:

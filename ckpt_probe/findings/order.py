@@ -1,7 +1,6 @@
 """Order of the onsets of metrics: over the seeds of a group as a partial order, or within a single run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations, product
 from typing import Any
 
@@ -10,7 +9,7 @@ from scipy.optimize import isotonic_regression
 
 from ckpt_probe.findings.detection import LEVEL, name_of, positions
 from ckpt_probe.findings.intervals import families
-from ckpt_probe.findings.noise import COEFFICIENTS, simulate
+from ckpt_probe.findings.noise import COEFFICIENTS, INNOVATIONS, simulate
 from ckpt_probe.findings.series import Series
 
 FEWEST_SEEDS = 6
@@ -31,16 +30,6 @@ BEYOND_NOISE = 4.0
 Record = dict[str, Any]
 Onset = tuple[float, float]
 """Ends of the interval of an onset, as log step."""
-
-
-@dataclass(frozen=True)
-class _Noise:
-    """Noise of a series: scale of second differences, index and value of the limit of φ, standard deviation."""
-
-    scale: float
-    limit: int
-    coefficient: float
-    deviation: float
 
 
 def order_in_run(series: Sequence[Series], events: Sequence[Record]) -> list[Record]:
@@ -140,11 +129,12 @@ def is_one_process(pair: Sequence[tuple[Series, Series]]) -> bool:
     if not used:
         return False
     noise = [(_noise_of(first), _noise_of(second)) for _, (first, second) in used]
-    correlation = float(np.mean([max(first.coefficient, second.coefficient) for first, second in noise]))
+    correlation = float(np.mean([COEFFICIENTS[max(first[1], second[1])] for first, second in noise]))
     common = [each for each, _ in used]
     count = sum(len(steps) for steps, _, _ in common)
     for explained, explaining in ((1, 2), (2, 1)):
-        variance = float(np.mean([each[explained - 1].deviation ** 2 for each in noise]))
+        scales, limits = np.array([each[explained - 1] for each in noise]).T
+        variance = float(np.mean((scales / INNOVATIONS[limits.astype(int)]) ** 2))
         in_time, covariance = _order_in_time(common, explained, explaining)
         ordered = in_time > correlation + IN_TIME / np.sqrt(count)
         clearly = in_time > IN_TIME / np.sqrt(count) and covariance > BEYOND_NOISE * variance
@@ -167,7 +157,7 @@ def noise_lag(first: Series, second: Series) -> float:
     its onset over some draws is the lag.
     """
     noise_of = _noise_of(first), _noise_of(second)
-    noisiness = [noise.scale / np.ptp(each.values) for noise, each in zip(noise_of, (first, second), strict=True)]
+    noisiness = [scale / np.ptp(each.values) for (scale, _), each in zip(noise_of, (first, second), strict=True)]
     cleaner = 0 if noisiness[0] < noisiness[1] else 1
     series = (first, second)[cleaner]
     added = np.sqrt(max(0.0, max(noisiness) ** 2 - min(noisiness) ** 2)) * np.ptp(series.values)
@@ -175,9 +165,10 @@ def noise_lag(first: Series, second: Series) -> float:
         return 0.0
     x = positions(series.steps)
     model, family, _ = families(tuple(x.tolist()))
-    drawn = simulate(np.random.default_rng(0), noise_of[cleaner].coefficient, MATCHED + 1, len(x))
+    limit = noise_of[cleaner][1]
+    drawn = simulate(np.random.default_rng(0), float(COEFFICIENTS[limit]), MATCHED + 1, len(x))
     drawn[0] = 0
-    values = series.values + added * drawn / model.scales[noise_of[cleaner].limit]
+    values = series.values + added * drawn / INNOVATIONS[limit]
     significant = family.statistics(values, model.estimate(values)) > family.critical(LEVEL)
     onsets = []
     for column in significant.T:
@@ -235,11 +226,11 @@ def _at_common_steps(first: Series, second: Series) -> tuple[np.ndarray, np.ndar
     return steps, first.values[of_first], second.values[of_second]
 
 
-def _noise_of(series: Series) -> _Noise:
+def _noise_of(series: Series) -> tuple[float, int]:
+    """Return the scale of the innovations of a series, by second differences, and the index of the limit of φ."""
     model, _, _ = families(tuple(positions(series.steps).tolist()))
     noise = model.estimate(series.values[None])
-    limit, scale = int(noise.limit[0]), float(noise.scale[0].min())
-    return _Noise(scale, limit, float(COEFFICIENTS[limit]), scale / float(model.scales[limit]))
+    return float(noise.second[0]), int(noise.limit[0])
 
 
 def _onsets(events: Sequence[Record], series: Mapping[str, Series]) -> dict[str, Onset]:

@@ -19,7 +19,7 @@ from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import require_regular
 from ckpt_probe.groups import Sources, find_runs, seed_names
 from ckpt_probe.moments.registry import find_metrics, suggest_metrics
-from ckpt_probe.progress import Progress
+from ckpt_probe.progress import DeduplicatedProgress, Progress
 
 SUBJECT = ("split", "layer", "class", "alpha")
 """Entries of a record by which its numbers belong to different series of one run."""
@@ -110,8 +110,9 @@ def series_of(
     if not stepped:
         raise DataError(f"{label}: no record has a step; expected a number called step in each")
     if splits and not any(record.get("split") in splits for record in stepped):
-        existing = listed(sorted({str(record.get("split")) for record in stepped}))
-        raise UsageError(f"{label}: `splits={list(splits)!r}`: no such record; there are: {existing}")
+        existing = sorted({str(record["split"]) for record in stepped if record.get("split") is not None})
+        known = f"there are: {listed(existing)}" if existing else "no record has a split"
+        raise UsageError(f"{label}: `splits={list(splits)!r}`: no such record; {known}")
     stepped = [record for record in stepped if not splits or record.get("split") in splits]
     names = [name for name in metric_names(stepped) if not name.endswith(OF_A_METRIC) and name != "seed"]
     if metrics:
@@ -154,9 +155,16 @@ def _records_of(path: Path, progress: Progress) -> list[Record]:
     if path.suffix.lower() == ".csv":
         return read_csv(path)
     if path.suffix in SUFFIXES or (path.is_dir() and has_dumps(path)):
-        readings = read_series(path, Settings(layers=False), cache=True, progress=progress)
+        readings = read_series(path, Settings(layers=False), cache=True, progress=_Bars(progress))
         return [reading.record for reading in readings]
     return list(read_records(path))
+
+
+class _Bars(DeduplicatedProgress):
+    """Bars of another progress without messages, such as those about the cache, which `analyze` has options for."""
+
+    def message(self, text: str) -> None:
+        """Drop the message."""
 
 
 def _is_run(path: Path) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 from ckpt_probe.findings.detection import FEWEST, name_of
 from ckpt_probe.findings.sentences import event_sentence, findings_of_run
 
-LEVEL = 0.01
+LEVEL = 0.005
 """Family-wise error of one look: a run that is still training is looked at many times."""
 
 OFTEN, GROWTH = 40, 1.05

@@ -15,7 +15,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     Of comparisons at every step, the table has those of the last.
     """
     at_loss = any(comparison.loss_low is not None for comparison in comparisons)
-    numbers = ("seeds", "mean", "std", "difference", *(["at loss"] if at_loss else []), "interval", "confidence")
+    numbers = ("seeds", "mean", "std", "difference", *(["at loss"] if at_loss else []), "interval", "confidence", "p")
     texts = ("metric", "group", "verdict")
     table = plain_table((name, name in texts) for name in ("metric", "group", *numbers, "verdict"))
     before = None
@@ -62,8 +62,8 @@ def comparison_footnotes(comparisons: Sequence[Comparison]) -> list[str]:
     if tested is not None:
         test = "the largest of Student's ratios over all losses" if at_loss else "Student's paired test"
         notes.append(
-            f"verdicts at {_percent(first.confidence)}, corrected for the number of tests, {tested.tests} (Holm); "
-            f"different: {test}; equivalent: two one-sided tests within the margin ({_margins(displayed)})"
+            f"p and verdicts at {_percent(first.confidence)}, corrected for the number of tests, {tested.tests} "
+            f"(Holm); different: {test}; equivalent: two one-sided tests within the margin ({_margins(displayed)})"
         )
     for comparison in comparisons:
         if comparison.note:
@@ -92,9 +92,10 @@ def _margins(comparisons: Sequence[Comparison]) -> str:
 
 def _difference_cells(comparison: Comparison, at_loss: bool) -> list[str]:
     if comparison.pairs is None:
-        return [""] * (4 if at_loss else 3)
+        return [""] * (5 if at_loss else 4)
     loss = [_number(comparison.loss)] if at_loss else []
-    return [signed(comparison.difference), *loss, _interval(comparison), _confidence(comparison)]
+    p_value = MISSING if comparison.p_value is None else f"{comparison.p_value:.2g}"
+    return [signed(comparison.difference), *loss, _interval(comparison), _confidence(comparison), p_value]
 
 
 def _percent(share: float) -> str:

@@ -12,7 +12,8 @@ from scipy import stats
 
 from ckpt_probe.analysis import analyze, compare
 from ckpt_probe.analysis.comparison import Interval, expanded
-from ckpt_probe.analysis.equal_loss import band
+from ckpt_probe.analysis.differences import compare_at_loss
+from ckpt_probe.analysis.equal_loss import Curves, band
 from ckpt_probe.analysis.paired import difference_p
 from ckpt_probe.analysis.series import read_series
 from ckpt_probe.analysis.settings import Settings
@@ -207,6 +208,14 @@ def test_equal_loss_has_one_band_for_all_losses(tmp_path: Path) -> None:
         compare(pair, at="loss", step=30)
     with pytest.raises(DataError, match="steps with loss and accuracy"):
         compare([group(tmp_path / "d", PLAIN), group(tmp_path / "e", OTHER)], at="loss")
+
+
+def test_the_band_at_equal_loss_has_its_confidence_with_three_pairs() -> None:
+    draw = np.random.default_rng(0)
+    runs = {group: {f"s{seed}": draw.normal(size=25) for seed in range(3)} for group in "ab"}
+    compared = compare_at_loss("accuracy", "b", "test", Curves(np.linspace(2, 1, 25), runs), Interval(resamples=500))
+    assert compared.comparison.low is not None
+    assert compared.comparison.coverage_at_most is None
 
 
 @pytest.mark.parametrize("pairs", [3, 6])

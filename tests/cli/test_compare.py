@@ -29,7 +29,7 @@ def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_the_table_has_values_verdicts_and_method(groups: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["compare", *groups, "--metric", "accuracy,loss"]) == 0
     output = capsys.readouterr().out.splitlines()
-    columns = ["metric", "group", "seeds", "mean", "std", "difference", "interval", "confidence", "verdict"]
+    columns = ["metric", "group", "seeds", "mean", "std", "difference", "interval", "confidence", "p", "verdict"]
     assert output[0].split() == columns
     assert "at most 87.5 %" in output[2]
     assert output[1].split() == ["accuracy", "plain", "4", "0.9015", "0.0013", "baseline"]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ckpt_probe.findings.detection import positions
 from ckpt_probe.findings.noise import simulate
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "events_calibration.py"
@@ -50,12 +51,26 @@ def test_smooth_curves_are_rarely_abrupt(calibration: Any, count: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("count", [24, 44, 100])
 @pytest.mark.parametrize("coefficient", [0.0, 0.5])
-def test_planted_jumps_are_covered(calibration: Any, coefficient: float) -> None:
-    steps = calibration.grid("logarithmic", 100)
-    values = simulate(np.random.default_rng(13), coefficient, 200, 100) + 8 * (np.arange(100) >= 60)
-    covered = [
-        any(e["kind"] == "change" and e["from_step"] < steps[60] <= e["to_step"] * (1 + 1e-9) for e in events)
+def test_planted_jumps_are_covered_in_intervals_at_most_twice_as_wide_as_the_best(
+    calibration: Any, coefficient: float, count: int
+) -> None:
+    steps, jump = calibration.grid("logarithmic", count), 3 * count // 5
+    values = simulate(np.random.default_rng(13), coefficient, 200, count) + 8 * (np.arange(count) >= jump)
+    x = positions(steps)
+    best = calibration.known_noise(x, coefficient)(values, np.full(200, jump))
+    of = dict(zip(steps.tolist(), x.tolist(), strict=True))
+    widths = [
+        min(
+            (
+                of[e["to_step"]] - of[e["from_step"]]
+                for e in events
+                if e["kind"] == "change" and e["from_step"] < steps[jump] <= e["to_step"] * (1 + 1e-9)
+            ),
+            default=math.inf,
+        )
         for events in calibration.events_alone(values, steps)
     ]
-    assert np.mean(covered) >= 0.9
+    assert np.isfinite(widths).mean() >= 0.9
+    assert np.median(np.array(widths) / best) <= 2

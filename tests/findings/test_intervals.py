@@ -7,7 +7,7 @@ import pytest
 
 from ckpt_probe.findings.detection import find_events, positions
 from ckpt_probe.findings.intervals import families, narrowest, spans
-from ckpt_probe.findings.noise import COEFFICIENTS, contrasts, simulate
+from ckpt_probe.findings.noise import COEFFICIENTS, INNOVATIONS, contrasts, simulate
 from ckpt_probe.findings.series import Series
 
 STEPS = np.geomspace(1, 10_000, 44)
@@ -15,10 +15,9 @@ STEPS = np.geomspace(1, 10_000, 44)
 
 def test_contrasts_are_unit_vectors_without_the_trend_and_answer_a_jump_by_its_residual() -> None:
     x = np.log(STEPS[:9] + 1)
-    trend, vectors = contrasts(x, 1, 20)
+    vectors = contrasts(x, 1, 20)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1)
     assert np.allclose(vectors @ np.c_[np.ones(9), x], 0, atol=1e-10)
-    assert np.allclose(trend.T @ trend, np.eye(2))
     for split, vector in enumerate(vectors[:8], 1):
         jump = (np.arange(9) >= split).astype(float)
         residual = jump - np.polyval(np.polyfit(x, jump, 1), x)
@@ -30,7 +29,7 @@ def test_the_smallest_detectable_jump_is_reported_in_nine_of_ten_series(count: i
     x = positions(np.geomspace(1, 10_000, count))
     model, _, line = families(tuple(x))
     critical, limit = line.critical(0.05), 3
-    jump = line.detectable(limit, critical) * model.scales[limit]
+    jump = line.detectable(limit, critical) * INNOVATIONS[limit]
     noise = simulate(np.random.default_rng(11), float(COEFFICIENTS[limit]), 400, count)
     for height, least, most in ((jump, 0.8, 0.97), (jump / 2, 0, 0.6)):
         values = noise + height * (np.arange(count) >= count // 2)
@@ -49,11 +48,31 @@ def test_noise_is_estimated_with_changes_in_the_series() -> None:
     assert np.corrcoef(correlated[:, 1:].ravel(), correlated[:, :-1].ravel())[0, 1] == pytest.approx(0.7, abs=0.02)
 
 
-def test_scale_of_second_differences_follows_the_coefficient() -> None:
+@pytest.mark.parametrize("coefficient", [0.0, 0.5, 0.9])
+def test_contrasts_have_the_standard_error_of_the_innovations(coefficient: float) -> None:
+    x = np.log(STEPS[5:17] + 1)
+    vectors = contrasts(x, 1, 9, coefficient)
+    covariance = coefficient ** np.abs(np.subtract.outer(np.arange(12), np.arange(12)))
+    assert np.allclose(np.einsum("ti,ij,tj->t", vectors, covariance, vectors), 1 - coefficient**2)
+    assert np.allclose(vectors @ np.c_[np.ones(12), x], 0, atol=1e-10)
+
+
+def test_scale_is_that_of_the_innovations_for_the_limit_of_the_coefficient() -> None:
     x = positions(STEPS)
     model, _, _ = families(tuple(x))
-    noise = simulate(np.random.default_rng(1), float(COEFFICIENTS[5]), 4000, 44)
-    assert np.median(model.estimate(noise).scale[:, 22]) == pytest.approx(model.scales[5], rel=0.06)
+    noise = model.estimate(simulate(np.random.default_rng(1), 0.5, 4000, 44))
+    limit = COEFFICIENTS[noise.limit]
+    # e_t − φ e_(t−1) has the variance 1 + φ² − 2 φ ρ if the correlation of neighbours is ρ.
+    expected = np.sqrt(1 + limit**2 - 2 * limit * 0.5)
+    assert np.median(noise.scale[:, 22] / expected) == pytest.approx(1, abs=0.05)
+
+
+def test_the_scale_of_a_smooth_curve_is_that_of_its_second_differences() -> None:
+    steps = np.geomspace(1, 10_000, 100)
+    model, _, _ = families(tuple(positions(steps)))
+    curve = simulate(np.random.default_rng(2), 0.0, 200, 100) + 200 * np.sin(positions(steps) / 2)
+    noise = model.estimate(curve)
+    assert np.median(noise.scale / INNOVATIONS[noise.limit][:, None]) < 6
 
 
 @pytest.mark.parametrize("coefficient", [0.0, 0.7])

@@ -31,11 +31,11 @@ def runs(seeds: int, second: float, noise: tuple[float, float] = (0.02, 0.02), p
 
 
 def test_a_planted_lag_is_an_order_with_six_seeds_and_of_each_run_with_fewer() -> None:
-    [order] = findings_of(runs(6, 1.2)).orders
+    [order] = findings_of(runs(6, 1.5)).orders
     assert (order["before"], order["after"], order["relation"], order["seeds"]) == ("first", "second", "before", 6)
     assert order["p_value"] == pytest.approx(2 / 64)
-    assert order["lag_factor"] == pytest.approx(np.exp(1.2), rel=0.15)
-    few = findings_of(runs(3, 1.2)).orders
+    assert order["lag_factor"] == pytest.approx(np.exp(1.5), rel=0.15)
+    few = findings_of(runs(3, 1.5)).orders
     assert len(few) == 3
     assert all(each["before"] == "first" and each["first_by"] <= each["second_from"] for each in few)
 
@@ -51,7 +51,7 @@ def test_one_process_is_recognised_in_either_direction() -> None:
     pairs = [tuple(series) for series in runs(6, 0, power=3).values()]
     assert is_one_process(pairs)
     assert is_one_process([(second, first) for first, second in pairs])
-    assert not is_one_process([tuple(series) for series in runs(6, 1.2).values()])
+    assert not is_one_process([tuple(series) for series in runs(6, 1.5).values()])
 
 
 def test_sign_flips_are_counted_and_adjusted_for_pairs() -> None:

@@ -47,8 +47,11 @@ def test_layers_and_texts_tell_series_apart() -> None:
         series_of([{"step": 1, "x": 1.0}, {"step": 1, "x": 2.0}])
     with pytest.raises(DataError, match="no record has a step"):
         series_of([{"x": 1.0}])
-    with pytest.raises(UsageError, match="there are: test"):
-        series_of([{"step": 1, "split": "test", "x": 1.0}], splits=["train"])
+    without = {"step": 2, "batch_loss": 1.0}
+    with pytest.raises(UsageError, match=r"there are: test$"):
+        series_of([{"step": 1, "split": "test", "x": 1.0}, without], splits=["train"])
+    with pytest.raises(UsageError, match=r"no record has a split$"):
+        series_of([without], splits=["train"])
 
 
 def test_a_csv_file_with_a_step_column(tmp_path: Path) -> None:
