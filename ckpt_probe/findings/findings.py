@@ -1,7 +1,7 @@
 """Findings about runs: their events, the smallest detectable changes, and the order of onsets."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,6 @@ class Findings(Records):
         self.limits = list(limits)
         self.orders = list(orders)
         self.series = list(series)
-
-
-@dataclass(frozen=True)
-class _Run:
-    series: list[Series]
-    events: list[Record]
-    limits: list[Record]
 
 
 @checked_keywords
@@ -100,24 +93,17 @@ def findings_of(
         level: Family-wise error over the intervals and series of a run.
         progress: Receives a bar.
     """
-    runs = {}
+    events_of, limits = {}, []
     with (progress or NullProgress()).task("events", len(series), "runs") as bar:
         for key, of_run in series.items():
-            found_events, limits = find_events(of_run, level)
-            runs[key] = _Run(list(of_run), found_events, limits)
+            events_of[key], of_limits = find_events(of_run, level)
+            limits += of_limits
             bar.advance()
     orders: list[Record] = []
-    for group in dict.fromkeys(group for group, _ in runs):
-        members = {seed: run for (its_group, seed), run in runs.items() if its_group == group}
-        if len(members) >= FEWEST_SEEDS:
-            of_seeds = {seed: run.series for seed, run in members.items()}
-            orders += order_over_seeds(of_seeds, {seed: run.events for seed, run in members.items()})
+    for group in dict.fromkeys(group for group, _ in series):
+        keys = [key for key in series if key[0] == group]
+        if len(keys) >= FEWEST_SEEDS:
+            orders += order_over_seeds({key[1]: series[key] for key in keys}, {key[1]: events_of[key] for key in keys})
         else:
-            orders += [order for run in members.values() for order in order_in_run(run.series, run.events)]
-    return Findings(
-        [event for run in runs.values() for event in run.events],
-        [limit for run in runs.values() for limit in run.limits],
-        orders,
-        [each for run in runs.values() for each in run.series],
-        level,
-    )
+            orders += [order for key in keys for order in order_in_run(series[key], events_of[key])]
+    return Findings([*chain(*events_of.values())], limits, orders, [*chain(*series.values())], level)
