@@ -15,7 +15,8 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     Of comparisons at every step, the table has those of the last.
     """
     at_loss = any(comparison.loss_low is not None for comparison in comparisons)
-    numbers = ("seeds", "mean", "std", "difference", *(["at loss"] if at_loss else []), "interval", "confidence", "p")
+    # The band over all losses has its confidence for any number of pairs, so that the note below the table states it.
+    numbers = ("seeds", "mean", "std", "difference", *(["at loss", "band"] if at_loss else ["interval", "confidence"]))
     texts = ("metric", "group", "verdict")
     table = plain_table((name, name in texts) for name in ("metric", "group", *numbers, "verdict"))
     before = None
@@ -52,8 +53,9 @@ def comparison_footnotes(comparisons: Sequence[Comparison]) -> list[str]:
     at_loss = first.loss_low is not None
     if at_loss:
         step = f"equal loss, from {_number(first.loss_high)} to {_number(first.loss_low)}"
-    how = f"bootstrap of {first.resamples} resamples, seed {first.seed}, expanded for few seeds"
-    of_what = "band of the mean difference over all losses" if at_loss else "intervals of the mean difference"
+    how = f"bootstrap of {first.resamples} resamples, seed {first.seed}{'' if at_loss else ', expanded for few seeds'}"
+    band = f"{_percent(first.confidence)} band of the mean difference over all losses"
+    of_what = band if at_loss else "intervals of the mean difference"
     notes = [
         f"{first.split} at {step}; differences from {first.baseline} of entries of the same name; "
         f"{of_what}: {how if first.interval == 'bootstrap' or at_loss else 'Student’s t'}"
@@ -62,8 +64,9 @@ def comparison_footnotes(comparisons: Sequence[Comparison]) -> list[str]:
     if tested is not None:
         test = "the largest of Student's ratios over all losses" if at_loss else "Student's paired test"
         notes.append(
-            f"p and verdicts at {_percent(first.confidence)}, corrected for the number of tests, {tested.tests} "
-            f"(Holm); different: {test}; equivalent: two one-sided tests within the margin ({_margins(displayed)})"
+            f"verdicts at {_percent(first.confidence)}, corrected for the number of tests, {tested.tests} (Holm); "
+            f"different: {test} (p: {_p_values(displayed)}); "
+            f"equivalent: two one-sided tests within the margin ({_margins(displayed)})"
         )
     for comparison in comparisons:
         if comparison.note:
@@ -90,12 +93,19 @@ def _margins(comparisons: Sequence[Comparison]) -> str:
     )
 
 
+def _p_values(comparisons: Sequence[Comparison]) -> str:
+    tested = [each for each in comparisons if each.p_value is not None]
+    several = len({each.group for each in tested}) > 1
+    named = [f"{each.group} {each.metric}" if several else each.metric for each in tested]
+    return ", ".join(f"{name} {each.p_value:.2g}" for name, each in zip(named, tested, strict=True)) or MISSING
+
+
 def _difference_cells(comparison: Comparison, at_loss: bool) -> list[str]:
     if comparison.pairs is None:
-        return [""] * (5 if at_loss else 4)
-    loss = [_number(comparison.loss)] if at_loss else []
-    p_value = MISSING if comparison.p_value is None else f"{comparison.p_value:.2g}"
-    return [signed(comparison.difference), *loss, _interval(comparison), _confidence(comparison), p_value]
+        return [""] * 3
+    if at_loss:
+        return [signed(comparison.difference), _number(comparison.loss), _interval(comparison)]
+    return [signed(comparison.difference), _interval(comparison), _confidence(comparison)]
 
 
 def _percent(share: float) -> str:

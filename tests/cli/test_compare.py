@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_the_table_has_values_verdicts_and_method(groups: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["compare", *groups, "--metric", "accuracy,loss"]) == 0
     output = capsys.readouterr().out.splitlines()
-    columns = ["metric", "group", "seeds", "mean", "std", "difference", "interval", "confidence", "p", "verdict"]
+    columns = ["metric", "group", "seeds", "mean", "std", "difference", "interval", "confidence", "verdict"]
     assert output[0].split() == columns
     assert "at most 87.5 %" in output[2]
     assert output[1].split() == ["accuracy", "plain", "4", "0.9015", "0.0013", "baseline"]
@@ -39,6 +40,7 @@ def test_the_table_has_values_verdicts_and_method(groups: list[str], capsys: pyt
     notes = " ".join(output[5:])
     assert "test at step 50; differences from plain" in notes
     assert "bootstrap of 9999 resamples, seed 0" in notes
+    assert re.search(r"different: Student's paired test \(p: accuracy 0\.0\d+, loss [\d.]+\)", notes)
     assert "with 4 pairs the confidence of a resampled interval is at most 87.5 %, not 95 %" in notes
 
 
