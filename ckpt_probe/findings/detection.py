@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -204,6 +205,9 @@ def analyses(series: Sequence[Series]) -> Iterator[Analysis]:
         model, level, line = models = families(x)
         values = np.array([each.values for each in members])
         noise = model.estimate(values)
+        # A change of one or two samples is no event, even where all other values are equal.
+        grains = np.array([[each.grain] for each in members])
+        noise = replace(noise, scale=np.maximum(noise.scale, grains))
         of_level, of_line = level.statistics(values, noise), line.statistics(values, noise)
         for index, each in enumerate(members):
             of_series = Noise(*(each[index : index + 1] for each in (noise.scale, noise.limit, noise.second)))

@@ -96,8 +96,8 @@ class NoiseModel:
         to_innovations = (INNOVATIONS / self._second)[limit]
         middle = values[:, :-2] * self._weight + values[:, 2:] * (1 - self._weight)
         differences = np.abs(values[:, 1:-1] - middle) / self._size
-        least = LEAST_SHARE * np.ptp(values, axis=1)
-        second = np.maximum(_median_size(differences, values), least) * to_innovations
+        least = _least(differences, values)
+        second = np.maximum(_median_size(differences), least) * to_innovations
         scale = np.maximum(np.minimum(scale, (1 + OF_CURVED / np.sqrt(count)) * second), least)
         around = np.repeat(scale[:, None], count, axis=1)
         if self._nearest is not None:
@@ -194,21 +194,28 @@ def simulate(generator: np.random.Generator, coefficient: float, series: int, ch
     return np.asarray(lfilter([1.0], [1.0, -coefficient], white, axis=1))
 
 
-def _median_size(differences: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return σ from sizes of differences.
-
-    Differences that are exactly zero, as of a saturated accuracy, do not count; and of values that repeat, such as
-    counts divided by the number of samples, σ is at least half of the smallest gap between them.
-    """
+def _median_size(differences: np.ndarray) -> np.ndarray:
+    """Return σ from sizes of differences; those that are exactly zero, as of a saturated accuracy, do not count."""
     scale = np.median(differences, axis=1) / MEDIAN_OF_NORMAL
-    for row in np.flatnonzero((differences == 0).mean(axis=1) > 0.1):
+    for row in np.flatnonzero(_repeat(differences)):
         moving = differences[row][differences[row] > 0]
         enough = len(moving) >= max(8, differences.shape[1] / 4)
         scale[row] = np.median(moving) / MEDIAN_OF_NORMAL if enough else 0
+    return scale
+
+
+def _least(differences: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return the least σ: a share of the range; of values that repeat, half of the smallest gap between them."""
+    least = LEAST_SHARE * np.ptp(values, axis=1)
+    for row in np.flatnonzero(_repeat(differences)):
         gaps = np.diff(np.unique(values[row]))
         if len(gaps) > 1:
-            scale[row] = max(scale[row], gaps.min() / 2)
-    return scale
+            least[row] = max(least[row], gaps.min() / 2)
+    return least
+
+
+def _repeat(differences: np.ndarray) -> np.ndarray:
+    return (differences == 0).mean(axis=1) > 0.1
 
 
 def _weights(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

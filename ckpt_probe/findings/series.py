@@ -45,6 +45,7 @@ class Series:
         steps: Training steps (n,) in ascending order.
         values: Values (n,), corrected for sample size where the records have a bias.
         absent: Number of steps without a value.
+        grain: Size of one sample in a metric that is a share of samples, such as accuracy; else 0.
     """
 
     group: str
@@ -54,6 +55,7 @@ class Series:
     steps: np.ndarray
     values: np.ndarray
     absent: int = 0
+    grain: float = 0.0
 
     @property
     def name(self) -> str:
@@ -128,8 +130,11 @@ def series_of(
             kept_rows = [(row["step"], value) for row, value in zip(rows, values, strict=True) if value is not None]
             if kept_rows:
                 steps, numbers = np.array(kept_rows, dtype=float).T
-                absent = len(rows) - len(steps)
-                result.append(Series(group, seed, dict(subject), name, steps, numbers, absent))
+                absent, samples = len(rows) - len(steps), _number(rows[0].get("samples")) or 0
+                counts = numbers * samples
+                is_share = samples > 0 and bool(np.allclose(counts, counts.round(), rtol=0, atol=1e-6))
+                grain = 1 / samples if is_share else 0.0
+                result.append(Series(group, seed, dict(subject), name, steps, numbers, absent, grain))
     return result
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import ckpt_probe as cp
 from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.findings.detection import find_events
 from ckpt_probe.findings.series import read_csv, series_of
 
 STEPS = [int(step) for step in np.unique(np.geomspace(1, 6000, 40).round())]
@@ -93,3 +94,16 @@ def test_wrong_use(tmp_path: Path) -> None:
         cp.events()
     with pytest.raises(UsageError, match="`level=2`"):
         cp.events(write(tmp_path / "a.jsonl", 15), level=2)
+
+
+def test_a_change_of_two_samples_of_an_otherwise_constant_accuracy_is_no_event() -> None:
+    steps = np.unique(np.geomspace(65, 6000, 42).round())
+    values = np.where(np.arange(len(steps)) > 30, 718, 716) / 2437
+    records = [
+        {"step": int(step), "split": "test", "samples": 2437, "accuracy": value, "loss": value + 0.1 / step}
+        for step, value in zip(steps, values, strict=True)
+    ]
+    accuracy, loss = series_of(records)
+    assert (accuracy.grain, loss.grain) == (1 / 2437, 0)
+    assert find_events([accuracy])[0] == []
+    assert find_events([series_of([{**each, "samples": None} for each in records])[0]])[0] != []
