@@ -4,6 +4,7 @@ import os
 import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import current_process
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Subset, default_collate
 
 from ckpt_probe.children import safe_path
 from ckpt_probe.data.samples import Inputs, LabelledBatch
-from ckpt_probe.errors import DataError, listed
+from ckpt_probe.errors import DataError, last_line, listed
 from ckpt_probe.metrics.arrays import as_labels
 
 LABEL_NAMES = ("labels", "label")
@@ -30,20 +31,13 @@ def default_workers() -> int:
 
 
 class Unreadable(Exception):
-    """Raised for a damaged sample, which is then left out and counted."""
+    """Raised for a damaged sample, which is then left out and counted.
 
-
-@dataclass(frozen=True)
-class Damaged:
-    """Placeholder that a worker returns for a damaged sample.
-
-    Args:
-        number: Index of the sample.
-        reason: Why it cannot be read.
+    Attributes:
+        number: Index of the sample, which is set where it is caught.
     """
 
-    number: int
-    reason: str
+    number = -1
 
 
 class DatasetSplit:
@@ -104,7 +98,7 @@ class DatasetSplit:
     def batch(self, indices: Tensor | slice) -> LabelledBatch:
         """Read samples by index in this process; damaged ones are left out and counted."""
         numbers = list(range(len(self))[indices]) if isinstance(indices, slice) else indices.tolist()
-        return self._accepted(_Collating(self._collate)([_NeverRaising(self._dataset)[number] for number in numbers]))
+        return self._accepted(_collated(self._collate, [_NeverRaising(self._dataset)[number] for number in numbers]))
 
     def batches(
         self, parts: Sequence[slice], *, total: int | None = None, pinned: bool = False
@@ -127,7 +121,7 @@ class DatasetSplit:
             batch_sampler=numbers,  # pyright: ignore[reportArgumentType]
             # A daemonic process, such as a worker of a cluster, cannot start processes.
             num_workers=0 if current_process().daemon else min(self._workers, len(numbers)),
-            collate_fn=_Collating(self._collate),
+            collate_fn=partial(_collated, self._collate),
             pin_memory=pinned,
         )
         try:
@@ -161,7 +155,7 @@ class DatasetSplit:
         if isinstance(loaded, DataError):
             raise loaded
         batch, damaged = loaded
-        self.left_out |= {sample.number: sample.reason for sample in damaged}
+        self.left_out |= {sample.number: str(sample) for sample in damaged}
         if batch is None:
             return torch.empty(0), torch.empty(0, dtype=torch.int64)
         return _split_batch(batch)
@@ -175,7 +169,7 @@ class DatasetSplit:
 
 @dataclass(frozen=True)
 class _NeverRaising:
-    """A dataset that returns a `Damaged` or a DataError in place of a sample instead of raising."""
+    """A dataset that returns an `Unreadable` or a DataError in place of a sample instead of raising."""
 
     dataset: Any
 
@@ -186,7 +180,8 @@ class _NeverRaising:
         try:
             return self.dataset[number]
         except Unreadable as damage:
-            return Damaged(number, str(damage))
+            damage.number = number
+            return damage
         except DataError as error:
             return DataError(str(error))
         except Exception as error:
@@ -194,25 +189,19 @@ class _NeverRaising:
             return _failure(f"sample {number}: {type(error).__name__}: {error}")
 
 
-@dataclass(frozen=True)
-class _Collating:
-    """A collate function: samples → (batch or None, damaged samples), or the first failure."""
-
-    collate: Collate
-
-    def __call__(self, samples: list[Any]) -> tuple[Any, list[Damaged]] | DataError:
-        failed = next((sample for sample in samples if isinstance(sample, DataError)), None)
-        if failed is not None:
-            return failed
-        damaged = [sample for sample in samples if isinstance(sample, Damaged)]
-        readable = [sample for sample in samples if not isinstance(sample, Damaged)]
-        try:
-            return (self.collate(readable) if readable else None), damaged
-        except DataError as error:
-            return DataError(str(error))
-        except Exception as error:
-            message = f"samples do not make a batch: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            return _failure(message)
+def _collated(collate: Collate, samples: list[Any]) -> tuple[Any, list[Unreadable]] | DataError:
+    """Return the batch of the readable samples, None without any, and the damaged ones; or the first failure."""
+    failed = next((sample for sample in samples if isinstance(sample, DataError)), None)
+    if failed is not None:
+        return failed
+    damaged = [sample for sample in samples if isinstance(sample, Unreadable)]
+    readable = [sample for sample in samples if not isinstance(sample, Unreadable)]
+    try:
+        return (collate(readable) if readable else None), damaged
+    except DataError as error:
+        return DataError(str(error))
+    except Exception as error:
+        return _failure(f"samples do not make a batch: {last_line(error)}")
 
 
 def _failure(message: str) -> DataError:

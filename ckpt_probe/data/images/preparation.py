@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,17 +147,12 @@ def _of_timm(settings: dict[str, Any]) -> tuple[Prepare, int]:
 def _of_transformers(settings: dict[str, Any]) -> tuple[Prepare, int]:
     auto = require_extra("transformers.models.auto.image_processing_auto", "transformers")
     kind = auto.get_image_processor_class_from_name(settings["image_processor_type"])
-    return _Processed(kind.from_dict(settings)), 3
+    return partial(_processed, kind.from_dict(settings)), 3
 
 
-@dataclass(frozen=True)
-class _Processed:
-    """An image processor of transformers as a function of one image."""
-
-    processor: Any
-
-    def __call__(self, image: "Image") -> Tensor:
-        return torch.as_tensor(self.processor(images=image, return_tensors="pt")["pixel_values"][0])
+def _processed(processor: Any, image: "Image") -> Tensor:
+    """Pass one image through an image processor of transformers."""
+    return torch.as_tensor(processor(images=image, return_tensors="pt")["pixel_values"][0])
 
 
 def _settings_of_timm(hints: ModelHints) -> dict[str, Any]:
