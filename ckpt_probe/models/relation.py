@@ -5,8 +5,9 @@ weights that are all zero, would fit any layer and any scale.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,50 +73,41 @@ def relation_to(model: nn.Module, inputs: Batch, names: Sequence[str], index: in
     Returns:
         The relation, None if there is no known one.
     """
-    samples = samples_in(inputs)
+    samples, runs = samples_in(inputs), partial(_run_replaced, model, inputs, names, index, _widths(result))
     passes: list[tuple[list[_Column], Tensor]] = []
     try:
-        cap = _cap_of(model, inputs, names, index, result)
+        cap = _cap_of(runs)
+        size = 1.0 if cap is None else min(1.0, cap)
+        for number in range(max(1, min(EQUATIONS, -(-EQUATIONS // max(1, result.numel()))))):
+            drawn, output = runs(number, size)
+            picked = _picked(drawn, output, samples)
+            if picked is not None:
+                return picked
+            passes.append(_columns(drawn, output, samples))
     except (CkptProbeError, IndexError):
         return None  # the model does not run with random layer outputs
-    size = 1.0 if cap is None else min(1.0, cap)
-    for number in range(max(1, min(EQUATIONS, -(-EQUATIONS // max(1, result.numel()))))):
-        with _replaced(model, names, _widths(result), number, size) as drawn:
-            try:
-                output = results_of(forward_once(model, inputs))[index]
-            except (CkptProbeError, IndexError):
-                return None
-        picked = _picked(drawn, output, samples)
-        if picked is not None:
-            return picked
-        passes.append(_columns(drawn, output, samples))
     return _fitted(passes, cap) if passes[0][0] else None
 
 
-def _cap_of(model: nn.Module, inputs: Batch, names: Sequence[str], index: int, result: Tensor) -> float | None:
+def _cap_of(runs: Callable[[int, float], tuple[Drawn, Tensor]]) -> float | None:
     """Return c if the model's output is c · tanh(logits / c), None if large logits give large numbers."""
-    results = []
     # Both signs: a sigmoid gives 1 for one of them, but 0 for the other.
-    for size in (SATURATING, -SATURATING):
-        with _replaced(model, names, _widths(result), 0, size):
-            results.append(results_of(forward_once(model, inputs))[index].abs())
-    largest = torch.stack(results)
+    largest = torch.stack([runs(0, size)[1].abs() for size in (SATURATING, -SATURATING)])
     cap = float(largest.max())
     return cap if cap > 0 and bool(((largest - cap).abs() <= 1e-3 * cap).all()) else None
 
 
-@contextmanager
-def _replaced(
-    model: nn.Module, names: Sequence[str], widths: set[int], seed: int, size: float = 1.0
-) -> Iterator[Drawn]:
-    """Replace the outputs of layers by random numbers within the `with` block, and yield these for each call."""
+def _run_replaced(
+    model: nn.Module, inputs: Batch, names: Sequence[str], index: int, widths: set[int], seed: int, size: float
+) -> tuple[Drawn, Tensor]:
+    """Run a model with random numbers in place of the outputs of layers, and return these and one of its results."""
     drawn: Drawn = {name: [] for name in names}
     generator = torch.Generator().manual_seed(seed)
     with ExitStack() as hooks:
         for name in names:
             draw = _drawer(drawn[name], widths, generator, size)
             hooks.enter_context(model.get_submodule(name).register_forward_hook(draw, with_kwargs=True))
-        yield drawn
+        return drawn, results_of(forward_once(model, inputs))[index]
 
 
 def _drawer(
