@@ -29,6 +29,12 @@ SMOOTH, BESIDE = 5, 8
 """Degree of the smooth trend from which an abrupt change departs, and the least number of checkpoints on either side of
 its interval in which that trend is fitted."""
 
+AT_REST, FEWEST_AT_REST = 4, 4
+"""Standard deviations of noise within which a metric is at its final level, and least number of checkpoints there."""
+
+NORMAL_MEDIAN = 0.6745
+"""Median absolute value of a standard normal variable."""
+
 DEPARTURE, OF_CRITICAL = 0.05, 0.7
 """Least departure as a share of the range of the values there, and least statistic as a share of the critical value."""
 
@@ -143,7 +149,7 @@ class Analysis:
         last = max(significant, key=lambda each: (each.start, -each.stop))
         # An interval that reaches the last checkpoint does not show that the metric has come to rest.
         if last.stop < len(self.series.steps):
-            yield self._event("end", last)
+            yield self._event("end", Interval(last.start, at_rest(self.series.values, last.stop - 1) + 1))
 
     def limit(self, level: float) -> Record:
         """Return the noise of the series, and the jump at its middle that is reported in 90 % of the cases."""
@@ -194,6 +200,19 @@ class Analysis:
             if not significant or departure < DEPARTURE * np.ptp(values):
                 return False
         return True
+
+
+def at_rest(values: np.ndarray, start: int) -> int:
+    """Return the first index from `start` on whose value lies within the noise of the median of all later values.
+
+    The noise is the median absolute difference of neighbours from `start` on, as a standard deviation.
+    """
+    later = values[start:]
+    noise = np.median(np.abs(np.diff(later))) / (math.sqrt(2) * NORMAL_MEDIAN)
+    for index in range(len(later) - FEWEST_AT_REST):
+        if abs(later[index] - np.median(later[index + 1 :])) <= AT_REST * noise:
+            return start + index
+    return start + max(0, len(later) - FEWEST_AT_REST)
 
 
 def analyses(series: Sequence[Series]) -> Iterator[Analysis]:

@@ -159,3 +159,12 @@ def test_one_sample_of_a_saturated_accuracy_is_no_event_but_a_jump_is() -> None:
     jump = (np.arange(44) >= 25).astype(float)
     events, _ = find_events([one(jump)])
     assert {event["kind"] for event in events} == {"change", "onset", "end"}
+
+
+def test_the_interval_of_the_end_reaches_the_final_level_of_a_metric_that_saturates() -> None:
+    steps = np.array([0, 5, 10, 20, 35, 60, 100, 150, 250, 400, 650, 1000, 1500, 2200])
+    accuracy = np.array([0.08, 0.14, 0.36, 0.669, 0.791, 0.833, 0.938, 0.956, 0.96, 0.969, 0.951, 0.973, 0.971, 0.973])
+    for count in (14, 13, 12):
+        events, _ = find_events([Series("run", "run", {}, "accuracy", steps[:count], accuracy[:count])])
+        (end,) = (event for event in events if event["kind"] == "end")
+        assert end["value_after"] >= 0.938
