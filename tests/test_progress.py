@@ -35,7 +35,7 @@ def test_writing_event_files_shows_how_far_it_is(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FORCE_COLOR", "1")
     advanced = []
-    monkeypatch.setattr("ckpt_probe.cli.console.Bar.advance", lambda bar, amount=1, **facts: advanced.append(amount))
+    monkeypatch.setattr("ckpt_probe.cli.output.Bar.advance", lambda bar, amount=1, **facts: advanced.append(amount))
     records = [{"step": step, "split": "test", "accuracy": 0.5, "loss": 1.0} for step in range(3)]
     Path("r.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     assert run(["export", "r.jsonl", "--tensorboard", "events"]) == 0

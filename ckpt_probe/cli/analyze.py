@@ -6,26 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.command import Command, Setting, flag, option, option_group, setting_group
-from ckpt_probe.cli.console import bars, say
+from ckpt_probe.cli.command import Command
 from ckpt_probe.cli.flags import flags_for_keywords
-from ckpt_probe.cli.options import (
-    CACHE,
-    CSV,
-    JSON,
-    MEMORY,
-    ORDERS,
-    PATH,
-    POSITIVE,
-    ROWS_PER_TASK,
-    SPLIT,
-    WHOLE,
-    WIDE,
-    WORKERS,
-    out_option,
-    overwrite_option,
-)
-from ckpt_probe.cli.output import Output, takes_output, write_spectra
+from ckpt_probe.cli.options import flag, option, option_group, out_option, setting_group
+from ckpt_probe.cli.output import Output, bars, say, takes_output
+from ckpt_probe.cli.values import PATH, POSITIVE, WHOLE
 from ckpt_probe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,17 +26,14 @@ def _list_metrics(context: click.Context, _option: click.Parameter, asked: bool)
         context.exit()
 
 
-RENYI = option("--renyi orders", "N,…", "Also compute Rényi entropies of these orders, such as 0.5,2.", ORDERS)
-
-
 @click.command("analyze", cls=Command, epilog="Example: ckpt-probe analyze dumps/digits --split test --json > r.jsonl")
 @click.argument("dumps", nargs=-1, required=True, metavar="DUMPS...")
 @option_group(
     "Metrics",
-    SPLIT,
+    "splits",
     option("--only", "FAMILY,…", "Compute only these families of metrics, such as nc,class."),
-    click.option(
-        "--list-metrics",
+    click.Option(
+        ["--list-metrics"],
         is_flag=True,
         is_eager=True,
         expose_value=False,
@@ -61,27 +43,25 @@ RENYI = option("--renyi orders", "N,…", "Also compute Rényi entropies of thes
     flag("--centred", "Also compute MIR, HDR, effective rank of centred features."),
     flag("--errors", "Also compute standard errors, and bias from few rows."),
     flag("--corrected", "Print values less this bias; includes --errors."),
-    RENYI,
+    "orders",
     option("--reference", "DUMP", "Dump of random weights, for the rank of documents.", PATH),
     flag("--per-class", "Print one row per class: samples, mean, variance, confusion."),
-    WORKERS,
+    "workers",
 )
 @option_group(
     "Output",
-    JSON,
-    CSV,
-    WIDE,
+    "json csv wide",
     out_option("Also write to this file: .csv, .parquet, else JSON Lines.", required=False),
     option("--spectra", "NPZ", "Also write the eigenvalues of all Gram matrices here.", PATH),
-    overwrite_option("Replace output files that exist."),
+    flag("--overwrite", "Replace output files that exist."),
 )
 @setting_group(
     "--sampling",
     "Sampling, if an exact result does not fit in memory",
-    Setting("tolerance", "E", "Relative standard error of MIR at which to stop.", float, 1e-3),
-    Setting("budget", "SECONDS", "Stop after this time, even above the tolerance.", float),
-    Setting("seed", "N", "Seed of the sampling.", WHOLE, 0),
-    Setting(
+    option("tolerance", "E", "Relative standard error of MIR at which to stop.", float, 1e-3),
+    option("budget", "SECONDS", "Stop after this time, even above the tolerance.", float),
+    option("seed", "N", "Seed of the sampling.", WHOLE, 0),
+    option(
         "exact_limit",
         "N",
         "Side of the largest matrix to solve exactly.",
@@ -93,20 +73,18 @@ RENYI = option("--renyi orders", "N,…", "Also compute Rényi entropies of thes
 @setting_group(
     "--set",
     "Less common settings",
-    Setting("outside", "DUMPS", "Dumps of the same checkpoints on data of other classes, for NC5.", PATH),
-    Setting("layers", "BOOL", "One row per layer of a dump; false: only the penultimate layer.", bool, True),
-    Setting("layer_metric", "NAME", "Print this metric as a table: layers in rows, steps in columns."),
-    Setting("min_samples", "N", "Leave classes with fewer samples out of class means.", POSITIVE, 1),
-    Setting(
+    option("outside", "DUMPS", "Dumps of the same checkpoints on data of other classes, for NC5.", PATH),
+    option("layers", "BOOL", "One row per layer of a dump; false: only the penultimate layer.", bool, True),
+    option("layer_metric", "NAME", "Print this metric as a table: layers in rows, steps in columns."),
+    option("min_samples", "N", "Leave classes with fewer samples out of class means.", POSITIVE, 1),
+    option(
         "precision",
         "NAME",
         "Products of rows; float32: half the time, six correct digits.",
-        click.Choice(["float64", "float32"]),
+        ("float64", "float32"),
         "float64",
     ),
-    MEMORY,
-    ROWS_PER_TASK,
-    CACHE,
+    "memory rows_per_task cache",
 )
 @takes_output
 def command(
@@ -201,3 +179,36 @@ def _rows(
         if settings.spectra:
             collected.append(reading)
         yield from reading.per_class if settings.per_class else [reading.record]
+
+
+def write_spectra(readings: "Iterable[DetailedRecord]", path: Path, *, overwrite: bool) -> int:
+    """Write the eigenvalues of every Gram matrix into an .npz file.
+
+    Arrays are named CHECKPOINT/SPLIT/LEVEL.NAME, those of layers other than the penultimate
+    CHECKPOINT/SPLIT/LAYER/LEVEL.NAME; with group and seed before them if the readings have these.
+
+    Returns:
+        The number of arrays.
+    """
+    import numpy as np
+
+    from ckpt_probe.files import replacing
+
+    arrays = {
+        f"{_array_prefix(reading.record)}/{name}": values
+        for reading in readings
+        for name, values in reading.spectra.items()
+    }
+    with replacing(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+    return len(arrays)
+
+
+def _array_prefix(record: dict[str, Any]) -> str:
+    from ckpt_probe.analysis.entries import GROUP_AND_SEED
+    from ckpt_probe.dumps import PENULTIMATE
+
+    layer = record.get("layer", PENULTIMATE)
+    labels = [str(record[name]) for name in GROUP_AND_SEED if name in record]
+    of_layer = [] if layer == PENULTIMATE else [str(layer)]
+    return "/".join([*labels, str(record["checkpoint"]), str(record["split"]), *of_layer])

@@ -1,10 +1,12 @@
 """The command `ckpt-probe`: loads the module of a subcommand when it is used; reports an error in one line."""
 
+import _thread
 import errno
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from itertools import pairwise
 
@@ -13,7 +15,6 @@ import click
 from ckpt_probe import __version__
 from ckpt_probe.addresses import clean_words, is_address, redacted, refuse_address, without_credentials, without_secrets
 from ckpt_probe.cli.flags import flags_for_keywords
-from ckpt_probe.cli.interruption import ignored_interruptions_repeated
 from ckpt_probe.errors import CkptProbeError, UsageError, printable
 from ckpt_probe.keywords import suggestion
 
@@ -143,6 +144,42 @@ def run(arguments: Sequence[str]) -> int:
         return _fail("error: too many open files; allow more with `ulimit -n 4096`, or close other programs", 1, debug)
     except Exception as error:
         return _internal(error, debug)
+
+
+@contextmanager
+def ignored_interruptions_repeated() -> Iterator[None]:
+    """Interrupt this process again whenever Python has ignored a KeyboardInterrupt, within a `with` block.
+
+    h5py keeps its objects in a dictionary of weak references, whose callback runs whenever one of them is freed: about
+    one of 15 interruptions of an analysis arrives there, and the command would go on as if nothing had happened.
+    """
+    before = sys.unraisablehook
+    repetitions: list[_thread.LockType] = []
+
+    def repeat(repetition: _thread.LockType) -> None:
+        _thread.interrupt_main()
+        repetition.release()
+
+    def hook(unraisable: "sys.UnraisableHookArgs", /) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            before(unraisable)
+            return
+        while True:
+            with suppress(KeyboardInterrupt):
+                repetition = _thread.allocate_lock()
+                repetition.acquire()
+                repetitions.append(repetition)
+                # From a thread: its turn comes after this hook has returned, or else the hook repeats it once more.
+                _thread.start_new_thread(repeat, (repetition,))
+                return
+
+    sys.unraisablehook = hook
+    try:
+        yield
+        for repetition in repetitions:
+            repetition.acquire()
+    finally:
+        sys.unraisablehook = before
 
 
 def _require_local(words: Sequence[str]) -> None:

@@ -5,9 +5,10 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.command import Command, option, option_group, setting_group
-from ckpt_probe.cli.console import bars, say
-from ckpt_probe.cli.options import CHECKPOINT_SETTINGS, DTYPE, NUMBERS, PATH, out_option, overwrite_option
+from ckpt_probe.cli.command import Command
+from ckpt_probe.cli.options import flag, option, option_group, out_option, setting_group
+from ckpt_probe.cli.output import bars, say
+from ckpt_probe.cli.values import NUMBERS, PATH
 
 
 @click.command(
@@ -27,9 +28,9 @@ from ckpt_probe.cli.options import CHECKPOINT_SETTINGS, DTYPE, NUMBERS, PATH, ou
         "equal weights that sum to 1",
     ),
     out_option("File to write; a directory if the checkpoints are sharded."),
-    overwrite_option("Replace an existing file or sharded checkpoint."),
+    flag("--overwrite", "Replace an existing file or sharded checkpoint."),
 )
-@setting_group("--set", "Less common settings", DTYPE, *CHECKPOINT_SETTINGS)
+@setting_group("--set", "Less common settings", "dtype state_key base")
 def command(checkpoints: tuple[Path, ...], out: Path, **options: Any) -> None:
     """Write the weighted average of two or more CHECKPOINTS (a "model soup"); needs neither model nor data.
 

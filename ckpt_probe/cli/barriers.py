@@ -6,31 +6,12 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.command import Command, Setting, option_group, setting_group
-from ckpt_probe.cli.console import bars, say, show
-from ckpt_probe.cli.interpolate import (
-    ERRORS,
-    METHODS_TEXT,
-    PATH_SETTINGS,
-    POINT_COUNT,
-    SHAPES_TEXT,
-    excess,
-    path_keywords,
-)
-from ckpt_probe.cli.options import (
-    CSV,
-    JSON,
-    MODEL_SETTINGS,
-    PATH,
-    out_option,
-    overwrite_option,
-    subject_options,
-)
-from ckpt_probe.cli.output import take_printing
-from ckpt_probe.paths.options import METHODS, SHAPES
+from ckpt_probe.cli.command import Command
+from ckpt_probe.cli.interpolate import ALIGN, ERRORS, PATH_SETTINGS, POINT_COUNT, SHAPE, excess, path_keywords
+from ckpt_probe.cli.options import MODEL_SETTINGS, flag, option_group, out_option, setting_group, subject_options
+from ckpt_probe.cli.output import bars, say, show, take_printing
+from ckpt_probe.cli.values import PATH
 
-SHAPE_SETTING = Setting("path", "SHAPE", f"{SHAPES_TEXT}.", click.Choice(SHAPES), "linear")
-ALIGN_SETTING = Setting("align", "HOW", f"{METHODS_TEXT}.", click.Choice(METHODS))
 EXAMPLE = """\b
 Examples: ckpt-probe barriers runs/a runs/b -o barriers/ab --points 5
           ckpt-probe barriers runs/a -o barriers/a --split test"""
@@ -44,11 +25,10 @@ Examples: ckpt-probe barriers runs/a runs/b -o barriers/ab --points 5
 @option_group(
     "Output",
     out_option("Directory for the results.", "DIR"),
-    overwrite_option("Replace existing results."),
-    JSON,
-    CSV,
+    flag("--overwrite", "Replace existing results."),
+    "json csv",
 )
-@setting_group("--set", "Less common settings", SHAPE_SETTING, ALIGN_SETTING, *PATH_SETTINGS, *MODEL_SETTINGS)
+@setting_group("--set", "Less common settings", SHAPE, ALIGN, *PATH_SETTINGS, MODEL_SETTINGS)
 def command(run: Path, other: Path | None, out: Path, **options: Any) -> None:
     """Compute the barriers in loss and error between checkpoints, by training step.
 

@@ -1,36 +1,12 @@
 """Subcommands whose options stand in named groups, and options `--set KEY=VALUE` for less common settings."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from ckpt_probe.cli.flags import new_name_of, parameters_of
-
-Function = Callable[..., Any]
-
-
-class Setting(click.Option):
-    """One KEY of a `Settings` option.
-
-    Args:
-        name: The key, which is also the keyword of the Python function.
-        metavar: Stands for the value in the help page.
-        help_text: Explanation, one sentence.
-        kind: Type of the value.
-        default: Default value.
-        default_text: Text for the default in the help page, if it is not the value itself.
-    """
-
-    def __init__(
-        self, name: str, metavar: str, help_text: str, kind: Any = str, default: Any = None, default_text: str = ""
-    ) -> None:
-        flag, show_default = f"--{name.replace('_', '-')}", default_text or default not in (None, 0)
-        default = False if kind is bool and default is None else default
-        super().__init__(
-            [flag, name], metavar=metavar, help=help_text, type=kind, default=default, show_default=show_default
-        )
 
 
 class Settings(click.Option):
@@ -42,7 +18,7 @@ class Settings(click.Option):
         title: Heading of the keys in the help page.
     """
 
-    def __init__(self, flag: str, settings: Sequence[Setting], title: str) -> None:
+    def __init__(self, flag: str, settings: Sequence[click.Option], title: str) -> None:
         super().__init__(
             [flag, f"{flag.lstrip('-')}_values"], multiple=True, metavar="KEY=VALUE", help=f"{title}; repeatable."
         )
@@ -166,77 +142,3 @@ def help_text(option: click.Option) -> str:
     default = str(default).lower() if isinstance(default, bool) else default
     note = "required" if option.required else f"default: {default}" if option.show_default else ""
     return f"{option.help} [{note}]" if note else str(option.help)
-
-
-def option(
-    names: str,
-    metavar: str,
-    help_text: str,
-    kind: Any = str,
-    default: Any = None,
-    default_text: str = "",
-    **attributes: Any,
-) -> Callable[[Function], Function]:
-    """Return an option that takes a value.
-
-    Args:
-        names: Names on the command line, and the name of the parameter if it differs, such as "--split splits".
-        metavar: Stands for the value in the help page.
-        help_text: Explanation, one sentence.
-        kind: Type of the value.
-        default: Default value.
-        default_text: Text for the default in the help page, if it is not the value itself.
-        attributes: Further arguments of `click.option`.
-    """
-    show_default = default_text or default is not None
-    return click.option(
-        *names.split(),
-        metavar=metavar,
-        help=help_text,
-        type=kind,
-        default=default,
-        show_default=show_default,
-        **attributes,
-    )
-
-
-def flag(name: str, help_text: str) -> Callable[[Function], Function]:
-    """Return an option without a value."""
-    return click.option(name, is_flag=True, help=help_text)
-
-
-def option_group(title: str, *decorators: Callable[[Function], Function]) -> Callable[[Function], Function]:
-    """Add options to a command, under one heading of its help page."""
-
-    def decorate(function: Function) -> Function:
-        before = len(getattr(function, "__click_params__", []))
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        for parameter in function.__click_params__[before:]:  # pyright: ignore[reportFunctionMemberAccess]
-            parameter.group = title
-        return function
-
-    return decorate
-
-
-def setting_group(flag: str, title: str, *keys: Setting) -> Callable[[Function], Function]:
-    """Add an option KEY=VALUE with these keys."""
-
-    def decorate(function: Function) -> Function:
-        parameters = getattr(function, "__click_params__", [])
-        parameters.append(Settings(flag, keys, title))
-        function.__click_params__ = parameters  # pyright: ignore[reportFunctionMemberAccess]
-        return function
-
-    return decorate
-
-
-def explicit_options() -> dict[str, str]:
-    """Return what the command line sets: names of parameters, and how the command line spells them."""
-    context = click.get_current_context()
-    default = (None, ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
-    return {
-        name: spelling
-        for name, (_, spelling) in parameters_of(context.command).items()
-        if spelling.startswith("-") and context.get_parameter_source(name) not in default
-    }

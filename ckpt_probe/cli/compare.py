@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.command import Command, Setting, option, option_group, setting_group
-from ckpt_probe.cli.console import bars, console, show
-from ckpt_probe.cli.options import CSV, FILE_OF_RECORDS, JSON, PATH, WHOLE, Parsed, metric_option
-from ckpt_probe.cli.output import Output, takes_output
+from ckpt_probe.cli.command import Command
+from ckpt_probe.cli.options import metric_option, option, option_group, setting_group
+from ckpt_probe.cli.output import Output, bars, console, show, takes_output
+from ckpt_probe.cli.values import PATH, WHOLE, Parsed
 
 EXAMPLE = """\b
 Examples: ckpt-probe compare runs/plain runs/decay --metric accuracy,loss
@@ -39,29 +39,24 @@ def parse_step(text: str) -> int | str | None:
         None,
         "last",
     ),
-    option("--at", "loss", "Compare at equal loss in place of a step.", click.Choice(["loss"])),
+    option("--at", "loss", "Compare at equal loss in place of a step.", ("loss",)),
     option("--margin", "X", "Difference up to which groups are equivalent.", float, None, "5 % of the range"),
 )
 @setting_group(
     "--sampling",
     "Confidence interval",
-    Setting(
+    option(
         "method",
         "NAME",
         "bootstrap of the differences, or t: Student's interval, which assumes normal differences.",
-        click.Choice(["bootstrap", "t"]),
+        ("bootstrap", "t"),
         "bootstrap",
     ),
-    Setting("confidence", "P", "Confidence level of the interval.", float, 0.95),
-    Setting("resamples", "N", "Number of bootstrap resamples.", click.IntRange(min=100), 9999),
-    Setting("seed", "N", "Seed of the bootstrap.", WHOLE, 0),
+    option("confidence", "P", "Confidence level of the interval.", float, 0.95),
+    option("resamples", "N", "Number of bootstrap resamples.", click.IntRange(min=100), 9999),
+    option("seed", "N", "Seed of the bootstrap.", WHOLE, 0),
 )
-@option_group(
-    "Output",
-    JSON,
-    CSV,
-    *FILE_OF_RECORDS,
-)
+@option_group("Output", "json csv out overwrite")
 @takes_output
 def command(groups: tuple[Path, ...], output: Output, **options: Any) -> None:
     """Compare groups of runs that differ only in their seed; the first GROUP is the baseline.

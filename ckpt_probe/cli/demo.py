@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from ckpt_probe.cli.command import Command, option, option_group
-from ckpt_probe.cli.console import bars, console, say
-from ckpt_probe.cli.options import overwrite_option
+from ckpt_probe.cli.command import Command
+from ckpt_probe.cli.options import flag, option, option_group
+from ckpt_probe.cli.output import bars, console, say
+from ckpt_probe.cli.values import DIRECTORY
 
 CONFIG = """\
 # Run A: a small network on the packaged handwritten digits, trained well beyond zero training error.
@@ -59,10 +60,10 @@ keep_step = true
         "-o --out",
         "DIR",
         "Directory for the files of the demo.",
-        click.Path(path_type=Path, file_okay=False),
+        DIRECTORY,
         Path("ckpt-probe-demo"),
     ),
-    overwrite_option("Replace the files of an earlier demo."),
+    flag("--overwrite", "Replace the files of an earlier demo."),
 )
 def command(out: Path, overwrite: bool) -> None:
     """Train, extract, analyze and interpolate on packaged data, and explain the results in words.

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.command import Command, option, option_group
-from ckpt_probe.cli.console import bars, console, say, show
-from ckpt_probe.cli.options import CSV, JSON, PATH, metric_option, out_option, overwrite_option
-from ckpt_probe.cli.output import Output, require_writable, takes_output
+from ckpt_probe.cli.command import Command
+from ckpt_probe.cli.options import flag, metric_option, option, option_group, out_option
+from ckpt_probe.cli.output import Output, bars, console, require_writable, say, show, takes_output
+from ckpt_probe.cli.values import PATH
 from ckpt_probe.errors import UsageError, printable
 from ckpt_probe.groups import named_paths
 
@@ -36,11 +36,10 @@ Examples: ckpt-probe events records.jsonl --split test
 )
 @option_group(
     "Output",
-    JSON,
-    CSV,
+    "json csv",
     out_option("Also write the events to this file: .csv, .parquet, else JSON Lines.", required=False),
     option("--figure", "FILE", "Also draw intervals and metrics into this .svg, .png or .pdf file.", PATH),
-    overwrite_option("Replace existing files."),
+    flag("--overwrite", "Replace existing files."),
 )
 @takes_output
 def command(

@@ -5,10 +5,10 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.command import Command, option, option_group
-from ckpt_probe.cli.console import bars, show
-from ckpt_probe.cli.options import CSV, DATA_ARGUMENT, FILE_OF_RECORDS, JSON, POSITIVE, SPLIT, WIDE
-from ckpt_probe.cli.output import Output, takes_output
+from ckpt_probe.cli.command import Command
+from ckpt_probe.cli.options import option, option_group
+from ckpt_probe.cli.output import Output, bars, show, takes_output
+from ckpt_probe.cli.values import POSITIVE
 
 EXAMPLE = """\b
 Examples: ckpt-probe examples dumps/digits --split test
@@ -24,20 +24,17 @@ Examples: ckpt-probe examples dumps/digits --split test
         "--by",
         "KIND",
         "A record of each example, class, step (compared with the one before) or pair of runs (at their ends).",
-        click.Choice(["example", "class", "step", "run"]),
+        ("example", "class", "step", "run"),
         "example",
     ),
-    SPLIT,
+    "splits",
     option("--data", "NAME", "Data of the dumps, as for extract, to name examples if the dumps hold no names."),
-    DATA_ARGUMENT,
+    "data_arguments",
 )
 @option_group(
     "Output",
     option("--rows", "N", "Examples in the table of each split; files, --json and --csv have all.", POSITIVE, 20),
-    JSON,
-    CSV,
-    WIDE,
-    *FILE_OF_RECORDS,
+    "json csv wide out overwrite",
 )
 @takes_output
 def command(dumps: tuple[str, ...], output: Output, by: str, rows: int, **options: Any) -> None:

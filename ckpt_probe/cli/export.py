@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from ckpt_probe.cli.command import Command, option, option_group
-from ckpt_probe.cli.console import bars, say
-from ckpt_probe.cli.options import PATH, out_option, overwrite_option
-from ckpt_probe.cli.output import Output, takes_output
+from ckpt_probe.cli.command import Command
+from ckpt_probe.cli.options import flag, option, option_group, out_option
+from ckpt_probe.cli.output import Output, bars, say, takes_output
+from ckpt_probe.cli.values import PATH
 from ckpt_probe.errors import UsageError
 
 EXAMPLE = """\b
@@ -23,7 +23,7 @@ Examples: ckpt-probe export records.jsonl --tensorboard events
         "--tensorboard", "DIR", "Write event files for TensorBoard, one run per split and per file of RECORDS.", PATH
     ),
     out_option("Write all records to this file: Parquet or CSV by its suffix, else JSON Lines.", required=False),
-    overwrite_option("Replace existing output."),
+    flag("--overwrite", "Replace existing output."),
 )
 @takes_output
 def command(records: tuple[str, ...], output: Output, tensorboard: Path | None) -> None:

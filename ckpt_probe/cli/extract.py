@@ -5,28 +5,27 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.command import Command, Setting, explicit_options, flag, option, option_group, setting_group
-from ckpt_probe.cli.console import bars, say
+from ckpt_probe.cli.command import Command
 from ckpt_probe.cli.options import (
     DTYPES,
-    EVERY,
-    MEMORY,
     MODEL_SETTINGS,
-    PATH,
-    POSITIVE,
-    ROWS_PER_TASK,
-    WHOLE,
+    explicit_options,
+    flag,
+    option,
+    option_group,
     out_option,
-    overwrite_option,
     require_follow,
+    setting_group,
     subject_options,
 )
+from ckpt_probe.cli.output import bars, say
+from ckpt_probe.cli.values import PATH, POSITIVE, WHOLE
 from ckpt_probe.errors import CkptProbeError, UsageError
 
 if TYPE_CHECKING:
     from ckpt_probe.progress import Progress
 
-STORES = click.Choice(["features", "moments", "both"])
+STORES = ("features", "moments", "both")
 
 
 @click.command("extract", cls=Command, epilog="Example: ckpt-probe extract runs/digits -o dumps/digits")
@@ -42,41 +41,39 @@ STORES = click.Choice(["features", "moments", "both"])
 @option_group(
     "Output",
     out_option("Directory for the dumps.", "DIR"),
-    overwrite_option("Replace existing dumps; otherwise complete ones are skipped."),
-    flag("--follow", "Wait for new checkpoints of a training run; end with Ctrl-C."),
+    flag("--overwrite", "Replace existing dumps; otherwise complete ones are skipped."),
+    "follow",
 )
 @setting_group(
     "--sampling",
     "Random choice of rows",
-    Setting("max_rows", "N", "Store only N random rows of each split; moments use all.", POSITIVE),
-    Setting("rows_seed", "N", "Seed for the rows of max_rows.", WHOLE, 0),
-    Setting("subset_rows", "N", "Rows of each layer for errors and for similarity.", click.IntRange(min=4), 2048),
-    Setting("subset_seed", "N", "Seed for the rows of subset_rows.", WHOLE, 0),
+    option("max_rows", "N", "Store only N random rows of each split; moments use all.", POSITIVE),
+    option("rows_seed", "N", "Seed for the rows of max_rows.", WHOLE, 0),
+    option("subset_rows", "N", "Rows of each layer for errors and for similarity.", click.IntRange(min=4), 2048),
+    option("subset_seed", "N", "Seed for the rows of subset_rows.", WHOLE, 0),
 )
 @setting_group(
     "--set",
     "Less common settings",
-    *MODEL_SETTINGS,
-    Setting("unlabelled", "BOOL", "Ignore labels of the data.", bool),
-    Setting(
+    MODEL_SETTINGS,
+    option("unlabelled", "BOOL", "Ignore labels of the data.", bool),
+    option(
         "pooling",
         "HOW",
         "Rows from tokens or maps: mean, cls, last, tokens or flatten.",
-        click.Choice(["mean", "cls", "last", "tokens", "flatten"]),
+        ("mean", "cls", "last", "tokens", "flatten"),
     ),
-    Setting("layer_store", "WHAT", "As --store, for further layers.", STORES, "moments"),
-    Setting(
+    option("layer_store", "WHAT", "As --store, for further layers.", STORES, "moments"),
+    option(
         "feature_dtype",
         "NAME",
         "Precision of stored features.",
-        click.Choice(["float32", "float64", "float16"]),
+        ("float32", "float64", "float16"),
         "float32",
     ),
-    Setting("with_logits", "BOOL", "Store logits (or predictions).", bool, True),
-    MEMORY,
-    ROWS_PER_TASK,
-    EVERY,
-    Setting("until", "STEP", "With --follow: last training step to extract.", WHOLE),
+    option("with_logits", "BOOL", "Store logits (or predictions).", bool, True),
+    "memory rows_per_task every",
+    option("until", "STEP", "With --follow: last training step to extract.", WHOLE),
 )
 def command(checkpoints: Path, out: Path, follow: bool, until: int | None, every: float, **options: Any) -> None:
     """Run every checkpoint on the data once, and store penultimate features and classifier weights.

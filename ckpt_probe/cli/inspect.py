@@ -6,10 +6,11 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.command import Command, flag, option_group, setting_group
-from ckpt_probe.cli.console import bars
+from ckpt_probe.cli.command import Command
 from ckpt_probe.cli.flags import flags_for_keywords
-from ckpt_probe.cli.options import MODEL_SETTINGS, PATH, model_options
+from ckpt_probe.cli.options import MODEL_SETTINGS, flag, model_options, option_group, setting_group
+from ckpt_probe.cli.output import bars
+from ckpt_probe.cli.values import PATH
 from ckpt_probe.errors import DataError, in_json, listed, printable
 
 MOST_TRAINER_LINES = 40
@@ -27,7 +28,7 @@ MOST_TRAINER_LINES = 40
 )
 @option_group("Output", flag("--json", "Print all information as one JSON object."))
 @model_options
-@setting_group("--set", "Less common settings", *MODEL_SETTINGS)
+@setting_group("--set", "Less common settings", MODEL_SETTINGS)
 def command(path: Path, statistics: bool, verify: bool, json: bool, **options: Any) -> None:
     """Describe PATH: a checkpoint of any format, a directory of checkpoints, or a dump.
 

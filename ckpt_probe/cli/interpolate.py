@@ -6,24 +6,20 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.command import Command, Setting, explicit_options, flag, option, option_group, setting_group
-from ckpt_probe.cli.console import bars, say, show
+from ckpt_probe.cli.command import Command
 from ckpt_probe.cli.options import (
-    BATCHNORM_SETTINGS,
-    CSV,
-    DTYPE,
-    JSON,
     MODEL_SETTINGS,
-    PATH,
-    POINTS,
-    SPAN,
-    WIDE,
+    explicit_options,
+    flag,
+    option,
+    option_group,
     out_option,
-    overwrite_option,
     require_batchnorm_samples,
+    setting_group,
     subject_options,
 )
-from ckpt_probe.cli.output import take_printing
+from ckpt_probe.cli.output import bars, say, show, take_printing
+from ckpt_probe.cli.values import PATH, POINTS, SPAN
 from ckpt_probe.errors import UsageError
 from ckpt_probe.paths.options import BENT, METHODS, SHAPES
 
@@ -32,26 +28,24 @@ Examples: ckpt-probe interpolate A.safetensors B.safetensors -o paths/ab --point
           ckpt-probe interpolate A.safetensors B.safetensors --alpha 0.3 --out mid.safetensors"""
 BARS = "▁▂▃▄▅▆▇█"
 WRITER_OPTIONS = ("state_key", "base", "dtype", "overwrite")
-SHAPES_TEXT = "linear, slerp; curved: bezier, polychain"
-METHODS_TEXT = "Match B's channels to A's first: permutation or activations"
 STRAIGHT = ("path", "linear")
 """Option that --alpha accepts although it has no effect."""
 
 TRAINING_OPTIONS = ("curve_epochs", "curve_learning_rate")
 
-SHAPE = option("--path", "SHAPE", f"{SHAPES_TEXT}.", click.Choice(SHAPES), "linear")
+SHAPE = option("--path", "SHAPE", "linear, slerp; curved: bezier, polychain.", SHAPES, "linear")
 POINT_COUNT = option("--points", "N|auto", "Positions; auto: more where the loss bends.", POINTS, "11")
-ALIGN = option("--align", "HOW", f"{METHODS_TEXT}.", click.Choice(METHODS))
+ALIGN = option("--align", "HOW", "Match B's channels to A's first: permutation or activations.", METHODS)
 ERRORS = flag("--errors", "Also compute standard errors, and those of the barriers.")
 PATH_SETTINGS = (
-    Setting("span", "LOW:HIGH", "First and last position on the path.", SPAN, "0:1"),
-    Setting("curve_epochs", "N", "Epochs to train the midpoint of a curve.", float, 20),
-    Setting("curve_learning_rate", "RATE", "Learning rate of the midpoint.", float, None, "that of A"),
-    Setting("midpoint", "FILE", "Midpoint to use instead of training one.", PATH),
-    Setting("align_samples", "N", "Training samples for --align activations.", click.IntRange(min=2), 1024),
-    Setting("align_spec", "JSON", "Groups of channels that can be permuted, as a JSON file.", PATH),
-    *BATCHNORM_SETTINGS,
-    Setting("keep_dumps", "BOOL", "Also store features of every point, in OUT/dumps.", bool),
+    option("span", "LOW:HIGH", "First and last position on the path.", SPAN, "0:1"),
+    option("curve_epochs", "N", "Epochs to train the midpoint of a curve.", float, 20),
+    option("curve_learning_rate", "RATE", "Learning rate of the midpoint.", float, None, "that of A"),
+    option("midpoint", "FILE", "Midpoint to use instead of training one.", PATH),
+    option("align_samples", "N", "Training samples for --align activations.", click.IntRange(min=2), 1024),
+    option("align_spec", "JSON", "Groups of channels that can be permuted, as a JSON file.", PATH),
+    "batchnorm batchnorm_samples",
+    option("keep_dumps", "BOOL", "Also store features of every point, in OUT/dumps.", bool),
 )
 
 
@@ -70,12 +64,10 @@ PATH_SETTINGS = (
 @option_group(
     "Output",
     out_option("Directory for results; with --alpha, the file.", "PATH"),
-    overwrite_option("Replace existing results."),
-    JSON,
-    CSV,
-    WIDE,
+    flag("--overwrite", "Replace existing results."),
+    "json csv wide",
 )
-@setting_group("--set", "Less common settings", *PATH_SETTINGS, *MODEL_SETTINGS, DTYPE)
+@setting_group("--set", "Less common settings", *PATH_SETTINGS, MODEL_SETTINGS, "dtype")
 def command(a: Path, b: Path, out: Path, alpha: float | None, **options: Any) -> None:
     """Evaluate a path between two checkpoints A and B, or write one point of the straight line.
 

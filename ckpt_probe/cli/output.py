@@ -1,6 +1,9 @@
-"""Output of records: as a table, JSON Lines or CSV on standard output, or into a file."""
+"""Output of commands: records as a table, JSON Lines, CSV or a file; messages and progress bars on the terminal."""
 
-from collections.abc import Callable, Iterable, Mapping
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
@@ -8,16 +11,130 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.command import Function
-from ckpt_probe.cli.console import console, say, show
+from ckpt_probe.addresses import without_credentials
+from ckpt_probe.cli.flags import flags_for_keywords
+from ckpt_probe.cli.options import Function
 from ckpt_probe.errors import UsageError, printable
+from ckpt_probe.progress import NullProgress, Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from ckpt_probe.moments.record import DetailedRecord
+    from rich.progress import Progress as Display
+    from rich.progress import TaskID
 
 Record = Mapping[str, Any]
+
+PIPED_WIDTH = 120
+TERMINAL_VARIABLES = ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+"""Environment variables that make rich treat a pipe as a terminal."""
+
+
+def console(*, width: int | None = None) -> "Console":
+    """Return a console on standard output.
+
+    Args:
+        width: Characters of a line; None for the width of the terminal, or 120 if it is not a terminal.
+    """
+    from rich.console import Console
+
+    if width is None and not sys.stdout.isatty():
+        width = PIPED_WIDTH
+    return Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False)
+
+
+def quiet() -> bool:
+    """Return whether the command line contains --quiet."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.find_root().params.get("quiet"))
+
+
+def say(text: str) -> None:
+    """Print a line on standard error, which keeps standard output for results; do nothing with --quiet."""
+    if not quiet():
+        print(printable(without_credentials(flags_for_keywords(text))), file=sys.stderr, flush=True)
+
+
+def show(text: str) -> None:
+    """Print a line of text on standard output, with keywords as flags."""
+    click.echo(printable(flags_for_keywords(text)))
+
+
+@contextmanager
+def bars() -> Iterator[Progress]:
+    """Yield progress with bars on standard error; without bars if it is not a terminal, or with --quiet."""
+    if quiet() or not (sys.stderr.isatty() or any(os.environ.get(name) for name in TERMINAL_VARIABLES)):
+        yield Lines()  # rich takes longer to load than a small job takes
+        return
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn as TimeLeftColumn
+
+    terminal = Console(file=sys.stderr, highlight=False)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TimeElapsedColumn(),
+        TimeLeftColumn(),
+        TextColumn("{task.fields[facts]}"),
+        console=terminal,
+        disable=not terminal.is_terminal,
+        transient=True,
+        refresh_per_second=5,
+    ) as progress:
+        yield Bars(progress)
+
+
+class Lines(NullProgress):
+    """Progress without bars, only messages."""
+
+    def message(self, text: str) -> None:
+        """Print a line on standard error."""
+        say(text)
+
+
+class Bars:
+    """Progress with bars on a terminal, a `ckpt_probe.progress.Progress`."""
+
+    def __init__(self, progress: "Display") -> None:
+        self._progress = progress
+
+    @contextmanager
+    def task(self, name: str, total: int | None, unit: str = "") -> Iterator["Bar"]:
+        """Show a bar until its task ends."""
+        identity = self._progress.add_task(printable(name), total=total, unit=unit, facts="")
+        try:
+            yield Bar(self._progress, identity)
+        finally:
+            self._progress.remove_task(identity)
+
+    def message(self, text: str) -> None:
+        """Print a line above the bars."""
+        if self._progress.disable:
+            say(text)
+        else:
+            self._progress.console.print(printable(flags_for_keywords(text)), markup=False)
+
+
+class Bar:
+    """Bar of a task, a `ckpt_probe.progress.Task`."""
+
+    def __init__(self, progress: "Display", identity: "TaskID") -> None:
+        self._progress = progress
+        self._identity = identity
+
+    def advance(self, amount: int = 1, **facts: object) -> None:
+        """Move the bar by `amount` and show `facts` beside it."""
+        self._progress.update(self._identity, advance=amount)
+        if facts:
+            text = "  ".join(f"{name} {_short(value)}" for name, value in facts.items())
+            self._progress.update(self._identity, facts=text)
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True)
@@ -50,12 +167,18 @@ class Output:
         """Whether records are printed as a table."""
         return not (self.json or self.csv)
 
-    def print(self, records: Iterable[Record], print_table: Callable[[list[Record]], None] | None = None) -> list[Any]:
+    def print(
+        self,
+        records: Iterable[Record],
+        print_table: Callable[[list[Record]], None] | None = None,
+        to_rows: Callable[[list[Any]], list[Any]] = list,
+    ) -> list[Any]:
         """Print records on standard output: JSON Lines one by one as they arrive, other formats at the end.
 
         Args:
             records: The records.
             print_table: Function that prints them as a table; None for the table of `analyze`.
+            to_rows: Function that makes rows of CSV of records that are not flat.
 
         Returns:
             The records.
@@ -70,7 +193,7 @@ class Output:
             return rows
         rows = list(records)
         if self.csv:
-            click.echo(to_csv(rows), nl=False)
+            click.echo(to_csv(to_rows(rows)), nl=False)
         else:
             (print_table or self.print_table)(rows)
         return rows
@@ -94,8 +217,10 @@ class Output:
         """Number of characters to which a table is fitted; None for a table of any width."""
         return None if self.wide else self.screen.width
 
-    def write(self, records: Iterable[Record], noun: str = "records") -> None:
-        """Write records into the file, if there is one, in the format that its suffix names."""
+    def write(
+        self, records: Iterable[Record], noun: str = "records", to_rows: Callable[[list[Any]], list[Any]] = list
+    ) -> None:
+        """Write records into the file, if there is one, in the format that its suffix names; see `print`."""
         if self.out is None:
             return
         from ckpt_probe.files import write_text
@@ -103,9 +228,11 @@ class Output:
 
         rows, suffix = list(records), self.out.suffix.lower()
         if suffix == ".parquet":
-            write_parquet(rows, self.out, overwrite=self.overwrite)
+            write_parquet(to_rows(rows), self.out, overwrite=self.overwrite)
         else:
-            text = to_csv(rows) if suffix == ".csv" else "".join(to_json_line(record) + "\n" for record in rows)
+            text = (
+                to_csv(to_rows(rows)) if suffix == ".csv" else "".join(to_json_line(record) + "\n" for record in rows)
+            )
             write_text(self.out, text, overwrite=self.overwrite)
         say(f"{self.out}: {len(rows)} {noun}")
 
@@ -135,36 +262,3 @@ def require_writable(path: Path, *, overwrite: bool) -> None:
         from ckpt_probe.reporting.formats import require_parquet
 
         require_parquet(path, overwrite=overwrite)
-
-
-def write_spectra(readings: "Iterable[DetailedRecord]", path: Path, *, overwrite: bool) -> int:
-    """Write the eigenvalues of every Gram matrix into an .npz file.
-
-    Arrays are named CHECKPOINT/SPLIT/LEVEL.NAME, those of layers other than the penultimate
-    CHECKPOINT/SPLIT/LAYER/LEVEL.NAME; with group and seed before them if the readings have these.
-
-    Returns:
-        The number of arrays.
-    """
-    import numpy as np
-
-    from ckpt_probe.files import replacing
-
-    arrays = {
-        f"{_array_prefix(reading.record)}/{name}": values
-        for reading in readings
-        for name, values in reading.spectra.items()
-    }
-    with replacing(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
-    return len(arrays)
-
-
-def _array_prefix(record: Record) -> str:
-    from ckpt_probe.analysis.entries import GROUP_AND_SEED
-    from ckpt_probe.dumps import PENULTIMATE
-
-    layer = record.get("layer", PENULTIMATE)
-    labels = [str(record[name]) for name in GROUP_AND_SEED if name in record]
-    of_layer = [] if layer == PENULTIMATE else [str(layer)]
-    return "/".join([*labels, str(record["checkpoint"]), str(record["split"]), *of_layer])

@@ -6,22 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.command import Command, Setting, flag, option, option_group, setting_group
-from ckpt_probe.cli.console import bars, console, say, show
+from ckpt_probe.cli.command import Command
 from ckpt_probe.cli.options import (
-    BATCHNORM_SETTINGS,
-    CSV,
-    JSON,
     MODEL_SETTINGS,
-    PATH,
-    WHOLE,
-    Parsed,
+    flag,
+    option,
+    option_group,
     out_option,
-    overwrite_option,
     require_batchnorm_samples,
+    setting_group,
     subject_options,
 )
-from ckpt_probe.cli.output import take_printing
+from ckpt_probe.cli.output import bars, console, say, show, take_printing
+from ckpt_probe.cli.values import PATH, WHOLE, Parsed
 
 if TYPE_CHECKING:
     from ckpt_probe.paths import PlaneResult
@@ -60,7 +57,7 @@ def parse_grid(text: str) -> int | tuple[int, int]:
         "--directions",
         "HOW",
         "random around A, or pca: main directions of the series A.",
-        click.Choice(["random", "pca"]),
+        ("random", "pca"),
         None,
         "random with A alone",
     ),
@@ -71,19 +68,18 @@ def parse_grid(text: str) -> int | tuple[int, int]:
 @option_group(
     "Output",
     out_option("Directory for the results.", "DIR"),
-    overwrite_option("Replace existing results."),
-    JSON,
-    CSV,
+    flag("--overwrite", "Replace existing results."),
+    "json csv",
     option("--figure", "FILE", "Also draw contours into this .svg, .png or .pdf file.", PATH),
 )
 @setting_group(
     "--set",
     "Less common settings",
-    Setting("margin", "X", "Size of the margin around three checkpoints, relative.", float, 0.2),
-    Setting("radius", "X", "Half the side of the grid along random directions.", float, 1.0),
-    Setting("seed", "N", "Seed of the random directions.", WHOLE, 0),
-    *BATCHNORM_SETTINGS,
-    *MODEL_SETTINGS,
+    option("margin", "X", "Size of the margin around three checkpoints, relative.", float, 0.2),
+    option("radius", "X", "Half the side of the grid along random directions.", float, 1.0),
+    option("seed", "N", "Seed of the random directions.", WHOLE, 0),
+    "batchnorm batchnorm_samples",
+    MODEL_SETTINGS,
 )
 def command(
     a: Path,

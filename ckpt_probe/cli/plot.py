@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.command import Command, option, option_group
-from ckpt_probe.cli.console import bars, say
-from ckpt_probe.cli.options import out_option, overwrite_option
+from ckpt_probe.cli.command import Command
+from ckpt_probe.cli.options import flag, option, option_group, out_option
+from ckpt_probe.cli.output import bars, say
 from ckpt_probe.errors import UsageError
 
 EXAMPLE = """\b
@@ -40,7 +40,7 @@ Examples: ckpt-probe plot records.jsonl -o a.svg --metric class.mir --metric nc1
         "--log logarithmic",
         "x|y",
         "Logarithmic axis, x linear from 0 to the first positive value; repeatable.",
-        click.Choice(["x", "y"]),
+        ("x", "y"),
         multiple=True,
     ),
     option(
@@ -51,7 +51,7 @@ Examples: ckpt-probe plot records.jsonl -o a.svg --metric class.mir --metric nc1
 @option_group(
     "Output",
     out_option("File for the figure; its suffix .svg, .png or .pdf decides the format."),
-    overwrite_option("Replace the file if it exists."),
+    flag("--overwrite", "Replace the file if it exists."),
 )
 def command(
     records: tuple[str, ...],

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.command import Command, Setting, explicit_options, flag, option, option_group, setting_group
-from ckpt_probe.cli.console import bars, say
-from ckpt_probe.cli.options import CHECKPOINT_SETTINGS, NUMBERS, PATH, WHOLE, out_option, overwrite_option
+from ckpt_probe.cli.command import Command
+from ckpt_probe.cli.options import explicit_options, flag, option, option_group, out_option, setting_group
+from ckpt_probe.cli.output import bars, say
+from ckpt_probe.cli.values import NUMBERS, PATH, WHOLE
 from ckpt_probe.errors import printable
 
 if TYPE_CHECKING:
@@ -40,22 +41,22 @@ Examples: ckpt-probe prune A.safetensors --sparsity 0,0.5,0.9 -o pruned/a
 @option_group(
     "Output",
     out_option("Directory for the pruned checkpoints.", "DIR"),
-    overwrite_option("Start over if the directory contains pruned checkpoints; they are removed."),
+    flag("--overwrite", "Start over if the directory contains pruned checkpoints; they are removed."),
 )
 @setting_group(
     "--set",
     "Less common settings",
-    Setting("device", "NAME", "With --retrain: device to train on: auto, cpu, cuda[:n] or mps.", str, "auto"),
-    Setting(
+    option("device", "NAME", "With --retrain: device to train on: auto, cpu, cuda[:n] or mps.", str, "auto"),
+    option(
         "scope",
         "NAME",
         "Rank the weights across all tensors (global), or within each tensor (layer).",
-        click.Choice(["global", "layer"]),
+        ("global", "layer"),
         "global",
     ),
-    Setting("seed", "N", "With --retrain: seed to use instead of the one in CONFIG.", WHOLE),
-    Setting("classifier", "NAME", "With --keep-classifier: name of the last linear layer."),
-    *CHECKPOINT_SETTINGS,
+    option("seed", "N", "With --retrain: seed to use instead of the one in CONFIG.", WHOLE),
+    option("classifier", "NAME", "With --keep-classifier: name of the last linear layer."),
+    "state_key base",
 )
 def command(
     checkpoint: Path,

@@ -9,19 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.command import Command, Setting, flag, option, option_group, setting_group
-from ckpt_probe.cli.console import bars, say
-from ckpt_probe.cli.options import (
-    CACHE,
-    DATA_ARGUMENT,
-    EVERY,
-    MEMORY,
-    POSITIVE,
-    SPLIT,
-    WHOLE,
-    overwrite_option,
-    require_follow,
-)
+from ckpt_probe.cli.command import Command
+from ckpt_probe.cli.options import flag, option, option_group, require_follow, setting_group
+from ckpt_probe.cli.output import bars, say
+from ckpt_probe.cli.values import DIRECTORY, FILE, POSITIVE, WHOLE
 from ckpt_probe.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -36,44 +27,42 @@ Examples: ckpt-probe report dumps/digits paths/ab -o report.html
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCES...")
 @option_group(
     "Output",
-    option("-o --out", "FILE", "HTML file to write the page to.", click.Path(path_type=Path, dir_okay=False)),
+    option("-o --out", "FILE", "HTML file to write the page to.", FILE),
     option(
         "--figures",
         "DIR",
         "Also draw the plots into this directory, one file per plot.",
-        click.Path(path_type=Path, file_okay=False),
+        DIRECTORY,
     ),
     option("--title", "TEXT", "Heading of the page.", str, "What happened in these runs"),
-    overwrite_option("Replace an existing page and existing figures."),
+    flag("--overwrite", "Replace an existing page and existing figures."),
     flag("--follow", "Write the page again whenever a source changes; ends with Ctrl-C."),
 )
 @option_group(
     "Analysis of dumps",
-    SPLIT,
+    "splits",
     option("--workers", "N", "Number of processes to use.", POSITIVE, 1),
     option("--data", "NAME", "Data of the dumps, as for extract: shows small pictures of the worst examples."),
-    DATA_ARGUMENT,
+    "data_arguments",
 )
 @setting_group(
     "--set",
     "Less common settings",
-    Setting(
+    option(
         "labels",
         "FILE",
         "Text file with the names of the classes, one per line.",
-        click.Path(path_type=Path, dir_okay=False),
+        FILE,
     ),
-    Setting(
+    option(
         "figure_format",
         "NAME",
         "Format of the files in --figures: svg, pdf or png.",
-        click.Choice(["svg", "pdf", "png"]),
+        ("svg", "pdf", "png"),
         "svg",
     ),
-    Setting("mir_rows", "N", "Number of stored rows for MIR between layers; 0 leaves it out.", WHOLE, 256),
-    MEMORY,
-    CACHE,
-    EVERY,
+    option("mir_rows", "N", "Number of stored rows for MIR between layers; 0 leaves it out.", WHOLE, 256),
+    "memory cache every",
 )
 def command(
     sources: tuple[str, ...],

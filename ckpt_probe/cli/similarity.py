@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.command import Command, flag, option, option_group
-from ckpt_probe.cli.console import bars, say
-from ckpt_probe.cli.options import PATH, SPLIT, WIDE, out_option, overwrite_option
-from ckpt_probe.cli.output import Output, takes_output
+from ckpt_probe.cli.command import Command
+from ckpt_probe.cli.options import flag, option, option_group, out_option
+from ckpt_probe.cli.output import Output, Record, bars, takes_output
+from ckpt_probe.cli.values import PATH
 from ckpt_probe.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 @click.argument("dumps", type=PATH, nargs=-1, required=True, metavar="DUMP [OTHER] | --function DUMPS...")
 @option_group(
     "Comparison",
-    SPLIT,
+    "splits",
     option("--layer layers", "NAME", "Layer to compare; repeatable.", str, None, "all", multiple=True),
     option(
         "--measure measures",
         "cka|mir",
         "Measure of similarity to compute; repeatable.",
-        click.Choice(["cka", "mir"]),
+        ("cka", "mir"),
         None,
         "both; cka for a directory of several dumps",
         multiple=True,
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     "Output",
     flag("--json", "Print JSON Lines, one matrix per line; an undefined value is null."),
     flag("--csv", "Print comma-separated values with a header, one value per line."),
-    WIDE,
+    "wide",
     out_option("Also write to this file: CSV by its suffix, else JSON.", required=False),
-    overwrite_option("Replace the file if it exists."),
+    flag("--overwrite", "Replace the file if it exists."),
 )
 @takes_output
 def command(dumps: tuple[Path, ...], output: Output, function: bool, **chosen: tuple[str, ...]) -> None:
@@ -58,30 +58,18 @@ def command(dumps: tuple[Path, ...], output: Output, function: bool, **chosen: t
     if len(dumps) > 2 and not function:
         raise UsageError("similarity compares the layers of one or two dumps; --function compares more runs")
 
-    from ckpt_probe.files import write_text
-    from ckpt_probe.reporting.matrix_tables import (
-        similarities_csv,
-        similarities_json,
-        similarity_table,
-        similarity_title,
-    )
+    from ckpt_probe.reporting.matrix_tables import similarity_table, similarity_title, similarity_values
+
+    def print_tables(matrices: Sequence[Record]) -> None:
+        for matrix in matrices:
+            click.echo(similarity_title(matrix))
+            output.screen.print(similarity_table(matrix, output.table_width))
 
     with bars() as progress:
-        matrices = []
         options = {name: values or None for name, values in chosen.items()}
-        for matrix in _matrices(dumps, function, options, progress):
-            matrices.append(matrix)
-            if output.json:
-                click.echo(similarities_json([matrix]), nl=False)
-    if output.csv:
-        click.echo(similarities_csv(matrices), nl=False)
-    for matrix in matrices if output.is_table else ():
-        click.echo(similarity_title(matrix))
-        output.screen.print(similarity_table(matrix, output.table_width))
-    if output.out is not None:
-        to_text = similarities_csv if output.out.suffix.lower() == ".csv" else similarities_json
-        write_text(output.out, to_text(matrices), overwrite=output.overwrite)
-        say(f"{output.out}: {len(matrices)} matrices")
+        matrices = (matrix.to_record() for matrix in _matrices(dumps, function, options, progress))
+        printed = output.print(matrices, print_tables, similarity_values)
+    output.write(printed, "matrices", similarity_values)
 
 
 def _matrices(

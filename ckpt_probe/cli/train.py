@@ -5,9 +5,10 @@ from pathlib import Path
 
 import click
 
-from ckpt_probe.cli.command import Command, flag, option, option_group
-from ckpt_probe.cli.console import bars, say
-from ckpt_probe.cli.options import DEVICE, PATH, Parsed, out_option, overwrite_option
+from ckpt_probe.cli.command import Command
+from ckpt_probe.cli.options import flag, option, option_group, out_option
+from ckpt_probe.cli.output import bars, say
+from ckpt_probe.cli.values import PATH, Parsed
 from ckpt_probe.errors import UsageError
 
 MOST_SEEDS = 1000
@@ -42,13 +43,13 @@ def parse_seeds(text: str) -> list[int]:
     option(
         "--seeds", "A..B", "Train one run per seed, such as 0..4 or 0,2,5, in OUT/seed-N.", Parsed("A..B", parse_seeds)
     ),
-    DEVICE,
+    "device",
 )
 @option_group(
     "Output",
     out_option("Directory to write the run to.", "DIR"),
     flag("--resume", "Continue an interrupted run."),
-    overwrite_option("Start over if the directory contains a run; its files are removed."),
+    flag("--overwrite", "Start over if the directory contains a run; its files are removed."),
 )
 def command(
     config: Path,

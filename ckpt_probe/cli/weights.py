@@ -4,23 +4,10 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.analyze import RENYI
-from ckpt_probe.cli.command import Command, Setting, flag, option, option_group, setting_group
-from ckpt_probe.cli.console import bars
-from ckpt_probe.cli.options import (
-    CACHE,
-    CHECKPOINT_SETTINGS,
-    CLASSIFIER,
-    CSV,
-    EVERY,
-    FILE_OF_RECORDS,
-    JSON,
-    WHOLE,
-    WIDE,
-    WORKERS,
-    require_follow,
-)
-from ckpt_probe.cli.output import Output, takes_output
+from ckpt_probe.cli.command import Command
+from ckpt_probe.cli.options import option, option_group, require_follow, setting_group
+from ckpt_probe.cli.output import Output, bars, takes_output
+from ckpt_probe.cli.values import WHOLE
 
 LEVELS = ("network", "block", "tensor")
 
@@ -31,27 +18,17 @@ LEVELS = ("network", "block", "tensor")
     "Contents",
     option("--only", "PART,…", "audit, motion, spectra and classifier.", str, None, "all"),
     option("--by", "LEVEL", "One row per network, block or tensor.", click.Choice(LEVELS), "network"),
-    RENYI,
-    WORKERS,
+    "orders workers",
 )
-@option_group(
-    "Output",
-    JSON,
-    CSV,
-    WIDE,
-    *FILE_OF_RECORDS,
-    flag("--follow", "Wait for new checkpoints of a training run; end with Ctrl-C."),
-)
+@option_group("Output", "json csv wide out overwrite follow")
 @setting_group(
     "--set",
     "Less common settings",
-    CLASSIFIER,
-    *CHECKPOINT_SETTINGS,
-    Setting("sketch", "BOOL", "Distances from random projections of each checkpoint.", bool, None, "above 128 GiB"),
-    Setting("bootstrap", "N", "Synthetic spectra for the goodness of fit of each tail.", WHOLE, 0),
-    CACHE,
-    EVERY,
-    Setting("until", "STEP", "With --follow: last training step to wait for.", WHOLE),
+    "classifier state_key base",
+    option("sketch", "BOOL", "Distances from random projections of each checkpoint.", bool, None, "above 128 GiB"),
+    option("bootstrap", "N", "Synthetic spectra for the goodness of fit of each tail.", WHOLE, 0),
+    "cache every",
+    option("until", "STEP", "With --follow: last training step to wait for.", WHOLE),
 )
 @takes_output
 def command(

@@ -1,6 +1,6 @@
 """Tables of matrices in blocks of columns: one metric by layer and step, and similarities."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,12 +8,10 @@ from rich.cells import cell_len
 from rich.console import Group
 from rich.table import Table
 
-from ckpt_probe.analysis import Similarity
 from ckpt_probe.analysis.entries import GROUP_AND_SEED
 from ckpt_probe.analysis.records import metric_names
 from ckpt_probe.errors import DataError, printable
 from ckpt_probe.moments.registry import find_metrics, suggest_metrics
-from ckpt_probe.reporting.formats import to_csv, to_json_line
 from ckpt_probe.reporting.table import MISSING, PADDING, add_row, plain_table
 from ckpt_probe.reporting.uncertain import error_of, number_with_error
 
@@ -144,44 +142,38 @@ def _grid(records: Sequence[Record], split: str, metric: str, named: str) -> Gri
     return Grid(split, metric, tuple(layers), tuple(depths[layer] for layer in layers), tuple(columns), values, errors)
 
 
-def similarity_table(matrix: Similarity, width: int | None = None) -> Group:
-    """Return a matrix as a table for a terminal of `width` characters, in blocks if not all columns fit."""
+def similarity_table(matrix: Record, width: int | None = None) -> Group:
+    """Return the record of a matrix as a table for a terminal of `width` characters, in blocks of columns if needed."""
     rows = [
         [printable(name), *(MISSING if value is None else _short_share(value) for value in row)]
-        for name, row in zip(matrix.rows, matrix.values, strict=True)
+        for name, row in zip(matrix["rows"], matrix["values"], strict=True)
     ]
-    head = {"steps": "step", "runs": "run"}.get(matrix.kind, "layer")
-    return blocks_of_columns((head,), [printable(name) for name in matrix.columns], rows, width)
+    head = {"steps": "step", "runs": "run"}.get(matrix["kind"], "layer")
+    return blocks_of_columns((head,), [printable(name) for name in matrix["columns"]], rows, width)
 
 
-def similarity_title(matrix: Similarity) -> str:
-    """Return a one-line title of a matrix."""
-    if matrix.measure in FUNCTION_TITLES:
-        between = "checkpoints" if matrix.kind == "steps" else "last checkpoints of runs"
-        return f"{printable(matrix.split)}: {FUNCTION_TITLES[matrix.measure]}, {between}, {matrix.samples} rows"
-    about = {
-        "layers": f"layers of {matrix.checkpoint}",
-        "steps": f"layer {matrix.layer} by step",
-        "models": f"layers of {matrix.checkpoint} (rows) and {matrix.other} (columns)",
-    }[matrix.kind]
-    return printable(f"{matrix.split}: {matrix.measure.upper()}, {about}, {matrix.samples} rows")
+def similarity_title(matrix: Record) -> str:
+    """Return a one-line title for the record of a matrix."""
+    kind, measure, checkpoint = matrix["kind"], matrix["measure"], matrix.get("checkpoint")
+    title, about = measure.upper(), "checkpoints" if kind == "steps" else "last checkpoints of runs"
+    if measure in FUNCTION_TITLES:
+        title = FUNCTION_TITLES[measure]
+    elif kind == "steps":
+        about = f"layer {matrix['layer']} by step"
+    else:
+        about = f"layers of {checkpoint}" + (f" (rows) and {matrix['other']} (columns)" if kind == "models" else "")
+    return printable(f"{matrix['split']}: {title}, {about}, {matrix['samples']} rows")
 
 
-def similarities_json(matrices: Sequence[Similarity]) -> str:
-    """Return JSON Lines with one object per matrix."""
-    return "".join(to_json_line(matrix.to_record()) + "\n" for matrix in matrices)
-
-
-def similarities_csv(matrices: Sequence[Similarity]) -> str:
-    """Return CSV with one line per value: identity of the matrix, row, column, value."""
-    lines = []
-    for matrix in matrices:
-        names = ("kind", "measure", "split", "checkpoint", "step", "layer", "other")
-        identity = {name: getattr(matrix, name) for name in names}
-        for name, row in zip(matrix.rows, matrix.values, strict=True):
-            cells = zip(matrix.columns, row, strict=True)
-            lines += [{**identity, "row": name, "column": column, "value": value} for column, value in cells]
-    return to_csv(lines)
+def similarity_values(matrices: Iterable[Record]) -> list[dict[str, Any]]:
+    """Return a record for each value of each matrix: identity of the matrix, row, column, value."""
+    names = ("kind", "measure", "split", "checkpoint", "step", "layer", "other")
+    return [
+        {**{key: matrix.get(key) for key in names}, "row": name, "column": column, "value": value}
+        for matrix in matrices
+        for name, row in zip(matrix["rows"], matrix["values"], strict=True)
+        for column, value in zip(matrix["columns"], row, strict=True)
+    ]
 
 
 def _short_share(value: float) -> str:

@@ -174,7 +174,7 @@ def test_a_grid_of_layers_and_a_similarity_are_shown_whole() -> None:
     values = tuple(tuple(i + j / 8 for j in range(6)) for i in range(6))
     grid = Grid("test", "separation", names, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), names, values)
     matrix = Similarity("layers", "cka", "test", names, names, values, 9)
-    for table in (grid_table(grid, 40), similarity_table(matrix, 40)):
+    for table in (grid_table(grid, 40), similarity_table(matrix.to_record(), 40)):
         console = Console(width=40, file=io.StringIO())
         console.print(table)
         text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]

@@ -12,7 +12,7 @@ import torch
 
 from ckpt_probe.checkpoints import save_checkpoint
 from ckpt_probe.cli.app import run
-from ckpt_probe.cli.console import bars
+from ckpt_probe.cli.output import bars
 
 COLOUR = re.compile(r"\x1b\[[\d;]*\b(?:3[0-7]|38;[25]|9[0-7])[\d;]*m")
 RECORD = {"step": 1, "split": "test", "accuracy": 0.5}
@@ -82,7 +82,7 @@ def test_commands_that_read_whole_files_show_progress(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FORCE_COLOR", "1")
     advanced = []
-    monkeypatch.setattr("ckpt_probe.cli.console.Bar.advance", lambda bar, amount=1, **facts: advanced.append(amount))
+    monkeypatch.setattr("ckpt_probe.cli.output.Bar.advance", lambda bar, amount=1, **facts: advanced.append(amount))
     names = dict(zip("AB", checkpoints, strict=True))
     assert run([names.get(word, word) for word in command]) == 0
     assert sum(advanced) == steps
