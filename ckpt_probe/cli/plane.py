@@ -102,7 +102,7 @@ def command(
 
     from ckpt_probe.paths import evaluate_plane
     from ckpt_probe.reporting.figures.canvas import require_drawable
-    from ckpt_probe.reporting.figures.plane_figure import draw_plane
+    from ckpt_probe.reporting.figures.export import draw_plane
 
     overwrite = options["overwrite"]
     if figure is not None:

@@ -71,9 +71,8 @@ def command(
     """
     from ckpt_probe.reporting.conditions import open_conditions, read_conditions
     from ckpt_probe.reporting.figures.line_figure import plot
-    from ckpt_probe.reporting.plots.curves import axis_of
+    from ckpt_probe.reporting.plots.curves import axis_of, panels_of
     from ckpt_probe.reporting.plots.description import Mark
-    from ckpt_probe.reporting.plots.panels import panels_of
 
     panels = panels_of(metrics)
     with bars() as progress:

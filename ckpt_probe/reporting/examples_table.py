@@ -7,56 +7,32 @@ from rich.table import Table
 
 from ckpt_probe.analysis.records import grouped_by
 from ckpt_probe.errors import printable
-from ckpt_probe.reporting.table import MISSING, add_row, plain_table
+from ckpt_probe.reporting.table import add_row, plain_table
 from ckpt_probe.reporting.uncertain import short_number
 
 Record = Mapping[str, Any]
 
-HEADINGS = {
-    "example": {
-        "index": "index",
-        "name": "name",
-        "class": "class",
-        "class_name": "class name",
-        "first_learned": "first learned",
-        "forgotten": "forgotten",
-        "never_learned": "never learned",
-        "predicted": "predicted",
-        "loss": "loss",
-    },
-    "class": {
-        "class": "class",
-        "class_name": "class name",
-        "samples": "examples",
-        "learned": "learned",
-        "never_learned": "never learned",
-        "forgotten": "forgotten",
-        "forgetting_events": "times forgotten",
-        "first_learned.histogram": "first learned",
-        "forgotten.histogram": "times forgotten:examples",
-    },
-    "step": {
-        "checkpoint": "checkpoint",
-        "step": "step",
-        "accuracy": "acc",
-        "function.disagreement": "disagreement",
-        "function.divergence": "divergence",
-        "function.error_agreement": "error agreement",
-        "function.learned": "learned",
-        "function.forgotten": "forgotten",
-    },
-    "run": {
-        "other": "other run",
-        "accuracy": "acc",
-        "other_accuracy": "other acc",
-        "function.disagreement": "disagreement",
-        "function.divergence": "divergence",
-        "function.error_agreement": "error agreement",
-        "churn.wins": "wins",
-        "churn.losses": "losses",
-    },
+COLUMNS = {
+    "example": "index name class class_name first_learned forgotten never_learned predicted loss",
+    "class": "class class_name samples learned never_learned forgotten forgetting_events first_learned.histogram "
+    "forgotten.histogram",
+    "step": "checkpoint step accuracy function.disagreement function.divergence function.error_agreement "
+    "function.learned function.forgotten",
+    "run": "other accuracy other_accuracy function.disagreement function.divergence function.error_agreement "
+    "churn.wins churn.losses",
 }
 """Columns of the table of each kind of record, after its run and split; those without any value are left out."""
+
+HEADINGS = {
+    "samples": "examples",
+    "forgetting_events": "times forgotten",
+    "first_learned.histogram": "first learned",
+    "forgotten.histogram": "times forgotten:examples",
+    "accuracy": "acc",
+    "other": "other run",
+    "other_accuracy": "other acc",
+}
+"""Headings of columns that are not the last part of their name."""
 
 TEXTS = frozenset({"run", "split", "name", "class_name", "checkpoint", "other"})
 LONGEST = 40
@@ -69,10 +45,11 @@ def examples_table(records: Sequence[Record], by: str) -> Table:
         records: The records.
         by: Kind of the records, as for `examples`.
     """
-    columns = {"run": "run", "split": "split", **HEADINGS[by]}
-    present = {key: label for key, label in columns.items() if any(record.get(key) is not None for record in records)}
-    headings = ((label, key in TEXTS or "histogram" in key) for key, label in present.items())
-    table = plain_table(headings, no_wrap=False)
+    columns = ["run", "split", *COLUMNS[by].split()]
+    present = [name for name in columns if any(record.get(name) is not None for record in records)]
+    headings = (HEADINGS.get(name, name.rpartition(".")[2].replace("_", " ")) for name in present)
+    are_texts = (name in TEXTS or "histogram" in name for name in present)
+    table = plain_table(zip(headings, are_texts, strict=True), no_wrap=False)
     for record in records:
         add_row(table, (_cell(record.get(key)) for key in present))
     return table
@@ -103,9 +80,7 @@ def _run_and_split(record: Record) -> tuple[Any, Any]:
 def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, float):
+    if value is None or isinstance(value, float):
         return short_number(value)
-    if value is None:
-        return MISSING
     text = printable(str(value))
     return text if len(text) <= LONGEST else f"…{text[1 - LONGEST :]}" if "/" in text else f"{text[: LONGEST - 1]}…"

@@ -1,4 +1,4 @@
-"""Findings as a table, and as a drawing of intervals on the axis of steps."""
+"""Findings as a table, as intervals drawn with characters, and as a plot of intervals, sorted by onset."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -11,9 +11,11 @@ from ckpt_probe.errors import listed
 from ckpt_probe.findings import Findings
 from ckpt_probe.findings.detection import name_of
 from ckpt_probe.findings.order import FEWEST_SEEDS
-from ckpt_probe.findings.sentences import run_name, series_key
-from ckpt_probe.reporting.table import MISSING, add_row, plain_table
-from ckpt_probe.reporting.uncertain import short_number
+from ckpt_probe.findings.sentences import event_sentence, run_name, series_key
+from ckpt_probe.reporting.plots.description import Bar, IntervalPlot
+from ckpt_probe.reporting.plots.metrics import axis_along
+from ckpt_probe.reporting.table import add_row, plain_table
+from ckpt_probe.reporting.uncertain import MISSING, short_number
 
 Record = Mapping[str, Any]
 
@@ -116,9 +118,46 @@ def findings_drawing(findings: Findings, width: int = 100) -> list[str]:
     return [*lines, f"{'':{margin}}{legend}"]
 
 
-def _onset(events: Iterable[Record]) -> tuple[float, float]:
-    return min((0.0 if event["kind"] == "onset" else 1.0, float(event["from_step"])) for event in events)
+def _onset(events: Iterable[Record]) -> tuple[bool, float]:
+    return min((event["kind"] != "onset", float(event["from_step"])) for event in events)
 
 
 def _cut(name: str, most: int) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def event_plots(findings: Mapping[str, Findings]) -> Iterable[IntervalPlot]:
+    """Yield a plot of the events of each run or group that has any.
+
+    Args:
+        findings: Findings by the name of the run or group.
+    """
+    for run, of_run in findings.items():
+        rows = sorted_rows(of_run)
+        several = len({(event["group"], event["seed"]) for event in of_run}) > 1
+        if rows:
+            bars = [
+                Bar(
+                    name_of(event),
+                    event["kind"],
+                    event["from_step"],
+                    event["to_step"],
+                    event_sentence(event, of_runs=several),
+                )
+                for event in of_run
+            ]
+            steps = sorted({float(step) for series in of_run.series for step in series.steps})
+            yield IntervalPlot(
+                f"events-{run}",
+                run,
+                f"Each interval contains a change, with an error of {of_run.level:.0%} for all of them.",
+                axis_along("step", steps),
+                tuple(rows),
+                tuple(bars),
+            )
+
+
+def sorted_rows(events: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the names of the series with events, that with the earliest onset first; those without one come last."""
+    by_name = grouped_by(events, name_of)
+    return sorted(by_name, key=lambda name: _onset(by_name[name]))

@@ -1,13 +1,14 @@
 """Material of a report: what its sources contain, read from their files or computed from their dumps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ckpt_probe.analysis import Comparison, Record, Settings, read_series
+from ckpt_probe.analysis import Comparison, Settings, read_series
 from ckpt_probe.analysis.records import by_run
 from ckpt_probe.analysis.similarity import layer_similarities, step_similarities, stored_rows_of_series
 from ckpt_probe.dumps import open_dump, open_dump_series
@@ -17,10 +18,9 @@ from ckpt_probe.findings.sentences import findings_of_group, findings_of_run
 from ckpt_probe.paths import PlaneResult
 from ckpt_probe.predictions import Predictions, read_predictions
 from ckpt_probe.progress import Progress, Task
-from ckpt_probe.reporting.differences import differences, grouped
-from ckpt_probe.reporting.plots.examples import NO_DATA, NamedData
+from ckpt_probe.reporting.comparison import differences, grouped
 from ckpt_probe.reporting.plots.layers import LayerSimilarity
-from ckpt_probe.reporting.plots.weights import GROUPS, WeightsContents, is_of_weights
+from ckpt_probe.reporting.plots.weights import GROUPS, is_of_weights
 from ckpt_probe.reporting.runs import Run, run_of_readings, run_of_records
 from ckpt_probe.reporting.sources import (
     DUMP,
@@ -37,7 +37,7 @@ from ckpt_probe.reporting.sources import (
 from ckpt_probe.scheduling import Workers
 from ckpt_probe.series import Member
 from ckpt_probe.trajectories.records import WeightOptions
-from ckpt_probe.trajectories.survey import survey_weights, verdict_of
+from ckpt_probe.trajectories.survey import WeightSurvey, survey_weights, verdict_of
 
 TITLE = "What happened in these runs"
 """Default heading of the page."""
@@ -58,7 +58,8 @@ class ReportOptions:
         workers: Number of processes that analyze dumps.
         cache: Whether to use the cache of records.
         mir_rows: Number of stored rows for MIR between layers; 0 leaves it out.
-        data: Data of the dumps, to show names and pictures of examples.
+        data: Name of the data of the dumps, to show names and pictures of examples; None for none.
+        data_arguments: Arguments of the data; None for those in the dump if it names the same data.
     """
 
     title: str = TITLE
@@ -68,7 +69,8 @@ class ReportOptions:
     workers: int = 1
     cache: bool = True
     mir_rows: int = MIR_ROWS
-    data: NamedData = NO_DATA
+    data: str | None = None
+    data_arguments: Mapping[str, Any] | None = None
 
     @property
     def settings(self) -> Settings:
@@ -82,7 +84,7 @@ class Material:
 
     runs: list[Run] = field(default_factory=list)
     similar: list[LayerSimilarity] = field(default_factory=list)
-    weights: dict[str, WeightsContents] = field(default_factory=dict)
+    weights: dict[str, WeightSurvey] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     """Reasons for missing similarities of layers."""
 
@@ -125,10 +127,10 @@ def read_source(source: Source, contents: Material, options: ReportOptions, prog
         groups = [record for record in records if any(record.get(name) is not None for name in GROUPS)]
         if any(map(is_of_weights, records)):
             network = [record for record in records if record not in groups]
-            contents.weights[source.name] = WeightsContents(network, groups)
+            contents.weights[source.name] = WeightSurvey(network, groups)
         elif source.checkpoints is not None:
             verdict = verdict_of(source.checkpoints, options.cache, progress)
-            contents.weights[source.name] = WeightsContents((), (), sentences=(verdict,))
+            contents.weights[source.name] = WeightSurvey([], [], sentences=(verdict,))
         others = [record for record in records if record not in groups] if groups else records
         for (group, seed), of_run in by_run(others).items():
             name = source.name if group is None else f"{group}/{seed}" if seed else group
@@ -136,8 +138,9 @@ def read_source(source: Source, contents: Material, options: ReportOptions, prog
             position = (source.group, source.seed) if group is None else (group if seed else None, seed)
             contents.runs.append(replace(run, group=position[0], seed=position[1]))
     elif source.kind == WEIGHTS:
-        network = _survey(source.name, source.path, contents, options, progress)
-        run = run_of_records(source.name, network, options.class_names)
+        measuring = WeightOptions(workers=Workers(options.workers), cache=options.cache)
+        contents.weights[source.name] = survey = survey_weights(source.path, measuring, progress)
+        run = run_of_records(source.name, survey.network, options.class_names)
         contents.runs.append(replace(run, group=source.group, seed=source.seed))
     elif source.kind == DUMP:
         readings = list(
@@ -161,13 +164,6 @@ def read_source(source: Source, contents: Material, options: ReportOptions, prog
             )
         except DataError as error:
             contents.without_predictions.append(str(error))
-
-
-def _survey(name: str, path: Path, contents: Material, options: ReportOptions, progress: Progress) -> list[Record]:
-    """Measure the weights of a series for the report, and return the records of the network."""
-    survey = survey_weights(path, WeightOptions(workers=Workers(options.workers), cache=options.cache), progress)
-    contents.weights[name] = WeightsContents(survey.network, survey.blocks, survey.spectra, survey.sentences)
-    return survey.network
 
 
 def _compare(source: Source, run: Run, contents: Material, mir_rows: int, progress: Progress) -> None:

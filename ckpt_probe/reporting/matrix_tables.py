@@ -12,8 +12,8 @@ from ckpt_probe.analysis.entries import GROUP_AND_SEED
 from ckpt_probe.analysis.records import metric_names
 from ckpt_probe.errors import DataError, printable
 from ckpt_probe.moments.registry import find_metrics, suggest_metrics
-from ckpt_probe.reporting.table import MISSING, PADDING, add_row, plain_table
-from ckpt_probe.reporting.uncertain import error_of, number_with_error
+from ckpt_probe.reporting.table import PADDING, add_row, plain_table
+from ckpt_probe.reporting.uncertain import MISSING, error_of, number_with_error
 
 Record = Mapping[str, Any]
 
@@ -73,11 +73,7 @@ def grid_table(grid: Grid, width: int | None = None) -> Group:
     """Return a grid as a table for a terminal of `width` characters, in blocks if not all columns fit."""
     errors = grid.errors or [[None] * len(row) for row in grid.values]
     rows = [
-        [
-            printable(layer),
-            f"{depth:.2f}",
-            *(MISSING if value is None else number_with_error(float(value), error) for value, error in cells),
-        ]
+        [printable(layer), f"{depth:.2f}", *(number_with_error(value, error) for value, error in cells)]
         for layer, depth, cells in zip(grid.layers, grid.depths, map(zip, grid.values, errors), strict=True)
     ]
     return blocks_of_columns(("layer", "depth"), [printable(column) for column in grid.columns], rows, width)

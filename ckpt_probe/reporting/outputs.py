@@ -1,21 +1,26 @@
-"""Write the page and the figures of a report, and a figure of metrics: the functions behind `report` and `plot`."""
+"""Write the page and the figures of a report from its sources: the function behind `report`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckpt_probe.errors import UsageError
+from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.files import refuse_existing
+from ckpt_probe.findings.sentences import read_findings, read_group
 from ckpt_probe.keywords import as_sequence, checked_keywords
 from ckpt_probe.moments import MEMORY
-from ckpt_probe.progress import NullProgress, Progress
-from ckpt_probe.reporting.contents import gather
-from ckpt_probe.reporting.material import MIR_ROWS, TITLE, ReportOptions
+from ckpt_probe.progress import DeduplicatedProgress, NullProgress, Progress
+from ckpt_probe.reporting.comparison import difference_sentences
+from ckpt_probe.reporting.material import MIR_ROWS, TITLE, Material, ReportOptions, read_source
 from ckpt_probe.reporting.page import write_page
 from ckpt_probe.reporting.plots.description import Bar, IntervalPlot
-from ckpt_probe.reporting.plots.examples import NamedData
-from ckpt_probe.reporting.sources import class_names, open_sources
+from ckpt_probe.reporting.plots.metrics import axis_along
+from ckpt_probe.reporting.provenance import origin_of, without_shared
+from ckpt_probe.reporting.reading import read_path, read_plane, read_supported
+from ckpt_probe.reporting.runs import ORDER, Run, common_axis, positions
+from ckpt_probe.reporting.sections import DIFFERENCES, FINDINGS, Contents, Track, folded, sections_of
+from ckpt_probe.reporting.sources import Source, class_names, open_sources
 
 
 @dataclass(frozen=True)
@@ -89,8 +94,8 @@ def report(
         refuse_existing(Path(out), overwrite=overwrite)
     progress = progress or NullProgress()
     names = class_names(Path(labels)) if isinstance(labels, Path | str) else tuple(labels)
-    named_data = NamedData(data, data_arguments)
-    options = ReportOptions(title, names, as_sequence(splits) or (), memory, workers, cache, mir_rows, named_data)
+    chosen = as_sequence(splits) or ()
+    options = ReportOptions(title, names, chosen, memory, workers, cache, mir_rows, data, data_arguments)
     contents = gather(open_sources(_named(sources)), options, progress)
     files: list[Path] = []
     if figures is not None:
@@ -112,3 +117,68 @@ def _named(sources: Path | str | Iterable[Path | str] | Mapping[str, Path | str]
     if isinstance(sources, Mapping):
         return [f"{name}={path}" for name, path in sources.items()]
     return [str(source) for source in as_sequence(sources) or ()]
+
+
+def gather(
+    sources: Sequence[Source], options: ReportOptions | None = None, progress: Progress | None = None
+) -> Contents:
+    """Read all sources and collect the contents of a report about them.
+
+    Dumps are analyzed, with the cache of records.
+
+    Args:
+        sources: Sources of the report.
+        options: Options of the report; None for the defaults.
+        progress: Progress to report to.
+
+    Returns:
+        The contents, for the page or for figures.
+
+    Raises:
+        DataError: If a source cannot be read, or contains nothing that can be shown.
+    """
+    options, progress = options or ReportOptions(), DeduplicatedProgress(progress or NullProgress())
+    contents, origins = Material(), []
+    with progress.task("sources", len(sources), "sources") as bar:
+        for source in sources:
+            read_source(source, contents, options, progress)
+            origins.append(origin_of(source))
+            bar.advance()
+    if not (contents.runs or contents.paths or contents.planes or contents.weights):
+        raise DataError("nothing to report")
+    axis = common_axis(contents.runs) if contents.runs else "step"
+    tracks = [Track(run.name, tuple(run.checkpoints), tuple(_slider_positions(run, axis))) for run in contents.runs]
+    sections = [section for section in sections_of(contents, axis, options) if section.plots]
+    reading = tuple((about, tuple(sentences)) for about, sentences in _reading(contents) if sentences)
+    if not (sections or reading):
+        raise DataError("nothing to show: the sources have no number by step, path or class")
+    if contents.has_groups:
+        sections = [folded(section) if section.key not in (DIFFERENCES, FINDINGS) else section for section in sections]
+    return Contents(
+        options.title,
+        reading,
+        tuple(sections),
+        axis_along(axis, sorted({value for track in tracks for value in track.positions if value is not None})),
+        tuple(tracks),
+        *(without_shared(origins) if contents.has_groups else (tuple(origins), {})),
+    )
+
+
+def _slider_positions(run: Run, axis: str) -> Iterable[float | None]:
+    return map(float, range(len(run.checkpoints))) if axis == ORDER else positions(run, axis)
+
+
+def _reading(contents: Material) -> Iterable[tuple[str, list[str]]]:
+    if contents.differences:
+        yield "groups", difference_sentences(contents.differences)
+    for group, findings in contents.findings.items() if contents.has_groups else ():
+        yield group, read_group(findings)
+    verdicts = {name: [text for text in weights.sentences if text] for name, weights in contents.weights.items()}
+    for run in [] if contents.has_groups else contents.runs:
+        about_run = [*read_findings(contents.findings[run.name]), *read_supported(run.records)]
+        yield run.name, [*verdicts.pop(run.name, []), *about_run]
+    yield from verdicts.items()
+    for name, path in contents.paths.items():
+        yield name, read_path(path.summary, path.plan.get("path"))
+    for name, plane in contents.planes.items():
+        yield name, read_plane(plane.summary, plane.marks)

@@ -1,15 +1,14 @@
-"""Sections of a report: plots under headings, with a sentence about them and notes on missing parts."""
+"""Contents of a report: sections with plots under headings, sentences, provenance, and the axis of the slider."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ckpt_probe.reporting.differences import TOP, difference_table, grouped
-from ckpt_probe.reporting.material import Material
-from ckpt_probe.reporting.plots.description import Plot
-from ckpt_probe.reporting.plots.events import event_plots
+from ckpt_probe.reporting.comparison import TOP, difference_table, grouped
+from ckpt_probe.reporting.findings import event_plots
+from ckpt_probe.reporting.material import Material, ReportOptions
+from ckpt_probe.reporting.plots.description import Axis, Plot
 from ckpt_probe.reporting.plots.examples import (
-    NamedData,
     disagreement_maps,
     history_maps,
     run_table,
@@ -20,9 +19,11 @@ from ckpt_probe.reporting.plots.layers import layer_maps, separation_plots, simi
 from ckpt_probe.reporting.plots.metrics import metric_plots
 from ckpt_probe.reporting.plots.paths import contour_plots, path_plots
 from ckpt_probe.reporting.plots.portraits import class_table, matrix_plots, spectrum_plots
-from ckpt_probe.reporting.plots.weights import WeightsContents, block_maps, spectrum_lines, trajectory_plot
+from ckpt_probe.reporting.plots.weights import block_maps, spectrum_lines, trajectory_plot
+from ckpt_probe.reporting.provenance import Origin
 from ckpt_probe.reporting.runs import Run
 from ckpt_probe.reporting.sources import PathContents
+from ckpt_probe.trajectories.survey import WeightSurvey
 
 DIFFERENCES, FINDINGS = "differences", "findings"
 """Keys of the sections whose plots are open on a page that is drawn by group; all others are folded."""
@@ -53,13 +54,47 @@ class Section:
         return [plot for group in self.groups for plot in group.plots]
 
 
-def sections_of(contents: Material, axis: str, data: NamedData) -> Iterable[Section]:
+@dataclass(frozen=True)
+class Track:
+    """Run on the slider: its checkpoints and their positions on the common axis, None if unknown."""
+
+    run: str
+    checkpoints: tuple[str, ...]
+    positions: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Contents of a report.
+
+    Attributes:
+        title: Heading.
+        reading: Sentences by the name of their source.
+        sections: The sections.
+        axis: Axis of the slider.
+        tracks: Runs on the slider.
+        origins: Provenance of the sources; that of several has only the facts in which they differ.
+        shared: Facts that are the same for all sources.
+        notes: Notes on missing parts.
+    """
+
+    title: str
+    reading: tuple[tuple[str, tuple[str, ...]], ...]
+    sections: tuple[Section, ...]
+    axis: Axis
+    tracks: tuple[Track, ...]
+    origins: tuple[Origin, ...]
+    shared: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def sections_of(contents: Material, axis: str, options: ReportOptions) -> Iterable[Section]:
     """Yield the sections of a report in order, also those without plots.
 
     Args:
         contents: Material of the report.
         axis: Quantity on the x axis of runs.
-        data: Data of the dumps, to show names and pictures of examples.
+        options: Options of the report.
     """
     groups, notes = metric_plots(contents.runs, axis)
     if compared := contents.differences:
@@ -102,7 +137,7 @@ def sections_of(contents: Material, axis: str, data: NamedData) -> Iterable[Sect
     ]
     lead = "Layers of every checkpoint: metrics by layer and step, similarity of layers, separation of classes."
     yield _section("layers", "Layers", lead, layers, contents.missing)
-    yield _examples(contents, axis, data)
+    yield _examples(contents, axis, options)
     lead = "What the files of the checkpoints say by themselves: the audit, the motion and the spectra of the weights."
     yield _section("weights", "Weights", lead, _weight_groups(contents.weights))
     lead = "Loss and error between two checkpoints, and how far they rise above the chord: the barrier."
@@ -125,7 +160,7 @@ def _section(
     return Section(key, title, lead, tuple(Group(heading, plots) for heading, plots in drawn if plots), tuple(notes))
 
 
-def _weight_groups(weights: Mapping[str, WeightsContents]) -> Iterable[tuple[str, Sequence[Plot | None]]]:
+def _weight_groups(weights: Mapping[str, WeightSurvey]) -> Iterable[tuple[str, Sequence[Plot | None]]]:
     for name, contents in weights.items():
         plots = {
             "By block and checkpoint": block_maps(
@@ -138,11 +173,11 @@ def _weight_groups(weights: Mapping[str, WeightsContents]) -> Iterable[tuple[str
             yield title if len(weights) == 1 else f"{name}: {title.lower()}", drawn
 
 
-def _examples(contents: Material, axis: str, data: NamedData) -> Section:
+def _examples(contents: Material, axis: str, options: ReportOptions) -> Section:
     series = [each for run in contents.predictions for each in run if len(each.members) > 1]
     left_out = [reason for run in contents.predictions for each in run for reason in each.left_out.values()]
     pairs, notes_on_pairs = run_table(contents.predictions)
-    worst, notes_on_samples = worst_table(series, data)
+    worst, notes_on_samples = worst_table(series, options.data, options.data_arguments)
     by_class, notes_on_classes = history_maps(series)
     steps, notes_on_steps = step_plots(series, axis)
     matrices, notes_on_matrices = disagreement_maps(series)

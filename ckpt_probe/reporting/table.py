@@ -19,11 +19,10 @@ from ckpt_probe.moments.registry import (
     metrics_in,
     values_at_collapse,
 )
-from ckpt_probe.reporting.uncertain import error_of, number_with_error
+from ckpt_probe.reporting.uncertain import MISSING, error_of, number_with_error
 
 Record = Mapping[str, Any]
 
-MISSING = "–"
 PADDING = 2
 MOST_WORDS = 3
 NO_ERROR, NO_BIAS, STATED_BIAS = "no standard error", "no bias", "bias"

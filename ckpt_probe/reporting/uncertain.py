@@ -13,7 +13,7 @@ SMALLEST, LARGEST = 1e-3, 1e5
 INTERVAL = 1.96
 """Standard errors from a value to the ends of its 95 % interval, up to which a difference is within its error."""
 
-WITHIN_ERROR = "within its error"
+WITHIN_ERROR, MISSING = "within its error", "–"
 
 
 def is_within_error(value: float, stderr: float | None) -> bool:
@@ -21,24 +21,26 @@ def is_within_error(value: float, stderr: float | None) -> bool:
     return stderr is not None and abs(value) <= INTERVAL * stderr
 
 
-def short_number(value: float) -> str:
-    """Format a number with four significant digits and at most four decimals, or in powers of ten."""
+def short_number(value: float | None) -> str:
+    """Format a number with four significant digits and at most four decimals, or in powers of ten; None as a dash."""
+    if value is None:
+        return MISSING
     if value != 0 and (abs(value) < SMALLEST or abs(value) >= LARGEST):
         return f"{value:.3e}"
     before = len(str(int(abs(value))))
     return f"{value:.{max(0, 4 - before) if abs(value) >= 1 else 4}f}"
 
 
-def number_with_error(value: float, stderr: float | None) -> str:
+def number_with_error(value: float | None, stderr: float | None) -> str:
     """Format a number with its standard error in units of its last digits: 0.5991(24) is 0.5991 ± 0.0024.
 
     The error has two significant digits, and the number as many decimals.
 
     Args:
-        value: The number.
+        value: The number; None returns a dash.
         stderr: Its standard error; None or zero returns the number alone.
     """
-    if not stderr or not math.isfinite(stderr) or not math.isfinite(value):
+    if value is None or not stderr or not math.isfinite(stderr) or not math.isfinite(value):
         return short_number(value)
     size = max(abs(value), stderr)
     if size < SMALLEST or size >= LARGEST:

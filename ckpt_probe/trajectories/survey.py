@@ -1,6 +1,6 @@
 """Survey of the weights of a series for a page: records of the network and of its blocks, and spectra, in one pass."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ckpt_probe.analysis.entries import Record
@@ -22,13 +22,13 @@ class WeightSurvey:
         network: Records of the network, one per checkpoint.
         blocks: Records of blocks.
         spectra: Spectra of every matrix at the first and the last checkpoint, with their names.
-        sentences: Verdict of the audit, and what else it of_member.
+        sentences: Verdict of the audit, and what else it found.
     """
 
     network: list[Record]
     blocks: list[Record]
-    spectra: dict[str, tuple[tuple[str, Spectrum], ...]]
-    sentences: tuple[str, ...]
+    spectra: dict[str, tuple[tuple[str, Spectrum], ...]] = field(default_factory=dict)
+    sentences: tuple[str, ...] = ()
 
 
 def survey_weights(path: Path, options: WeightOptions, progress: Progress) -> WeightSurvey:

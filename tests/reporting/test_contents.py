@@ -10,10 +10,11 @@ import pytest
 from ckpt_probe.analysis import analyze, read_records
 from ckpt_probe.dumps import DumpWriter, open_dump
 from ckpt_probe.errors import DataError
-from ckpt_probe.reporting.contents import Contents, gather
 from ckpt_probe.reporting.material import ReportOptions
+from ckpt_probe.reporting.outputs import gather
 from ckpt_probe.reporting.plots import portraits
 from ckpt_probe.reporting.plots.description import Frames, LinePlot, MatrixPlot, SpectrumPlot
+from ckpt_probe.reporting.sections import Contents
 from ckpt_probe.reporting.sources import open_sources
 
 

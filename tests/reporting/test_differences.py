@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 import ckpt_probe as cp
-from ckpt_probe.reporting.contents import gather
-from ckpt_probe.reporting.differences import difference_sentences, difference_table, differences
+from ckpt_probe.reporting.comparison import difference_sentences, difference_table, differences
+from ckpt_probe.reporting.outputs import gather
 from ckpt_probe.reporting.page.document import page_of
 from ckpt_probe.reporting.plots.description import LinePlot, RowTable
 from ckpt_probe.reporting.runs import Run

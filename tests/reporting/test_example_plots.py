@@ -9,19 +9,18 @@ import ckpt_probe as cp
 from ckpt_probe.data import load_data
 from ckpt_probe.predictions.samples import SIDE, pictures
 from ckpt_probe.reporting import to_json_line
-from ckpt_probe.reporting.contents import Contents, gather
 from ckpt_probe.reporting.figures.export import draw_contents
 from ckpt_probe.reporting.material import ReportOptions
+from ckpt_probe.reporting.outputs import gather
 from ckpt_probe.reporting.plots import examples as example_plots
-from ckpt_probe.reporting.plots.examples import NamedData
-from ckpt_probe.reporting.sections import Section
+from ckpt_probe.reporting.sections import Contents, Section
 from ckpt_probe.reporting.sources import open_sources
 
 
 @pytest.fixture(scope="module")
 def contents(study: Any) -> Contents:
     sources = open_sources(study.sources[:2])
-    return gather(sources, ReportOptions(splits=("test",), data=NamedData("digits")))
+    return gather(sources, ReportOptions(splits=("test",), data="digits"))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +90,7 @@ def test_long_runs_and_many_classes_are_thinned(study: Any, monkeypatch: pytest.
 
 
 def test_data_of_other_rows_show_no_pictures_and_the_reason(study: Any) -> None:
-    options = ReportOptions(splits=("test",), data=NamedData("digits", {"split_seed": 5}))
+    options = ReportOptions(splits=("test",), data="digits", data_arguments={"split_seed": 5})
     found = gather(open_sources([str(study.dumps)]), options)
     (section,) = [section for section in found.sections if section.key == "examples"]
     assert plot(section, "examples-worst").tables[0].pictures is None

@@ -14,11 +14,11 @@ from ckpt_probe.dumps import open_dump
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.similarity import mir
 from ckpt_probe.reporting import to_json_line
-from ckpt_probe.reporting.contents import Contents, gather
 from ckpt_probe.reporting.figures.export import draw_contents
 from ckpt_probe.reporting.material import ReportOptions
+from ckpt_probe.reporting.outputs import gather
 from ckpt_probe.reporting.plots.description import LayerMap, LinePlot, MatrixPlot
-from ckpt_probe.reporting.sections import Section
+from ckpt_probe.reporting.sections import Contents, Section
 from ckpt_probe.reporting.sources import open_sources
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import ckpt_probe as cp
 from ckpt_probe.cli.app import run
-from ckpt_probe.reporting.plots.panels import panels_of
+from ckpt_probe.reporting.plots.curves import panels_of
 
 pytest.importorskip("matplotlib")
 

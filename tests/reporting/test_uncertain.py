@@ -10,7 +10,7 @@ from rich.console import Console
 from ckpt_probe.analysis.entries import corrected, corrected_value, in_order
 from ckpt_probe.analysis.records import metric_names
 from ckpt_probe.reporting import number_with_error, records_table
-from ckpt_probe.reporting.plots.panels import line_plots
+from ckpt_probe.reporting.plots.curves import line_plots
 from ckpt_probe.reporting.reading import read_run
 
 

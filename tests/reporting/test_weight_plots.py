@@ -9,7 +9,7 @@ import torch
 
 import ckpt_probe as cp
 from ckpt_probe.cli.app import run
-from ckpt_probe.reporting.contents import gather
+from ckpt_probe.reporting.outputs import gather
 from ckpt_probe.reporting.sources import open_sources
 
 

@@ -10,8 +10,8 @@ from ckpt_probe.errors import DataError, printable
 from ckpt_probe.findings import Findings
 from ckpt_probe.findings.detection import name_of
 from ckpt_probe.reporting.figures.canvas import drawing, require_drawable
+from ckpt_probe.reporting.findings import sorted_rows
 from ckpt_probe.reporting.plots.description import Axis, IntervalPlot, colour_of
-from ckpt_probe.reporting.plots.events import sorted_rows
 from ckpt_probe.reporting.plots.metrics import axis_along
 
 if TYPE_CHECKING:

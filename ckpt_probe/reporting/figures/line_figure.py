@@ -10,9 +10,8 @@ from ckpt_probe.errors import printable
 from ckpt_probe.keywords import as_sequence, checked_keywords
 from ckpt_probe.reporting.conditions import RecordsSource, conditions_of
 from ckpt_probe.reporting.figures.canvas import require_drawable, save, styled
-from ckpt_probe.reporting.plots.curves import by_group
+from ckpt_probe.reporting.plots.curves import by_group, line_plots, panels_of
 from ckpt_probe.reporting.plots.description import GREY, Axis, Line, LinePlot, Mark, Style
-from ckpt_probe.reporting.plots.panels import line_plots, panels_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,65 +1,209 @@
-"""Turn records into curves: for each condition, metric and split the values along x, with mean and range over seeds."""
+"""Describe line plots of records: curves of each condition, metric and split, in panels with styles and scales."""
 
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ckpt_probe.analysis.entries import STDERR
 from ckpt_probe.analysis.records import metric_names, number
 from ckpt_probe.errors import DataError, UsageError, listed
-from ckpt_probe.moments.registry import find_metrics, metric_named, suggest_metrics, values_at_collapse
+from ckpt_probe.keywords import as_sequence
+from ckpt_probe.moments.registry import Metric, find_metrics, metric_named, suggest_metrics, values_at_collapse
+from ckpt_probe.reporting.plots.description import (
+    DASHES,
+    GREY,
+    MARKERS,
+    OTHER_DASHES,
+    Axis,
+    Level,
+    Line,
+    LinePlot,
+    Mark,
+    Style,
+    colour_of,
+)
 
 Record = Mapping[str, Any]
 Runs = Sequence[Sequence[Record]]
 """Records of each seed of one condition."""
 
 AXES = ("step", "alpha", "sparsity", "epoch")
+AXIS_NAMES = {"step": "training step", "alpha": "α, position on the path"}
 
 
-@dataclass(frozen=True)
-class Curve:
-    """Values of one condition, metric and split along x; NaN where a seed has no value.
+def line_plots(
+    series: Mapping[str, Runs],
+    panels: Sequence[Sequence[str]],
+    *,
+    x: str | None = None,
+    log_x: bool = False,
+    log_y: bool = False,
+    splits: Sequence[str] | None = None,
+    marks: Sequence[Mark] = (),
+) -> tuple[list[LinePlot], list[str]]:
+    """Describe one plot for each panel.
 
-    Attributes:
-        condition: Name of the condition.
-        metric: Name of the metric.
-        split: Name of the split.
-        seeds: Number of seeds.
-        x: Positions in ascending order.
-        mean: Mean over the seeds.
-        low: Lowest value over the seeds.
-        high: Highest value over the seeds.
-        errors: Standard errors of a single seed, NaN where they are unknown; empty if none is known.
+    Colours distinguish conditions, and markers the metrics of a panel; with a single condition, colours distinguish
+    metrics. Dashes distinguish splits.
+
+    Args:
+        series: Records of every seed, by condition.
+        panels: Names of the metrics of each panel.
+        x: Quantity on the x axis; None for alpha if the records have it, else step.
+        log_x: Whether the x axis is logarithmic.
+        log_y: Whether the y axes are logarithmic.
+        splits: Names of the splits; None for all.
+        marks: Vertical lines with labels.
+
+    Returns:
+        The plots, and notes on values that are missing or cannot be drawn.
+
+    Raises:
+        DataError: As `curves`.
+        UsageError: If there is no metric, or a logarithmic x axis has values below 0.
     """
+    known = metric_names(_all_records(series))
+    panels = [find_metrics(panel, known) for panel in panels]
+    names = list(dict.fromkeys(name for panel in panels for name in panel))
+    if not names:
+        raise UsageError("a figure needs at least one metric")
+    x = x or axis_of(_all_records(series))
+    all_curves, notes = curves(series, names, x, splits)
+    metrics = {name: metric_named(name) or Metric(name, name, "", "") for name in names}
+    at_collapse = {name: _references(metric, _all_records(series)) for name, metric in metrics.items()}
+    axis = x_axis(x, sorted({at for curve in all_curves for at in curve.x}), log=log_x)
+    styles = _Styles(list(series), list(dict.fromkeys(curve.split for curve in all_curves)))
+    plots = [_panel(panel, all_curves, metrics, at_collapse, axis, log_y, styles, tuple(marks)) for panel in panels]
+    return plots, [*notes, *(_beyond_log_axis(all_curves, metrics, at_collapse) if log_y else [])]
 
-    condition: str
-    metric: str
-    split: str | None
-    seeds: int
-    x: list[float]
-    mean: list[float]
-    low: list[float]
-    high: list[float]
-    errors: Sequence[float] = ()
+
+def panels_of(metrics: str | Iterable[str | Iterable[str]]) -> list[list[str]]:
+    """Return the names of the metrics of each panel.
+
+    Args:
+        metrics: One panel or several, each a text of names with commas or a sequence of names.
+
+    Raises:
+        UsageError: If there is no panel, or a panel without a name.
+    """
+    panels = [
+        [name.strip() for text in as_sequence(panel) or () for name in text.split(",") if name.strip()]
+        for panel in as_sequence(metrics) or ()
+    ]
+    if not panels or not all(panels):
+        raise UsageError("`metrics`: expected names of metrics such as class.mir,class.hdr")
+    return panels
+
+
+def x_axis(name: str, positions: Sequence[float], *, log: bool) -> Axis:
+    """Return the axis of positions in ascending order; raise UsageError if it is logarithmic and goes below 0."""
+    if log and (positions[0] < 0 or positions[-1] <= 0):
+        raise UsageError(
+            f"`log_x=True`: {name} goes from {positions[0]:g} to {positions[-1]:g}; expected values above 0"
+        )
+    first = next((at for at in positions if at > 0), None) if positions and positions[0] == 0 else None
+    return Axis(
+        AXIS_NAMES.get(name, name),
+        log=log,
+        linear_to=first,
+        ticks=() if first is None else _ticks(first, positions[-1]),
+        integer=name in {"step", "epoch"},
+    )
 
 
 @dataclass(frozen=True)
-class PlottedMetric:
-    """Description of a metric in figures: label, unit, distinct values at collapse, and meaning."""
+class _Styles:
+    """Styles of all curves: which conditions and splits they must distinguish."""
 
-    name: str
-    label: str
-    unit: str
-    references: tuple[float, ...]
-    meaning: str = ""
+    conditions: Sequence[str]
+    splits: Sequence[str | None]
+
+    def of(self, panel: Sequence[str], curve: Line) -> Style:
+        several = len(self.conditions) > 1
+        others = [split for split in self.splits if split not in DASHES]
+        return Style(
+            self.colour(panel, curve.condition, curve.metric),
+            DASHES.get(curve.split) or OTHER_DASHES[others.index(curve.split) % len(OTHER_DASHES)],
+            MARKERS[panel.index(curve.metric) % len(MARKERS)] if several else MARKERS[0],
+            hollow=curve.split not in {"train", None},
+        )
+
+    def colour(self, panel: Sequence[str], condition: str, metric: str) -> str:
+        if len(self.conditions) == 1:
+            return colour_of(panel.index(metric), len(panel))
+        return colour_of(self.conditions.index(condition), len(self.conditions))
+
+
+def _panel(
+    panel: Sequence[str],
+    all_curves: Sequence[Line],
+    metrics: Mapping[str, Metric],
+    at_collapse: Mapping[str, Sequence[float]],
+    x: Axis,
+    log_y: bool,
+    styles: _Styles,
+    marks: tuple[Mark, ...],
+) -> LinePlot:
+    units = {metrics[name].unit for name in panel}
+    title = ", ".join(metrics[name].label for name in panel)
+    single = len(styles.conditions) == 1 and len(panel) > 1
+    levels = [
+        Level(value, "at collapse", styles.colour(panel, styles.conditions[0], name) if single else GREY)
+        for name in panel
+        for value in at_collapse[name]
+    ]
+    lines = [replace(curve, style=styles.of(panel, curve)) for curve in all_curves if curve.metric in panel]
+    metric = metrics[panel[0]]
+    meaning = f"{metric.meaning} ({metric.source})" if metric.source else metric.meaning
+    return LinePlot(
+        key="-".join(panel),
+        title=title,
+        x=x,
+        y=Axis(title, units.pop() if len(units) == 1 else "", log=log_y),
+        lines=tuple(lines),
+        names={name: metrics[name].label for name in panel},
+        meaning=meaning if len(panel) == 1 else "",
+        levels=tuple(levels),
+        marks=marks,
+    )
+
+
+def _references(metric: Metric, records: Sequence[Record]) -> list[float]:
+    """Return the distinct values of a metric at collapse in the records."""
+    if isinstance(metric.at_collapse, str):
+        for record in records:
+            number(record, metric.at_collapse, metric.name)
+    return sorted(value for value in values_at_collapse(metric, records) if value is not None)
+
+
+def _beyond_log_axis(
+    all_curves: Sequence[Line], metrics: Mapping[str, Metric], at_collapse: Mapping[str, Sequence[float]]
+) -> list[str]:
+    """Return notes on values that a logarithmic axis cannot show."""
+    below = sum(value <= 0 for curve in all_curves for value in curve.y)
+    at_zero = [metric.label for name, metric in metrics.items() if any(value <= 0 for value in at_collapse[name])]
+    notes = []
+    if below:
+        notes.append(f"{below} values of 0 or less have no place on a logarithmic axis; the line breaks there")
+    if at_zero:
+        notes.append(f"at collapse {listed(at_zero)} is 0, which has no place on a logarithmic axis")
+    return notes
+
+
+def _ticks(first: float, last: float) -> tuple[float, ...]:
+    """Return 0 and the powers of ten between first and last, or 0, first and last if no power of ten lies there."""
+    low, high = math.ceil(math.log10(first)), math.floor(math.log10(last))
+    if low > high:
+        return 0, first, last
+    return 0, *(10.0**power for power in range(low, high + 1))
 
 
 def curves(
     series: Mapping[str, Runs], metrics: Sequence[str], x: str, splits: Sequence[str] | None = None
-) -> tuple[list[Curve], list[str]]:
+) -> tuple[list[Line], list[str]]:
     """Compute the curves of every condition.
 
     Args:
@@ -137,20 +281,6 @@ def position(record: Record, x: str, source: str) -> float | None:
     return value
 
 
-def described(series: Mapping[str, Runs], name: str) -> PlottedMetric:
-    """Return the description of a metric; only its name if it is not a metric of this package."""
-    records = _all_records(series)
-    metric = metric_named(name)
-    if metric is None:
-        return PlottedMetric(name, name, "", ())
-    meaning = f"{metric.meaning} ({metric.source})" if metric.source else metric.meaning
-    if isinstance(metric.at_collapse, str):
-        for record in records:
-            number(record, metric.at_collapse, name)
-    references = tuple(sorted(value for value in values_at_collapse(metric, records) if value is not None))
-    return PlottedMetric(name, metric.label, metric.unit, references, meaning)
-
-
 def _values(records: Sequence[Record], metric: str, split: str | None, x: str, source: str) -> dict[float, float]:
     """Return the values of one seed by position, NaN for a missing one."""
     of_split = [record for record in records if record.get("split") == split and metric in record]
@@ -166,7 +296,7 @@ def _values(records: Sequence[Record], metric: str, split: str | None, x: str, s
     return dict(sorted(known))
 
 
-def _mean_curve(condition: str, metric: str, split: str | None, seeds: list[dict[float, float]]) -> tuple[Curve, int]:
+def _mean_curve(condition: str, metric: str, split: str | None, seeds: list[dict[float, float]]) -> tuple[Line, int]:
     """Return the curve over all seeds, and the number of missing values.
 
     A mean over fewer seeds at one position than at its neighbour would bend the line, so it needs all seeds.
@@ -176,11 +306,11 @@ def _mean_curve(condition: str, metric: str, split: str | None, seeds: list[dict
     missing = sum(math.isnan(value) for column in columns for value in column)
     complete = [column if not any(map(math.isnan, column)) else [math.nan] for column in columns]
     mean = [sum(column) / len(column) for column in complete]
-    curve = Curve(condition, metric, split, len(seeds), positions, mean, [*map(min, complete)], [*map(max, complete)])
-    return curve, missing
+    low, high = [*map(min, complete)], [*map(max, complete)]
+    return Line(condition, metric, split, positions, mean, seeds=len(seeds), low=low, high=high), missing
 
 
-def _with_errors(curve: Curve, runs: Runs, x: str) -> Curve:
+def _with_errors(curve: Line, runs: Runs, x: str) -> Line:
     """Return a curve of a single seed with its standard errors, if its records have any."""
     if len(runs) != 1:
         return curve

@@ -75,7 +75,7 @@ class Line:
         style: Style of the line.
         name: Label at the end of the line, if there is room.
         seeds: Number of seeds.
-        low: Lowest value over the seeds; empty for one seed.
+        low: Lowest value over the seeds; empty if it is not known.
         high: Highest value over the seeds.
         errors: Standard errors of the values, NaN where they are unknown; empty if none is known.
     """
@@ -85,7 +85,7 @@ class Line:
     split: str | None
     x: Sequence[float]
     y: Sequence[float]
-    style: Style
+    style: Style = Style()
     name: str = ""
     seeds: int = 1
     low: Sequence[float] = ()

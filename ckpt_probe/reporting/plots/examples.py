@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -65,22 +65,6 @@ PAIRS = {
     "churn.wins": "only the other is right",
     "churn.losses": "only the first is right",
 }
-
-
-@dataclass(frozen=True)
-class NamedData:
-    """Data that the caller names, to show the samples of examples.
-
-    Attributes:
-        name: Name of the data, as for `extract`; None for none.
-        arguments: Arguments of the data; None for those in the dump if it names the same data.
-    """
-
-    name: str | None = None
-    arguments: Mapping[str, Any] | None = None
-
-
-NO_DATA = NamedData()
 
 
 def step_plots(read: Sequence[Predictions], axis: str) -> tuple[list[LinePlot], list[str]]:
@@ -167,12 +151,15 @@ def disagreement_maps(read: Sequence[Predictions]) -> tuple[list[LayerMap], list
     return [replace(plot, meaning=plot.meaning + on_rows * plot.key.endswith("divergence")) for plot in maps], notes
 
 
-def worst_table(read: Sequence[Predictions], data: NamedData) -> tuple[RowTable | None, list[str]]:
+def worst_table(
+    read: Sequence[Predictions], data: str | None, arguments: Mapping[str, Any] | None
+) -> tuple[RowTable | None, list[str]]:
     """Describe the table of the worst examples of every run and split, with pictures if the data are images.
 
     Args:
         read: Predictions of every run and split.
-        data: Data to read names and pictures from.
+        data: Name of the data to read names and pictures from, as for `extract`; None for none.
+        arguments: Arguments of the data; None for those in the dump if it names the same data.
 
     Returns:
         The table, None without labels, and notes on missing pictures.
@@ -183,9 +170,9 @@ def worst_table(read: Sequence[Predictions], data: NamedData) -> tuple[RowTable 
     most = min(MOST_EXAMPLES, max(3, EXAMPLES_OF_PAGE // max(1, len(labelled))))
     for predictions in labelled:
         names = images = samples = None
-        if data.name is not None:
+        if data is not None:
             try:
-                samples = open_samples(data.name, data.arguments, predictions)
+                samples = open_samples(data, arguments, predictions)
                 names = names_of(samples)
             except DataError as error:
                 notes.append(f"{predictions.run}: no pictures of examples: {error}")

@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 from ckpt_probe.analysis import Record
 from ckpt_probe.analysis.records import metric_names
 from ckpt_probe.moments.registry import FAMILIES, metric_named
+from ckpt_probe.reporting.plots.curves import line_plots, x_axis
 from ckpt_probe.reporting.plots.description import Axis, Line, LinePlot, colour_of
-from ckpt_probe.reporting.plots.panels import line_plots, x_axis
 from ckpt_probe.reporting.runs import ORDER, Run, placed
 
 RENYI, BARRIERS, OTHERS = "Rényi entropies", "Barriers", "Other numbers"

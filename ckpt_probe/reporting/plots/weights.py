@@ -1,7 +1,6 @@
 """Describe plots of the weights of a series: heat maps by block, the trajectory in its plane, spectra of matrices."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from ckpt_probe.reporting.plots.description import (
 from ckpt_probe.reporting.plots.metrics import spread_out
 from ckpt_probe.series import natural
 from ckpt_probe.trajectories.spectra import Spectrum
+from ckpt_probe.trajectories.survey import WeightSurvey
 
 MOST_SPECTRA = 12
 """Largest number of matrices whose spectra are drawn; of more, evenly spaced ones."""
@@ -41,29 +41,12 @@ PLANE = ("motion.pca_1", "motion.pca_2")
 Record = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class WeightsContents:
-    """Contents of a report about the weights of a series.
-
-    Attributes:
-        network: Records of the network, one per checkpoint.
-        blocks: Records of blocks or tensors.
-        spectra: Spectra of matrices at the first and the last checkpoint, by their names.
-        sentences: Verdict of the audit, and what else it found.
-    """
-
-    network: Sequence[Record]
-    blocks: Sequence[Record]
-    spectra: Mapping[str, tuple[tuple[str, Spectrum], ...]] = field(default_factory=dict)
-    sentences: tuple[str, ...] = ()
-
-
 def is_of_weights(record: Record) -> bool:
     """Return whether a record belongs to a block or a tensor, or to the weights of a network."""
     return any(record.get(name) is not None for name in GROUPS) or "motion.norm" in record or "audit.nan" in record
 
 
-def block_maps(name: str, contents: WeightsContents, prefix: str) -> list[LayerMap]:
+def block_maps(name: str, contents: WeightSurvey, prefix: str) -> list[LayerMap]:
     """Describe a heat map, block or tensor by checkpoint, of every number that at least two of them have.
 
     Args:
@@ -121,7 +104,7 @@ def trajectory_plot(name: str, records: Sequence[Record]) -> ContourPlot | None:
     )
 
 
-def spectrum_lines(name: str, contents: WeightsContents) -> list[LinePlot]:
+def spectrum_lines(name: str, contents: WeightSurvey) -> list[LinePlot]:
     """Describe the spectra of matrices: shares of eigenvalues above each size, the fitted tail, and the bulk's edge."""
     tensors = sorted(contents.spectra, key=natural)
     drawn = [tensors[i] for i in evenly(len(tensors), MOST_SPECTRA)]

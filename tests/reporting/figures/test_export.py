@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from ckpt_probe.errors import UsageError
-from ckpt_probe.reporting.contents import Contents, gather
 from ckpt_probe.reporting.figures.export import draw_contents
 from ckpt_probe.reporting.material import ReportOptions
+from ckpt_probe.reporting.outputs import gather
+from ckpt_probe.reporting.sections import Contents
 from ckpt_probe.reporting.sources import open_sources
 
 ESCAPE = "\x1b[31m"

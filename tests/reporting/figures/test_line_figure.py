@@ -11,7 +11,7 @@ import pytest
 
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.reporting.figures.line_figure import plot
-from ckpt_probe.reporting.plots.curves import axis_of, curves, described
+from ckpt_probe.reporting.plots.curves import axis_of, curves, line_plots
 from ckpt_probe.reporting.plots.description import COLOURS, Mark
 
 STEPS = (0, 2, 10, 100)
@@ -51,7 +51,7 @@ def test_the_mean_over_seeds_with_a_band_from_lowest_to_highest() -> None:
     seeds = [records([0.1, 0.2, 0.3, 0.4]), records([0.3, 0.2, 0.9, 0.6]), records([0.2, 0.5, 0.3, 0.8])]
     [curve], notes = curves({"plain": seeds}, ["accuracy"], "step")
     assert (curve.seeds, curve.x, notes) == (3, [0, 2, 10, 100], [])
-    assert curve.mean == pytest.approx([0.2, 0.3, 0.5, 0.6])
+    assert curve.y == pytest.approx([0.2, 0.3, 0.5, 0.6])
     assert (curve.low, curve.high) == ([0.1, 0.2, 0.3, 0.4], [0.3, 0.5, 0.9, 0.8])
 
 
@@ -62,8 +62,8 @@ def test_a_missing_value_breaks_the_line_and_is_counted(tmp_path: Path) -> None:
     assert [len(part) for part in corners(path)] == [2, 1]
     # Of two seeds one has no value there: no mean of the other alone.
     [curve], notes = curves({"a": [records([1, 2, None, 4]), records([1, 2, 3, 4])]}, ["accuracy"], "step")
-    assert np.isnan(curve.mean[2])
-    assert curve.mean[3] == 4
+    assert np.isnan(curve.y[2])
+    assert curve.y[3] == 4
     assert len(notes) == 1
 
 
@@ -76,9 +76,10 @@ def test_train_is_solid_and_test_dashed_and_the_value_at_collapse_dotted(tmp_pat
     assert ["dasharray" in style for style in drawn] == [False, True]
     assert text.count("at collapse") == 1
     assert words(tmp_path / "a.svg").split()[-4:] == ["train", "test", "at", "collapse"]
-    assert described({"run": [both]}, "class.mir").references == (0.95,)
-    assert described({"run": [records([1, 1, 1, 1], "nc1.pinv")]}, "nc1.pinv").references == (0.0,)
-    assert described({"run": [records([1, 1, 1, 1], "barrier.loss")]}, "barrier.loss").label == "barrier.loss"
+    collapsed = [*records([1, 1, 1, 1], "nc1.pinv"), *records([1, 1, 1, 1], "barrier.loss", "path")]
+    plots, _ = line_plots({"run": [both + collapsed]}, [["class.mir"], ["nc1.pinv"], ["barrier.loss"]])
+    assert [[level.value for level in each.levels] for each in plots] == [[0.95], [0.0], []]
+    assert plots[2].title == "barrier.loss"
 
 
 def test_the_same_records_are_the_same_bytes(tmp_path: Path) -> None:
@@ -160,7 +161,7 @@ def test_the_axis_is_alpha_on_a_path_and_sparsity_comes_from_the_name() -> None:
         {"checkpoint": "dense", "split": "test", "accuracy": 1.0},
     ]
     [curve], notes = curves({"run": [pruned]}, ["accuracy"], "sparsity")
-    assert (curve.x, curve.mean) == ([0.5, 0.9], [0.9, 0.7])
+    assert (curve.x, curve.y) == ([0.5, 0.9], [0.9, 0.7])
     assert notes == ["run: 1 of 3 records have no sparsity, and were left out"]
 
 

@@ -11,7 +11,7 @@ import pytest
 from ckpt_probe.cli.plane import shade
 from ckpt_probe.errors import UsageError
 from ckpt_probe.paths import PlaneResult
-from ckpt_probe.reporting.figures.plane_figure import draw_plane
+from ckpt_probe.reporting.figures.export import draw_plane
 from ckpt_probe.reporting.plots.paths import loss_levels
 
 
