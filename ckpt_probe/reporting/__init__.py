@@ -2,7 +2,7 @@
 
 from ckpt_probe.reporting.comparison import comparison_footnotes, comparison_table
 from ckpt_probe.reporting.formats import to_csv, to_dataframe, to_json_line, write_event_files, write_parquet
-from ckpt_probe.reporting.reading import read_path, read_run
+from ckpt_probe.reporting.reading import read_path
 from ckpt_probe.reporting.table import footnotes, records_table
 from ckpt_probe.reporting.uncertain import number_with_error, short_number
 
@@ -12,7 +12,6 @@ __all__ = [
     "footnotes",
     "number_with_error",
     "read_path",
-    "read_run",
     "records_table",
     "short_number",
     "to_csv",
