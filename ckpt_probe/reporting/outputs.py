@@ -13,7 +13,7 @@ from ckpt_probe.moments import MEMORY
 from ckpt_probe.progress import DeduplicatedProgress, NullProgress, Progress
 from ckpt_probe.reporting.comparison import difference_sentences
 from ckpt_probe.reporting.material import MIR_ROWS, TITLE, Material, ReportOptions, read_source
-from ckpt_probe.reporting.page import write_page
+from ckpt_probe.reporting.page.document import write_page
 from ckpt_probe.reporting.plots.description import Bar, IntervalPlot
 from ckpt_probe.reporting.plots.metrics import axis_along
 from ckpt_probe.reporting.provenance import origin_of, without_shared

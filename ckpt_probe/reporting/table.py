@@ -1,4 +1,4 @@
-"""Table of records, fitted to the width of the terminal; and the list of all metrics."""
+"""Tables of records: of `analyze`, fitted to the width of the terminal, and of `examples`; the list of all metrics."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ckpt_probe.analysis.entries import BIAS, CONFUSION, GROUP_AND_SEED, NAMED_CONFUSION, POSITION, STDERR
+from ckpt_probe.analysis.records import grouped_by
 from ckpt_probe.errors import printable
 from ckpt_probe.moments.registry import (
     DEFAULT,
@@ -19,7 +20,7 @@ from ckpt_probe.moments.registry import (
     metrics_in,
     values_at_collapse,
 )
-from ckpt_probe.reporting.uncertain import MISSING, error_of, number_with_error
+from ckpt_probe.reporting.uncertain import MISSING, error_of, number_with_error, short_number
 
 Record = Mapping[str, Any]
 
@@ -256,3 +257,77 @@ def _line_of(metric: Metric) -> str:
     at_collapse = f"{value:g} at collapse" if isinstance(value, float) else str(value or "")
     facts = ", ".join(filter(None, (metric.unit, metric.direction, at_collapse, metric.source)))
     return f"  {metric.name:28} {metric.meaning}" + (f" [{facts}]" if facts else "")
+
+
+COLUMNS = {
+    "example": "index name class class_name first_learned forgotten never_learned predicted loss",
+    "class": "class class_name samples learned never_learned forgotten forgetting_events first_learned.histogram "
+    "forgotten.histogram",
+    "step": "checkpoint step accuracy function.disagreement function.divergence function.error_agreement "
+    "function.learned function.forgotten",
+    "run": "other accuracy other_accuracy function.disagreement function.divergence function.error_agreement "
+    "churn.wins churn.losses",
+}
+"""Columns of the table of each kind of record, after its run and split; those without any value are left out."""
+
+HEADINGS = {
+    "samples": "examples",
+    "forgetting_events": "times forgotten",
+    "first_learned.histogram": "first learned",
+    "forgotten.histogram": "times forgotten:examples",
+    "accuracy": "acc",
+    "other": "other run",
+    "other_accuracy": "other acc",
+}
+"""Headings of columns that are not the last part of their name."""
+
+TEXTS = frozenset({"run", "split", "name", "class_name", "checkpoint", "other"})
+LONGEST = 40
+
+
+def examples_table(records: Sequence[Record], by: str) -> Table:
+    """Return a table of records of `examples`, without columns that have no value.
+
+    Args:
+        records: The records.
+        by: Kind of the records, as for `examples`.
+    """
+    columns = ["run", "split", *COLUMNS[by].split()]
+    present = [name for name in columns if any(record.get(name) is not None for record in records)]
+    headings = (HEADINGS.get(name, name.rpartition(".")[2].replace("_", " ")) for name in present)
+    are_texts = (name in TEXTS or "histogram" in name for name in present)
+    table = plain_table(zip(headings, are_texts, strict=True), no_wrap=False)
+    for record in records:
+        add_row(table, (_example_cell(record.get(key)) for key in present))
+    return table
+
+
+def summaries(records: Sequence[Record]) -> list[str]:
+    """Return a sentence for each run and split on its records of examples."""
+    return [
+        printable(
+            f"{' '.join(str(name) for name in names if name is not None)}: {len(group):,} examples: "
+            f"{sum(record['first_learned'] is not None for record in group):,} learned for good, "
+            f"{sum(record['never_learned'] for record in group):,} never learned, "
+            f"{sum(bool(record['forgotten']) for record in group):,} forgotten at least once"
+        )
+        for names, group in grouped_by(records, _run_and_split).items()
+    ]
+
+
+def first_of_each(records: Sequence[Record], most: int) -> list[Record]:
+    """Return the first records of each run and split, at most `most` of each."""
+    return [record for group in grouped_by(records, _run_and_split).values() for record in group[:most]]
+
+
+def _run_and_split(record: Record) -> tuple[Any, Any]:
+    return record.get("run"), record["split"]
+
+
+def _example_cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None or isinstance(value, float):
+        return short_number(value)
+    text = printable(str(value))
+    return text if len(text) <= LONGEST else f"…{text[1 - LONGEST :]}" if "/" in text else f"{text[: LONGEST - 1]}…"

@@ -65,57 +65,39 @@ def require_drawable(path: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def styled(**changes: Any) -> Iterator[list[str]]:
-    """Set the style of figures within the context, whatever the user's settings are.
-
-    Args:
-        **changes: Further settings by the names of matplotlib, with underscores for dots.
-
-    Yields:
-        A list, to which a line with the warnings of matplotlib is appended at the end, if there are any.
-    """
-    import matplotlib as mpl
-
-    style: dict[Any, Any] = {**mpl.rcParamsDefault, **STYLE, **{k.replace("_", "."): v for k, v in changes.items()}}
-    notes: list[str] = []
-    with warnings.catch_warnings(record=True) as caught, mpl.rc_context(style):
-        warnings.simplefilter("always")
-        yield notes
-    messages = list(dict.fromkeys(" ".join(str(warning.message).split()).rstrip(".") for warning in caught))
-    if messages:
-        notes.append(f"matplotlib warns: {listed(messages, 4)}")
-
-
-@contextmanager
 def drawing(
     path: Path, size: tuple[float, float], *, overwrite: bool, **changes: Any
 ) -> Iterator[tuple["Figure", list[str]]]:
-    """Open a figure, and save it into a file at the end of the context.
+    """Open a figure in the style of all figures, whatever the user's settings are, and save it at the end.
+
+    The file is written atomically, in the format of its suffix.
 
     Args:
         path: File to write.
         size: Width and height in inches.
         overwrite: Whether to replace an existing file.
-        **changes: Settings as for `styled`.
+        **changes: Further settings by the names of matplotlib, with underscores for dots.
 
     Yields:
-        The figure, and the list of `styled`.
+        The figure, and a list to which a line with the warnings of matplotlib is appended at the end, if there are any.
     """
+    import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with styled(**changes) as warnings:
+    style: dict[Any, Any] = {**mpl.rcParamsDefault, **STYLE, **{k.replace("_", "."): v for k, v in changes.items()}}
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as caught, mpl.rc_context(style):
+        warnings.simplefilter("always")
         figure = Figure(figsize=size, layout="constrained")
-        yield figure, warnings
-        save(figure, path, overwrite=overwrite)
-
-
-def save(figure: "Figure", path: Path, *, overwrite: bool) -> None:
-    """Write a figure atomically, in the format of the suffix."""
-    kind = _kind(path)
-    with replacing(path, overwrite=overwrite) as temporary:
-        figure.savefig(temporary, format=kind, metadata=METADATA[kind], dpi=DOTS_PER_INCH)
-        if kind == "svg":
-            temporary.write_text(slim(temporary.read_text(encoding="utf-8")), encoding="utf-8")
+        yield figure, notes
+        kind = _kind(path)
+        with replacing(path, overwrite=overwrite) as temporary:
+            figure.savefig(temporary, format=kind, metadata=METADATA[kind], dpi=DOTS_PER_INCH)
+            if kind == "svg":
+                temporary.write_text(slim(temporary.read_text(encoding="utf-8")), encoding="utf-8")
+    messages = list(dict.fromkeys(" ".join(str(warning.message).split()).rstrip(".") for warning in caught))
+    if messages:
+        notes.append(f"matplotlib warns: {listed(messages, 4)}")
 
 
 def slim(svg: str) -> str:

@@ -1,6 +1,5 @@
 """Figures of events: intervals of onset, change and end on the axis of steps, with the metrics beneath."""
 
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,11 +7,9 @@ import numpy as np
 
 from ckpt_probe.errors import DataError, printable
 from ckpt_probe.findings import Findings
-from ckpt_probe.findings.detection import name_of
 from ckpt_probe.reporting.figures.canvas import drawing, require_drawable
-from ckpt_probe.reporting.findings import sorted_rows
+from ckpt_probe.reporting.findings import event_plots
 from ckpt_probe.reporting.plots.description import Axis, IntervalPlot, colour_of
-from ckpt_probe.reporting.plots.metrics import axis_along
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,9 +17,6 @@ if TYPE_CHECKING:
 HEIGHT_OF_ROW, HEIGHT_OF_METRICS, WIDTH = 0.22, 2.6, 7.0
 BARS = {"change": (0.25, 0.35), "onset": (0.7, 1.0), "end": (0.7, 0.55)}
 """Height and opacity of the bars of each kind of event."""
-
-Bars = Iterable[tuple[str, str, float, float]]
-"""Row, kind, and both ends of each interval."""
 
 
 def draw_events(findings: Findings, path: Path | str, *, overwrite: bool = False) -> None:
@@ -41,19 +35,18 @@ def draw_events(findings: Findings, path: Path | str, *, overwrite: bool = False
     """
     path = Path(path)
     require_drawable(path, overwrite=overwrite)
-    names = sorted_rows(findings)
-    if not names:
+    plots = list(event_plots({"": findings}))
+    if not plots:
         raise DataError(f"{path}: no event to draw")
+    [plot] = plots
     runs = len({(event["group"], event["seed"]) for event in findings})
-    steps = sorted({float(step) for series in findings.series for step in series.steps})
-    bars = [(name_of(event), event["kind"], event["from_step"], event["to_step"]) for event in findings]
-    heights = [HEIGHT_OF_ROW * len(names) + 0.3, HEIGHT_OF_METRICS]
+    heights = [HEIGHT_OF_ROW * len(plot.rows) + 0.3, HEIGHT_OF_METRICS]
     with drawing(path, (WIDTH, sum(heights) + 0.6), overwrite=overwrite) as (figure, _):
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=heights)
-        _rows(above, names, bars, runs)
-        for row, name in enumerate(names):
-            _metric(below, findings, name, colour_of(row, len(names)))
-        _scale(below, axis_along("step", steps))
+        _rows(above, plot, runs)
+        for row, name in enumerate(plot.rows):
+            _metric(below, findings, name, colour_of(row, len(plot.rows)))
+        _scale(below, plot.x)
         below.set(ylabel="share of the range")
 
 
@@ -61,18 +54,19 @@ def draw_interval_plot(plot: IntervalPlot, path: Path, *, overwrite: bool = Fals
     """Draw the intervals of one run, and return warnings of matplotlib."""
     with drawing(path, (WIDTH, HEIGHT_OF_ROW * len(plot.rows) + 0.9), overwrite=overwrite) as (figure, warnings):
         axes = figure.subplots()
-        _rows(axes, plot.rows, [(bar.row, bar.kind, bar.start, bar.stop) for bar in plot.bars], 1)
+        _rows(axes, plot, 1)
         _scale(axes, plot.x)
     return warnings
 
 
-def _rows(axes: "Axes", names: Sequence[str], bars: Bars, runs: int) -> None:
-    rows = {name: row for row, name in enumerate(names)}
-    for name, kind, start, stop in bars:
-        height, opacity = BARS[kind]
-        colour = colour_of(rows[name], len(names))
-        axes.barh(rows[name], stop - start, height, start, color=colour, alpha=opacity / runs**0.5, lw=0)
-    axes.set_yticks(range(len(names)), [printable(name) for name in names])
+def _rows(axes: "Axes", plot: IntervalPlot, runs: int) -> None:
+    count = len(plot.rows)
+    for bar in plot.bars:
+        height, opacity = BARS[bar.kind]
+        row = plot.rows.index(bar.row)
+        colour = colour_of(row, count)
+        axes.barh(row, bar.stop - bar.start, height, bar.start, color=colour, alpha=opacity / runs**0.5, lw=0)
+    axes.set_yticks(range(count), [printable(name) for name in plot.rows])
     axes.invert_yaxis()
     axes.set_title("full: onset, pale: end, thin: change", loc="left")
 

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 from ckpt_probe.errors import printable
 from ckpt_probe.keywords import as_sequence, checked_keywords
 from ckpt_probe.reporting.conditions import RecordsSource, conditions_of
-from ckpt_probe.reporting.figures.canvas import require_drawable, save, styled
+from ckpt_probe.reporting.figures.canvas import drawing, require_drawable
 from ckpt_probe.reporting.plots.curves import by_group, line_plots, panels_of
 from ckpt_probe.reporting.plots.description import GREY, Axis, Line, LinePlot, Mark, Style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 COLUMNS = 3
 DASHES: dict[str, Any] = {
@@ -94,8 +93,26 @@ def draw_line_plots(
     plots: Sequence[LinePlot], path: Path, *, title: str | None = None, overwrite: bool = False
 ) -> list[str]:
     """Draw line plots of a common x axis into one file, panel by panel; return the warnings of matplotlib."""
-    with styled() as warnings:
-        save(_figure(plots, title), path, overwrite=overwrite)
+    columns = len(plots) if len(plots) <= COLUMNS else 2 if len(plots) == 4 else COLUMNS
+    rows = math.ceil(len(plots) / columns)
+    width, height = {1: (4.8, 2.9), 2: (6.8, 2.5)}.get(columns, (7.6, 2.2))
+    with drawing(path, (width, height * rows + 0.4), overwrite=overwrite) as (figure, warnings):
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
+        positions = sorted({position for plot in plots for position in plot.positions})
+        for number, axes in enumerate(grid.flat):
+            if number >= len(plots):
+                axes.set_axis_off()
+                continue
+            _panel(axes, plots[number], positions, beside=columns)
+            if number + columns >= len(plots):
+                lines = x_label(plots[number].x, narrow=columns == COLUMNS).split("\n")
+                axes.set_xlabel("\n".join(map(words, lines)))
+                axes.tick_params(labelbottom=True)
+        handles = _legend(plots)
+        if handles:
+            figure.legend(handles=handles, loc="outside lower center", ncols=_fitting(handles, width))
+        if title:
+            figure.suptitle(words(title))
     return warnings
 
 
@@ -105,32 +122,6 @@ def words(text: str, most: int = 80) -> str:
     line = line if len(line) <= most else f"{line[: most - 1]}…"
     # $ would open a formula, and keys that begin with a dash below are hidden.
     return (" " if line.startswith("_") else "") + line.replace("$", r"\$")
-
-
-def _figure(plots: Sequence[LinePlot], title: str | None) -> "Figure":
-    from matplotlib.figure import Figure
-
-    columns = len(plots) if len(plots) <= COLUMNS else 2 if len(plots) == 4 else COLUMNS
-    rows = math.ceil(len(plots) / columns)
-    width, height = {1: (4.8, 2.9), 2: (6.8, 2.5)}.get(columns, (7.6, 2.2))
-    figure = Figure(figsize=(width, height * rows + 0.4), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
-    positions = sorted({position for plot in plots for position in plot.positions})
-    for number, axes in enumerate(grid.flat):
-        if number >= len(plots):
-            axes.set_axis_off()
-            continue
-        _panel(axes, plots[number], positions, beside=columns)
-        if number + columns >= len(plots):
-            lines = x_label(plots[number].x, narrow=columns == COLUMNS).split("\n")
-            axes.set_xlabel("\n".join(map(words, lines)))
-            axes.tick_params(labelbottom=True)
-    handles = _legend(plots)
-    if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=_fitting(handles, width))
-    if title:
-        figure.suptitle(words(title))
-    return figure
 
 
 def _panel(axes: "Axes", plot: LinePlot, positions: Sequence[float], *, beside: int) -> None:

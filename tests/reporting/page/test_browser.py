@@ -12,7 +12,7 @@ import pytest
 from ckpt_probe.cli.app import run
 from ckpt_probe.reporting.material import ReportOptions
 from ckpt_probe.reporting.outputs import gather
-from ckpt_probe.reporting.page import write_page
+from ckpt_probe.reporting.page.document import write_page
 from ckpt_probe.reporting.sources import open_sources
 
 _spec = importlib.util.spec_from_file_location(
