@@ -71,7 +71,7 @@ def find_runs(
             can raise a more precise error.
         UsageError: If a pattern matches nothing, two groups have one name, or a run occurs twice.
     """
-    return group_runs(_named(sources), is_run, expected, say)
+    return group_runs(named_sources(sources), is_run, expected, say)
 
 
 def group_runs(
@@ -190,7 +190,8 @@ def named_paths(text: str) -> tuple[str | None, list[Path | str]]:
     return name, [path for part in parts for path in _matching(part.strip())]
 
 
-def _named(sources: Sources) -> Iterator[tuple[str | None, list[Path | str]]]:
+def named_sources(sources: Sources) -> Iterator[tuple[str | None, list[Path | str]]]:
+    """Yield the name, None without one, and the paths of each source; texts are read as by `named_paths`."""
     if isinstance(sources, Mapping):
         for name, paths in sources.items():
             yield str(name), [each for path in as_sequence(paths) or () for each in _matching(path)]

@@ -8,6 +8,7 @@ from typing import Any
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.files import refuse_existing
 from ckpt_probe.findings.sentences import read_findings, read_group
+from ckpt_probe.groups import Sources
 from ckpt_probe.keywords import as_sequence, checked_keywords
 from ckpt_probe.moments import MEMORY
 from ckpt_probe.progress import DeduplicatedProgress, NullProgress, Progress
@@ -42,7 +43,7 @@ class ReportSummary:
 
 @checked_keywords
 def report(
-    sources: Path | str | Iterable[Path | str] | Mapping[str, Path | str],
+    sources: Sources,
     out: Path | str | None = None,
     *,
     figures: Path | str | None = None,
@@ -96,7 +97,7 @@ def report(
     names = class_names(Path(labels)) if isinstance(labels, Path | str) else tuple(labels)
     chosen = as_sequence(splits) or ()
     options = ReportOptions(title, names, chosen, memory, workers, cache, mir_rows, data, data_arguments)
-    contents = gather(open_sources(_named(sources)), options, progress)
+    contents = gather(open_sources(sources), options, progress)
     files: list[Path] = []
     if figures is not None:
         from ckpt_probe.reporting.figures.export import draw_contents
@@ -111,12 +112,6 @@ def report(
         for bar in plot.bars
     ]
     return ReportSummary(len(contents.sections), size, tuple(files), tuple(events))
-
-
-def _named(sources: Path | str | Iterable[Path | str] | Mapping[str, Path | str]) -> list[str]:
-    if isinstance(sources, Mapping):
-        return [f"{name}={path}" for name, path in sources.items()]
-    return [str(source) for source in as_sequence(sources) or ()]
 
 
 def gather(

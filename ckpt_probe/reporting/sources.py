@@ -11,7 +11,7 @@ from ckpt_probe.analysis.records import RECORD_FILES, number
 from ckpt_probe.checkpoints.series import has_checkpoints
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import distinct_names, read_object, require_regular
-from ckpt_probe.groups import group_runs, named_paths
+from ckpt_probe.groups import Sources, group_runs, named_sources
 from ckpt_probe.moments.registry import all_metrics
 from ckpt_probe.paths import PlaneResult
 from ckpt_probe.paths.ledger import PLAN_FILE, POINTS_FILE
@@ -49,13 +49,13 @@ class PathContents:
     plan: Record
 
 
-def open_sources(texts: Sequence[str]) -> list[Source]:
-    """Open the sources of a command line, each PATH, NAME=PATH or NAME=PATTERN.
+def open_sources(sources: Sources) -> list[Source]:
+    """Open the sources of a report: paths, texts PATH, NAME=PATH or NAME=PATTERN, or a mapping from names to paths.
 
     A directory of sources is a group, as in `ckpt_probe.groups`.
 
     Args:
-        texts: Words of the command line.
+        sources: The sources.
 
     Returns:
         The sources, in order. Only runs of a group of several have a group and a seed.
@@ -64,7 +64,7 @@ def open_sources(texts: Sequence[str]) -> list[Source]:
         DataError: If a path is not a source of a known kind.
         UsageError: If two sources have the same name or the same path.
     """
-    runs = group_runs(map(_named_sources, texts), _is_source, KINDS)
+    runs = group_runs(map(_without_files, named_sources(sources)), _is_source, KINDS)
     paths = [Path(run.path) for run in runs]
     kinds = [kind_of(path) for path in paths]
     alone = runs[0].name or distinct_names([_naming_part(_source_path(kinds[0], paths[0]))])[0]
@@ -81,9 +81,9 @@ def open_sources(texts: Sequence[str]) -> list[Source]:
     ]
 
 
-def _named_sources(text: str) -> tuple[str | None, list[Path | str]]:
-    name, paths = named_paths(text)
-    # A file of a path or of a run stands for its directory, by which it is named.
+def _without_files(named: tuple[str | None, list[Path | str]]) -> tuple[str | None, list[Path | str]]:
+    """Return a source with the directory of a path or of a run, by which it is named, in place of a file in it."""
+    name, paths = named
     return name, [_source_path(kind_of(Path(path)), Path(path)) if _is_source(Path(path)) else path for path in paths]
 
 

@@ -150,3 +150,29 @@ def test_the_end_of_a_file_is_not_an_interruption(
 def test_an_unknown_command_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["analyse", "dumps"]) == 2
     assert "No such command 'analyse'; did you mean analyze" in capsys.readouterr().err
+
+
+DATA = """
+import os, signal
+from ckpt_probe.data import load_data
+
+class Freed:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+
+def load():
+    Freed()
+    return load_data("digits")
+"""
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_an_interruption_in_a_destructor_which_python_ignores_ends_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "data.py").write_text(DATA)
+    (tmp_path / "long.toml").write_text('data.name = "data.py:load"\nmodel.name = "mlp"\ntraining.steps = 10_000_000\n')
+    assert run(["train", "long.toml", "-o", "run"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted; ")

@@ -38,10 +38,12 @@ def probe(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytes
     return call
 
 
-@pytest.fixture
-def checkpoint(probe: Probe) -> Path:
-    assert probe("train", "config.toml", "-o", "run", "--device", "cpu")[0] == 0
-    return Path("run/checkpoints/step-000060.safetensors")
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "config.toml").write_text(CONFIG)
+    assert run(["train", str(folder / "config.toml"), "-o", str(folder / "run"), "--device", "cpu"]) == 0
+    return folder / "run" / "checkpoints" / "step-000060.safetensors"
 
 
 def test_a_pruned_series_is_extracted_and_analyzed_in_the_order_of_sparsity(probe: Probe, checkpoint: Path) -> None:
