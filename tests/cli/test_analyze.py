@@ -358,16 +358,17 @@ def test_invalid_options_are_refused(analyze: Analyze, tmp_path: Path, words: tu
 
 
 def test_a_small_memory_takes_the_stochastic_route_and_says_so(analyze: Analyze, tmp_path: Path) -> None:
-    datasets = arrays(1200, features=24, classes=20)
-    write(tmp_path / "a.h5", datasets)
+    write(tmp_path / "a.h5", arrays(900, features=64, classes=12))
     _, [exact], _ = analyze("a.h5")
-    code, [record], _ = analyze("a.h5", "--set", "memory=16KiB", "--sampling", "tolerance=1e-2", "--sampling", "seed=3")
+    code, [record], _ = analyze(
+        "a.h5", "--set", "memory=300KiB", "--sampling", "tolerance=1e-2", "--sampling", "seed=3"
+    )
     assert code == 0
     assert (exact["route"], record["route"], record["sample.seed"]) == ("dense-moments", "stochastic", 3)
     assert "over the memory budget" in record["route_reason"]
     assert abs(record["sample.mir"] - exact["sample.mir"]) <= 4 * record["sample.mir_computing_error"]
     assert record["within.entropy_mean"] == pytest.approx(exact["within.entropy_mean"], rel=1e-9)
-    code, _, errors = analyze("a.h5", "--set", "memory=16KiB", "--sampling", "budget=1e-9", "--set", "cache=false")
+    code, _, errors = analyze("a.h5", "--set", "memory=300KiB", "--sampling", "budget=1e-9", "--set", "cache=false")
     assert code == 1
     assert "the time budget of 1e-09 s ran out after" in errors
 
