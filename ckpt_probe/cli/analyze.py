@@ -12,6 +12,7 @@ from ckpt_probe.cli.options import flag, option, option_group, out_option, setti
 from ckpt_probe.cli.output import Output, bars, say, takes_output
 from ckpt_probe.cli.values import PATH, POSITIVE, WHOLE
 from ckpt_probe.errors import UsageError
+from ckpt_probe.keywords import from_arguments
 
 if TYPE_CHECKING:
     from ckpt_probe.analysis import Settings
@@ -90,15 +91,10 @@ def _list_metrics(context: click.Context, _option: click.Parameter, asked: bool)
 def command(
     dumps: tuple[str, ...],
     output: Output,
-    splits: tuple[str, ...],
-    orders: tuple[float, ...] | None,
     layer_metric: str | None,
     spectra: Path | None,
     workers: int,
     scheduler: str | None,
-    rows_per_task: int | None,
-    cache: bool,
-    errors: bool,
     corrected: bool,
     **options: Any,
 ) -> None:
@@ -116,17 +112,18 @@ def command(
     if spectra is not None:
         refuse_existing(spectra, overwrite=output.overwrite)
     _require_grid(layer_metric, json=output.json, **options)
-    options |= {"orders": orders or (), "errors": errors or corrected}
-    settings = Settings(spectra=spectra is not None, **options)
+    errors = options["errors"] or corrected
+    changed = {"orders": options["orders"] or (), "errors": errors, "spectra": spectra is not None}
+    settings = from_arguments(Settings, options | changed)
     readings: list[DetailedRecord] = []
     with bars() as progress:
         results = read_runs(
             dumps,
             settings,
-            splits=splits or None,
+            splits=options["splits"] or None,
             workers=Workers(workers, scheduler),
-            rows_per_task=rows_per_task,
-            cache=cache,
+            rows_per_task=options["rows_per_task"],
+            cache=options["cache"],
             progress=progress,
         )
         rows = _rows(results, readings, settings)

@@ -19,8 +19,7 @@ from ckpt_probe.paths import PlaneResult
 from ckpt_probe.predictions import Predictions, read_predictions
 from ckpt_probe.progress import Progress, Task
 from ckpt_probe.reporting.comparison import differences, grouped
-from ckpt_probe.reporting.plots.layers import LayerSimilarity
-from ckpt_probe.reporting.plots.weights import GROUPS, is_of_weights
+from ckpt_probe.reporting.plots.layers import GROUPS, LayerSimilarity, is_of_weights
 from ckpt_probe.reporting.runs import Run, run_of_readings, run_of_records
 from ckpt_probe.reporting.sources import (
     DUMP,

@@ -15,11 +15,17 @@ from ckpt_probe.reporting.plots.examples import (
     step_plots,
     worst_table,
 )
-from ckpt_probe.reporting.plots.layers import layer_maps, separation_plots, similarity_plots
+from ckpt_probe.reporting.plots.layers import (
+    block_maps,
+    layer_maps,
+    separation_plots,
+    similarity_plots,
+    spectrum_lines,
+    trajectory_plot,
+)
 from ckpt_probe.reporting.plots.metrics import metric_plots
 from ckpt_probe.reporting.plots.paths import contour_plots, path_plots
 from ckpt_probe.reporting.plots.portraits import class_table, matrix_plots, spectrum_plots
-from ckpt_probe.reporting.plots.weights import block_maps, spectrum_lines, trajectory_plot
 from ckpt_probe.reporting.provenance import Origin
 from ckpt_probe.reporting.runs import Run
 from ckpt_probe.reporting.sources import PathContents
