@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_probe.cli.command import Command
-from ckpt_probe.cli.options import flag, option, option_group, out_option
+from ckpt_probe.cli.options import flag, option, option_group
 from ckpt_probe.cli.output import Output, Record, bars, takes_output
 from ckpt_probe.cli.values import PATH
 from ckpt_probe.errors import DataError, UsageError
@@ -40,9 +40,7 @@ if TYPE_CHECKING:
     "Output",
     flag("--json", "Print JSON Lines, one matrix per line; an undefined value is null."),
     flag("--csv", "Print comma-separated values with a header, one value per line."),
-    "wide",
-    out_option("Also write to this file: CSV by its suffix, else JSON.", required=False),
-    flag("--overwrite", "Replace the file if it exists."),
+    "wide out overwrite",
 )
 @takes_output
 def command(dumps: tuple[Path, ...], output: Output, function: bool, **chosen: tuple[str, ...]) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -137,6 +138,9 @@ def test_similarity_over_the_steps_of_a_series(
     assert [(row["row"], row["column"]) for row in rows] == [(a, b) for a in ("0", "100") for b in ("0", "100")]
     assert {(row["kind"], row["layer"], row["measure"]) for row in rows} == {("steps", "3", "cka")}
     assert float(rows[1]["value"]) == float(rows[2]["value"]) < 1
+    output_of(["similarity", str(folder / "dumps"), "-o", str(tmp_path / "a.parquet"), "--layer", "3"], capsys)
+    frame = pd.read_parquet(tmp_path / "a.parquet")
+    assert frame["value"].tolist() == [float(row["value"]) for row in rows]
 
 
 def test_similarity_of_two_dumps(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
