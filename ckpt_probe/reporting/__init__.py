@@ -2,7 +2,6 @@
 
 from ckpt_probe.reporting.comparison import comparison_footnotes, comparison_table
 from ckpt_probe.reporting.formats import to_csv, to_dataframe, to_json_line, write_event_files, write_parquet
-from ckpt_probe.reporting.reading import read_path
 from ckpt_probe.reporting.table import footnotes, records_table
 from ckpt_probe.reporting.uncertain import number_with_error, short_number
 
@@ -11,7 +10,6 @@ __all__ = [
     "comparison_table",
     "footnotes",
     "number_with_error",
-    "read_path",
     "records_table",
     "short_number",
     "to_csv",
