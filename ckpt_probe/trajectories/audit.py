@@ -88,9 +88,10 @@ def _verdict(excluded: int, members: Sequence[Member], turns: Turns, findings: S
     if not len(ratios):
         return f"audit: {count} checkpoints, nothing wrong; turns need at least three"
     highest = int(np.nanargmax(turns.ratios))
-    note = f"; oscillates at {turns.oscillation} consecutive checkpoints" if turns.oscillation else ""
+    notes = [finding.text for finding in findings if finding.kind == "copy"]
+    notes += [f"oscillates at {turns.oscillation} consecutive checkpoints"] if turns.oscillation else []
     ratio = f"{turns.ratios[highest]:.2f} at {label_of(members[highest])}"
-    return f"audit: {count} checkpoints, nothing wrong; largest turn ratio {ratio}{note}"
+    return f"audit: {count} checkpoints, nothing wrong; largest turn ratio {'; '.join([ratio, *notes])}"
 
 
 def _equal_groups(measured: Measured) -> Iterator[list[int]]:
@@ -127,6 +128,10 @@ def _route_findings(members: Sequence[Member], turns: Turns, distances: np.ndarr
             places = [label_of(members[t]) for t in group]
             of_all = f"{len(group)} of {len(members)} checkpoints hold the same weights: {listed(places, MOST_NAMES)}"
             text = of_all if len(group) > 2 else f"{' and '.join(places)} hold the same weights"
+            if [members[t].step for t in group] == [0, 1]:
+                text += ", as after an update with learning rate 0"
+                yield Finding("copy", text, names, alarm=False)
+                continue
         elif len(wrong) == 1:
             [t] = wrong
             text = f"{label_of(members[t])} holds the weights of {label_of(members[right[0]])}{_ratio(turns, t)}"
@@ -135,18 +140,24 @@ def _route_findings(members: Sequence[Member], turns: Turns, distances: np.ndarr
             of_all = f"{len(wrong)} of {len(members)} checkpoints"
             text = f"{of_all} hold the weights of {label_of(members[right[0]])}: {places}"
         yield Finding("copy", text, names)
-    left = [t for t in range(len(members)) if t not in {t for wrong in turns.copies for t in wrong}]
+    removed = {t for group, wrong in zip(turns.equal, turns.copies, strict=True) for t in wrong or group[1:]}
+    left = [t for t in range(len(members)) if t not in removed]
     if turns.exchanged:
         order = list(left)
         for i, j in turns.exchanged:
             order[order.index(i)], order[order.index(j)] = j, i
-        after = np.nanmax(turn_ratios(distances[np.ix_(order, order)]), initial=0.0)
+        before, after = (turn_ratios(distances[np.ix_(route, route)]) for route in (left, order))
         for i, j in turns.exchanged:
-            before = max(turns.ratios[i], turns.ratios[j])
-            text = (
-                f"{label_of(members[i])} and {label_of(members[j])} are exchanged: in the other order the largest turn "
-                f"ratio falls from {before:.3g} to {after:.3g}"
-            )
+            if i == left[0] or j == left[-1]:
+                end, inner = ("start", 1) if i == left[0] else ("end", -2)
+                ratios = f"turn ratio {before[inner]:.3g}, and {after[inner]:.3g} in the other order"
+                reason = f"the run turns back at its {end} ({ratios})"
+            else:
+                reason = (
+                    f"in the other order the largest turn ratio falls from {max(turns.ratios[i], turns.ratios[j]):.3g} "
+                    f"to {np.nanmax(after, initial=0.0):.3g}"
+                )
+            text = f"{label_of(members[i])} and {label_of(members[j])} are exchanged: {reason}"
             yield Finding("exchanged", text, (members[i].name, members[j].name))
     for t in turns.strays:
         rest = [i for i in left if i != t]

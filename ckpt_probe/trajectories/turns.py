@@ -12,9 +12,13 @@ import numpy as np
 
 SHORTER = 1.01
 """Ratio by which an exchange of two checkpoints must shorten the route around them to be proposed."""
+SHORTER_END = 1.1
+"""The least such ratio if one of them is the first or the last checkpoint, around which the route has one side."""
 RESTORED = 1.65
 """Largest turn ratio that a series may still have after the exchanges."""
 MOST_EXCHANGES = 3
+TURNED = 0.5
+"""How far the last step must turn back, beyond every other step of the run, if the last two are exchanged."""
 FAR = 4.0
 """Turn ratio of a single checkpoint that belongs to another route, if all others turn less than `USUAL`."""
 USUAL = 2.0
@@ -73,6 +77,13 @@ def find_turns(distances: np.ndarray, equal: Sequence[Sequence[int]] = ()) -> Tu
     left = np.array([i for i in range(len(distances)) if i not in removed], dtype=int)
     route = distances[np.ix_(left, left)]
     exchanged, route = _exchanges(route)
+    ends = [
+        pair
+        for pair, towards in (((0, 1), route[::-1, ::-1]), ((len(route) - 2, len(route) - 1), route))
+        if last_two_exchanged(towards)
+    ]
+    for pair in ends:
+        exchanged, route = [*exchanged, pair], _reordered(route, *pair)
     inner = turn_ratios(route)[1:-1]
     strays = ()
     if len(inner) > 1 and inner.max() > FAR and np.sort(inner)[-2] < max(USUAL, inner.max() / 2):
@@ -105,32 +116,79 @@ def _copies(distances: np.ndarray, group: Sequence[int]) -> tuple[int, ...]:
 
 
 def _exchanges(distances: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray]:
-    """Return the exchanges that shorten the route and leave no sharp turn, and the distances in the repaired order."""
-    pairs, route = [], distances
-    while len(pairs) < MOST_EXCHANGES and len(route) > 3 and (pair := _best_exchange(route)) is not None:
-        pairs.append(pair)
-        order = np.arange(len(route))
-        order[list(pair)] = pair[::-1]
-        route = route[np.ix_(order, order)]
-        if turn_ratios(route)[1:-1].max() < RESTORED:
-            return pairs, route
-    return [], distances
+    """Return the exchanges that shorten the route and leave no sharp turn, and the distances in the repaired order.
+
+    They are sought once among inner checkpoints and once with the ends; the shorter route is taken.
+    """
+    repaired = []
+    for least_at_ends in (np.inf, SHORTER_END):
+        pairs, route = [], distances
+        while len(pairs) < MOST_EXCHANGES and len(route) > 3 and (pair := _best_exchange(route, least_at_ends)):
+            pairs.append(pair)
+            route = _reordered(route, *pair)
+            if turn_ratios(route)[1:-1].max() < RESTORED:
+                repaired.append((pairs, route))
+                break
+    return min(repaired, key=lambda pairs_and_route: np.diag(pairs_and_route[1], 1).sum(), default=([], distances))
 
 
-def _best_exchange(distances: np.ndarray) -> tuple[int, int] | None:
-    """Return the two inner checkpoints whose exchange shortens the route around them most; None if none does."""
+def last_two_exchanged(distances: np.ndarray) -> bool:
+    """Return whether the last two checkpoints of a route are exchanged.
+
+    The last is then nearer to the one before them, and the last step turns back: its cosine with the step before it is
+    far below every other cosine of the run. A fall of the learning rate turns a run back too, out of its noise, but not
+    against the direction that it had two checkpoints earlier, which the noise does not touch; the cosine with that
+    direction is added.
+
+    Args:
+        distances: Distances (T, T) between checkpoints.
+    """
+    before, last = len(distances) - 3, len(distances) - 1
+    if before < 2 or distances[before, last] >= distances[before, last - 1]:
+        return False
+    ratios = turn_ratios(distances)[1:-2]
+    if turn_ratios(_reordered(distances, last - 1, last))[-2] > max(RESTORED, ratios.max()):
+        return False
+    squared = distances**2
+
+    def cosine(a: int, b: int, c: int, d: int) -> float:
+        """Return the cosine between the ways from a to b and from c to d."""
+        lengths = max(float(distances[a, b] * distances[c, d]), np.finfo(float).tiny)
+        return float(squared[a, d] + squared[b, c] - squared[a, c] - squared[b, d]) / (2 * lengths)
+
+    *others, turn = (cosine(t - 1, t, t, t + 1) for t in range(1, last))
+    return min(others) - turn - cosine(max(0, before - 3), before - 1, last - 1, last) > TURNED
+
+
+def _reordered(distances: np.ndarray, i: int, j: int) -> np.ndarray:
+    """Return the distances with two checkpoints exchanged."""
+    order = np.arange(len(distances))
+    order[[i, j]] = order[[j, i]]
+    return distances[np.ix_(order, order)]
+
+
+def _best_exchange(distances: np.ndarray, least_at_ends: float) -> tuple[int, int] | None:
+    """Return the two checkpoints whose exchange shortens the route around them most; None if none does.
+
+    With the first or the last checkpoint it must shorten the route by the ratio `least_at_ends`. The first two and the
+    last two are left to `last_two_exchanged`: the route has no other side there.
+    """
     count = len(distances)
-    steps = np.append(distances[np.arange(count - 1), np.arange(1, count)], 0.0)
-    inner = np.arange(1, count - 1)
-    i, j = np.meshgrid(inner, inner, indexing="ij")
+    # Beyond both ends is a place at distance 0 from every checkpoint.
+    padded = np.pad(distances, 1)
+    steps = np.diag(padded, 1)
+    places = np.arange(1, count + 1)
+    i, j = np.meshgrid(places, places, indexing="ij")
     before = steps[i - 1] + steps[i] + steps[j - 1] + steps[j]
-    after = distances[i - 1, j] + distances[j, i + 1] + distances[j - 1, i] + distances[i, j + 1]
-    k = inner[:-1]
-    before[k - 1, k] = steps[k - 1] + steps[k] + steps[k + 1]
-    after[k - 1, k] = distances[k - 1, k + 1] + steps[k] + distances[k, k + 2]
+    after = padded[i - 1, j] + padded[j, i + 1] + padded[j - 1, i] + padded[i, j + 1]
+    k = np.arange(count - 1)
+    before[k, k + 1] = steps[k] + steps[k + 1] + steps[k + 2]
+    after[k, k + 1] = padded[k, k + 2] + steps[k + 1] + padded[k + 1, k + 3]
+    at_end = (i == 1) | (j == count)
     gains = np.where(j > i, before / np.maximum(after, np.finfo(float).tiny), 0.0)
+    gains[at_end & ((j == i + 1) | (gains <= least_at_ends))] = 0.0
     best = np.unravel_index(int(gains.argmax()), gains.shape)
-    return (int(best[0]) + 1, int(best[1]) + 1) if gains[best] > SHORTER else None
+    return (int(best[0]), int(best[1])) if gains[best] > SHORTER else None
 
 
 def _longest_run(flags: np.ndarray) -> int:

@@ -10,6 +10,7 @@ import torch
 from ckpt_probe.checkpoints import open_series
 from ckpt_probe.trajectories import audit_series
 from ckpt_probe.trajectories.turns import find_turns, turn_ratios
+from tests.trajectories.conftest import STEPS
 
 Series = Callable[..., Path]
 
@@ -71,6 +72,39 @@ def test_exchanged_files_are_named_with_both_ratios(states, series: Series) -> N
     wrong[3], wrong[6] = states[6], states[3]
     found = audit(series(wrong))
     assert "step 40 and step 100 are exchanged: in the other order the largest turn ratio falls from" in found.verdict
+
+
+@pytest.mark.parametrize("pair", [(0, 1), (8, 9), (0, 5), (3, 9), (0, 2), (7, 9)])
+def test_an_exchange_with_an_end_of_the_run_is_found(vectors: np.ndarray, pair: tuple[int, int]) -> None:
+    order = np.arange(10)
+    order[list(pair)] = pair[::-1]
+    distances = np.linalg.norm(vectors[order][:, None] - vectors[order][None], axis=2)
+    assert find_turns(distances).exchanged == (pair,)
+
+
+@pytest.mark.parametrize(("pair", "text"), [((0, 1), "its start"), ((8, 9), "its end")])
+def test_exchanged_files_at_the_ends_are_named(states, series: Series, pair: tuple[int, int], text: str) -> None:
+    wrong = list(states)
+    wrong[pair[0]], wrong[pair[1]] = states[pair[1]], states[pair[0]]
+    [finding] = [finding for finding in audit(series(wrong)).alarms if finding.kind == "exchanged"]
+    assert f"are exchanged: the run turns back at {text} (turn ratio " in finding.text
+    assert finding.checkpoints == (f"step-{STEPS[pair[0]]}", f"step-{STEPS[pair[1]]}")
+
+
+def test_a_fall_out_of_noise_at_the_end_is_no_exchange() -> None:
+    random = np.random.default_rng(0)
+    points = np.cumsum(np.full((12, 400), 0.1), axis=0) + random.normal(size=(12, 400))
+    points[-1] = np.full(400, 1.2)
+    distances = np.linalg.norm(points[:, None] - points[None], axis=2)
+    assert distances[-3, -1] < distances[-3, -2]
+    assert find_turns(distances).exchanged == ()
+
+
+def test_a_first_update_of_a_warm_up_is_no_alarm(states, series: Series) -> None:
+    found = audit(series([states[0], *states], (0, 1, *STEPS[1:])))
+    assert found.alarms == ()
+    assert "nothing wrong" in found.verdict
+    assert found.verdict.endswith("step 0 and step 1 hold the same weights, as after an update with learning rate 0")
 
 
 def test_oscillation_is_described_and_no_alarm() -> None:

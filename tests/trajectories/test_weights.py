@@ -108,6 +108,46 @@ def test_checkpoints_of_another_network_have_a_reason_and_the_rest_is_computed(s
     assert records[3]["motion.step"] is not None
 
 
+def _with(states, step: int, **tensors: torch.Tensor | None):
+    """Return states of which one, or with a negative step all, have other tensors; None leaves a tensor out."""
+    changed = [dict(state) for state in states[:5]]
+    for state in changed if step < 0 else changed[step : step + 1]:
+        for name, tensor in tensors.items():
+            state[name.replace("_", ".")] = tensor
+            if tensor is None:
+                del state[name.replace("_", ".")]
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("step", "tensors", "texts"),
+    [
+        (2, {"3_weight": torch.full((24, 32), torch.nan)}, ["audit: step 20: NaN in 3.weight"]),
+        (2, {"5_bias": None}, ["audit: 5.bias disappears at step 20"]),
+        (2, {"new_weight": torch.ones(4, 4)}, ["audit: new.weight appears at step 20"]),
+        (2, {"5_bias": torch.zeros(7)}, ["audit: 5.bias changes its shape at step 20: (10,) to (7,)"]),
+        (
+            -1,
+            {"code_qweight": torch.zeros(4, 4, dtype=torch.int32), "ids": torch.arange(3)},
+            ["quantised, not compared: 1 tensors, first code.qweight", "not compared: ids", "nothing wrong"],
+        ),
+    ],
+)
+def test_bad_tensors_are_named_and_the_rest_is_computed(
+    states, series: Series, capsys, step: int, tensors, texts: list[str]
+) -> None:
+    path = str(series(_with(states, step, **tensors)))
+    assert run(["weights", path, "--by", "tensor", "--only", "audit,motion,spectra", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert all(text in shown.err for text in texts)
+    rows = [json.loads(line) for line in shown.out.splitlines()]
+    [last] = [row for row in rows if (row["tensor"], row["step"]) == ("0.weight", 60)]
+    assert last["motion.step"] > 0
+    assert last["spectrum.alpha"] is not None
+    if step > 0 and (name := next(iter(tensors)).replace("_", ".")) != "3.weight":
+        assert all(name in row["missing"] for row in rows if row["tensor"] == name)
+
+
 def test_a_single_checkpoint_and_one_without_a_head(states, series: Series) -> None:
     [record] = cp.weights(series(states[:1]))
     assert record["motion.norm"] > 0
