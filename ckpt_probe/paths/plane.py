@@ -23,7 +23,7 @@ from ckpt_probe.paths.survey import Survey, visit
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.remote import resolve
 from ckpt_probe.scheduling import Workers, claimed_in_turn
-from ckpt_probe.trajectories.records import WeightOptions, measured_series
+from ckpt_probe.trajectories.series import WeightOptions, measured_series
 from ckpt_probe.trajectories.stream import Opening
 
 

@@ -12,12 +12,12 @@ from ckpt_probe.analysis.series import find_dumps
 from ckpt_probe.data import names_of
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.groups import Sources
-from ckpt_probe.keywords import as_sequence, checked_keywords, suggestion
-from ckpt_probe.predictions.agreement import all_pairs, compare_predictions, divergences
+from ckpt_probe.keywords import checked_keywords, suggestion
+from ckpt_probe.predictions.agreement import all_pairs, compare_predictions
 from ckpt_probe.predictions.histories import Histories, counts_by_class, histories, worst_first
+from ckpt_probe.predictions.matrices import mean_divergences
 from ckpt_probe.predictions.samples import open_samples
-from ckpt_probe.predictions.scores import probability_blocks
-from ckpt_probe.predictions.series import Predictions, read_predictions
+from ckpt_probe.predictions.series import Predictions, common_splits, read_runs
 from ckpt_probe.progress import NullProgress, Progress
 
 BY = ("example", "class", "step", "run")
@@ -66,12 +66,11 @@ def examples(
     progress, runs = progress or NullProgress(), find_dumps(dumps, progress)
     if by == "run" and len(runs) < 2:
         raise UsageError("`by='run'` compares several runs; name at least two directories of dumps")
-    wanted = as_sequence(splits)
-    read = [read_predictions(run.path, wanted, run=run.name or str(run.path), progress=progress) for run in runs]
+    read = read_runs(runs, splits, progress)
     if by == "run":
         return Records(record for ends in common_splits(read) for record in pair_records(ends))
     if by in {"example", "class"}:
-        read = _labelled(read, wanted, progress)
+        read = _labelled(read, splits, progress)
     records = (
         {"run": run.name, **run.labels, **record} if len(runs) > 1 else record
         for run, of_run in zip(runs, read, strict=True)
@@ -86,9 +85,7 @@ def step_records(predictions: Predictions) -> list[Record]:
     count = len(predictions.members)
     pairs = [(index, index + 1) for index in range(count - 1)]
     agreement = compare_predictions(predictions.predicted, predictions.labels, pairs)
-    divergence = np.full(len(pairs), math.nan)
-    if predictions.with_logits and pairs:
-        divergence = divergences(probability_blocks(predictions.paths, predictions.split), pairs)
+    divergence = mean_divergences([predictions], pairs)
     values = {
         "function.disagreement": agreement.disagreement,
         "function.divergence": divergence,
@@ -214,7 +211,7 @@ def pair_records(ends: Sequence[Predictions]) -> list[Record]:
     """
     predicted, pairs = np.stack([run.predicted[-1] for run in ends]), all_pairs(len(ends))
     agreement = compare_predictions(predicted, ends[0].labels, pairs)
-    divergence = run_divergences(ends, pairs)
+    divergence = mean_divergences(ends, pairs)
     return [
         {
             "run": ends[i].run,
@@ -240,31 +237,8 @@ def pair_records(ends: Sequence[Predictions]) -> list[Record]:
     ]
 
 
-def run_divergences(ends: Sequence[Predictions], pairs: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Compute the divergence of pairs of runs at their last checkpoints, shape (len(pairs),); NaN without logits."""
-    if not all(run.with_logits for run in ends) or len({run.classes for run in ends}) > 1:
-        return np.full(len(pairs), math.nan)
-    return divergences(probability_blocks([run.paths[-1] for run in ends], ends[0].split), pairs)
-
-
-def common_splits(read: Sequence[Sequence[Predictions]]) -> list[list[Predictions]]:
-    """Return the predictions of all runs for each split that every run has.
-
-    Raises:
-        DataError: If there is no such split, or the runs have other rows.
-    """
-    by_split = [{predictions.split: predictions for predictions in run} for run in read]
-    splits = [split for split in by_split[0] if all(split in run for run in by_split)]
-    if not splits:
-        raise DataError("the runs have no split with predictions in common")
-    for split in splits:
-        for other in by_split[1:]:
-            by_split[0][split].require_same_rows(other[split])
-    return [[run[split] for run in by_split] for split in splits]
-
-
 def _labelled(
-    read: Sequence[Sequence[Predictions]], wanted: Sequence[str] | None, progress: Progress
+    read: Sequence[Sequence[Predictions]], wanted: str | Sequence[str] | None, progress: Progress
 ) -> list[list[Predictions]]:
     """Return the predictions without splits that have no labels, unless these are named or there is no other."""
     known = [[predictions for predictions in run if predictions.labels is not None] for run in read]

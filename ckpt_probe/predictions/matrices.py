@@ -9,11 +9,10 @@ from ckpt_probe.analysis import Similarity
 from ckpt_probe.analysis.series import find_dumps
 from ckpt_probe.errors import DataError
 from ckpt_probe.groups import Sources
-from ckpt_probe.keywords import as_sequence, checked_keywords
+from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.predictions.agreement import all_pairs, compare_predictions, divergences, symmetric
-from ckpt_probe.predictions.examples import common_splits
 from ckpt_probe.predictions.scores import probability_blocks
-from ckpt_probe.predictions.series import Predictions, read_predictions
+from ckpt_probe.predictions.series import Predictions, common_splits, read_runs
 from ckpt_probe.progress import NullProgress, Progress
 
 DISAGREEMENT, DIVERGENCE, ERROR_AGREEMENT = "disagreement", "divergence", "error_agreement"
@@ -42,13 +41,29 @@ def function_similarity(
         DataError: If no dump has predictions, the runs have other rows, or there is a single checkpoint.
     """
     progress, runs = progress or NullProgress(), find_dumps(dumps, progress)
-    read = [
-        read_predictions(run.path, as_sequence(splits), run=run.name or str(run.path), progress=progress)
-        for run in runs
-    ]
+    read = read_runs(runs, splits, progress)
     if len(read) == 1:
         return (matrix for predictions in read[0] for matrix in step_matrices(predictions, progress=progress))
     return (matrix for ends in common_splits(read) for matrix in run_matrices(ends, progress=progress))
+
+
+def mean_divergences(
+    runs: Sequence[Predictions], pairs: Sequence[tuple[int, int]], rows: np.ndarray | None = None
+) -> np.ndarray:
+    """Compute the divergence of pairs of checkpoints of one run, or of several runs at their last checkpoints.
+
+    Args:
+        runs: One run, or several with the same rows.
+        pairs: Pairs of checkpoints or runs.
+        rows: Indices of some rows in ascending order; all if None.
+
+    Returns:
+        Array of shape (len(pairs),), NaN without the logits of equally many classes.
+    """
+    if not pairs or not all(run.with_logits for run in runs) or len({run.classes for run in runs}) > 1:
+        return np.full(len(pairs), math.nan)
+    paths = runs[0].paths if len(runs) == 1 else [run.paths[-1] for run in runs]
+    return divergences(probability_blocks(paths, runs[0].split, rows), pairs)
 
 
 def step_matrices(
@@ -96,11 +111,9 @@ def _matrices(
         return Similarity(kind, measure, first.split, tuple(names), tuple(names), cells, samples)
 
     yield matrix(DISAGREEMENT, agreement.disagreement, 0.0, predicted.shape[1])
-    classes = {run.classes for run in runs}
-    if all(run.with_logits for run in runs) and len(classes) == 1:
-        paths = first.paths if kind == "steps" else [run.paths[-1] for run in runs]
-        values = divergences(probability_blocks(paths, first.split, rows), pairs)
-        yield matrix(DIVERGENCE, values, 0.0, predicted.shape[1] if rows is None else len(rows))
+    divergence = mean_divergences(runs, pairs, rows)
+    if not np.isnan(divergence).any():
+        yield matrix(DIVERGENCE, divergence, 0.0, predicted.shape[1] if rows is None else len(rows))
     elif progress is not None:
         progress.message(
             f"{first.split}: no divergence: it needs the logits of equally many classes at every checkpoint"

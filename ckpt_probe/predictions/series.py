@@ -11,6 +11,8 @@ import numpy as np
 
 from ckpt_probe.dumps import open_dump, open_dump_series
 from ckpt_probe.errors import DataError, listed
+from ckpt_probe.groups import GroupedRun
+from ckpt_probe.keywords import as_sequence
 from ckpt_probe.predictions.scores import Scores, read_scores
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.remote import resolve
@@ -130,6 +132,30 @@ def read_predictions(
     for error in failed:
         progress.message(f"left out: {error}")
     return read
+
+
+def read_runs(
+    runs: Sequence[GroupedRun], splits: str | Sequence[str] | None, progress: Progress
+) -> list[list[Predictions]]:
+    """Read the predictions of several runs, split by split; see `read_predictions`."""
+    wanted = as_sequence(splits)
+    return [read_predictions(run.path, wanted, run=run.name or str(run.path), progress=progress) for run in runs]
+
+
+def common_splits(read: Sequence[Sequence[Predictions]]) -> list[list[Predictions]]:
+    """Return the predictions of all runs for each split that every run has.
+
+    Raises:
+        DataError: If there is no such split, or the runs have other rows.
+    """
+    by_split = [{predictions.split: predictions for predictions in run} for run in read]
+    splits = [split for split in by_split[0] if all(split in run for run in by_split)]
+    if not splits:
+        raise DataError("the runs have no split with predictions in common")
+    for split in splits:
+        for other in by_split[1:]:
+            by_split[0][split].require_same_rows(other[split])
+    return [[run[split] for run in by_split] for split in splits]
 
 
 def _of_split(members: Sequence[Member], split: str, run: str, progress: Progress) -> Predictions:

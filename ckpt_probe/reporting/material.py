@@ -35,7 +35,7 @@ from ckpt_probe.reporting.sources import (
 )
 from ckpt_probe.scheduling import Workers
 from ckpt_probe.series import Member
-from ckpt_probe.trajectories.records import WeightOptions
+from ckpt_probe.trajectories.series import WeightOptions
 from ckpt_probe.trajectories.survey import WeightSurvey, survey_weights, verdict_of
 
 TITLE = "What happened in these runs"

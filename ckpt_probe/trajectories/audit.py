@@ -43,6 +43,11 @@ class Audit:
         """Findings that mean that something is wrong."""
         return tuple(finding for finding in self.findings if finding.alarm)
 
+    @property
+    def notes(self) -> list[str]:
+        """Texts of the other findings."""
+        return [finding.text for finding in self.findings if not finding.alarm]
+
 
 def audit_of(
     parameters: Parameters, measured: Measured, confirm: Callable[[Member, Member], bool] | None = None
@@ -145,7 +150,8 @@ def _route_findings(members: Sequence[Member], turns: Turns, distances: np.ndarr
     if turns.exchanged:
         order = list(left)
         for i, j in turns.exchanged:
-            order[order.index(i)], order[order.index(j)] = j, i
+            a, b = left.index(i), left.index(j)
+            order[a], order[b] = order[b], order[a]
         before, after = (turn_ratios(distances[np.ix_(route, route)]) for route in (left, order))
         for i, j in turns.exchanged:
             if i == left[0] or j == left[-1]:

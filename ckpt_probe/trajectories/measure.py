@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,11 @@ from ckpt_probe.budget import require_regular
 from ckpt_probe.checkpoints import Member, fingerprint
 from ckpt_probe.errors import CkptProbeError
 from ckpt_probe.files import code_hash, replacing, stamp_of
-from ckpt_probe.progress import Progress
+from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.scheduling import Workers, results
 from ckpt_probe.trajectories.layout import Parameters
 from ckpt_probe.trajectories.motion import Route, gram_from_first
-from ckpt_probe.trajectories.sketch import Sketch, sketch_of
-from ckpt_probe.trajectories.stream import Opening, Trace, digest, read_block, traces
+from ckpt_probe.trajectories.stream import SKETCHED, Opening, Trace, digest, read_block, sketch_of, traces
 from ckpt_probe.user_cache import private_cache
 
 CACHE = "trajectories"
@@ -236,21 +236,17 @@ def _sketched(
         for index, arrays in results(work, list(members), names=labels, workers=workers, say=progress.message):
             sketches[index] = arrays
             bar.advance()
-    ordered = [Sketch(**sketches[index]) for index in range(len(members))]
+    ordered = [sketches[index] for index in range(len(members))]
     rows, gram = [], np.zeros((len(members) - 1, len(members) - 1))
     for row in range(len(names)):
-        sums = np.stack([sketch.sums[row] for sketch in ordered])
-        displacements = np.diff(sums, axis=0)
+        displacements = np.diff([sketch["sums"][row] for sketch in ordered], axis=0)
         steps = displacements @ displacements.T
         gram += steps if row < parameters else 0.0
-        columns = {key: np.stack([getattr(s, key)[row] for s in ordered]) for key in SKETCHED_COLUMNS}
+        columns = {key: np.stack([sketch[key][row] for sketch in ordered]) for key in SKETCHED}
         digests = tuple(map(str, columns.pop("digests")))
         trace = Trace(steps=steps, signs=np.zeros(len(steps), np.int64), entries=0, digests=digests, **columns)
         rows.append(_row(trace))
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}, gram
-
-
-SKETCHED_COLUMNS = ("squares", "broken", "constant", "lowest", "digests")
 
 
 @dataclass(frozen=True)
@@ -262,12 +258,8 @@ class _Sketching:
     cache: bool
 
     def __call__(self, member: Member) -> Arrays:
-        from ckpt_probe.progress import NullProgress
-
-        def compute() -> Arrays:
-            return dict(vars(sketch_of(member, self.names, self.opening)))
-
         identity = [self.names, identity_of(member, self.opening) if self.cache else 0]
+        compute = partial(sketch_of, member, self.names, self.opening)
         return cached("sketch", identity, self.cache, compute, NullProgress())
 
 

@@ -1,16 +1,26 @@
 """Spectra of weight matrices: norms and ranks, the power law of the tail, and the eigenvalues beyond the random bulk.
 
 For a matrix W (m, n) with m ≤ n, the eigenvalues are those of W Wᵀ / n. A convolution (out, in, k, …) is the matrix
-(out, in · k · …).
+(out, in · k · …). Spectra of a checkpoint are cached.
 """
 
+import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from ckpt_probe.checkpoints import Checkpoint, Member, quantised
+from ckpt_probe.checkpoints.statistics import FLOATING
+from ckpt_probe.progress import NullProgress, Progress
+from ckpt_probe.scheduling import Workers, results
+from ckpt_probe.series import natural
+from ckpt_probe.trajectories.layout import BUFFER, is_matrix
+from ckpt_probe.trajectories.measure import cached, identity_of
+from ckpt_probe.trajectories.stream import Opening
 from ckpt_probe.trajectories.tails import FEWEST, LEAST_P, edge_of, fit_tail, goodness
 
 EXACT_SIDE = 4096
@@ -107,6 +117,103 @@ def group_numbers(spectra: Sequence[Spectrum]) -> dict[str, float | None]:
         else:
             result[name] = sum(present) / len(present)
     return result
+
+
+Spectra = dict[str, Spectrum]
+"""Spectra by the name of the tensor."""
+
+
+def spectra_of_series(
+    members: Sequence[Member],
+    first: Member,
+    opening: Opening,
+    *,
+    bootstrap: int,
+    workers: Workers,
+    cache: bool,
+    progress: Progress,
+) -> Iterator[tuple[Member, Spectra]]:
+    """Yield checkpoints in order, each with the spectra of its matrices and of their changes since the first.
+
+    Args:
+        members: Checkpoints in order.
+        first: First checkpoint of the series.
+        opening: How they are opened.
+        bootstrap: Number of synthetic spectra for the goodness of fit of each tail; 0 leaves it out.
+        workers: Workers that take one checkpoint each.
+        cache: Whether to use the cache.
+        progress: Receives messages.
+    """
+    work, names = _Task(first, opening, bootstrap, cache), [member.name for member in members]
+    ready: dict[int, Spectra] = {}
+    following = 0
+    for index, spectra in results(work, list(members), names=names, workers=workers, say=progress.message):
+        ready[index] = spectra
+        while following in ready:
+            yield members[following], ready.pop(following)
+            following += 1
+
+
+def matrices_of(checkpoint: Checkpoint) -> list[str]:
+    """Return the names of the floating-point matrices and convolutions of a checkpoint, in natural order."""
+    codes = quantised(checkpoint.layout)
+    return sorted(
+        (
+            name
+            for name, (dtype, shape) in checkpoint.layout.items()
+            if dtype in FLOATING and is_matrix(shape) and name not in codes and not BUFFER.search(name)
+        ),
+        key=natural,
+    )
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Computes the spectra of one checkpoint, in this process or in a worker."""
+
+    first: Member
+    opening: Opening
+    bootstrap: int
+    cache: bool
+
+    def __call__(self, member: Member) -> Spectra:
+        alone = member.path == self.first.path
+
+        def compute() -> dict[str, np.ndarray]:
+            spectra = self._compute(member)
+            numbers = {
+                name: {**vars(replace(spectrum, values=())), "count": len(spectrum.values)}
+                for name, spectrum in spectra.items()
+            }
+            values = [np.array(spectrum.values) for spectrum in spectra.values()]
+            return {"numbers": np.array(json.dumps(numbers)), "values": np.concatenate([np.zeros(0), *values])}
+
+        identity = (
+            [identity_of(m, self.opening) for m in ([member] if alone else [member, self.first])] if self.cache else []
+        )
+        stored = cached("spectra", [identity, self.bootstrap], self.cache, compute, NullProgress())
+        spectra, start = {}, 0
+        for name, fields in json.loads(str(stored["numbers"])).items():
+            count = fields.pop("count")
+            values = tuple(stored["values"][start : start + count].tolist())
+            spectra[name] = Spectrum(**{**fields, "missing": tuple(fields["missing"]), "values": values})
+            start += count
+        return spectra
+
+    def _compute(self, member: Member) -> Spectra:
+        with ExitStack() as stack:
+            checkpoint = self.opening.open(member.path, stack)
+            first = None if member.path == self.first.path else self.opening.open(self.first.path, stack)
+            spectra = {}
+            for name in matrices_of(checkpoint):
+                same = first is not None and name in first and first.shape(name) == checkpoint.shape(name)
+                before = _numbers(first, name) if first is not None and same else None
+                spectra[name] = spectrum_of(_numbers(checkpoint, name), before, self.bootstrap)
+            return spectra
+
+
+def _numbers(checkpoint: Checkpoint, name: str) -> np.ndarray:
+    return checkpoint.read(name).detach().double().numpy()
 
 
 def _oriented(weights: np.ndarray) -> np.ndarray:

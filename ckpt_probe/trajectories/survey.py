@@ -1,17 +1,23 @@
-"""Survey of the weights of a series for a page: records of the network and of its blocks, and spectra, in one pass."""
+"""Weights of a series as a part of other commands: a quick audit from a sample, and the survey of a page."""
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckpt_probe.analysis.entries import Record
 from ckpt_probe.analysis.weights import ClassifierRecords
-from ckpt_probe.checkpoints import open_series
+from ckpt_probe.checkpoints import Member, open_series
 from ckpt_probe.errors import CkptProbeError
-from ckpt_probe.progress import Progress
+from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.remote import resolve
-from ckpt_probe.trajectories.records import RecordBuilder, WeightOptions, measured_series, with_spectra
+from ckpt_probe.trajectories.audit import Audit
+from ckpt_probe.trajectories.rows import rows_of
+from ckpt_probe.trajectories.series import WeightOptions, measured_series
 from ckpt_probe.trajectories.spectra import Spectrum
-from ckpt_probe.trajectories.verdict import audit_series
+from ckpt_probe.trajectories.stream import Opening
+
+SAMPLE = 2**22
+"""Number of entries of a checkpoint that are read."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +28,40 @@ class WeightSurvey:
         network: Records of the network, one per checkpoint.
         blocks: Records of blocks.
         spectra: Spectra of every matrix at the first and the last checkpoint, with their names.
-        sentences: Verdict of the audit, and what else it found.
+        sentences: Verdict of the audit, and its notes.
     """
 
     network: list[Record]
     blocks: list[Record]
     spectra: dict[str, tuple[tuple[str, Spectrum], ...]] = field(default_factory=dict)
     sentences: tuple[str, ...] = ()
+
+
+def audit_series(
+    members: Sequence[Member],
+    *,
+    state_key: str | None = None,
+    base: Path | None = None,
+    sample: int | None = SAMPLE,
+    cache: bool = True,
+    progress: Progress | None = None,
+) -> Audit | None:
+    """Audit a series of checkpoints; copies in local files are confirmed by all bytes.
+
+    Args:
+        members: Its checkpoints in order.
+        state_key: Key of the weights in a pickled checkpoint.
+        base: Checkpoint onto which an adapter is merged.
+        sample: Number of entries of a checkpoint that are read; None for all.
+        cache: Whether to use the user's cache.
+        progress: Receives a bar.
+
+    Returns:
+        The audit; None if the checkpoints have no parameter in common.
+    """
+    opening = Opening(state_key, base, sample)
+    options = WeightOptions(parts=("audit",), opening=opening, sketch=False, cache=cache)
+    return measured_series(members, options, progress or NullProgress()).audit
 
 
 def survey_weights(path: Path, options: WeightOptions, progress: Progress) -> WeightSurvey:
@@ -42,25 +75,19 @@ def survey_weights(path: Path, options: WeightOptions, progress: Progress) -> We
     opening = options.opening
     members = open_series(resolve(path), state_key=opening.state_key, base=opening.base)
     series = measured_series(members, options, progress)
-    builders = [RecordBuilder(series, replace(options, by=by)) for by in ("network", "block")]
     heads = ClassifierRecords(state_key=opening.state_key, base=opening.base, cache=options.cache)
-    tables: list[list[Record]] = [[], []]
-    spectra: dict[str, list[tuple[str, Spectrum]]] = {}
-    with progress.task("checkpoints", len(members), "checkpoints") as bar:
-        for member, of_member in with_spectra(members, members, options, progress):
-            extra = heads.of(member, progress)
-            for table, builder, more in zip(tables, builders, (extra, {}), strict=True):
-                table += builder.records(member, of_member, more)
-            if member in (members[0], members[-1]):
-                for name, spectrum in of_member.items():
-                    spectra.setdefault(name, []).append((member.name, spectrum))
-            bar.advance()
-    sentences: list[str] = []
-    if series.audit is not None:
-        notes = [finding.text for finding in series.audit.findings if not finding.alarm]
-        sentences = [_sentence(text) for text in (series.audit.verdict.removeprefix("audit: "), *notes)]
-    pairs = {name: tuple(pair) for name, pair in spectra.items()}
-    return WeightSurvey(tables[0], tables[1], pairs, tuple(sentences))
+    network: list[Record] = []
+    blocks: list[Record] = []
+    spectra: dict[str, tuple[tuple[str, Spectrum], ...]] = {}
+    for member, of_member, records in rows_of(series, members, options, ("network", "block"), heads, progress):
+        network += records[0]
+        blocks += records[1]
+        if member in (members[0], members[-1]):
+            for name, spectrum in of_member.items():
+                spectra[name] = (*spectra.get(name, ()), (member.name, spectrum))
+    audit = series.audit
+    texts = [] if audit is None else [audit.verdict.removeprefix("audit: "), *audit.notes]
+    return WeightSurvey(network, blocks, spectra, tuple(map(_sentence, texts)))
 
 
 def verdict_of(path: Path, cache: bool, progress: Progress) -> str:

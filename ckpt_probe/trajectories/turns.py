@@ -17,8 +17,9 @@ SHORTER_END = 1.1
 RESTORED = 1.65
 """Largest turn ratio that a series may still have after the exchanges."""
 MOST_EXCHANGES = 3
-TURNED = 0.5
-"""How far the last step must turn back, beyond every other step of the run, if the last two are exchanged."""
+TURNED = 0.45
+"""How far the last step must turn back beyond every other step of the run, as a multiple of the turn ratio that the
+other order has there, if the last two are exchanged."""
 FAR = 4.0
 """Turn ratio of a single checkpoint that belongs to another route, if all others turn less than `USUAL`."""
 USUAL = 2.0
@@ -146,8 +147,8 @@ def last_two_exchanged(distances: np.ndarray) -> bool:
     before, last = len(distances) - 3, len(distances) - 1
     if before < 2 or distances[before, last] >= distances[before, last - 1]:
         return False
-    ratios = turn_ratios(distances)[1:-2]
-    if turn_ratios(_reordered(distances, last - 1, last))[-2] > max(RESTORED, ratios.max()):
+    repaired = float(turn_ratios(_reordered(distances, last - 1, last))[-2])
+    if repaired > max(RESTORED, turn_ratios(distances)[1:-2].max()):
         return False
     squared = distances**2
 
@@ -157,7 +158,7 @@ def last_two_exchanged(distances: np.ndarray) -> bool:
         return float(squared[a, d] + squared[b, c] - squared[a, c] - squared[b, d]) / (2 * lengths)
 
     *others, turn = (cosine(t - 1, t, t, t + 1) for t in range(1, last))
-    return min(others) - turn - cosine(max(0, before - 3), before - 1, last - 1, last) > TURNED
+    return min(others) - turn - cosine(max(0, before - 3), before - 1, last - 1, last) > TURNED * repaired
 
 
 def _reordered(distances: np.ndarray, i: int, j: int) -> np.ndarray:

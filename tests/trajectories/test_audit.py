@@ -71,7 +71,11 @@ def test_exchanged_files_are_named_with_both_ratios(states, series: Series) -> N
     wrong = list(states)
     wrong[3], wrong[6] = states[6], states[3]
     found = audit(series(wrong))
-    assert "step 40 and step 100 are exchanged: in the other order the largest turn ratio falls from" in found.verdict
+    clean, ratios = np.nanmax(audit(series(states)).turns.ratios), found.turns.ratios
+    assert found.verdict == (
+        "audit: step 40 and step 100 are exchanged: in the other order the largest turn ratio falls from "
+        f"{max(ratios[3], ratios[6]):.3g} to {clean:.3g}"
+    )
 
 
 @pytest.mark.parametrize("pair", [(0, 1), (8, 9), (0, 5), (3, 9), (0, 2), (7, 9)])
@@ -84,10 +88,11 @@ def test_an_exchange_with_an_end_of_the_run_is_found(vectors: np.ndarray, pair: 
 
 @pytest.mark.parametrize(("pair", "text"), [((0, 1), "its start"), ((8, 9), "its end")])
 def test_exchanged_files_at_the_ends_are_named(states, series: Series, pair: tuple[int, int], text: str) -> None:
-    wrong = list(states)
+    wrong, clean = list(states), audit(series(states)).turns.ratios
     wrong[pair[0]], wrong[pair[1]] = states[pair[1]], states[pair[0]]
     [finding] = [finding for finding in audit(series(wrong)).alarms if finding.kind == "exchanged"]
     assert f"are exchanged: the run turns back at {text} (turn ratio " in finding.text
+    assert finding.text.endswith(f", and {clean[1 if pair[0] == 0 else 8]:.3g} in the other order)")
     assert finding.checkpoints == (f"step-{STEPS[pair[0]]}", f"step-{STEPS[pair[1]]}")
 
 

@@ -1,0 +1,198 @@
+"""Records of a measured series: one for each network, block or tensor at every checkpoint."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ckpt_probe.analysis.entries import Record, in_order, join_reasons
+from ckpt_probe.analysis.weights import ClassifierRecords
+from ckpt_probe.checkpoints import Member
+from ckpt_probe.progress import Progress
+from ckpt_probe.series import natural
+from ckpt_probe.trajectories.layout import block_of
+from ckpt_probe.trajectories.series import WeightOptions, WeightSeries
+from ckpt_probe.trajectories.spectra import Spectra, Spectrum, group_numbers, spectra_of_series
+
+
+def rows_of(
+    series: WeightSeries,
+    chosen: Sequence[Member],
+    options: WeightOptions,
+    levels: Sequence[str],
+    heads: ClassifierRecords | None,
+    progress: Progress,
+) -> Iterator[tuple[Member, Spectra, list[list[Record]]]]:
+    """Yield checkpoints in order, each with its spectra and with its records of every level.
+
+    Args:
+        series: The measured series.
+        chosen: Checkpoints whose records are computed.
+        options: Options, of which `by` is replaced by each level.
+        levels: Levels of the records.
+        heads: Computes the metrics of the classifier, for the records of the network; None leaves them out.
+        progress: Receives messages and bars.
+    """
+    builders = [RecordBuilder(series, replace(options, by=by)) for by in levels]
+    of_series = ((member, Spectra()) for member in chosen)
+    if "spectra" in options.parts:
+        of_series = spectra_of_series(
+            chosen,
+            series.members[0],
+            options.opening,
+            bootstrap=options.bootstrap,
+            workers=options.workers,
+            cache=options.cache,
+            progress=progress,
+        )
+    with progress.task("checkpoints", len(chosen), "checkpoints") as bar:
+        for member, spectra in of_series:
+            extra: Record = {} if heads is None else heads.of(member, progress)
+            yield (
+                member,
+                spectra,
+                [
+                    list(builder.records(member, spectra, extra if by == "network" else {}))
+                    for by, builder in zip(levels, builders, strict=True)
+                ],
+            )
+            bar.advance()
+
+
+class RecordBuilder:
+    """Builds the records of a measured series."""
+
+    def __init__(self, series: WeightSeries, options: WeightOptions) -> None:
+        self._series, self._options = series, options
+        self._index = {member.path: t for t, member in enumerate(series.parameters.members)}
+        measured = series.measured
+        parameters = [] if measured is None else list(measured.names[: measured.parameters])
+        self._groups = _groups([*parameters, *series.parameters.partial], options.by)
+        self._motion: dict[str, list[dict[str, Any]]] = {}
+
+    def records(self, member: Member, spectra: Spectra, extra: Record) -> Iterator[Record]:
+        """Yield the records of one checkpoint."""
+        groups = dict(self._groups)
+        for name in spectra:
+            groups.setdefault(_group_of(name, self._options.by), [])
+        names = sorted(groups, key=natural) if self._options.by != "network" else [""]
+        for name in names:
+            position = {"checkpoint": member.name, "step": member.step}
+            if self._options.by != "network":
+                position[self._options.by] = name
+            inside = {tensor: s for tensor, s in spectra.items() if _group_of(tensor, self._options.by) == name}
+            parts = [*self._measured(member, name, groups.get(name, [])), self._spectral(inside), extra]
+            missing = join_reasons(*(part.get("missing") for part in parts))
+            merged: Record = {key: value for part in parts for key, value in part.items() if key != "missing"}
+            yield in_order({**position, **merged, "missing": missing})
+
+    def _measured(self, member: Member, group: str, names: Sequence[str]) -> Iterator[Record]:
+        series, parts = self._series, self._options.parts
+        wanted = [part for part in ("audit", "motion") if part in parts]
+        if not wanted:
+            return
+        compared = [name for name in names if name not in series.parameters.partial]
+        if reason := self._unmeasured(member, group, names, compared):
+            yield {"missing": f"{', '.join(f'{part}.*' for part in wanted)}: {reason}"}
+            return
+        assert series.measured is not None
+        t = self._index[member.path]
+        if "audit" in parts:
+            yield self._audited(t, compared)
+        if "motion" in parts:
+            if group not in self._motion:
+                self._motion[group] = series.measured.route(compared).numbers()
+            yield self._motion[group][t]
+            if self._options.by == "network" and series.trajectory is not None:
+                plane = series.trajectory
+                yield {
+                    "motion.pca_1": float(plane.coordinates[t, 0]),
+                    "motion.pca_2": float(plane.coordinates[t, 1]),
+                    **{f"motion.pca_share_{i + 1}": plane.shares[i] for i in (0, 1)},
+                    **{f"motion.walk_share_{i + 1}": plane.walk_shares[i] for i in (0, 1)},
+                }
+
+    def _unmeasured(self, member: Member, group: str, names: Sequence[str], compared: Sequence[str]) -> str | None:
+        """Return the reason why a group of tensors has no measurements at a checkpoint."""
+        parameters, measured = self._series.parameters, self._series.measured
+        if member.path not in self._index:
+            return parameters.excluded[member.name]
+        if measured is not None and compared:
+            return None
+        reasons = [f"{name} {parameters.partial[name]}" for name in names if name in parameters.partial]
+        tied = {} if measured is None else measured.tied
+        return "; ".join(reasons[:3]) or (f"tied to {tied[group]}" if group in tied else "no tensor is compared")
+
+    def _audited(self, t: int, names: Sequence[str]) -> Record:
+        measured, audit = self._series.measured, self._series.audit
+        assert measured is not None
+        assert audit is not None
+        rows = [measured.row(name) for name in names]
+        digests, broken = measured.arrays["digests"][rows], measured.arrays["broken"][rows].sum(axis=0)
+        route = measured.route(names)
+        ratio, reason = _turn_ratio(route.steps, route.next, route.broken, t)
+        if self._options.by == "network" and np.isfinite(audit.turns.ratios[t]):
+            # That of the checkpoints without NaN.
+            ratio, reason = float(audit.turns.ratios[t]), None
+        unchanged = int((digests[:, t] == digests[:, t - 1]).sum()) if t else None
+        record: Record = {
+            "audit.turn_ratio": ratio,
+            "audit.unchanged": unchanged,
+            "audit.nan": int(broken[t, 0]),
+            "audit.inf": int(broken[t, 1]),
+        }
+        name = audit.members[t].name
+        about = [f.text for f in audit.findings if name in f.checkpoints and (f.tensor is None or f.tensor in names)]
+        if self._options.by == "network":
+            record["audit.findings"] = "; ".join(about) or None
+            equal = next((group for group in audit.turns.equal if t in group), ())
+            record["audit.equal_to"] = next((audit.members[i].name for i in equal if i != t), None)
+        missing = [reason] if reason else []
+        return {**record, "missing": join_reasons(*missing, None if t else "audit.unchanged: the first checkpoint")}
+
+    def _spectral(self, spectra: Mapping[str, Spectrum]) -> Record:
+        if "spectra" not in self._options.parts:
+            return {}
+        if not spectra:
+            return {"missing": "spectrum.*: no matrix"}
+        numbers = group_numbers(list(spectra.values()))
+        reasons: dict[str, list[str]] = {}
+        for name, spectrum in spectra.items():
+            for reason in spectrum.missing:
+                reasons.setdefault(reason, []).append(name)
+        absent = {f"spectrum.{name}" for name, value in numbers.items() if value is None}
+        texts = [
+            reason if len(spectra) == 1 else f"{reason} ({len(names)} of {len(spectra)} matrices, first {names[0]})"
+            for reason, names in reasons.items()
+            if reason.partition(":")[0] in absent or reason.startswith("spectrum.*")
+        ]
+        record: Record = {f"spectrum.{name}": value for name, value in numbers.items()}
+        if any(not spectrum.exact for spectrum in spectra.values()):
+            record["spectrum.method"] = "lanczos"
+        return {**record, "missing": join_reasons(*texts)}
+
+
+def _turn_ratio(steps: np.ndarray, after: np.ndarray, broken: np.ndarray, t: int) -> tuple[float | None, str | None]:
+    """Return the turn ratio of a group of tensors at a checkpoint, or the reason why it has none."""
+    if not 0 < t < len(steps):
+        return None, "audit.turn_ratio: needs a checkpoint before and one after"
+    if broken[t - 1 : t + 2].any():
+        return None, "audit.turn_ratio: NaN or infinite weights"
+    squared = steps[t - 1] + 2 * after[t - 1] + steps[t]
+    around = np.sqrt(steps[t - 1]) + np.sqrt(steps[t])
+    if squared <= np.finfo(float).eps * around**2:
+        cause = "no motion" if around == 0 else "infinite: the checkpoints on both sides are equal"
+        return None, f"audit.turn_ratio: {cause}"
+    return float(around / np.sqrt(squared)), None
+
+
+def _group_of(name: str, by: str) -> str:
+    return {"network": "", "block": block_of(name), "tensor": name}[by]
+
+
+def _groups(names: Iterable[str], by: str) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_group_of(name, by), []).append(name)
+    return groups
