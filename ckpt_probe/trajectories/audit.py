@@ -45,8 +45,8 @@ class Audit:
 
     @property
     def notes(self) -> list[str]:
-        """Texts of the other findings."""
-        return [finding.text for finding in self.findings if not finding.alarm]
+        """Texts of the other findings that the verdict does not contain."""
+        return [finding.text for finding in self.findings if not finding.alarm and finding.text not in self.verdict]
 
 
 def audit_of(
