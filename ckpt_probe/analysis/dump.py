@@ -38,7 +38,7 @@ from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.metrics.regression import line_through
 from ckpt_probe.moments import DetailedRecord, Moments
 from ckpt_probe.moments.quality import Quality, double
-from ckpt_probe.moments.record import RecordBuilder
+from ckpt_probe.moments.record import RecordBuilder, compute_record
 from ckpt_probe.moments.registry import DOCUMENTS, FAMILIES, METRICS, SERIES, TRAIN_MEANS
 
 BLOCK_BYTES = 2**20, 16 * 2**20
@@ -213,7 +213,7 @@ def _compute_unlabelled(view: SplitView, settings: Settings, context: Context) -
     else:
         for features, labels, _ in _one_class(rows()):
             moments.update(features, labels)
-    computed = moments.read(orders=settings.orders, details=settings.spectra)
+    computed = compute_record(moments.inputs(orders=settings.orders, details=settings.spectra))
     metrics = [metric for metric in METRICS if metric.family in settings.families and not metric.of_weights]
     names = [metric.name for metric in metrics if not {SERIES, DOCUMENTS, TRAIN_MEANS} & set(metric.requires)]
     record: Record = dict.fromkeys((*COUNTS, *names, *REFERENCES))

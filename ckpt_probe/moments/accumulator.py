@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from ckpt_probe.moments.entropies import Options
 from ckpt_probe.moments.errors import RecordWithErrors, Sample
 from ckpt_probe.moments.grouping import RowBlocks, cached_rows, group
 from ckpt_probe.moments.inputs import Inputs
-from ckpt_probe.moments.record import DetailedRecord, Value, compute_record
+from ckpt_probe.moments.record import Value, compute_record
 from ckpt_probe.moments.registry import SCATTER, UNIT_ROWS, chosen_families, requirements
 from ckpt_probe.moments.state import HALVES, Sums, divided_state, require_state, require_subset
 from ckpt_probe.moments.subset import RowSubset, halves_of
@@ -257,7 +256,7 @@ class Moments:
         Raises:
             DataError: If no rows were added, shapes do not match, or most rows have zero length.
         """
-        detailed = self.read(
+        inputs = self.inputs(
             weights,
             bias,
             rows=rows,
@@ -269,11 +268,8 @@ class Moments:
             exact_limit=exact_limit,
             errors=errors,
         )
+        detailed = compute_record(inputs)
         return RecordWithErrors(detailed.record, detailed.influences) if errors else detailed.record
-
-    def read(self, weights: Array | None = None, bias: Array | None = None, **options: Any) -> DetailedRecord:
-        """Compute the record and its details, with the arguments of `inputs`."""
-        return compute_record(self.inputs(weights, bias, **options))
 
     def inputs(
         self,

@@ -15,6 +15,7 @@ from ckpt_probe.extraction import Block, Storage, StoreWriter
 from ckpt_probe.metrics.regression import line_through
 from ckpt_probe.metrics.stochastic import Sampling
 from ckpt_probe.models import LayerTap, Taps
+from ckpt_probe.moments.record import compute_record
 
 SAMPLES, CLASSES, WIDTHS = 90, 3, {"stem": 4, "block": 9, "last": 6}
 FEATURES = 7
@@ -145,7 +146,7 @@ def test_sampled_mir_of_another_width(features: int, width: int, classes: int) -
     moments = cp.Moments(classes, memory=2000)
     moments.update(values, labels)
     how: dict[str, Any] = {"only": ["sample"], "sampling": Sampling(2e-2)}
-    found = moments.read(label_rows=weights, rows=lambda: [(values, labels)], **how).record
+    found = compute_record(moments.inputs(label_rows=weights, rows=lambda: [(values, labels)], **how)).record
     if features < classes < width:
         assert found["sample.mir"] is None
         assert "sampling needs classifier rows that are no wider than the features, or fewer" in str(found["missing"])

@@ -7,6 +7,7 @@ import torch
 import ckpt_probe as cp
 from ckpt_probe.errors import DataError
 from ckpt_probe.moments import Moments
+from ckpt_probe.moments.record import compute_record
 
 
 def record_of(rows, labels, weights, **options):
@@ -80,7 +81,7 @@ def test_details_have_influences_of_the_rows_of_the_subset() -> None:
     first, _, labels, centres = networks()
     moments = Moments(4, halves=True, subset=100)
     moments.update(first, labels)
-    detailed = moments.read(centres, errors=True)
+    detailed = compute_record(moments.inputs(centres, errors=True))
     assert detailed.influences is not None
     assert detailed.influences.indices.tolist() == moments.subset.indices.tolist()
     assert detailed.influences["class.mir"].shape == (100,)

@@ -6,6 +6,7 @@ import torch
 
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.moments import Moments, grouping
+from ckpt_probe.moments.record import compute_record
 from ckpt_probe.moments.registry import (
     DEFAULT,
     FAMILIES,
@@ -137,7 +138,7 @@ def test_classes_of_few_samples_are_left_out_of_what_is_read_from_means() -> Non
     features, labels, weights = data()
     labels = np.where(np.arange(200) == 17, 4, np.where(labels == 4, 0, labels))
     moments = moments_of(features, labels)
-    record = moments.read(weights, min_samples=2).record
+    record = compute_record(moments.inputs(weights, min_samples=2)).record
     assert (record["classes"], record["classes_present"], record["classes_left_out"]) == (5, 5, 1)
     kept = labels != 4
     without = Moments(4)
@@ -154,7 +155,7 @@ def test_classes_of_few_samples_are_left_out_of_what_is_read_from_means() -> Non
 
 def test_too_few_classes_of_enough_samples_say_so() -> None:
     features, labels, weights = data()
-    record = moments_of(features, labels).read(weights, min_samples=41, details=True).record
+    record = compute_record(moments_of(features, labels).inputs(weights, min_samples=41, details=True)).record
     assert record["class.mir"] is None
     assert record["within.entropy_mean"] is None
     assert record["nc1.pinv"] is None

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.moments import Moments
+from ckpt_probe.moments.record import compute_record
 
 torch.manual_seed(0)
 LABELS = torch.arange(120) % 4
@@ -123,7 +124,7 @@ def test_why_numbers_of_classes_are_missing() -> None:
 
 
 def test_entropies_by_class_stand_beside_their_class() -> None:
-    reading = moments("second").read(WEIGHTS, details=True)
+    reading = compute_record(moments("second").inputs(WEIGHTS, details=True))
     expected = {}
     for label in range(4):
         unit = torch.nn.functional.normalize(FEATURES[label == LABELS].double(), dim=1)
