@@ -167,7 +167,7 @@ def known_noise(x: np.ndarray, phi: float) -> Callable[[np.ndarray, np.ndarray],
 
     def noise(rows: int) -> Noise:
         scale = np.full((rows, len(x)), INNOVATIONS[nearest])
-        return Noise(scale, np.full(rows, nearest), scale[:, 0])
+        return Noise(scale, np.full(rows, nearest), scale)
 
     family.learn(simulate(np.random.default_rng(2), phi, 2000, len(x)), noise(2000))
     critical = family.critical(LEVEL)

@@ -226,7 +226,7 @@ def analyses(series: Sequence[Series]) -> Iterator[Analysis]:
         noise = model.estimate(values)
         # A change of one or two samples is no event, even where all other values are equal.
         grains = np.array([[each.grain] for each in members])
-        noise = replace(noise, scale=np.maximum(noise.scale, grains))
+        noise = replace(noise, scale=np.maximum(noise.scale, grains), second=np.maximum(noise.second, grains))
         of_level, of_line = level.statistics(values, noise), line.statistics(values, noise)
         for index, each in enumerate(members):
             of_series = Noise(*(each[index : index + 1] for each in (noise.scale, noise.limit, noise.second)))

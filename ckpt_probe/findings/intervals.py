@@ -3,7 +3,7 @@
 The idea is that of Narrowest Significance Pursuit (Fryzlewicz, arXiv 2009.05431): every interval of a family is
 tested, and each reported one contains a change, with one family-wise error for all of them. Here the tests are kinks
 and jumps at points of the interval, relative to their standard errors under AR(1) noise: of a line by generalised least
-squares, of a constant by plain ones.
+squares, of a constant by plain ones and second differences, which respond better to a level that moves gradually.
 The coefficient φ is replaced by an upper limit, and the critical value is the largest over φ of those simulated on the
 same grid with the same estimates.
 """
@@ -75,7 +75,7 @@ class Family:
                 largest.append(np.abs(sizes, out=sizes).max(axis=1))
             result[:, members] = np.concatenate(largest)
         middles = [(each.start + each.stop) // 2 for each in self.intervals]
-        scale = noise.scale[:, middles].T
+        scale = (noise.scale if self._degree else noise.second)[:, middles].T
         return result / np.where(scale > 0, scale, np.inf)
 
     def _tests_of(self, limit: int) -> list[tuple[list[int], np.ndarray]]:
@@ -87,7 +87,6 @@ class Family:
                 x = sliding_window_view(self.model.x, length)[starts]
                 vectors = contrasts(x, self._degree, MOST_SPLITS, coefficient if self._degree else 0)
                 if not self._degree:
-                    # Plain least squares responds better to a level that moves over several checkpoints.
                     distances = np.abs(np.subtract.outer(np.arange(length), np.arange(length)))
                     variances = (vectors @ coefficient**distances * vectors).sum(axis=-1).mean(axis=-1)
                     vectors = vectors * (INNOVATIONS[limit] / np.sqrt(variances))[:, None, None]

@@ -47,7 +47,7 @@ class Noise:
     Attributes:
         scale: Scale (m, n) of the innovations around each checkpoint, for the coefficient of `limit`.
         limit: Index (m,) in `COEFFICIENTS` of an upper limit of φ.
-        second: Scale (m,) of the innovations by second differences alone, which a smooth trend hardly enters.
+        second: Scale (m, n) by second differences alone, which a smooth trend hardly enters.
     """
 
     scale: np.ndarray
@@ -99,12 +99,13 @@ class NoiseModel:
         least = _least(differences, values)
         second = np.maximum(_median_size(differences), least) * to_innovations
         scale = np.maximum(np.minimum(scale, (1 + OF_CURVED / np.sqrt(count)) * second), least)
-        around = np.repeat(scale[:, None], count, axis=1)
+        local = np.zeros((1, 1))
         if self._nearest is not None:
             windows = np.lib.stride_tricks.sliding_window_view(differences, LOCAL, axis=1)[:, ::LOCAL_STRIDE]
             local = np.median(windows, axis=2) / MEDIAN_OF_NORMAL * to_innovations[:, None]
-            around = np.maximum(around, local[:, self._nearest] / LOCAL_EXCESS)
-        return Noise(around, limit, second)
+            local = local[:, self._nearest] / LOCAL_EXCESS
+        flat = np.zeros((1, count))
+        return Noise(np.maximum(scale[:, None] + flat, local), limit, np.maximum(second[:, None] + flat, local))
 
     def _residuals(self, values: np.ndarray) -> np.ndarray:
         """Return series (m, n) without a line and the changes that fit best."""

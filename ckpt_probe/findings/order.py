@@ -230,7 +230,7 @@ def _noise_of(series: Series) -> tuple[float, int]:
     """Return the scale of the innovations of a series, by second differences, and the index of the limit of φ."""
     model, _, _ = families(tuple(positions(series.steps).tolist()))
     noise = model.estimate(series.values[None])
-    return float(noise.second[0]), int(noise.limit[0])
+    return float(noise.second.min()), int(noise.limit[0])
 
 
 def _onsets(events: Sequence[Record], series: Mapping[str, Series]) -> dict[str, Onset]:
