@@ -13,7 +13,7 @@ from ckpt_probe.metrics.stochastic import Estimate, Sampling, estimate_entropies
 from ckpt_probe.moments import spectra
 from ckpt_probe.moments.class_sums import UnitMoments, dense_limit
 from ckpt_probe.moments.grouping import Grouped, RowBlocks
-from ckpt_probe.moments.influences import ROWS, ROWS_OF_SAMPLED, InfluencesOfOrder, influences_of_rows, linear
+from ckpt_probe.moments.influences import InfluencesOfOrder, influences_of_rows, linear
 from ckpt_probe.moments.registry import DEFAULT, Undefined
 from ckpt_probe.moments.sampling import JointOperator, MomentsOperator
 from ckpt_probe.moments.spectra import GRAM, MOMENTS, RANK_ONE, STOCHASTIC, Route, choose_route
@@ -173,19 +173,21 @@ def sample_level(unit: UnitMoments, weights: Tensor | None, rows: RowBlocks | No
     many = sample is not None and min(samples, side) > MANY_EIGENVECTORS and not sample[0].requires_grad
     if route.name == STOCHASTIC or many:
         operator = _operator(unit, mask, heads, V, rows, options)
-    if operator is not None and sample is not None and sample[0].requires_grad:
-        along = (lambda order, entropy: torch.full_like(sample[2], torch.nan)), sample[2]
-    elif operator is not None and sample is not None:
-        most = ROWS_OF_SAMPLED if route.name == STOCHASTIC else ROWS
-        along, sample = (influences_of_rows(operator, samples, *sample[:2], most), sample[2]), None
+    solved = sample if operator is None else None
     if route.name == GRAM:
-        eigenvalues["joint"] = spectra.of_joint_gram(unit.rows_where(mask), heads, sample)
+        eigenvalues["joint"] = spectra.of_joint_gram(unit.rows_where(mask), heads, solved)
     elif route.name == MOMENTS:
-        eigenvalues["joint"] = spectra.of_joint_moments(unit, present, V, sample)
+        eigenvalues["joint"] = spectra.of_joint_moments(unit, present, V, solved)
     elif route.name == STOCHASTIC and operator is not None:
         estimate = _sample(operator, eigenvalues, options)
     elif route.name == STOCHASTIC:
         route = Route(None, "sampling needs classifier rows that are no wider than the features, or fewer")
+    if operator is not None and sample is not None:
+        moved, classes, changes = sample
+        if moved.requires_grad:
+            along = (lambda order, entropy: torch.full_like(changes, torch.nan)), changes
+        else:
+            along = influences_of_rows(operator, samples, moved, classes, estimate), changes
     return _entropies_of(eigenvalues, options, route, estimate, left_out, along)
 
 

@@ -7,14 +7,17 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.metrics.lanczos import Lanczos
+from ckpt_probe.metrics.stochastic import Estimate
 from ckpt_probe.moments.sampling import JointOperator, MomentsOperator
 
-ROWS, ROWS_OF_SAMPLED = 512, 256
-"""Rows whose influence is computed, and those for a sampled entropy, whose products take far longer; their standard
-deviation is known to about 3 % and 5 %."""
+ROWS = 512
+"""Rows whose influence is computed; their standard deviation is known to about 3 %."""
 
 STEPS = 6
 """Steps of each recurrence; the influence of a row needs far fewer digits than the entropy."""
+
+ROWS_OF_SAMPLED, STEPS_OF_SAMPLED = (32, 256), 4
+"""Fewest and most rows for a sampled entropy, and steps; products of its matrix with vectors take most of the time."""
 
 ROWS_AT_ONCE = 32
 
@@ -23,7 +26,11 @@ InfluencesOfOrder = Callable[[float, float], Tensor]
 
 
 def influences_of_rows(
-    operator: JointOperator | MomentsOperator, samples: int, rows: Tensor, classes: Tensor, most: int = ROWS
+    operator: JointOperator | MomentsOperator,
+    samples: int,
+    rows: Tensor,
+    classes: Tensor,
+    estimate: Estimate | None = None,
 ) -> InfluencesOfOrder:
     """Return the derivatives of the joint entropy by the weights of rows, for each order.
 
@@ -36,8 +43,12 @@ def influences_of_rows(
         samples: Number of rows N.
         rows: Unit rows of a sample, (m, D).
         classes: Indices of their classes, (m,).
-        most: Number of rows whose derivative is computed.
+        estimate: The entropy if it is sampled; the derivatives then take about as many products as the entropy.
     """
+    most, steps = ROWS, STEPS
+    if estimate is not None:
+        steps, (fewest, most) = STEPS_OF_SAMPLED, ROWS_OF_SAMPLED
+        most = min(most, max(fewest, estimate.probes * estimate.steps // steps))
     order = torch.argsort(classes, stable=True)
     sizes = torch.bincount(classes)
     ranks = torch.empty_like(classes)
@@ -46,7 +57,7 @@ def influences_of_rows(
     nodes, weights, of_gram = [], [], False
     for part in chosen.split(ROWS_AT_ONCE):
         vectors, of_gram = operator.rows_as_vectors(rows[part], classes[part])
-        rules = Lanczos(operator, vectors.contiguous()).run(STEPS)
+        rules = Lanczos(operator, vectors.contiguous()).run(steps)
         nodes.append(rules.nodes[0])
         weights.append(rules.weights[0])
     theta, shares = torch.cat(nodes), torch.cat(weights)

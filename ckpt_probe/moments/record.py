@@ -23,6 +23,7 @@ from ckpt_probe.moments.registry import (
     MEANS,
     REFERENCES,
     SECOND_PASS,
+    TRAIN_MEANS,
     WEIGHTS,
     Metric,
     Undefined,
@@ -161,8 +162,10 @@ def _put_errors(
                 influences[name] = of_rows
                 error, reason = sample.stderr(float(value or 0.0), of_rows)
         if error is not None:
-            # Accuracy, loss and calibration are means of rows, whose standard error is the usual one.
-            linear = LOGITS in metric.requires and SECOND_PASS not in metric.requires
+            # Accuracy, loss, calibration, and shares by means of other rows, have the usual standard error of a mean.
+            by_means = {SECOND_PASS, TRAIN_MEANS} & set(metric.requires)
+            other_rows = TRAIN_MEANS in by_means and inputs.nearest_train is not inputs.nearest
+            linear = other_rows or (LOGITS in metric.requires and not by_means)
             factor = 1.0 if linear else sample.design.widening(influences[name])
             error = math.hypot(factor * error, _computing_error(name, levels))
             if (doubt := inputs.doubt(metric)) is not None:

@@ -276,7 +276,9 @@ class JointOperator:
         """Return G · sums, (C, b, D)."""
         flat = sums.flatten(1)
         if self._gram is not None:
-            return (self._gram @ flat).reshape(sums.shape)
+            present = flat.any(dim=1)
+            sparse = int(present.sum()) < len(flat) // 2  # vectors of a few rows
+            return (self._gram[:, present] @ flat[present] if sparse else self._gram @ flat).reshape(sums.shape)
         mixed = self._heads.T @ flat
         # In place, because the sums may be the largest array.
         for heads, part in zip(self._heads.split(CLASSES_AT_ONCE), flat.split(CLASSES_AT_ONCE), strict=True):

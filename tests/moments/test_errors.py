@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 import ckpt_probe.data
@@ -13,7 +14,18 @@ from ckpt_probe.analysis.record import Context, compute_from_blocks
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.bias import TOO_SMALL, remaining_bias
-from ckpt_probe.moments.errors import FEW_ROWS, FIXED, MISSES_CLASS, NO_GRADIENT, NO_SPREAD, OF_COMPUTATION, SINGLE_ROWS
+from ckpt_probe.moments.errors import (
+    AT_MAXIMUM,
+    FEW_ROWS,
+    FIXED,
+    MISSES_CLASS,
+    NO_GRADIENT,
+    NO_SPREAD,
+    OF_COMPUTATION,
+    SEVERAL_MAXIMA,
+    SINGLE_ROWS,
+    Design,
+)
 from ckpt_probe.moments.registry import LAYERS, METRICS, SERIES
 
 CLASSES, FEATURES, SAMPLES = 4, 6, 160
@@ -248,3 +260,39 @@ def test_a_class_of_few_rows_at_the_end_leaves_biases_unchecked() -> None:
     moments.update(features, labels)
     record = moments.compute(draw.normal(size=(10, 64)), errors=True, only=["sample"])
     assert record["sample.mir_bias"] > 0
+
+
+def test_few_rows_widen_the_error_of_a_metric_that_is_no_mean_of_rows() -> None:
+    labels = torch.arange(400) % 4
+    design = Design(torch.arange(400), labels, torch.full((400,), 1 / 400, dtype=torch.float64), 400)
+    random = np.random.default_rng(0)
+    normal = torch.from_numpy(random.normal(size=400))
+    assert design.widening(normal) == 1
+    # Ten rows of 400 decide the error: the quantile of Student's t for as many degrees of freedom takes its place.
+    few = normal * torch.where(torch.arange(400) % 40 == 0, 20.0, 1.0)
+    values = few - few.mean()
+    freedom = 2 * 400 / (float((values**4).mean() / (values**2).mean() ** 2) - 1)
+    assert design.widening(few) == pytest.approx(stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975), rel=1e-5)
+    # Each of 10 rows of a class is left out of its mean.
+    small = Design(torch.arange(400), (torch.arange(400) < 10).long(), design.shares, 400)
+    deviations = normal - normal.mean()
+    first = (deviations[:10] - deviations[:10].mean()).square().sum()
+    expected = math.sqrt(1 + float(first / deviations.square().sum()) * ((10 / 9) ** 2 - 1))
+    assert small.widening(normal) == pytest.approx(expected)
+
+
+def test_errors_that_do_not_hold_are_named() -> None:
+    random = np.random.default_rng(0)
+    weights = random.normal(size=(4, 6))
+    labels = random.integers(0, 4, 400)
+    rows = torch.from_numpy(random.normal(size=(400, 6)))
+    record = moments_of(rows, torch.from_numpy(labels)).compute(weights, errors=True)
+    assert record["sample.entropy_weights_stderr"] > 0
+    assert f"sample.entropy_weights_stderr: {AT_MAXIMUM}" in record["missing"]
+    assert f"within.entropy_max_stderr: {SEVERAL_MAXIMA}" in record["missing"]
+    uneven = np.minimum(random.integers(0, 10, 400), 3)
+    spread = np.array([3, 1, 1, 0.1])[uneven, None] * random.normal(size=(400, 6))
+    rows = torch.from_numpy(3 * weights[uneven] + spread)
+    record = moments_of(rows, torch.from_numpy(uneven)).compute(weights, errors=True)
+    assert AT_MAXIMUM not in (record["missing"] or "")
+    assert SEVERAL_MAXIMA not in (record["missing"] or "")
