@@ -14,6 +14,9 @@ from ckpt_probe.moments.accumulator import MEMORY, checked_precision
 from ckpt_probe.moments.grouping import SUBSET_ROWS
 from ckpt_probe.moments.registry import chosen_families, package_functions
 
+LEAST_MEMORY = 2**16
+"""Memory limit below which sampling would go through the rows again for each few vectors, in bytes."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -69,10 +72,10 @@ class Settings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "orders", as_sequence(self.orders))
         _ = self.sampling, self.families, checked_precision(self.precision)
-        for name in ("exact_limit", "min_samples"):
+        for name, least in (("exact_limit", 1), ("min_samples", 1), ("memory", LEAST_MEMORY)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"`{name}={value}`: expected at least 1")
+            if value is not None and value < least:
+                raise UsageError(f"`{name}={value}`: expected at least {least:,}")
 
     @cached_property
     def sampling(self) -> Sampling:

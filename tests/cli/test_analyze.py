@@ -341,6 +341,7 @@ def test_a_dump_that_changes_while_it_is_read(
         (("--renyi", "two"), "'--renyi': expected numbers such as 0.5,2, found 'two'"),
         (("--set", "memory=lots"), "--set memory=lots: expected a size such as 2GiB or 512MiB, found 'lots'"),
         (("--set", "memory=0"), "--set memory=0: expected a size"),
+        (("--set", "memory=1000"), "--memory 1000: expected at least 65,536"),
         (("--sampling", "tolerance=0"), "tolerance: expected a positive number, found 0.0"),
         (("--sampling", "budget=-1"), "budget: expected a positive number of seconds, found -1.0"),
         (("--only", "nc,clas"), "'clas' is neither a metric nor a family of metrics; did you mean class"),
