@@ -96,8 +96,9 @@ class Design:
         """Return the factor by which few rows widen the standard error of a metric that is not linear; 1 for many rows.
 
         The influences of a class of n < `FEW_OF_CLASS` rows are multiplied by n/(n−1), as if each row had been left out
-        of the mean of its class (MacKinnon and White 1985). The variance of m influences of kurtosis k is known as that
-        of ν = 2m/(k−1) normal ones; below `FEW_EFFECTIVE`, 1.96 becomes the quantile of Student's t.
+        of the mean of its class (MacKinnon and White 1985). The variance s² of influences v_i with shares p_i is known
+        as that of ν = 2 s⁴ / Σ p_i² (v_i² − s²)² normal ones, 2m/(k−1) for m equal shares and a kurtosis k; below
+        `FEW_EFFECTIVE`, 1.96 becomes the quantile of Student's t.
         """
         from scipy.special import stdtrit  # a heavy import
 
@@ -110,13 +111,15 @@ class Design:
         values = influences.double() - self.shares @ influences.double()
         means = (torch.zeros(len(sizes), dtype=torch.float64).index_add(0, labels, values) / sizes)[labels]
         within, between = (values - means).square(), 0.0 if self.fixed else self.shares @ means.square()
-        left_out = torch.where(sizes < FEW_OF_CLASS, sizes / (sizes - 1), 1.0)[labels]
+        shares = torch.zeros(len(sizes), dtype=torch.float64).index_add(0, labels, self.shares)
+        rows = (self.samples * shares).round()
+        left_out = torch.where(rows < FEW_OF_CLASS, rows / (rows - 1), 1.0)[labels]
         wider = (self.shares @ (within * left_out.pow(1 if self.fixed else 2)) + between) / (
             self.shares @ within + between
         )
         values = values - means if self.fixed else values
-        kurtosis = float(self.shares @ values.pow(4) / (self.shares @ values.square()).square())
-        effective = 2 * len(values) / max(kurtosis - 1, 1e-9)
+        variance = self.shares @ values.square()
+        effective = float(2 * variance.square() / (self.shares.square() @ (values.square() - variance).square()))
         student = float(stdtrit(effective, NORMAL_SHARE)) / NORMAL if effective < FEW_EFFECTIVE else 1.0
         return math.sqrt(float(wider)) * student
 

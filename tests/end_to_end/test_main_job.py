@@ -99,10 +99,10 @@ def test_the_demo_states_the_numbers_of_its_files_and_commands_that_run(
         for line in probe("analyze", "ckpt-probe-demo/dumps/a", "--json").stdout.splitlines()
         if '"split": "train"' in line
     ]
-    accuracy = {str(record["step"]): record["accuracy"] for record in records}
-    change = re.search(r"train accuracy .*between steps (\d+) and (\d+) \((\S+) → (\S+)\)", output)
+    loss = {str(record["step"]): record["loss"] for record in records}
+    change = re.search(r"train loss .*changed .*between steps (\d+) and (\d+) \((\S+) → (\S+)\)", output)
     assert change is not None, output
-    assert [f"{accuracy[change[1]]:.4g}", f"{accuracy[change[2]]:.4g}"] == [change[3], change[4]]
+    assert [f"{loss[change[1]]:.4g}", f"{loss[change[2]]:.4g}"] == [change[3], change[4]]
     assert re.search(rf"^ *{records[-1]['step']}  train +{records[-1]['accuracy']:.3f} ", output, re.MULTILINE)
     told = json.loads((tmp_path / "ckpt-probe-demo" / "paths" / "ab" / "path.json").read_text())
     assert f"the loss {told['summary'][0]['barrier.loss']:.4f}" in output
