@@ -10,7 +10,7 @@ import numpy as np
 from ckpt_probe.analysis.paired import holm
 from ckpt_probe.errors import UsageError
 from ckpt_probe.findings.intervals import MOST_SPLITS, Family, Interval, families, narrowest
-from ckpt_probe.findings.noise import COEFFICIENTS, Noise, NoiseModel, contrasts
+from ckpt_probe.findings.noise import COEFFICIENTS, MEDIAN_OF_NORMAL, Noise, NoiseModel, contrasts
 from ckpt_probe.findings.series import Series
 
 FEWEST = 12
@@ -31,9 +31,6 @@ its interval in which that trend is fitted."""
 
 AT_REST, FEWEST_AT_REST = 4, 4
 """Standard deviations of noise within which a metric is at its final level, and least number of checkpoints there."""
-
-NORMAL_MEDIAN = 0.6745
-"""Median absolute value of a standard normal variable."""
 
 DEPARTURE, OF_CRITICAL = 0.05, 0.7
 """Least departure as a share of the range of the values there, and least statistic as a share of the critical value."""
@@ -208,7 +205,7 @@ def at_rest(values: np.ndarray, start: int) -> int:
     The noise is the median absolute difference of neighbours from `start` on, as a standard deviation.
     """
     later = values[start:]
-    noise = np.median(np.abs(np.diff(later))) / (math.sqrt(2) * NORMAL_MEDIAN)
+    noise = np.median(np.abs(np.diff(later))) / (math.sqrt(2) * MEDIAN_OF_NORMAL)
     for index in range(len(later) - FEWEST_AT_REST):
         if abs(later[index] - np.median(later[index + 1 :])) <= AT_REST * noise:
             return start + index

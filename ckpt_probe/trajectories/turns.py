@@ -175,11 +175,11 @@ def _best_exchange(distances: np.ndarray, least_at_ends: float) -> tuple[int, in
     last two are left to `last_two_exchanged`: the route has no other side there.
     """
     count = len(distances)
-    # Beyond both ends is a place at distance 0 from every checkpoint.
+    # Beyond both ends lies a position at distance 0 from every checkpoint.
     padded = np.pad(distances, 1)
     steps = np.diag(padded, 1)
-    places = np.arange(1, count + 1)
-    i, j = np.meshgrid(places, places, indexing="ij")
+    positions = np.arange(1, count + 1)
+    i, j = np.meshgrid(positions, positions, indexing="ij")
     before = steps[i - 1] + steps[i] + steps[j - 1] + steps[j]
     after = padded[i - 1, j] + padded[j, i + 1] + padded[j - 1, i] + padded[i, j + 1]
     k = np.arange(count - 1)
