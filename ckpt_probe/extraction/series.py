@@ -1,7 +1,7 @@
 """Extract the checkpoints of a run to dumps, also while the run is writing them; finished dumps are skipped."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +10,11 @@ from typing import Any
 from ckpt_probe.addresses import as_path, is_address
 from ckpt_probe.checkpoints import Arrivals, RepeatedWeights, is_run, open_series, unopened_member
 from ckpt_probe.errors import DataError, UsageError, listed
-from ckpt_probe.extraction.checkpoint import Job, extract_here
+from ckpt_probe.extraction.checkpoint import Extracted, Job, extract_here, open_checked_subject
 from ckpt_probe.extraction.config import Setup, Storage
 from ckpt_probe.extraction.plausibility import Outcome, warnings_of
 from ckpt_probe.extraction.request import request_of
+from ckpt_probe.extraction.subject import Subject
 from ckpt_probe.groups import GroupedRun, find_runs
 from ckpt_probe.keywords import checked_keywords, from_arguments
 from ckpt_probe.moments import MEMORY
@@ -124,9 +125,10 @@ def extract_series(
         scheduler: Address of a Dask scheduler whose workers extract the checkpoints instead.
         rows_per_task: Number of samples per task, rounded up to whole batches: if a split has more, the workers divide
             the samples of one checkpoint after another. The dumps are the same.
-        follow: Whether to wait for further checkpoints in the directory `source`, in this process. A checkpoint is
-            extracted when its files have not changed between two looks and its header is complete.
-        until: With `follow`, step of the last checkpoint to wait for; None to continue until Ctrl-C.
+        follow: Whether to wait for further checkpoints in the directory `source`, and for further runs if it is one of
+            runs, in this process. A checkpoint is extracted when its files have not changed between two looks and its
+            header is complete.
+        until: With `follow`, step of the last checkpoint to wait for in each run; None to continue until Ctrl-C.
         every: With `follow`, seconds between two looks.
         progress: Where progress and notes go.
 
@@ -136,62 +138,73 @@ def extract_series(
     """
     keywords = {name: value for name, value in locals().items() if name not in ("source", "out")}
     setup, storage = from_arguments(Setup, keywords), from_arguments(Storage, keywords)
+    if follow:
+        if workers != 1 or scheduler is not None or rows_per_task is not None:
+            raise UsageError("`follow` extracts one checkpoint at a time: leave out workers and `rows_per_task`")
+        progress = DeduplicatedProgress(progress or NullProgress())
+        return _follow(as_path(source), Path(out), setup, storage, overwrite, until, every, progress)
     if runs := _runs_below(source, progress):
-        if follow:
-            raise UsageError(
-                f"{source}: `follow=True` needs one run; name one of {len(runs)}, such as {runs[0].path}, or extract "
-                "the tree again when it has grown: complete dumps are skipped"
-            )
         return _extract_runs(runs, Path(source), Path(out), keywords)
     staff, out = Workers(workers, scheduler), Path(out)
     progress = DeduplicatedProgress(progress or NullProgress())
-    source = as_path(source) if follow else resolve(source)
+    source = resolve(source)
     job = Job(setup, storage, out, overwrite, request_of([as_path(source)], out, setup, storage))
-    members: list[Member] = []
-    if follow:
-        if not staff.alone or rows_per_task is not None:
-            raise UsageError("`follow` extracts one checkpoint at a time: leave out workers and `rows_per_task`")
-        extracted = extract_here(job, _arrivals(as_path(source), setup, until, every, progress), progress)
+    lone = unopened_member(source)
+    members = open_series(source, state_key=state_key, base=setup.base) if lone is None else [lone]
+    _require_distinct_names(members)
+    if staff.alone:
+        extracted = extract_here(job, [members], progress)
     else:
-        lone = unopened_member(source)
-        members = open_series(source, state_key=state_key, base=setup.base) if lone is None else [lone]
-        _require_distinct_names(members)
-        if staff.alone:
-            extracted = extract_here(job, [members], progress)
-        else:
-            from ckpt_probe.extraction.parallel import extract_in_parallel
+        from ckpt_probe.extraction.parallel import extract_in_parallel
 
-            extracted = extract_in_parallel(job, members, staff, rows_per_task, progress)
-    written, skipped, stopped = [], [], False
-    notes = {f"{member.name}: {listed(member.also)} has the same weights": None for member in members if member.also}
-    outcomes: list[Outcome] = []
-    repeated = RepeatedWeights(state_key, setup.base)
-    for warning in step_warnings(members):
-        progress.message(warning)
-    name, total = (f"following {source}", None) if follow else ("checkpoints", len(members))
-    with progress.task(name, total, "checkpoints") as bar, closing(extracted):
-        try:
+        extracted = extract_in_parallel(job, members, staff, rows_per_task, progress)
+    results = _Results(job, progress)
+    with progress.task("checkpoints", len(members), "checkpoints") as bar:
+        for _ in results.of(members, extracted):
+            bar.advance()
+    return _summary([results])
+
+
+class _Results:
+    """Results of the extraction of a run, with the warnings and notes that they give.
+
+    Args:
+        job: Settings of the extraction.
+        progress: Where warnings and notes go.
+        relative: Path of the run in its tree.
+    """
+
+    def __init__(self, job: Job, progress: Progress, relative: Path = Path()) -> None:
+        self.job, self._progress, self._relative = job, progress, relative
+        self.members: list[Member] = []
+        self._repeated = RepeatedWeights(job.setup.state_key, job.setup.base)
+        self._notes: dict[str, None] = {}
+        self._outcomes: list[Outcome] = []
+        self.written: list[str] = []
+        self.skipped: list[str] = []
+
+    def of(
+        self, members: Sequence[Member], extracted: Generator[tuple[Member, Extracted], None, None]
+    ) -> Iterator[tuple[Member, Extracted]]:
+        """Yield each of some further checkpoints with its result, as soon as it is extracted."""
+        self.members += members
+        self._notes |= {f"{each.name}: {listed(each.also)} has the same weights": None for each in members if each.also}
+        for warning in step_warnings(self.members):
+            self._progress.message(warning)
+        with closing(extracted):
             for member, result in extracted:
-                (written if result.written else skipped).append(member.name)
-                for warning in repeated.warnings(member, result.fingerprint):
-                    progress.message(warning)
-                if follow:
-                    members.append(member)
-                    for warning in step_warnings(members):
-                        progress.message(warning)
-                    if result.written:
-                        progress.message(f"{out / member.name}.h5: written")
-                notes |= dict.fromkeys(result.notes)
-                outcomes += result.outcomes
-                bar.advance()
-        except KeyboardInterrupt:
-            if not follow:
-                raise
-            stopped = True
-    remove_abandoned(out)
-    for note in (*notes, *warnings_of(outcomes)):
-        progress.message(note)
-    return ExtractionSummary(tuple(written), tuple(skipped), stopped)
+                (self.written if result.written else self.skipped).append((self._relative / member.name).as_posix())
+                for warning in self._repeated.warnings(member, result.fingerprint):
+                    self._progress.message(warning)
+                self._notes |= dict.fromkeys(result.notes)
+                self._outcomes += result.outcomes
+                yield member, result
+
+    def end(self) -> None:
+        """Report notes and implausible results, and remove files of processes that were ended."""
+        remove_abandoned(self.job.out)
+        for note in (*self._notes, *warnings_of(self._outcomes)):
+            self._progress.message(note)
 
 
 def _runs_below(source: Path | str, progress: Progress | None) -> list[GroupedRun]:
@@ -214,23 +227,64 @@ def _extract_runs(runs: Sequence[GroupedRun], source: Path, out: Path, keywords:
     return ExtractionSummary(tuple(written), tuple(skipped))
 
 
-def _arrivals(
-    source: Path, setup: Setup, until: int | None, every: float, progress: Progress
-) -> Iterator[list[Member]]:
-    """Yield the checkpoints that were completed in a directory since the last look; report those that are left out."""
+def _follow(
+    source: Path,
+    out: Path,
+    setup: Setup,
+    storage: Storage,
+    overwrite: bool,
+    until: int | None,
+    every: float,
+    progress: Progress,
+) -> ExtractionSummary:
+    """Extract the checkpoints of a run, or of each run of a tree, once they are complete; runs may appear over time."""
     if source.is_file():
         raise UsageError(f"{source}: `follow=True` needs the directory of a run, not one checkpoint")
-    arrivals = Arrivals(source, state_key=setup.state_key, base=setup.base)
-    last = -1
-    while True:
-        members = arrivals.look()
-        yield members
-        last = max([last, *(member.step for member in members if member.step is not None)])
-        for name, reason in arrivals.left_out.items():
-            progress.message(f"{name}: not extracted: {reason}")
-        if until is not None and last >= until and arrivals.settled:
-            return
-        time.sleep(every)
+    followed: dict[Path, tuple[Arrivals, _Results]] = {}
+    subject: tuple[Path, Subject] | None = None
+    stopped = False
+    with progress.task(f"following {source}", None, "checkpoints") as bar:
+        try:
+            while True:
+                paths = [Path(run.path) for run in _runs_below(source, None)] or [source]
+                for path in paths:
+                    relative = path.relative_to(source)
+                    if path not in followed:
+                        request = request_of([path], out / relative, setup, storage)
+                        arrivals = Arrivals(path, state_key=setup.state_key, base=setup.base)
+                        job = Job(setup, storage, out / relative, overwrite, request)
+                        followed[path] = arrivals, _Results(job, progress, relative)
+                    arrivals, results = followed[path]
+                    members = arrivals.look()
+                    if members and (subject is None or subject[0] != path):
+                        with setup.open(members[0].path) as checkpoint:
+                            subject = path, open_checked_subject(checkpoint, results.job, progress)
+                    extracted = extract_here(results.job, [members], progress, subject and subject[1])
+                    for member, result in results.of(members, extracted):
+                        if result.written:
+                            progress.message(f"{results.job.out / member.name}.h5: written")
+                        bar.advance()
+                    for name, reason in arrivals.left_out.items():
+                        progress.message(f"{(relative / name).as_posix()}: not extracted: {reason}")
+                if until is not None and all(_has_reached(until, *followed[path]) for path in paths):
+                    break
+                time.sleep(every)
+        except KeyboardInterrupt:
+            stopped = True
+    return _summary([results for _, results in followed.values()], stopped)
+
+
+def _summary(runs: Sequence[_Results], stopped: bool = False) -> ExtractionSummary:
+    """End the extraction of runs: report the notes of each, and return the names of all dumps."""
+    for run in runs:
+        run.end()
+    written = tuple(name for run in runs for name in run.written)
+    return ExtractionSummary(written, tuple(name for run in runs for name in run.skipped), stopped)
+
+
+def _has_reached(step: int, arrivals: Arrivals, results: _Results) -> bool:
+    """Return whether a checkpoint of a step or later, and each that was seen before it, is extracted or left out."""
+    return arrivals.settled and any(each.step is not None and each.step >= step for each in results.members)
 
 
 def _require_distinct_names(members: Sequence[Member]) -> None:

@@ -1,6 +1,7 @@
 """A tree of runs is mirrored by extraction, and its records have group and seed."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,8 +9,33 @@ import ckpt_probe as cp
 from ckpt_probe.checkpoints import CheckpointMetadata, save_checkpoint
 from ckpt_probe.errors import DataError
 from ckpt_probe.models import build_model
+from ckpt_probe.progress import MessageLog
 
 PLACES = ("plain/seed-0", "plain/seed-1", "decay/seed-0")
+
+
+def save(run: Path, step: int) -> None:
+    """Add a checkpoint to a run."""
+    model = build_model("mlp", {"hidden": [4]}, input_shape=(1, 8, 8), classes=10)
+    named = CheckpointMetadata(
+        model="mlp", model_arguments={"hidden": [4]}, data="digits", data_arguments={}, step=step
+    )
+    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+    save_checkpoint(run / "checkpoints" / f"step-{step:03}.safetensors", model.state_dict(), named)
+
+
+class Growth(MessageLog):
+    """A tree of runs that grows whenever a dump is written."""
+
+    def __init__(self, runs: Path, later: dict[str, list[tuple[str, int]]]) -> None:
+        super().__init__()
+        self._runs, self._later = runs, later
+
+    def message(self, text: str) -> None:
+        super().message(text)
+        for dump in [name for name in self._later if text.endswith(f"{name}.h5: written")]:
+            for run, step in self._later.pop(dump):
+                save(self._runs / run, step)
 
 
 @pytest.fixture(scope="module")
@@ -17,13 +43,7 @@ def dumps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tree")
     for place in PLACES:
         for step in (1, 20):
-            model = build_model("mlp", {"hidden": [4]}, input_shape=(1, 8, 8), classes=10)
-            named = CheckpointMetadata(
-                model="mlp", model_arguments={"hidden": [4]}, data="digits", data_arguments={}, step=step
-            )
-            place_of = root / "runs" / place / "checkpoints"
-            place_of.mkdir(parents=True, exist_ok=True)
-            save_checkpoint(place_of / f"step-{step:03}.safetensors", model.state_dict(), named)
+            save(root / "runs" / place, step)
     summary = cp.extract_series(root / "runs", root / "dumps", splits="test", limit=60, device="cpu")
     assert set(summary.written) == {f"{place}/step-{step:03}" for place in PLACES for step in (1, 20)}
     again = cp.extract_series(root / "runs", root / "dumps", splits="test", limit=60, device="cpu")
@@ -36,6 +56,26 @@ def test_dumps_lie_where_their_runs_lie(dumps: Path) -> None:
     assert files == {f"{place}/step-{step:03}.h5" for place in PLACES for step in (1, 20)}
     alone = cp.extract_series(dumps.parent / "runs" / "plain", dumps.parent / "of-seeds", splits="test", limit=60)
     assert alone.written[0] == "seed-0/step-001"
+
+
+def test_a_tree_is_followed_while_runs_grow_and_appear(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    later = {
+        "plain/seed-0/step-001": [("decay/seed-0", 1), ("plain/seed-1", 1)],
+        "plain/seed-1/step-001": [("plain/seed-0", 20), ("plain/seed-1", 20)],
+        "plain/seed-1/step-020": [("decay/seed-0", 20)],
+    }
+    progress = Growth(runs, later)
+    save(runs / "plain" / "seed-0", 1)
+    chosen: dict[str, Any] = {"splits": "test", "limit": 60, "device": "cpu"}
+    followed = cp.extract_series(
+        runs, tmp_path / "dumps", follow=True, until=20, every=0.01, progress=progress, **chosen
+    )
+    expected = {f"{place}/step-{step:03}" for place in PLACES for step in (1, 20)}
+    assert (set(followed.written), followed.skipped, followed.stopped) == (expected, (), False)
+    again = cp.extract_series(runs, tmp_path / "dumps", **chosen)
+    assert (again.written, set(again.skipped)) == ((), expected)
+    assert not [text for text in progress.messages if "left out" in text]
 
 
 def test_records_of_a_tree_have_group_and_seed(dumps: Path) -> None:
