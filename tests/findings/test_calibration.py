@@ -1,4 +1,4 @@
-"""Error rates of events on simulated runs: every cell of the null table, smooth curves, and planted jumps."""
+"""Tests of the error rates of events: simulated series without a change, smooth curves, and planted jumps."""
 
 import importlib.util
 import math
@@ -16,7 +16,7 @@ FILE = Path(__file__).parents[2] / "benchmarks" / "events_calibration.py"
 
 @pytest.fixture(scope="module")
 def calibration() -> Any:
-    """Return the module of the benchmark."""
+    """Return the module `benchmarks/events_calibration.py`."""
     spec = importlib.util.spec_from_file_location("events_calibration", FILE)
     assert spec is not None
     assert spec.loader is not None

@@ -1,4 +1,4 @@
-"""Intervals of changes: their error without a change, and that they contain planted changes."""
+"""Tests of the intervals of changes: their error rate without a change, and their coverage of planted changes."""
 
 from itertools import pairwise
 
@@ -57,7 +57,7 @@ def test_contrasts_have_the_standard_error_of_the_innovations(coefficient: float
     assert np.allclose(vectors @ np.c_[np.ones(12), x], 0, atol=1e-10)
 
 
-def test_scale_is_that_of_the_innovations_for_the_limit_of_the_coefficient() -> None:
+def test_standard_error_at_the_largest_coefficient_equals_that_of_the_innovations() -> None:
     x = positions(STEPS)
     model, _, _ = families(tuple(x))
     noise = model.estimate(simulate(np.random.default_rng(1), 0.5, 4000, 44))
@@ -67,7 +67,7 @@ def test_scale_is_that_of_the_innovations_for_the_limit_of_the_coefficient() -> 
     assert np.median(noise.scale[:, 22] / expected) == pytest.approx(1, abs=0.05)
 
 
-def test_the_scale_of_a_smooth_curve_is_that_of_its_second_differences() -> None:
+def test_standard_error_of_a_smooth_curve_comes_from_its_second_differences() -> None:
     steps = np.geomspace(1, 10_000, 100)
     model, _, _ = families(tuple(positions(steps)))
     curve = simulate(np.random.default_rng(2), 0.0, 200, 100) + 200 * np.sin(positions(steps) / 2)
@@ -100,41 +100,41 @@ def test_intervals_contain_a_planted_jump_and_are_disjoint() -> None:
     assert hits / 200 > 0.95
 
 
-def test_spans_cover_every_scale() -> None:
-    found = spans(30)
-    assert found[0] == (0, 4)
-    assert found[-1] == (0, 30)
-    assert len(set(found)) == len(found)
-    assert all(0 <= start < stop <= 30 for start, stop in found)
+def test_spans_are_distinct_and_reach_from_four_checkpoints_to_all() -> None:
+    intervals = spans(30)
+    assert intervals[0] == (0, 4)
+    assert intervals[-1] == (0, 30)
+    assert len(set(intervals)) == len(intervals)
+    assert all(0 <= start < stop <= 30 for start, stop in intervals)
 
 
-def one(values: np.ndarray, steps: np.ndarray = STEPS) -> Series:
+def series(values: np.ndarray, steps: np.ndarray = STEPS) -> Series:
     return Series("run", "run", {"split": "test"}, "accuracy", steps, values)
 
 
 def test_a_jump_is_abrupt_and_smooth_curves_are_not() -> None:
     noise = simulate(np.random.default_rng(4), 0.0, 1, 44)[0]
-    events, limits = find_events([one(0.01 * noise + (np.arange(44) >= 25))])
+    events, limits = find_events([series(0.01 * noise + (np.arange(44) >= 25))])
     changes = [event for event in events if event["kind"] == "change"]
     assert [event["abrupt"] for event in changes] == [True]
     assert changes[0]["from_step"] < STEPS[25] <= changes[0]["to_step"] <= 2.1 * changes[0]["from_step"]
     assert {event["kind"] for event in events} == {"change", "onset", "end"}
     assert 0.03 < limits[0]["smallest_detectable"] < 0.3
     for curve in (STEPS**-0.5, np.cos(np.pi * STEPS / STEPS[-1]), np.exp(-STEPS / 500)):
-        events, _ = find_events([one(curve + 0.01 * noise)])
+        events, _ = find_events([series(curve + 0.01 * noise)])
         assert events
         assert not any(event.get("abrupt") for event in events)
 
 
 def test_a_metric_that_still_moves_at_the_last_checkpoint_has_no_end() -> None:
     noise = 0.01 * simulate(np.random.default_rng(5), 0.0, 1, 44)[0]
-    events, _ = find_events([one(np.maximum(positions(STEPS) - 6, 0) + noise)])
+    events, _ = find_events([series(np.maximum(positions(STEPS) - 6, 0) + noise)])
     assert {event["kind"] for event in events} >= {"change", "onset"}
     assert not any(event["kind"] == "end" for event in events)
 
 
 def test_reasons_for_series_that_are_not_tested() -> None:
-    events, limits = find_events([one(np.arange(11.0), STEPS[:11]), one(np.ones(44))])
+    events, limits = find_events([series(np.arange(11.0), STEPS[:11]), series(np.ones(44))])
     assert events == []
     assert [limit["missing"] for limit in limits] == [
         "11 checkpoints with a value; events need at least 12",
@@ -144,8 +144,8 @@ def test_reasons_for_series_that_are_not_tested() -> None:
 
 def test_holm_makes_many_metrics_harder_than_one() -> None:
     noise = simulate(np.random.default_rng(6), 0.0, 40, 44)
-    alone = find_events([one(noise[0])])[1][0]["smallest_detectable"]
-    many = find_events([one(row) for row in noise])
+    alone = find_events([series(noise[0])])[1][0]["smallest_detectable"]
+    many = find_events([series(row) for row in noise])
     assert many[0] == []
     assert many[1][0]["smallest_detectable"] > 1.1 * alone
 
@@ -154,10 +154,10 @@ def test_one_sample_of_a_saturated_accuracy_is_no_event_but_a_jump_is() -> None:
     saturated = np.ones(44)
     saturated[:12] = np.round(64 * np.linspace(0.1, 1, 12)) / 64
     saturated[[20, 30]] = 63 / 64
-    events, _ = find_events([one(saturated)])
+    events, _ = find_events([series(saturated)])
     assert all(event["to_step"] <= STEPS[16] for event in events)
     jump = (np.arange(44) >= 25).astype(float)
-    events, _ = find_events([one(jump)])
+    events, _ = find_events([series(jump)])
     assert {event["kind"] for event in events} == {"change", "onset", "end"}
 
 

@@ -1,4 +1,4 @@
-"""Sentences about a run state their intervals; a growing run has each event reported once."""
+"""Tests of the sentences about a run: each states its interval; a growing run has each event reported once."""
 
 import numpy as np
 
@@ -25,7 +25,7 @@ def test_every_sentence_has_its_interval_or_the_smallest_detectable_change() -> 
     assert quiet.startswith("No event (smallest change that would be reported): test nc1.pinv (0.")
 
 
-def test_short_runs_have_the_reason_and_runs_without_steps_nothing() -> None:
+def test_short_runs_have_a_sentence_with_the_reason_and_runs_without_steps_have_none() -> None:
     [reason] = read_findings(findings_of_run("run", records(8)))
     assert reason == (
         "No events are reported of test accuracy, test nc1.pinv: 8 checkpoints with a value; events need at least 12."

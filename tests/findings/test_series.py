@@ -1,4 +1,4 @@
-"""Series of metrics from records, CSV files and groups."""
+"""Tests of the series of metrics read from records, CSV files and groups of runs."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def write(path: Path, jump: int, seed: int = 0, metrics: tuple[str, ...] = ("acc
     return path
 
 
-def test_values_are_corrected_by_their_bias_and_errors_are_no_metrics() -> None:
+def test_values_are_corrected_by_their_bias_and_error_columns_have_no_series() -> None:
     rows = [{"step": s, "split": "test", "mir": 1.0, "mir_bias": 0.25, "mir_stderr": 0.1, "samples": 5} for s in (2, 1)]
     [series] = series_of([*rows, {"step": 3, "split": "test", "mir": None}])
     assert series.metric == "mir"
@@ -41,7 +41,7 @@ def test_a_bias_that_cannot_be_relied_on_is_not_subtracted() -> None:
     assert series.values.tolist() == [1.0, 0.75]
 
 
-def test_layers_and_texts_tell_series_apart() -> None:
+def test_rows_of_different_layers_and_texts_form_separate_series() -> None:
     rows = [{"step": s, "tensor": name, "norm": 1.0} for s in (1, 2) for name in ("a", "b")]
     assert [each.name for each in series_of(rows)] == ["a norm", "b norm"]
     with pytest.raises(DataError, match="several records at step 1"):
@@ -55,7 +55,7 @@ def test_layers_and_texts_tell_series_apart() -> None:
         series_of([without], splits=["train"])
 
 
-def test_a_csv_file_with_a_step_column(tmp_path: Path) -> None:
+def test_a_csv_file_with_a_step_column_has_a_series_for_each_numeric_column(tmp_path: Path) -> None:
     file = tmp_path / "log.csv"
     file.write_text("step,loss,note\n1,0.5,a\n2,,b\n3,nan,c\n")
     rows = read_csv(file)
@@ -68,7 +68,7 @@ def test_a_csv_file_with_a_step_column(tmp_path: Path) -> None:
         cp.events(file)
 
 
-def test_events_of_a_csv_file_are_those_of_the_records(tmp_path: Path) -> None:
+def test_events_of_a_csv_file_equal_those_of_the_records(tmp_path: Path) -> None:
     records = write(tmp_path / "run.jsonl", 20)
     rows = [json.loads(line) for line in records.read_text().splitlines()]
     table = tmp_path / "run.csv"
@@ -81,9 +81,9 @@ def test_events_of_a_csv_file_are_those_of_the_records(tmp_path: Path) -> None:
 def test_a_directory_with_a_run_per_seed_is_a_group(tmp_path: Path) -> None:
     for seed in range(2):
         write(tmp_path / "plain" / f"seed-{seed}" / "metrics.jsonl", 15, seed, ("class.mir", "accuracy"))
-    found = cp.events(tmp_path / "plain")
-    assert {(event["group"], event["seed"]) for event in found} == {("plain", "seed-0"), ("plain", "seed-1")}
-    assert [(order["before"], order["after"]) for order in found.orders] == [("test class.mir", "test accuracy")] * 2
+    events = cp.events(tmp_path / "plain")
+    assert {(event["group"], event["seed"]) for event in events} == {("plain", "seed-0"), ("plain", "seed-1")}
+    assert [(order["before"], order["after"]) for order in events.orders] == [("test class.mir", "test accuracy")] * 2
     named = cp.events(groups={"p": tmp_path / "plain"}, metrics="acc")
     assert {event["group"] for event in named} == {"p"}
     assert {event["metric"] for event in named} == {"accuracy"}
