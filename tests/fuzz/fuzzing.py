@@ -1,14 +1,15 @@
-"""The fuzzer: real files of every format, mutated by a seed, each read in a process of its own with 1 GiB and 10 s.
+"""Fuzz the readers: mutate real files of every format, and read each in a separate process with 1 GiB and 10 s.
 
-    python tests/fuzz/fuzzing.py --cases 10000 --seed 0        prints how they ended; exit 1 where one is a finding
-    python tests/fuzz/fuzzing.py --replay tests/fuzz/corpus    the files that once were findings
-    python tests/fuzz/fuzzing.py --hostile                     files that are made to take memory or time
+    python tests/fuzz/fuzzing.py --cases 10000 --seed 0        prints a table of outcomes; exits with 1 after a finding
+    python tests/fuzz/fuzzing.py --replay tests/fuzz/corpus    reads the files that were findings once
+    python tests/fuzz/fuzzing.py --hostile                     reads files made to exhaust memory or time
 
-Memory and time are those of the budget of a file, with as much again for the libraries that read it.
+A process may use twice the memory budget of one file, since the libraries that read it need memory too.
 
-An end is "told" (a CkptProbeError of one line), "the same" (the answer of the whole file), "another" (which only
-formats without checksums may give), or a finding: another exception, a crash, no end, or another answer from a file of
-ours. What is found is kept with --keep DIRECTORY.
+The outcomes are "told" (a CkptProbeError of one line), "the same" (the answer of the undamaged file), "another" (a
+different answer, permitted only for formats without checksums), and findings: any other exception, a crash, no end
+within the limit, or a different answer from a file of ckpt-probe's own formats.
+The option --keep DIRECTORY stores the files of findings.
 """
 
 import argparse
@@ -42,61 +43,61 @@ HOSTILE = (b"../" * 8, b"/etc/passwd", b"[" * 2000, b'{"a":' * 500, b"9" * 40, b
 
 
 def mutated(data: bytes, random: np.random.Generator) -> bytes:
-    """Data with one to three changes of the kinds that wear, transfer and malice make."""
-    held = bytearray(data)
+    """Return the data with one to three random changes, as from a bad disk, a broken transfer or an attacker."""
+    changed = bytearray(data)
     for _ in range(int(random.choice([1, 1, 1, 2, 3]))):
-        size = max(1, len(held))
-        place, length = int(random.integers(size)), int(random.integers(1, 33))
+        size = max(1, len(changed))
+        position, length = int(random.integers(size)), int(random.integers(1, 33))
         kind = int(random.integers(8))
-        if kind <= 1 and held:
-            held[place % len(held)] ^= 1 << int(random.integers(8))
+        if kind <= 1 and changed:
+            changed[position % len(changed)] ^= 1 << int(random.integers(8))
         elif kind == 2:
-            held[place : place + 1] = bytes([int(random.choice([0, 1, 127, 128, 255]))])
+            changed[position : position + 1] = bytes([int(random.choice([0, 1, 127, 128, 255]))])
         elif kind == 3:
-            held[place : place + length] = random.bytes(length)
+            changed[position : position + length] = random.bytes(length)
         elif kind == 4:
-            del held[place : place + length]
+            del changed[position : position + length]
         elif kind == 5:
-            other = int(random.integers(size))
-            held[place:place] = held[other : other + length]
+            source = int(random.integers(size))
+            changed[position:position] = changed[source : source + length]
         elif kind == 6 and random.random() < 0.3:
-            del held[place:]
+            del changed[position:]
         else:
-            what = HOSTILE[int(random.integers(len(HOSTILE)))]
-            held[place : place + (len(what) if random.random() < 0.5 else 0)] = what
-    return bytes(held)
+            pattern = HOSTILE[int(random.integers(len(HOSTILE)))]
+            changed[position : position + (len(pattern) if random.random() < 0.5 else 0)] = pattern
+    return bytes(changed)
 
 
-class Whole:
-    """The whole files of each format, written once, and the answer that they give."""
+class Originals:
+    """Undamaged files of each format, written once, and the answer that reading them gives."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._answers: dict[str, str] = {}
 
-    def of(self, name: str) -> tuple[Path, str]:
-        place = self._folder / name
+    def original(self, name: str) -> tuple[Path, str]:
+        directory = self._folder / name
         if name not in self._answers:
-            place.mkdir()
-            SPECIMENS[name].write(place)
-            self._answers[name] = _placeless(SPECIMENS[name].read(place), place)
-        return place, self._answers[name]
+            directory.mkdir()
+            SPECIMENS[name].write(directory)
+            self._answers[name] = _without_directory(SPECIMENS[name].read(directory), directory)
+        return directory, self._answers[name]
 
 
-def _placeless(text: str, place: Path) -> str:
-    return text.replace(str(place), "HERE")
+def _without_directory(text: str, directory: Path) -> str:
+    return text.replace(str(directory), "HERE")
 
 
-def judged(name: str, file: str, data: bytes, whole: Whole, work: Path) -> str:
-    """How the reading of a specimen ends, of which one file is replaced by `data`."""
-    source, right = whole.of(name)
+def judge(name: str, file: str, data: bytes, originals: Originals, work: Path) -> str:
+    """Return the outcome of reading a specimen in which `data` replaces one file."""
+    source, right = originals.original(name)
     shutil.copytree(source, work)
     (work / file).write_bytes(data)
-    return alone(SPECIMENS[name], work, right)
+    return read_in_process(SPECIMENS[name], work, right)
 
 
-def alone(specimen: Specimen, work: Path, right: str = "") -> str:
-    """How the reading of a directory, which is removed, ends in a process of its own."""
+def read_in_process(specimen: Specimen, work: Path, right: str = "") -> str:
+    """Return the outcome of reading a directory in a separate process; the directory is removed afterwards."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -116,7 +117,7 @@ def alone(specimen: Specimen, work: Path, right: str = "") -> str:
 
 
 def _limit() -> None:
-    # Of its own time, on a busy machine too; what only waits is ended by the clock.
+    # Processor time, so that a busy machine changes nothing; the alarm ends a process that only waits.
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     signal.alarm(12 * SECONDS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -131,13 +132,13 @@ def _end(specimen: Specimen, work: Path, right: str) -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = _placeless(specimen.read(work), work)
+            answer = _without_directory(specimen.read(work), work)
     except CkptProbeError as error:
         return "told" if "\n" not in str(error) else f"several lines: {error}"
     except BaseException as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         return f"exception: {type(error).__name__} {str(error)[:100]} ({Path(last.filename).name}:{last.lineno})"
-    if found == right:
+    if answer == right:
         return "the same"
     return "another answer from a file of ours" if specimen.ours else "another"
 
@@ -146,53 +147,55 @@ FINE = {"told", "the same", "another"}
 
 
 def cases(names: list[str], seed: int, first: int, count: int):
-    """Formats in the order of their shares, and a random generator for each case, whichever are left out."""
+    """Return numbered cases: formats in proportion to their shares, and a generator that depends on the number only."""
     order = [name for name in names for _ in range(SPECIMENS[name].share)]
     for number in range(first, first + count):
         yield number, order[number % len(order)], np.random.default_rng([seed, number])
 
 
-def fuzz(asked: argparse.Namespace) -> Counter:
-    """Run the cases and print what is found; ends by format."""
+def fuzz(arguments: argparse.Namespace) -> Counter:
+    """Run the cases, print the findings, and return the number of outcomes by format."""
     ends: Counter = Counter()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "whole").mkdir()
-        whole = Whole(Path(folder) / "whole")
-        for number, name, random in cases(asked.formats or list(SPECIMENS), asked.seed, asked.first, asked.cases):
-            place, _ = whole.of(name)
-            files = sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
+        (Path(folder) / "originals").mkdir()
+        originals = Originals(Path(folder) / "originals")
+        for number, name, random in cases(
+            arguments.formats or list(SPECIMENS), arguments.seed, arguments.first, arguments.cases
+        ):
+            directory, _ = originals.original(name)
+            files = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
             file = files[int(random.integers(len(files)))]
-            data = mutated((place / file).read_bytes(), random)
-            end = judged(name, file, data, whole, Path(folder) / "work")
+            data = mutated((directory / file).read_bytes(), random)
+            end = judge(name, file, data, originals, Path(folder) / "work")
             ends[name, end if end in FINE else "finding"] += 1
             if end not in FINE:
                 print(f"case {number}: {name}/{file}: {end}", flush=True)
-                _keep(asked.keep, f"{name}--{file.replace('/', '__')}--{asked.seed}-{number}.gz", data)
-            if time.monotonic() - started > asked.seconds:
+                _keep(arguments.keep, f"{name}--{file.replace('/', '__')}--{arguments.seed}-{number}.gz", data)
+            if time.monotonic() - started > arguments.seconds:
                 print(f"stopped by --seconds; the next case is {number + 1}")
                 break
     return ends
 
 
 def replay(corpus: Path) -> Counter:
-    """Judge every file of the corpus, FORMAT--FILE--ORIGIN.gz."""
+    """Read every file of the corpus, named FORMAT--FILE--ORIGIN.gz, and return the number of outcomes."""
     ends: Counter = Counter()
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "whole").mkdir()
-        whole = Whole(Path(folder) / "whole")
-        for kept in sorted(corpus.glob("*--*--*.gz")):
-            name, file, _ = kept.name.split("--")
-            data = gzip.decompress(kept.read_bytes())
-            end = judged(name, file.replace("__", "/"), data, whole, Path(folder) / "work")
+        (Path(folder) / "originals").mkdir()
+        originals = Originals(Path(folder) / "originals")
+        for specimen in sorted(corpus.glob("*--*--*.gz")):
+            name, file, _ = specimen.name.split("--")
+            data = gzip.decompress(specimen.read_bytes())
+            end = judge(name, file.replace("__", "/"), data, originals, Path(folder) / "work")
             ends[name, end if end in FINE else "finding"] += 1
             if end not in FINE:
-                print(f"{kept.name}: {end}")
+                print(f"{specimen.name}: {end}")
     return ends
 
 
 def hostile(memory: int) -> Counter:
-    """Judge every kind of hostile file, written for a budget of `memory` bytes; each must be refused."""
+    """Read every kind of hostile file, written for a budget of `memory` bytes; each must be refused with an error."""
     ends: Counter = Counter()
     budget.MEMORY = memory
     for name, kind in KINDS.items():
@@ -201,7 +204,7 @@ def hostile(memory: int) -> Counter:
             work.mkdir()
             kind.write(work, memory)
             size = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
-            end = alone(Specimen(lambda folder: None, kind.read), work)
+            end = read_in_process(Specimen(lambda folder: None, kind.read), work)
             ends["hostile", end if end == "told" else "finding"] += 1
             if end != "told":
                 print(f"{name}, {size:,} bytes: {end}", flush=True)
@@ -215,7 +218,7 @@ def _keep(folder: Path | None, name: str, data: bytes) -> None:
 
 
 def main() -> int:
-    """Parse, run, print a table of ends."""
+    """Parse the arguments, run the cases, and print a table of outcomes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0, help="number of the first case, to go on where one stopped")
@@ -225,19 +228,25 @@ def main() -> int:
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--replay", type=Path)
     parser.add_argument("--hostile", nargs="?", type=int, const=budget.MEMORY, metavar="BYTES")
-    asked = parser.parse_args()
-    # A collection would copy what all processes share; a process that has started threads cannot be copied at all.
+    arguments = parser.parse_args()
+    # Garbage collection would copy the memory that forked processes share, and a process with threads cannot be forked.
     gc.freeze()
     gc.disable()
     lookover.PROCESSOR_SECONDS = 3
     torch.set_num_threads(1)
     with suppress(RuntimeError):
         torch.set_num_interop_threads(1)
-    ends = hostile(asked.hostile) if asked.hostile else replay(asked.replay) if asked.replay else fuzz(asked)
+    ends = (
+        hostile(arguments.hostile)
+        if arguments.hostile
+        else replay(arguments.replay)
+        if arguments.replay
+        else fuzz(arguments)
+    )
     for name in [*SPECIMENS, "hostile"]:
-        told = ", ".join(f"{end} {ends[name, end]}" for end in (*sorted(FINE), "finding") if ends[name, end])
-        if told:
-            print(f"{name:13} {told}")
+        counts = ", ".join(f"{end} {ends[name, end]}" for end in (*sorted(FINE), "finding") if ends[name, end])
+        if counts:
+            print(f"{name:13} {counts}")
     findings = sum(count for (_, end), count in ends.items() if end == "finding")
     print(f"{sum(ends.values())} cases, {findings} findings")
     return 1 if findings else 0

@@ -1,6 +1,6 @@
-"""Files that are made to take memory or time: a few MB at most, which would unpack to far more than their budget.
+"""Files made to exhaust memory or time: a few MB at most, which would unpack to far more than the budget of a file.
 
-Each is written for a budget of memory, so that the tests use small files and `make fuzz` those of the real limits.
+Each is written for a given memory budget: the tests use a small budget, `make fuzz` the real one.
 """
 
 import gzip
@@ -26,18 +26,18 @@ Write = Callable[[Path, int], None]
 
 @dataclass(frozen=True)
 class Kind:
-    """A hostile file: `write` makes it for a budget, `read` opens it as the commands do."""
+    """A kind of hostile file: `write` writes it for a memory budget, `read` opens it as the commands do."""
 
     write: Write
     read: Callable[[Path], str]
 
 
 ENCODED = b"c_codecs\nencode\nq\x00X" + struct.pack("<I", 2**14) + b"a" * 2**14 + b"X\x04\x00\x00\x00utf8\x86q\x01"
-"""Opcodes that remember a function that copies, and its arguments."""
+"""Opcodes that store a function for copies, and its arguments, in the unpickler's memory."""
 
 
 def pickled(opcodes: bytes, share: int, first: bytes = b"") -> Kind:
-    """A file of torch.save whose pickle is a list that repeats opcodes, once for each `share` bytes of the budget."""
+    """Return a file of torch.save whose pickle is a list that repeats opcodes, once per `share` bytes of the budget."""
 
     def write(folder: Path, budget: int) -> None:
         with zipfile.ZipFile(folder / "a.pt", "w") as archive:
@@ -59,7 +59,7 @@ def many_metadata(folder: Path, budget: int) -> None:
 
 
 def header(text: str) -> Kind:
-    """A safetensors file whose header has a text in place of @, as often as fits into a fiftieth of the budget."""
+    """Return a safetensors file whose header repeats a text in place of @ until it fills a fiftieth of the budget."""
     before, middle, after = text.split("@")
 
     def write(folder: Path, budget: int) -> None:
@@ -70,7 +70,7 @@ def header(text: str) -> Kind:
 
 
 def trainer_state(entry: str) -> Kind:
-    """A state of Hugging Face's Trainer whose log repeats an entry."""
+    """Return a state of Hugging Face's Trainer whose log repeats an entry."""
 
     def write(folder: Path, budget: int) -> None:
         save_file({"w": torch.zeros(2, 2)}, folder / "model.safetensors")
@@ -87,7 +87,7 @@ def wide_model(folder: Path, budget: int) -> None:
 
 
 def zipped_arrays(arrays: int, compression: int) -> Write:
-    """An archive of arrays of zeros, which are beyond the budget only in sum if there are many."""
+    """Return an archive of arrays of zeros; if there are several, only their sum exceeds the budget."""
 
     def write(folder: Path, budget: int) -> None:
         labels, head = io.BytesIO(), io.BytesIO()
@@ -125,7 +125,7 @@ def parquet(columns: Callable[[int], dict[str, Any]], **options: Any) -> Kind:
 
 
 def false_metadata(folder: Path, budget: int) -> None:
-    """Write a table with one large text whose metadata state a hundred bytes; the header of its page has the size."""
+    """Write a table with one large text whose metadata claim a hundred bytes; the page's header has the true size."""
     import pyarrow
     from pyarrow import parquet
 
@@ -145,7 +145,7 @@ def false_metadata(folder: Path, budget: int) -> None:
 
 
 def zigzag(number: int, length: int) -> bytes:
-    """Return a number as in the metadata of Parquet, in at least `length` bytes."""
+    """Return a number encoded as in the metadata of Parquet, in at least `length` bytes."""
     number, parts = 2 * number, []
     while number > 127 or len(parts) < length - 1:
         parts.append(number & 127 | 128)
@@ -179,7 +179,7 @@ def compressed_table(folder: Path, budget: int) -> None:
 
 
 def data_set(compression: str | None, kind: str = "int8") -> Kind:
-    """A data set on disk whose rows are compressed, or of a type that takes no space."""
+    """Return a data set on disk whose rows are compressed, or have a type of zero bytes."""
 
     def write(folder: Path, budget: int) -> None:
         import datasets
@@ -205,7 +205,7 @@ def data_set(compression: str | None, kind: str = "int8") -> Kind:
 
 
 def hdf5(shape: Callable[[int], tuple[int, ...]], chunk: Callable[[int], tuple[int, ...]]) -> Kind:
-    """An HDF5 file of data whose inputs claim a shape in compressed chunks, none of which is stored."""
+    """Return an HDF5 file of data whose inputs claim a shape in compressed chunks that are not stored."""
 
     def write(folder: Path, budget: int) -> None:
         with h5py.File(folder / "a.h5", "w") as file:
@@ -216,7 +216,7 @@ def hdf5(shape: Callable[[int], tuple[int, ...]], chunk: Callable[[int], tuple[i
 
 
 def repeated_text(folder: Path, budget: int) -> None:
-    """Write a dump with an attribute that is a list of 3,000 texts, all of which are one large text of the file."""
+    """Write a dump with an attribute that lists 3,000 references to one large text in the file."""
     count, size = 3000, budget // 750
     with h5py.File(folder / "a.h5", "w") as file:
         file["test/features"], file["test/labels"] = np.eye(4), np.arange(4) % 2

@@ -1,4 +1,4 @@
-"""Whole files of every format that ckpt-probe opens, and the answer that each gives, which damage may not change."""
+"""Undamaged files of every format that ckpt-probe opens, and the answer that reading them gives."""
 
 import gzip
 import hashlib
@@ -32,8 +32,14 @@ CONFIGS = Path(__file__).parents[2] / "sample_configs"
 
 @dataclass(frozen=True)
 class Specimen:
-    """One format. write: its files into an empty directory; read: what they say, as text; ours: under checksums, so
-    that a damaged one may give an error or the same text, and no other. share: of cases, against the others'."""
+    """A format that the fuzzer damages.
+
+    Attributes:
+        write: Write the format's files into an empty directory.
+        read: Return the contents as text.
+        ours: True for formats with checksums: damage may give an error or the same text, never a different one.
+        share: Share of the cases, relative to the other formats.
+    """
 
     write: Callable[[Path], None]
     read: Callable[[Path], str]
@@ -52,20 +58,20 @@ def state() -> dict[str, Tensor]:
 
 def checkpoint(path: Path, base: Path | None = None) -> str:
     with open_checkpoint(path, base=base) as opened:
-        told = hashlib.sha256()
+        digest = hashlib.sha256()
         for name, tensor in opened.state_dict().items():
             flat = tensor.contiguous().reshape(-1)
-            told.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(errors="surrogateescape"))
-            told.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
-        return f"{told.hexdigest()} {opened.metadata} {opened.facts}"
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(errors="surrogateescape"))
+            digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+        return f"{digest.hexdigest()} {opened.metadata} {opened.facts}"
 
 
 def write_shards(folder: Path) -> None:
     parts = {"x.safetensors": ("a.weight",), "y.safetensors": ("a.bias", "count")}
     for file, names in parts.items():
         save_file({name: state()[name] for name in names}, folder / file)
-    where = {name: file for file, names in parts.items() for name in names}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    weight_map = {name: file for file, names in parts.items() for name in names}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 def write_distributed(folder: Path) -> None:
@@ -81,8 +87,8 @@ def write_adapter(folder: Path) -> None:
     (folder / "adapter").mkdir()
     low = {"a.lora_A.weight": torch.ones(2, 4), "a.lora_B.weight": torch.full((6, 2), 0.5)}
     save_file({f"base_model.model.{name}": t for name, t in low.items()}, folder / "adapter/adapter_model.safetensors")
-    told = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["a"], "bias": "none"}
-    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(told))
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["a"], "bias": "none"}
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
 
 
 def write_dump(folder: Path, store: str = "features") -> None:
@@ -131,17 +137,17 @@ def write_table(folder: Path) -> None:
 
 def data(name: str) -> Callable[[Path], str]:
     def read(folder: Path) -> str:
-        kind, _, rest = name.partition(":")
-        found = load_data(f"{kind}:{folder / rest}" if rest else f"{kind}:{folder}", workers=0)
-        return str([(split, len(part.labels), part.labels.tolist()[:50]) for split, part in found.splits.items()])
+        kind, _, path = name.partition(":")
+        dataset = load_data(f"{kind}:{folder / path}" if path else f"{kind}:{folder}", workers=0)
+        return str([(split, len(part.labels), part.labels.tolist()[:50]) for split, part in dataset.splits.items()])
 
     return read
 
 
 def write_archive(folder: Path) -> None:
     random = np.random.default_rng(0)
-    held = {"x": random.normal(size=(40, 1, 4, 4)).astype(np.float32), "y": np.arange(40) % 4}
-    np.savez_compressed(folder / "data.npz", **held)
+    arrays = {"x": random.normal(size=(40, 1, 4, 4)).astype(np.float32), "y": np.arange(40) % 4}
+    np.savez_compressed(folder / "data.npz", **arrays)
 
 
 def write_pictures(folder: Path) -> None:
@@ -156,7 +162,7 @@ def pictures(folder: Path) -> str:
     try:
         return str([read_picture(path, path.name).size for path in sorted(folder.iterdir())])
     except Unreadable as error:
-        # The data source counts and names such files.
+        # The data source counts such files and names them.
         raise DataError(str(error)) from error
 
 
@@ -233,8 +239,8 @@ def write_plane(folder: Path) -> None:
 
 
 def plane(folder: Path) -> str:
-    told = {"directions": "random", "grid": 2, "splits": ("test",), "resume": True}
-    return str(evaluate_plane(ends(folder)[0], out=folder / "plane", **told))
+    options = {"directions": "random", "grid": 2, "splits": ("test",), "resume": True}
+    return str(evaluate_plane(ends(folder)[0], out=folder / "plane", **options))
 
 
 def write_trainer(folder: Path) -> None:

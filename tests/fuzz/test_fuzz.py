@@ -1,4 +1,4 @@
-"""What the fuzzer once found is judged again, and a few new cases of a seed; `make fuzz` runs ten thousand."""
+"""Tests that earlier findings of the fuzzer stay fixed and that a few new cases end well; `make fuzz` runs 10,000."""
 
 import os
 import subprocess
@@ -10,26 +10,26 @@ HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def fuzzed(commands: Any, *words: object) -> str:
+def run_fuzzer(commands: Any, *words: object) -> str:
     program = commands.script(HERE / "fuzzing.py", *words)
     done = subprocess.run(program, capture_output=True, text=True, env=ENVIRONMENT, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def test_nothing_of_the_corpus_is_found_again(commands: Any) -> None:
-    found = fuzzed(commands, "--replay", HERE / "corpus")
-    assert f"{len(list((HERE / 'corpus').glob('*.gz')))} cases, 0 findings" in found
+def test_files_of_the_corpus_are_no_longer_findings(commands: Any) -> None:
+    output = run_fuzzer(commands, "--replay", HERE / "corpus")
+    assert f"{len(list((HERE / 'corpus').glob('*.gz')))} cases, 0 findings" in output
 
 
-def test_files_that_are_made_to_take_memory_or_time_are_refused(commands: Any) -> None:
-    """With a budget of 16 MiB in place of 512; `make fuzz` has the real one."""
-    found = fuzzed(commands, "--hostile", 2**24)
-    assert "37 cases, 0 findings" in found
-    assert "told 37" in found
+def test_files_made_to_exhaust_memory_or_time_are_refused(commands: Any) -> None:
+    """Use a budget of 16 MiB in place of 512 MiB, with which `make fuzz` runs."""
+    output = run_fuzzer(commands, "--hostile", 2**24)
+    assert "37 cases, 0 findings" in output
+    assert "told 37" in output
 
 
-def test_a_slice_of_new_cases_ends_in_a_clear_error_or_the_right_answer(commands: Any) -> None:
-    found = fuzzed(commands, "--cases", 64, "--seed", 1)
-    assert "64 cases, 0 findings" in found
-    assert "told" in found
+def test_new_cases_end_in_a_clear_error_or_the_right_answer(commands: Any) -> None:
+    output = run_fuzzer(commands, "--cases", 64, "--seed", 1)
+    assert "64 cases, 0 findings" in output
+    assert "told" in output
