@@ -1,4 +1,4 @@
-"""Files that crash the HDF5 library, or keep it for ever, are one line; a process looks them over, one for all."""
+"""Tests that files which crash the HDF5 library, or never end, are refused in one line: a child process tries first."""
 
 import gzip
 import os
@@ -27,17 +27,17 @@ def foreign(path: Path, **options: object) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [("crash", r"the HDF5 library crashed on it \(signal 11\)"), ("endless", "came to no end within 1 seconds")],
 )
-def test_a_crash_and_an_endless_loop_are_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, told: str
+def test_a_crash_and_an_endless_loop_give_an_error_of_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
 ) -> None:
     monkeypatch.setattr(lookover, "PROCESSOR_SECONDS", 1)
     lookover._end()
     path = tmp_path / f"{name}.h5"
     path.write_bytes(gzip.decompress((CORPUS / f"foreign-dump--a.h5--{name}.gz").read_bytes()))
-    with pytest.raises(DataError, match=rf"{name}\.h5: .*{told}.*it is damaged") as error:
+    with pytest.raises(DataError, match=rf"{name}\.h5: .*{message}.*it is damaged") as error:
         list(analyze(path))
     assert "\n" not in str(error.value)
     [record] = analyze(foreign(tmp_path / "next.h5"))
@@ -45,7 +45,7 @@ def test_a_crash_and_an_endless_loop_are_one_line(
     lookover._end()
 
 
-def test_one_child_for_a_series_and_none_for_files_under_checksums(tmp_path: Path) -> None:
+def test_a_series_starts_one_child_and_files_with_checksums_start_none(tmp_path: Path) -> None:
     lookover._end()
     for number in range(3):
         foreign(tmp_path / f"step-{number}.h5", libver="v110")
@@ -69,7 +69,7 @@ def test_one_child_for_a_series_and_none_for_files_under_checksums(tmp_path: Pat
         assert dump["test"].samples == 30
 
 
-def test_a_file_is_looked_over_again_when_it_has_changed(tmp_path: Path) -> None:
+def test_a_changed_file_is_checked_again(tmp_path: Path) -> None:
     path = foreign(tmp_path / "a.h5")
     with open_dump(path):
         pass
@@ -78,7 +78,7 @@ def test_a_file_is_looked_over_again_when_it_has_changed(tmp_path: Path) -> None
         pass
 
 
-def test_the_child_goes_with_its_parent_and_imports_no_torch(tmp_path: Path) -> None:
+def test_the_child_ends_with_its_parent_and_imports_no_torch(tmp_path: Path) -> None:
     program = """
 import os, sys
 from ckpt_probe.hdf5 import lookover
