@@ -1,4 +1,4 @@
-"""What each of two processes runs (gloo, on the CPU): python distributed.py KIND FOLDER RANK, or torchrun without."""
+"""Program of each of two processes (gloo, on the CPU): python distributed.py KIND FOLDER [RANK]; torchrun sets RANK."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 SAMPLES, WORLD = 151, 2
-"""An odd number of samples: a sampler hands one of them out twice."""
+"""An odd number of samples, so that a sampler for two processes repeats one of them."""
 
 
 def samples(dtype: torch.dtype = torch.float64) -> TensorDataset:
@@ -34,7 +34,7 @@ def join(folder: Path, rank: int) -> None:
 
 
 def plain(folder: Path, rank: int) -> Any:
-    """The record of an evaluation, then the error of one in which the second process meets NaN."""
+    """Return the errors of an evaluation in which the second process meets NaN, and of a second run over them."""
     from ckpt_probe.errors import CkptProbeError
     from ckpt_probe.integrations import Probe
     from ckpt_probe.integrations.ranks import count_distinct_rows
@@ -44,7 +44,7 @@ def plain(folder: Path, rank: int) -> Any:
     data = samples()
     loader = DataLoader(data, batch_size=20, sampler=DistributedSampler(data, shuffle=False))
     probe = Probe(model, folder / "records.jsonl")
-    told = ""
+    messages = ""
     for step, factor in ((0, 1.0), (1, torch.nan if rank == 1 else 1.0)):
         try:
             with torch.no_grad(), probe.evaluation("test", step, limit=count_distinct_rows(loader)) as evaluation:
@@ -52,16 +52,16 @@ def plain(folder: Path, rank: int) -> Any:
                     model(inputs * factor)
                     evaluation.update(labels)
         except CkptProbeError as error:
-            told = str(error)
+            messages = str(error)
     try:
         Probe(model, folder / "records.jsonl")
     except CkptProbeError as error:
-        told += f"; {error}"
-    return {"told": told}
+        messages += f"; {error}"
+    return {"messages": messages}
 
 
 def hugging_face(folder: Path, rank: int) -> Any:
-    """What a Trainer's evaluation returns; the record is in the folder."""
+    """Return the MIR that a Trainer's evaluation logs; the record is written to the folder."""
     from transformers import Trainer, TrainingArguments
 
     from ckpt_probe.integrations import TrainerProbe
@@ -87,7 +87,7 @@ def hugging_face(folder: Path, rank: int) -> Any:
 
 
 def lightning(folder: Path, rank: int) -> Any:
-    """What a validation logs; the record is in the folder."""
+    """Return the MIR that a validation logs; the record is written to the folder."""
     import lightning.pytorch as pl
 
     from ckpt_probe.integrations import LightningProbe
@@ -109,7 +109,7 @@ def lightning(folder: Path, rank: int) -> Any:
 
 
 def torchmetrics(folder: Path, rank: int) -> Any:
-    """Values of a collection in which each process has half of the samples, and in which only the first has any."""
+    """Return values of a collection: once each process has half of the samples, once only the first has any."""
     from torchmetrics import MetricCollection
 
     from ckpt_probe.integrations import RecordMetric
@@ -134,8 +134,8 @@ def main() -> None:
     kind, folder = sys.argv[1], Path(sys.argv[2])
     rank = int(sys.argv[3] if len(sys.argv) > 3 else os.environ["RANK"])
     kinds = {"plain": plain, "hugging_face": hugging_face, "lightning": lightning, "torchmetrics": torchmetrics}
-    found = kinds[kind](folder, rank)
-    (folder / f"{rank}.json").write_text(json.dumps(found))
+    values = kinds[kind](folder, rank)
+    (folder / f"{rank}.json").write_text(json.dumps(values))
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Two processes are one evaluation: the numbers of one process, one file, and an error that both hear of."""
+"""Tests that two processes make one evaluation: the numbers of one process, one file, and an error in both of them."""
 
 import json
 import runpy
@@ -14,15 +14,15 @@ import ckpt_probe as cp
 
 SCRIPT = Path(__file__).with_name("distributed.py")
 SAME = 1e-12
-"""Sums are taken in another order: what that may change of a number, relative to it, where the model is float64."""
+"""Relative tolerance of a float64 model's numbers, since the sums are taken in another order."""
 
 
-def together(kind: str, folder: Path, commands: Any) -> list[Any]:
-    """What each of two processes found."""
+def run_two_processes(kind: str, folder: Path, commands: Any) -> list[Any]:
+    """Return the result of each of two processes."""
     words = [commands.script(SCRIPT, kind, folder, rank) for rank in (0, 1)]
     running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in words]
-    told = [process.communicate(timeout=240)[1] for process in running]
-    assert [process.returncode for process in running] == [0, 0], "\n".join(told)
+    errors = [process.communicate(timeout=240)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], "\n".join(errors)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -33,8 +33,8 @@ def same(record: dict, expected: dict) -> None:
         assert record[name] == close, name
 
 
-def alone(folder: Path) -> dict:
-    """The record of one process."""
+def record_of_one_process(folder: Path) -> dict:
+    """Return the record of a single process."""
     script = runpy.run_path(str(SCRIPT))
     model, data = script["network"](), script["samples"]()
     with torch.no_grad(), cp.Probe(model, folder / "alone.jsonl").evaluation("test", 0) as evaluation:
@@ -48,12 +48,12 @@ def alone(folder: Path) -> dict:
 
 
 def test_two_processes_have_the_numbers_of_one(tmp_path: Path, commands: Any) -> None:
-    found = together("plain", tmp_path, commands)
+    messages = run_two_processes("plain", tmp_path, commands)
     [record] = cp.read_records(tmp_path / "records.jsonl")
-    same(record, alone(tmp_path))
-    assert found[0] == found[1]
-    assert "rank 1: features: 75 rows hold NaN" in found[0]["told"]
-    assert "records.jsonl: has records of another run" in found[0]["told"]
+    same(record, record_of_one_process(tmp_path))
+    assert messages[0] == messages[1]
+    assert "rank 1: features: 75 rows hold NaN" in messages[0]["messages"]
+    assert "records.jsonl: has records of another run" in messages[0]["messages"]
 
 
 @pytest.mark.slow
@@ -63,6 +63,6 @@ def test_two_processes_of_a_framework_have_the_numbers_of_one(kind: str, tmp_pat
     done = subprocess.run([*launch, SCRIPT, kind, tmp_path], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     [record] = cp.read_records(tmp_path / "records.jsonl")
-    same(record, alone(tmp_path))
+    same(record, record_of_one_process(tmp_path))
     logged = [json.loads((tmp_path / f"{rank}.json").read_text())["mir"] for rank in (0, 1)]
     assert logged == pytest.approx([record["class.mir"]] * 2, rel=1e-6)

@@ -1,4 +1,4 @@
-"""A probe reports the events of a run that is still training, in the log and as texts of TensorBoard."""
+"""Tests that a probe reports the events of a run during training, in the log and as texts of TensorBoard."""
 
 import logging
 from pathlib import Path

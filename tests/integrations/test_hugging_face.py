@@ -1,4 +1,4 @@
-"""A probe in Hugging Face's own Trainer, on tiny models: the record of an extraction of each saved checkpoint."""
+"""Tests of a probe in Hugging Face's Trainer, on tiny models: each record is that of an extracted checkpoint."""
 
 import json
 import logging
@@ -70,7 +70,7 @@ def network() -> ViTForImageClassification:
     return ViTForImageClassification(config)
 
 
-def arguments(where: Path, **options: Any) -> TrainingArguments:
+def arguments(directory: Path, **options: Any) -> TrainingArguments:
     settings = {
         "max_steps": 6,
         "eval_strategy": "steps",
@@ -83,22 +83,22 @@ def arguments(where: Path, **options: Any) -> TrainingArguments:
         "report_to": "none",
         "use_cpu": True,
     }
-    return TrainingArguments(output_dir=str(where), **(settings | options))
+    return TrainingArguments(output_dir=str(directory), **(settings | options))
 
 
-def trainer_of(where: Path, **options: Any) -> Trainer:
+def trainer_of(directory: Path, **options: Any) -> Trainer:
     more = {name: options.pop(name) for name in ("eval_dataset", "model") if name in options}
     settings = {"model": network(), "train_dataset": Images(96, seed=2), "eval_dataset": TEST} | more
-    return Trainer(args=arguments(where, **options), **settings)
+    return Trainer(args=arguments(directory, **options), **settings)
 
 
-def lines(where: Path) -> list[dict]:
-    return [json.loads(line) for line in (where / "records.jsonl").read_text().splitlines()]
+def records_in(directory: Path) -> list[dict]:
+    return [json.loads(line) for line in (directory / "records.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
-    """A Trainer that has trained six steps, with an evaluation and a checkpoint at each third."""
+    """Return a Trainer that has trained six steps, with an evaluation and a checkpoint after each third step."""
     trainer = trainer_of(tmp_path_factory.mktemp("run"), load_best_model_at_end=True, metric_for_best_model="class.mir")
     trainer.add_callback(TrainerProbe(trainer))
     trainer.train()
@@ -108,19 +108,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
 def test_each_evaluation_has_the_record_of_its_checkpoint(
     trained: Trainer, extracted: Callable, same: Callable
 ) -> None:
-    where = Path(trained.args.output_dir)
-    records = lines(where)
+    directory = Path(trained.args.output_dir)
+    records = records_in(directory)
     assert [(r["checkpoint"], r["step"], r["split"]) for r in records] == [
         ("checkpoint-3", 3, "eval"),
         ("checkpoint-6", 6, "eval"),
     ]
     for record in records:
-        model = ViTForImageClassification.from_pretrained(where / record["checkpoint"])
+        model = ViTForImageClassification.from_pretrained(directory / record["checkpoint"])
         same(record, extracted(_Logits(model), TEST.batches()))
 
 
 class _Logits(nn.Module):
-    """What a model of Hugging Face's returns for pictures alone."""
+    """A model that returns the logits of a Hugging Face model for pictures alone."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -131,28 +131,30 @@ class _Logits(nn.Module):
 
 
 def test_the_trainer_logs_the_numbers_and_can_choose_by_them(trained: Trainer) -> None:
-    logged = {one["step"]: one["eval_class.mir"] for one in trained.state.log_history if "eval_class.mir" in one}
-    records = {record["step"]: record for record in lines(Path(trained.args.output_dir))}
+    logged = {
+        entry["step"]: entry["eval_class.mir"] for entry in trained.state.log_history if "eval_class.mir" in entry
+    }
+    records = {record["step"]: record for record in records_in(Path(trained.args.output_dir))}
     assert logged == {step: record["class.mir"] for step, record in records.items()}
     assert trained.state.best_metric == max(logged.values())
-    # The Trainer's own loss stays the Trainer's.
-    own = [one["eval_loss"] for one in trained.state.log_history if "eval_loss" in one]
-    assert own == pytest.approx([record["loss"] for record in records.values()], rel=1e-5)
+    # The loss that the Trainer computes is left as it is.
+    losses = [entry["eval_loss"] for entry in trained.state.log_history if "eval_loss" in entry]
+    assert losses == pytest.approx([record["loss"] for record in records.values()], rel=1e-5)
 
 
 def test_an_evaluation_at_a_recorded_step_returns_its_numbers_and_adds_no_line(
     trained: Trainer, extracted: Callable, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # What this evaluation logs is not of the run, which other tests look at.
+    # The log of the run is restored afterwards, since other tests read it.
     monkeypatch.setattr(trained.state, "log_history", trained.state.log_history.copy())
-    before = lines(Path(trained.args.output_dir))
+    before = records_in(Path(trained.args.output_dir))
     with caplog.at_level(logging.WARNING):
-        found = trained.evaluate()
-    # Those of the best checkpoint, which the Trainer has loaded at the end.
+        metrics = trained.evaluate()
+    # The expected values are those of the best checkpoint, which the Trainer has loaded at the end.
     now = extracted(_Logits(trained.model), TEST.batches())
-    assert found["eval_class.mir"] == pytest.approx(now["class.mir"], rel=1e-6)
+    assert metrics["eval_class.mir"] == pytest.approx(now["class.mir"], rel=1e-6)
     trained.predict(Images(10, 5, labelled=False))
-    assert lines(Path(trained.args.output_dir)) == before
+    assert records_in(Path(trained.args.output_dir)) == before
     assert "step 6, split eval has a record already" in caplog.text
 
 
@@ -161,32 +163,34 @@ def test_a_resumed_run_has_each_step_once(tmp_path: Path) -> None:
         trainer = trainer_of(tmp_path, max_steps=steps)
         trainer.add_callback(TrainerProbe(trainer))
         trainer.train(resume_from_checkpoint=resume)
-    assert [record["step"] for record in lines(tmp_path)] == [3, 6, 9]
+    assert [record["step"] for record in records_in(tmp_path)] == [3, 6, 9]
     again = trainer_of(tmp_path)
     again.add_callback(TrainerProbe(again))
     with pytest.raises(UsageError, match="records of another run"):
         again.train()
-    assert len(lines(tmp_path)) == 3
+    assert len(records_in(tmp_path)) == 3
 
 
-def test_smoothed_labels_several_sets_and_every_so_many_steps(
+def test_a_probe_handles_smoothed_labels_several_sets_and_an_interval_of_steps(
     tmp_path: Path, extracted: Callable, same: Callable
 ) -> None:
     sets = {"first": TEST, "second": Images(40, seed=3)}
     trainer = trainer_of(tmp_path, label_smoothing_factor=0.1, eval_dataset=sets, eval_steps=2, save_strategy="no")
     trainer.add_callback(TrainerProbe(trainer, tmp_path / "records.jsonl", every=4))
     trainer.train()
-    assert [(r["step"], r["split"]) for r in lines(tmp_path)] == [
+    assert [(r["step"], r["split"]) for r in records_in(tmp_path)] == [
         (2, "first"),
         (2, "second"),
         (6, "first"),
         (6, "second"),
     ]
-    same(lines(tmp_path)[3], extracted(_Logits(trainer.model), sets["second"].batches()))
-    assert any("eval_second_class.mir" in one for one in trainer.state.log_history)
+    same(records_in(tmp_path)[3], extracted(_Logits(trainer.model), sets["second"].batches()))
+    assert any("eval_second_class.mir" in entry for entry in trainer.state.log_history)
 
 
-def test_a_text_model_that_takes_its_inputs_by_name(tmp_path: Path, extracted: Callable, same: Callable) -> None:
+def test_a_text_model_with_named_inputs_has_the_record_of_an_extraction(
+    tmp_path: Path, extracted: Callable, same: Callable
+) -> None:
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     model = BertForSequenceClassification(BertConfig(vocab_size=30, max_position_embeddings=12, num_labels=3, **sizes))
@@ -204,22 +208,24 @@ def test_a_text_model_that_takes_its_inputs_by_name(tmp_path: Path, extracted: C
             super().__init__()
             self.model = model
 
-        def forward(self, both: Tensor) -> Tensor:
-            return self.model(input_ids=both[:, 0], attention_mask=both[:, 1]).logits
+        def forward(self, words_and_mask: Tensor) -> Tensor:
+            return self.model(input_ids=words_and_mask[:, 0], attention_mask=words_and_mask[:, 1]).logits
 
-    both, labels = torch.stack([words, mask], dim=1), torch.arange(60) % 3
-    same(lines(tmp_path)[0], extracted(Masked(), zip(both.split(BATCH), labels.split(BATCH), strict=True)))
+    words_and_mask, labels = torch.stack([words, mask], dim=1), torch.arange(60) % 3
+    same(
+        records_in(tmp_path)[0], extracted(Masked(), zip(words_and_mask.split(BATCH), labels.split(BATCH), strict=True))
+    )
 
 
 def tokens(samples: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Words (n, 10) of 30, and how many of each text's are no padding (n,)."""
+    """Return word indices (n, 10) below 30, and the lengths (n,) of the texts without padding."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(5, 30, (samples, 10), generator=generator), torch.randint(
         4, 11, (samples,), generator=generator
     )
 
 
-def test_every_word_is_a_row_where_it_has_a_label(tmp_path: Path) -> None:
+def test_every_word_with_a_label_is_a_row(tmp_path: Path) -> None:
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     model = BertForTokenClassification(BertConfig(vocab_size=30, max_position_embeddings=12, num_labels=3, **sizes))
@@ -228,24 +234,24 @@ def test_every_word_is_a_row_where_it_has_a_label(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, model=model, eval_dataset=texts(words, labels))
     trainer.add_callback(TrainerProbe(trainer))
     trainer.evaluate()
-    [record] = lines(tmp_path)
+    [record] = records_in(tmp_path)
     with torch.no_grad():
         features = model.eval().bert(words).last_hidden_state
-    kept = labels >= 0
-    expected = cp.analyze_features(features[kept], labels[kept], model.classifier.weight, model.classifier.bias)
+    labelled = labels >= 0
+    expected = cp.analyze_features(features[labelled], labels[labelled], model.classifier.weight, model.classifier.bias)
     assert record["samples"] == int(lengths.sum())
     assert record["class.mir"] == pytest.approx(expected["class.mir"], rel=1e-6)
     assert record["accuracy"] == expected["accuracy"]
 
 
-def test_a_language_models_row_has_the_label_of_the_next_word(tmp_path: Path) -> None:
+def test_the_label_of_a_language_models_row_is_the_next_word(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=30, n_positions=12, n_embd=16, n_layer=1, n_head=2))
     words, _ = tokens(20, 1)
     trainer = trainer_of(tmp_path, model=model, eval_dataset=texts(words, words))
     trainer.add_callback(TrainerProbe(trainer))
     trainer.evaluate()
-    [record] = lines(tmp_path)
+    [record] = records_in(tmp_path)
     assert record["samples"] == 20 * 9
     with torch.no_grad():
         logits = model.eval()(words).logits
@@ -257,7 +263,9 @@ def texts(words: Tensor, labels: Tensor) -> list[dict[str, Tensor]]:
     return [{"input_ids": w, "labels": label} for w, label in zip(words, labels, strict=True)]
 
 
-def test_what_cannot_be_measured_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_labels_are_an_error_and_nan_features_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     trainer = trainer_of(tmp_path, eval_dataset=Images(20, 1, labelled=False))
     trainer.add_callback(TrainerProbe(trainer))
     with pytest.raises(UsageError, match=r"have no tensor of labels \(labels\), only: pixel_values"):
@@ -267,13 +275,13 @@ def test_what_cannot_be_measured_is_told(tmp_path: Path, caplog: pytest.LogCaptu
         diverged.model.vit.layernorm.weight.fill_(math.nan)
     diverged.add_callback(TrainerProbe(diverged))
     with caplog.at_level(logging.WARNING):
-        found = diverged.evaluate()
+        metrics = diverged.evaluate()
     assert "step 0, eval: not measured: features: 75 rows hold NaN or infinity" in caplog.text
-    assert "eval_class.mir" not in found
+    assert "eval_class.mir" not in metrics
     assert not (tmp_path / "records.jsonl").exists()
 
 
-def test_between_evaluations_no_hook_stays_and_a_broken_one_adds_nothing_to_the_next(tmp_path: Path) -> None:
+def test_hooks_are_removed_after_an_evaluation_and_a_failed_one_does_not_affect_the_next(tmp_path: Path) -> None:
     trainer = Trainer(network(), arguments(tmp_path), train_dataset=TEST, eval_dataset=TEST)
     trainer.add_callback(TrainerProbe(trainer))
 
@@ -281,7 +289,7 @@ def test_between_evaluations_no_hook_stays_and_a_broken_one_adds_nothing_to_the_
         return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in trainer.model.modules())
 
     before = hooks()
-    whole = trainer.evaluate()["eval_class.mir"]
+    complete = trainer.evaluate()["eval_class.mir"]
     assert hooks() == before
 
     class Broken(Images):
@@ -293,4 +301,4 @@ def test_between_evaluations_no_hook_stays_and_a_broken_one_adds_nothing_to_the_
     with pytest.raises(OSError, match="the disk is gone"):
         trainer.evaluate(Broken(75, seed=1))
     assert hooks() == before
-    assert trainer.evaluate(metric_key_prefix="eval_again")["eval_again_class.mir"] == whole
+    assert trainer.evaluate(metric_key_prefix="eval_again")["eval_again_class.mir"] == complete

@@ -1,4 +1,4 @@
-"""records.jsonl: whole lines after a kill, no step twice after a resume, nothing of another run overwritten."""
+"""Tests of records.jsonl: complete lines after a kill, each step once after a resume, records of other runs kept."""
 
 import json
 import logging
@@ -18,12 +18,12 @@ def record(step: int, split: str = "test", **values: float) -> dict:
 
 
 def steps(path: Path) -> list[tuple[int, str]]:
-    return [(one["step"], one["split"]) for one in map(json.loads, path.read_text().splitlines())]
+    return [(row["step"], row["split"]) for row in map(json.loads, path.read_text().splitlines())]
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A file of an earlier run: steps 0, 10, 20 of two splits."""
+    """Return a file of an earlier run with steps 0, 10, 20 of two splits."""
     journal = Journal(tmp_path / "run" / "records.jsonl")
     for step in (0, 10, 20):
         for split in ("train", "test"):
@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
     return journal.path
 
 
-def test_a_resumed_run_writes_no_step_twice(path: Path) -> None:
+def test_a_resumed_run_writes_each_step_once(path: Path) -> None:
     journal = Journal(path)
     journal.begin(10)
     assert steps(path) == [(step, split) for step in (0, 10) for split in ("train", "test")]
@@ -40,7 +40,7 @@ def test_a_resumed_run_writes_no_step_twice(path: Path) -> None:
     assert steps(path)[4:] == [(20, "test"), (30, "test")]
 
 
-def test_a_new_run_leaves_an_earlier_ones_records_alone(path: Path) -> None:
+def test_a_new_run_does_not_replace_records_without_overwrite(path: Path) -> None:
     before = path.read_bytes()
     with pytest.raises(UsageError, match="has records of another run; pass overwrite=True"):
         Journal(path).begin(0)
@@ -49,7 +49,7 @@ def test_a_new_run_leaves_an_earlier_ones_records_alone(path: Path) -> None:
     assert path.read_bytes() == b""
 
 
-def test_an_evaluation_before_training_is_of_the_run_and_a_second_run_is_not(tmp_path: Path) -> None:
+def test_an_evaluation_before_training_belongs_to_the_run_and_a_second_run_is_refused(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "records.jsonl")
     journal.append(record(0))
     journal.begin(0)
@@ -60,7 +60,7 @@ def test_an_evaluation_before_training_is_of_the_run_and_a_second_run_is_not(tmp
     assert steps(journal.path) == [(0, "test"), (5, "test")]
 
 
-def test_what_is_there_already_stays_and_is_said(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_repeated_step_is_not_written_and_gives_a_warning(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     journal, before = Journal(path), path.read_bytes()
     with caplog.at_level(logging.WARNING):
         journal.append(record(20, loss=3.0))
@@ -68,21 +68,24 @@ def test_what_is_there_already_stays_and_is_said(path: Path, caplog: pytest.LogC
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("left", ['{"step": 30, "spl', '{"step": 30, "split": "test"}', "\N{EM DASH}"])
-def test_a_line_that_was_cut_off_is_dropped(path: Path, left: str) -> None:
+@pytest.mark.parametrize("fragment", ['{"step": 30, "spl', '{"step": 30, "split": "test"}', "\N{EM DASH}"])
+def test_an_incomplete_last_line_is_dropped(path: Path, fragment: str) -> None:
     with path.open("ab") as file:
-        file.write(left.encode()[:-1])
+        file.write(fragment.encode()[:-1])
     Journal(path).append(record(30))
     assert steps(path)[-2:] == [(20, "test"), (30, "test")]
     Journal(path).begin(30)
     assert len(steps(path)) == 7
 
 
-def test_files_of_another_kind_are_told_and_left(tmp_path: Path) -> None:
+def test_files_of_other_kinds_are_refused_and_stay_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
-    for text, told in (("dear diary\n", r"notes\.txt: line 1 is not JSON"), ('{"loss": 1}\n', "record 1 has no step")):
+    for text, message in (
+        ("dear diary\n", r"notes\.txt: line 1 is not JSON"),
+        ('{"loss": 1}\n', "record 1 has no step"),
+    ):
         path.write_text(text)
-        with pytest.raises(DataError, match=told):
+        with pytest.raises(DataError, match=message):
             Journal(path).begin(0, overwrite=True)
         assert path.read_text() == text
     with pytest.raises(UsageError, match="a directory"):
@@ -99,7 +102,7 @@ for step in itertools.count():
 """
 
 
-def test_a_kill_leaves_whole_lines(tmp_path: Path) -> None:
+def test_a_kill_leaves_complete_lines(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     command = [sys.executable, "-c", WRITING, str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -107,9 +110,9 @@ def test_a_kill_leaves_whole_lines(tmp_path: Path) -> None:
         for _ in range(20):
             last = int(process.stdout.readline())
         process.send_signal(signal.SIGKILL)
-    found = steps(path)
-    assert [step for step, _ in found] == list(range(len(found)))
-    assert len(found) > last
+    written = steps(path)
+    assert [step for step, _ in written] == list(range(len(written)))
+    assert len(written) > last
     assert path.read_bytes().endswith(b"\n")
 
 
@@ -120,7 +123,7 @@ def test_an_event_is_a_warning_and_a_text_of_tensorboard(tmp_path: Path, caplog:
 
     rows = [record(step, loss=1.0 + (step >= 90) + 0.01 * (step * 7919 % 13 - 6) / 6) for step in range(10, 190, 10)]
     journal = Journal(tmp_path / "records.jsonl")
-    # An earlier part of the run, so that few looks are needed.
+    # The first rows are written directly, so that events are searched only a few times.
     journal.path.write_text("".join(json.dumps(row) + "\n" for row in rows[:10]))
     journal.begin(100)
     with SummaryWriter(tmp_path / "board") as writer:

@@ -1,4 +1,4 @@
-"""A probe in Lightning's own Trainer: the record of an extraction, logged, resumed, several loaders."""
+"""Tests of a probe in Lightning's Trainer: records equal those of an extraction, are logged, and survive a resume."""
 
 import logging
 import math
@@ -38,7 +38,7 @@ def loader(data: TensorDataset) -> DataLoader:
 
 
 class Classifier(pl.LightningModule):
-    """A network that the steps call themselves, not through the module's own forward."""
+    """A network whose steps call its submodules directly, not through the module's own forward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,23 +57,23 @@ class Classifier(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def trainer(where: Path, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
+def trainer(directory: Path, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
     settings = {
         "max_epochs": 2,
         "accelerator": "cpu",
-        "logger": CSVLogger(where, name="log", version=0),
+        "logger": CSVLogger(directory, name="log", version=0),
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "log_every_n_steps": 1,
-        "default_root_dir": where,
+        "default_root_dir": directory,
     }
     return pl.Trainer(callbacks=list(callbacks), **(settings | options))
 
 
-def fit(where: Path, *callbacks: pl.Callback, resume: Path | None = None, **options: Any) -> pl.Trainer:
-    made = trainer(where, *callbacks, **options)
-    made.fit(Classifier(), loader(samples(96, 3)), loader(VALIDATION), ckpt_path=resume)
-    return made
+def fit(directory: Path, *callbacks: pl.Callback, resume: Path | None = None, **options: Any) -> pl.Trainer:
+    lightning_trainer = trainer(directory, *callbacks, **options)
+    lightning_trainer.fit(Classifier(), loader(samples(96, 3)), loader(VALIDATION), ckpt_path=resume)
+    return lightning_trainer
 
 
 def batches(data: TensorDataset) -> Iterator[tuple[Tensor, Tensor]]:
@@ -82,11 +82,11 @@ def batches(data: TensorDataset) -> Iterator[tuple[Tensor, Tensor]]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of two epochs: records.jsonl, log/, and a checkpoint of each epoch."""
-    where = tmp_path_factory.mktemp("run")
-    keep = ModelCheckpoint(where, "{step}", monitor="validation/class.mir", save_top_k=-1)
-    fit(where, LightningProbe(where / "records.jsonl"), keep)
-    return where
+    """Return the folder of a run of two epochs: records.jsonl, log/, and a checkpoint of each epoch."""
+    directory = tmp_path_factory.mktemp("run")
+    keep = ModelCheckpoint(directory, "{step}", monitor="validation/class.mir", save_top_k=-1)
+    fit(directory, LightningProbe(directory / "records.jsonl"), keep)
+    return directory
 
 
 def test_each_validation_has_the_record_of_its_checkpoint(trained: Path, extracted: Callable, same: Callable) -> None:
@@ -100,7 +100,7 @@ def test_each_validation_has_the_record_of_its_checkpoint(trained: Path, extract
         same(record, extracted(model.net, batches(VALIDATION)))
 
 
-def test_the_logger_and_the_callbacks_have_the_numbers(trained: Path) -> None:
+def test_the_logger_and_other_callbacks_receive_the_numbers(trained: Path) -> None:
     text = (trained / "log" / "version_0" / "metrics.csv").read_text().splitlines()
     column = text[0].split(",").index("validation/class.mir")
     logged = [float(line.split(",")[column]) for line in text[1:]]
@@ -117,23 +117,25 @@ def test_a_resumed_run_has_each_step_once(trained: Path, tmp_path: Path) -> None
         fit(tmp_path, LightningProbe(file))
 
 
-def test_tests_and_several_loaders_are_splits(tmp_path: Path, extracted: Callable, same: Callable) -> None:
+def test_a_test_loop_and_each_of_several_loaders_are_a_split(
+    tmp_path: Path, extracted: Callable, same: Callable
+) -> None:
     model, probe = Classifier(), LightningProbe(tmp_path / "records.jsonl", classifier="net.3")
-    made = trainer(tmp_path, probe)
-    made.test(model, loader(TEST), verbose=False)
-    made.validate(model, [loader(VALIDATION), loader(TEST)], verbose=False)
+    lightning_trainer = trainer(tmp_path, probe)
+    lightning_trainer.test(model, loader(TEST), verbose=False)
+    lightning_trainer.validate(model, [loader(VALIDATION), loader(TEST)], verbose=False)
     records = cp.read_records(tmp_path / "records.jsonl")
     assert [record["split"] for record in records] == ["test", "validation-0", "validation-1"]
     for record, data in zip(records, (TEST, VALIDATION, TEST), strict=True):
         same(record, extracted(model.net, batches(data)))
 
 
-def test_every_so_many_steps_and_no_measuring_before_training(tmp_path: Path) -> None:
+def test_every_sets_the_interval_of_steps_and_the_sanity_check_is_not_recorded(tmp_path: Path) -> None:
     fit(tmp_path, LightningProbe(tmp_path / "records.jsonl", every=12), max_epochs=4)
     assert [record["step"] for record in cp.read_records(tmp_path / "records.jsonl")] == [6, 18]
 
 
-def test_labels_are_found_in_the_usual_places_or_by_a_function(tmp_path: Path) -> None:
+def test_labels_come_from_common_batch_layouts_or_a_function(tmp_path: Path) -> None:
     named = torch.arange(3)
     assert labels_of({"x": torch.zeros(3), "label": named}) is named
     assert labels_of([torch.zeros(3), named]) is named
@@ -148,7 +150,7 @@ def test_labels_are_found_in_the_usual_places_or_by_a_function(tmp_path: Path) -
     assert turned["accuracy"] != straight["accuracy"]
 
 
-def test_a_network_that_has_diverged_is_told_and_trains_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_diverged_network_gives_a_warning_and_no_record(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = Classifier()
     with torch.no_grad():
         model.net[3].weight.fill_(math.nan)

@@ -1,4 +1,4 @@
-"""A probe in a loop of one's own: the record of an extraction, its file, what it refuses, two processes."""
+"""Tests of a probe in a user's own training loop: the record of an extraction, its file, refusals, two processes."""
 
 import gc
 import json
@@ -39,21 +39,21 @@ def evaluated(probe: Probe, model: nn.Module, step: int = 0, split: str = "test"
     return evaluation.record
 
 
-def lines(path: Path) -> list[dict]:
+def read_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_record_is_that_of_an_extraction(tmp_path: Path, extracted: Callable, same: Callable) -> None:
+def test_the_record_equals_that_of_an_extraction(tmp_path: Path, extracted: Callable, same: Callable) -> None:
     model = network()
     record = evaluated(cp.Probe(model, tmp_path / "records.jsonl"), model, step=7)
     same(record, extracted(model, batches()))
-    assert lines(tmp_path / "records.jsonl") == [record]
+    assert read_lines(tmp_path / "records.jsonl") == [record]
     assert (record["checkpoint"], record["step"], record["split"]) == ("step-000007", 7, "test")
     assert list(record)[:3] == ["checkpoint", "step", "split"]
     assert cp.read_records(tmp_path / "records.jsonl") == [record]
 
 
-def test_blocks_are_gathered_and_none_is_lost(
+def test_gathering_rows_in_blocks_loses_no_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extracted: Callable, same: Callable
 ) -> None:
     model = network()
@@ -63,7 +63,7 @@ def test_blocks_are_gathered_and_none_is_lost(
     same(evaluated(cp.Probe(model, tmp_path / "b.jsonl"), model, size=7), extracted(model, batches()))
 
 
-def test_the_classifier_is_the_one_at_the_end_or_the_one_that_is_named(tmp_path: Path) -> None:
+def test_the_classifier_is_the_last_linear_layer_or_the_named_one(tmp_path: Path) -> None:
     model = network()
     named = evaluated(cp.Probe(model, tmp_path / "named.jsonl", classifier="4"), model)
     assert evaluated(cp.Probe(model, tmp_path / "found.jsonl"), model) == named
@@ -71,7 +71,7 @@ def test_the_classifier_is_the_one_at_the_end_or_the_one_that_is_named(tmp_path:
         cp.Probe(model, tmp_path / "other.jsonl", classifier="3")
 
 
-def test_no_hook_stays_and_training_passes_are_not_measured(tmp_path: Path) -> None:
+def test_hooks_are_removed_and_training_passes_are_not_measured(tmp_path: Path) -> None:
     model = network()
     probe = cp.Probe(model, tmp_path / "records.jsonl")
     first = evaluated(probe, model, 1)
@@ -82,7 +82,7 @@ def test_no_hook_stays_and_training_passes_are_not_measured(tmp_path: Path) -> N
     assert evaluated(probe, model, 2)["samples"] == first["samples"] == 150
 
 
-def test_weights_are_those_of_the_moment(tmp_path: Path, extracted: Callable, same: Callable) -> None:
+def test_the_record_uses_the_current_weights(tmp_path: Path, extracted: Callable, same: Callable) -> None:
     model = network()
     probe = cp.Probe(model, tmp_path / "records.jsonl")
     evaluated(probe, model, 1)
@@ -101,8 +101,8 @@ def test_rows_beyond_the_limit_are_left_out(tmp_path: Path, extracted: Callable,
     same(evaluation.record, extracted(model, [(INPUTS[:140], LABELS[:140])]))
 
 
-class Other(nn.Module):
-    """Two parts that a loop runs one after the other."""
+class TwoParts(nn.Module):
+    """A model whose two parts a loop runs one after the other."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ def run_twice(model: nn.Module, inputs: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "run", "labels", "error", "told"),
+    ("model", "run", "labels", "error", "message"),
     [
         (
             network(),
@@ -135,11 +135,11 @@ def run_twice(model: nn.Module, inputs: Tensor) -> None:
             DataError,
             "features: 150 rows hold NaN or infinity",
         ),
-        (Other().eval(), lambda m, x: m.head(m.trunk(x)), LABELS, UsageError, r"runs trunk, head .*classifier="),
+        (TwoParts().eval(), lambda m, x: m.head(m.trunk(x)), LABELS, UsageError, r"runs trunk, head .*classifier="),
     ],
 )
-def test_what_cannot_be_measured_is_told_at_the_end(
-    tmp_path: Path, model: nn.Module, run: Callable, labels: Tensor, error: type, told: str
+def test_an_invalid_evaluation_is_an_error_at_its_end_and_writes_no_record(
+    tmp_path: Path, model: nn.Module, run: Callable, labels: Tensor, error: type, message: str
 ) -> None:
     probe = cp.Probe(model, tmp_path / "records.jsonl")
 
@@ -148,15 +148,15 @@ def test_what_cannot_be_measured_is_told_at_the_end(
             run(model, INPUTS)
             evaluation.update(labels)
 
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         evaluate()
     assert not (tmp_path / "records.jsonl").exists()
 
 
-def test_parts_that_are_run_one_after_the_other_need_a_name(
+def test_a_model_run_in_parts_is_measured_if_its_classifier_is_named(
     tmp_path: Path, extracted: Callable, same: Callable
 ) -> None:
-    model = Other().eval()
+    model = TwoParts().eval()
     probe = cp.Probe(model, tmp_path / "records.jsonl", classifier="head")
     with torch.no_grad(), probe.evaluation("test", 0) as evaluation:
         model.head(model.trunk(INPUTS))
@@ -176,26 +176,26 @@ def test_a_model_in_training_mode_is_refused_and_an_exception_records_nothing(tm
         pass
 
 
-def test_a_tap_that_pauses_keeps_nothing_of_what_runs() -> None:
+def test_a_paused_tap_holds_no_tensor_of_later_passes() -> None:
     model = network()
     tap = Tap(model)
     inputs, labels = batches()[0]
     with torch.no_grad():
         tap.start()
         model(inputs)
-        _, heard = tap.take(len(labels))
+        _, recorded = tap.take(len(labels))
         tap.pause()
-    # With gradients, as in training, what is kept would keep a whole graph.
-    entered: weakref.WeakSet[Tensor] = weakref.WeakSet()
-    noted = model[-1].register_forward_hook(lambda _module, given, _output: entered.add(given[0]))
+    # With gradients enabled, as in training, a tensor that is still referenced would keep a whole graph in memory.
+    alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
+    handle = model[-1].register_forward_hook(lambda _module, inputs_of_layer, _output: alive.add(inputs_of_layer[0]))
     model(inputs)
-    noted.remove()
+    handle.remove()
     gc.collect()
-    assert not list(entered)
+    assert not list(alive)
     with torch.no_grad():
         tap.start()
         model(inputs)
         _, again = tap.take(len(labels))
         tap.stop()
-    assert torch.equal(again.features, heard.features)
+    assert torch.equal(again.features, recorded.features)
     assert not any(module._forward_hooks for module in model.modules())

@@ -1,4 +1,4 @@
-"""The torchmetrics metric has the values of the record, alone, in a collection, merged, and in two processes."""
+"""Tests that the torchmetrics metric equals the record: alone, in a collection, merged, and in two processes."""
 
 import copy
 import pickle
@@ -85,7 +85,7 @@ def test_a_collection_passes_each_metric_its_arguments(samples, head) -> None:
     assert collection["record"].metric_state == {"_gathering": None}
 
 
-def test_metrics_merge_exactly_and_stay_as_they_are(samples, head) -> None:
+def test_merging_is_exact_and_leaves_the_merged_metrics_unchanged(samples, head) -> None:
     first, second = cp.RecordMetric(head), cp.RecordMetric(head)
     first.update(samples[0][:60], samples[1][:60])
     second.update(samples[0][60:], samples[1][60:])
