@@ -1,4 +1,4 @@
-"""Numbers at the edge of a dtype: rounded once, never infinite, computed anew where a sum overflows on its way."""
+"""Tests of values at the edge of a dtype: rounded once, never infinite, recomputed if an intermediate sum overflows."""
 
 import math
 from fractions import Fraction
@@ -38,7 +38,7 @@ def test_float64_is_rounded_once(tmp_path: Path, dtype: str) -> None:
     bits, low = BITS[dtype], 2.0 ** LOWEST[dtype]
     units = generator.integers(2 ** (bits - 1), 2**bits, 400) * 2.0 ** (1 - bits)
     step = 2.0 ** (1 - bits)
-    # Halves between neighbours, and values above and below them by less than float32 holds.
+    # Midpoints between neighbours, and values above and below them by less than float32 can represent.
     halves = np.concatenate([units + step / 2 * (1 + sign * 2.0**-25) for sign in (-1, 0, 1)])
     small = low * np.concatenate([np.arange(40) + 0.5 + sign * 2.0**-40 for sign in (-1, 0, 1)])
     values = np.concatenate([halves, -halves, small, -small, [0.0, -0.0, low / 4, 1 + 2**-8 + 2**-40]])
@@ -70,7 +70,7 @@ def test_float64_is_rounded_once(tmp_path: Path, dtype: str) -> None:
         ("float64", "float32", 0.0, 1e39),
     ],
 )
-def test_the_last_number_that_fits_is_written_and_the_next_refused(
+def test_the_largest_representable_number_is_written_and_a_larger_one_is_refused(
     tmp_path: Path, source: str, dtype: str, largest: float, too_large: float, sign: int
 ) -> None:
     fits = torch.tensor([sign * largest, 1.0], dtype=DTYPES[source])
@@ -89,10 +89,10 @@ def test_the_last_number_that_fits_is_written_and_the_next_refused(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_sum_that_overflows_on_its_way_is_right_and_a_result_that_does_is_refused(tmp_path: Path, dtype: str) -> None:
+def test_an_overflow_of_the_sum_alone_is_corrected_and_one_of_the_result_is_refused(tmp_path: Path, dtype: str) -> None:
     largest = torch.tensor([torch.finfo(DTYPES[dtype]).max] * 3, dtype=DTYPES[dtype])
     a, b = files(tmp_path, largest, -largest)
-    # The difference of the ends is no number of the dtype, the middle is.
+    # The difference of the ends exceeds the range of the dtype; the midpoint does not.
     interpolate(a, b, alpha=0.5, out=tmp_path / "middle")
     assert torch.equal(load_file(tmp_path / "middle")["w"], torch.zeros_like(largest))
     average([a, a, b], tmp_path / "back", weights=[2, -2, -1])
@@ -117,7 +117,7 @@ def test_nan_and_infinity_are_refused_with_their_file(tmp_path: Path, dtype: str
         interpolate(a, b, alpha=1, out=tmp_path / "no")
 
 
-def test_a_warning_is_no_part_of_it(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_interpolation_gives_no_warning(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     a, b = files(tmp_path, torch.tensor([3e38]), torch.tensor([-3e38]))
     interpolate(a, b, alpha=0.5, out=tmp_path / "middle")
     with pytest.raises(DataError):

@@ -1,4 +1,4 @@
-"""Checkpoints whose names or dtypes differ: prefixes of real wrappers, tensors beside them, dtypes to convert."""
+"""Tests of checkpoints whose names or dtypes differ: prefixes of wrappers, extra tensors, dtypes to convert."""
 
 import sys
 from pathlib import Path
@@ -21,7 +21,7 @@ def network(seed: int) -> nn.Module:
 
 
 class Module(nn.Module):
-    """As Lightning's, which keeps the network under a name of its own."""
+    """A module that stores the network under an attribute, as a Lightning module does."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -54,7 +54,9 @@ def middle() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_a_wrapped_network_meets_the_plain_one(tmp_path: Path, wrapper: str, capsys: pytest.CaptureFixture) -> None:
+def test_a_wrapped_network_is_matched_with_the_plain_one(
+    tmp_path: Path, wrapper: str, capsys: pytest.CaptureFixture
+) -> None:
     plain, wrapped = saved(tmp_path / "plain", network(1)), saved(tmp_path / "wrapped", WRAPPERS[wrapper](network(2)))
     for files in ((plain, wrapped), (wrapped, plain)):
         assert run(["average", *map(str, files), "-o", str(tmp_path / "o"), "--overwrite"]) == 0
@@ -62,15 +64,15 @@ def test_a_wrapped_network_meets_the_plain_one(tmp_path: Path, wrapper: str, cap
         assert note in capsys.readouterr().err
         assert run(["interpolate", *map(str, files), "--alpha", "0.5", "-o", str(tmp_path / "p"), "--overwrite"]) == 0
         for out in (tmp_path / "o", tmp_path / "p"):
-            # By the names of the first, so that torch loads it into a network wrapped as that one.
+            # The output has the names of the first checkpoint: torch loads it into a network wrapped like that.
             model = network(0)
             wrapping = WRAPPERS[wrapper] if files[0] is wrapped else nn.Sequential.eval
             wrapping(model).load_state_dict(load_file(out))
-            for found, expected in zip(model.state_dict().values(), middle().values(), strict=True):
-                assert torch.allclose(found, expected)
+            for tensor, expected in zip(model.state_dict().values(), middle().values(), strict=True):
+                assert torch.allclose(tensor, expected)
 
 
-def test_two_wrappers_meet(tmp_path: Path) -> None:
+def test_networks_in_different_wrappers_are_matched(tmp_path: Path) -> None:
     files = [saved(tmp_path / name.replace(" ", "-"), wrap(network(1))) for name, wrap in WRAPPERS.items()]
     average(files, tmp_path / "o", weights=[0.5, 0.5, 0, 0, 0, 0])
     written, expected = load_file(tmp_path / "o"), load_file(files[0])
@@ -78,7 +80,9 @@ def test_two_wrappers_meet(tmp_path: Path) -> None:
     assert all(torch.equal(written[name], tensor) for name, tensor in expected.items())
 
 
-def test_tensors_beside_a_wrapper_are_left_out_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_tensors_outside_the_wrapped_network_are_left_out_with_a_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     plain = saved(tmp_path / "plain", network(1))
     beside = saved(tmp_path / "beside", AveragedModel(network(2)))
     assert run(["average", str(plain), str(beside), "-o", str(tmp_path / "o")]) == 0
@@ -90,7 +94,7 @@ def test_tensors_beside_a_wrapper_are_left_out_with_a_note(tmp_path: Path, capsy
         average([beside, plain], tmp_path / "no")
 
 
-def test_other_names_are_still_an_error(tmp_path: Path) -> None:
+def test_names_that_differ_beyond_a_prefix_are_an_error(tmp_path: Path) -> None:
     plain = saved(tmp_path / "plain", network(1))
     for name, state, message in (
         ("more", {**network(2).state_dict(), "more": torch.ones(1)}, "1 extra in more: more"),
@@ -105,7 +109,7 @@ def test_other_names_are_still_an_error(tmp_path: Path) -> None:
 def test_a_path_is_evaluated_between_a_wrapped_network_and_the_plain_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The file's directory is put on the path.
+    # The directory of the file is prepended to sys.path; the test restores it.
     monkeypatch.setattr(sys, "path", [*sys.path])
     torch.manual_seed(0)
     a, b = (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)) for _ in range(2))
@@ -121,9 +125,7 @@ def test_a_path_is_evaluated_between_a_wrapped_network_and_the_plain_one(
 
 @pytest.mark.parametrize("pair", [("float32", "bfloat16"), ("bfloat16", "float16"), ("float16", "float64")])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
-def test_dtypes_may_differ_where_that_of_the_result_is_chosen(
-    tmp_path: Path, pair: tuple[str, str], dtype: str
-) -> None:
+def test_dtypes_may_differ_if_dtype_is_given(tmp_path: Path, pair: tuple[str, str], dtype: str) -> None:
     torch.manual_seed(0)
     tensors = [torch.randn(301).to(getattr(torch, kind)) for kind in pair]
     files = [tmp_path / "a", tmp_path / "b"]
@@ -145,7 +147,7 @@ def test_dtypes_may_differ_where_that_of_the_result_is_chosen(
         average(files, tmp_path / "no")
 
 
-def test_whole_numbers_are_not_converted(tmp_path: Path) -> None:
+def test_integers_are_not_converted(tmp_path: Path) -> None:
     save_file({"w": torch.ones(3)}, tmp_path / "a")
     save_file({"w": torch.ones(3, dtype=torch.int32)}, tmp_path / "b")
     with pytest.raises(DataError, match="1 of another dtype: w F32 / I32"):
@@ -168,11 +170,11 @@ def test_whole_numbers_are_not_converted(tmp_path: Path) -> None:
         ({"l.qweight": torch.ones(1, 4, dtype=torch.int32), "l.scales": torch.ones(1, 4)}, "is quantised"),
     ],
 )
-def test_numbers_that_stand_for_others_are_refused(tmp_path: Path, state: dict[str, Tensor], message: str) -> None:
+def test_quantised_and_complex_tensors_are_refused(tmp_path: Path, state: dict[str, Tensor], message: str) -> None:
     save_file(state, tmp_path / "a")
     with pytest.raises(DataError, match=message):
         average([tmp_path / "a", tmp_path / "a"], tmp_path / "no")
-    # An end is copied as it is, but not where it is to be converted.
+    # An end is copied without arithmetic, unless a dtype requests a conversion.
     interpolate(tmp_path / "a", tmp_path / "a", alpha=0, out=tmp_path / "copy")
     with pytest.raises(DataError, match=message):
         interpolate(tmp_path / "a", tmp_path / "a", alpha=0, out=tmp_path / "no", dtype="float32")

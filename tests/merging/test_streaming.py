@@ -1,4 +1,4 @@
-"""The streaming writer against torch's arithmetic and the safetensors library; shards, soups, and what is refused."""
+"""Tests of the streaming writer against torch's arithmetic and the safetensors library; shards, averages, refusals."""
 
 import itertools
 import json
@@ -44,11 +44,11 @@ def ends(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "a.safetensors", tmp_path / "b.safetensors"
 
 
-def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert found.keys() == expected.keys()
+def same(written: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert written.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype, name
-        assert torch.equal(found[name], tensor), name
+        assert written[name].dtype == tensor.dtype, name
+        assert torch.equal(written[name], tensor), name
 
 
 @pytest.mark.parametrize("kind", DTYPES)
@@ -60,19 +60,19 @@ def test_a_point_is_torchs_own_lerp_rounded_to_nearest_even(tmp_path: Path, kind
         save_file(tensors, tmp_path / f"{name}.safetensors")
     interpolate(tmp_path / "a.safetensors", tmp_path / "b.safetensors", alpha=alpha, out=tmp_path / "o.safetensors")
     exact = torch.float64 if kind == "float64" else torch.float32
-    found = load_file(tmp_path / "o.safetensors")
+    written = load_file(tmp_path / "o.safetensors")
     for name, tensor in a.items():
         if not tensor.is_floating_point():
-            assert torch.equal(found[name], tensor)
+            assert torch.equal(written[name], tensor)
             continue
         expected = torch.lerp(tensor.double(), b[name].double(), alpha)
-        assert found[name].dtype == dtype
+        assert written[name].dtype == dtype
         # One rounding of the sum in `exact`, relative to the larger end, and one of the result.
         size = torch.maximum(tensor.double().abs(), b[name].double().abs()) * (1 + abs(alpha))
         allowed = (
             4 * torch.finfo(exact).eps * size + torch.finfo(dtype).eps / 2 * expected.abs() + 1e-7 * (kind == "float16")
         )
-        assert bool(((found[name].double() - expected).abs() <= allowed).all()), name
+        assert bool(((written[name].double() - expected).abs() <= allowed).all()), name
 
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
@@ -86,10 +86,10 @@ def test_every_rounding_is_to_nearest_even(kind: str) -> None:
     into = torch.zeros(8 * len(between), dtype=torch.uint8).numpy()
     code = {"float16": "F16", "bfloat16": "BF16"}[kind]
     expected = between.to(dtype)
-    found = blending.encode(between.clone().numpy(), code, into).copy()
-    assert torch.equal(torch.from_numpy(found).view(torch.int16), expected.view(torch.int16))
+    encoded = blending.encode(between.clone().numpy(), code, into).copy()
+    assert torch.equal(torch.from_numpy(encoded).view(torch.int16), expected.view(torch.int16))
     zeros = torch.zeros(8 * len(expected), dtype=torch.uint8).numpy()
-    decoded = decode(found, code, zeros, exact_dtype(code))
+    decoded = decode(encoded, code, zeros, exact_dtype(code))
     assert torch.equal(torch.from_numpy(decoded.copy()), expected.float())
 
 
@@ -111,19 +111,21 @@ def test_both_ends_and_a_line_to_itself_are_bit_for_bit(ends: tuple[Path, Path],
 
 
 @pytest.mark.parametrize("kind", DTYPES)
-def test_another_dtype(ends: tuple[Path, Path], tmp_path: Path, kind: str) -> None:
+def test_a_requested_dtype_is_that_of_the_result(ends: tuple[Path, Path], tmp_path: Path, kind: str) -> None:
     a, b = load_file(ends[0]), load_file(ends[1])
     for alpha in (0.0, 0.25):
         interpolate(*ends, alpha=alpha, out=tmp_path / "o", dtype=kind, overwrite=True)
-        found = load_file(tmp_path / "o")
+        converted = load_file(tmp_path / "o")
         for name, tensor in a.items():
             if tensor.is_floating_point():
                 exact = torch.lerp(tensor.double(), b[name].double(), alpha)
                 expected = torch.lerp(tensor, b[name], alpha) if kind != "float64" else exact
-                assert found[name].dtype == DTYPES[kind]
-                assert torch.allclose(found[name].double(), expected.to(DTYPES[kind]).double(), rtol=2e-3, atol=1e-6)
+                assert converted[name].dtype == DTYPES[kind]
+                assert torch.allclose(
+                    converted[name].double(), expected.to(DTYPES[kind]).double(), rtol=2e-3, atol=1e-6
+                )
             else:
-                assert torch.equal(found[name], tensor)
+                assert torch.equal(converted[name], tensor)
     with pytest.raises(UsageError, match="dtype int8: expected one of float32"):
         interpolate(*ends, alpha=0.5, out=tmp_path / "no", dtype="int8")
 
@@ -132,11 +134,11 @@ def test_an_average_is_the_weighted_sum(ends: tuple[Path, Path], tmp_path: Path)
     save_file(state(3), tmp_path / "c.safetensors")
     paths = [*ends, tmp_path / "c.safetensors"]
     summary = average(paths, tmp_path / "o", weights=[0.5, 0.75, -0.25])
-    found, tensors = load_file(tmp_path / "o"), [load_file(path) for path in paths]
+    result, tensors = load_file(tmp_path / "o"), [load_file(path) for path in paths]
     for name in ("large", "small", "scalar"):
-        a, b, c = (one[name] for one in tensors)
-        assert torch.equal(found[name], a * 0.5 + b * 0.75 + c * -0.25)
-    assert torch.equal(found["steps"], tensors[0]["steps"])
+        a, b, c = (checkpoint[name] for checkpoint in tensors)
+        assert torch.equal(result[name], a * 0.5 + b * 0.75 + c * -0.25)
+    assert torch.equal(result["steps"], tensors[0]["steps"])
     assert (summary.interpolated, set(summary.copied)) == (4, {"steps", "mask"})
     average([ends[0]] * 4, tmp_path / "same")
     same(load_file(tmp_path / "same"), load_file(ends[0]))
@@ -147,21 +149,21 @@ def test_an_average_is_the_weighted_sum(ends: tuple[Path, Path], tmp_path: Path)
             average(ends, tmp_path / "no", weights=weights)
 
 
-def sharded(where: Path, seed: int, shards: int = 2) -> Path:
-    where.mkdir()
+def sharded(directory: Path, seed: int, shards: int = 2) -> Path:
+    directory.mkdir()
     tensors = state(seed)
     names = list(tensors)
     weight_map = {}
     for number in range(shards):
         file = f"model-{number + 1:05}-of-{shards:05}.safetensors"
         mine = names[number::shards]
-        save_file({name: tensors[name] for name in mine}, where / file, {"format": "pt"})
+        save_file({name: tensors[name] for name in mine}, directory / file, {"format": "pt"})
         weight_map |= dict.fromkeys(mine, file)
     index = {"metadata": {"total_size": 1, "mine": "kept"}, "weight_map": weight_map}
-    (where / "model.safetensors.index.json").write_text(json.dumps(index))
-    (where / "config.json").write_text('{"layers": 2}')
-    (where / "code.py").write_text("no code is taken along")
-    return where
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    (directory / "config.json").write_text('{"layers": 2}')
+    (directory / "code.py").write_text("no code is taken along")
+    return directory
 
 
 def test_shards_keep_their_layout(tmp_path: Path) -> None:
@@ -172,23 +174,23 @@ def test_shards_keep_their_layout(tmp_path: Path) -> None:
         "model.safetensors.index.json",
     ]  # fmt: skip
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
-    found = {}
+    written = {}
     for file in dict.fromkeys(index["weight_map"].values()):
-        found |= load_file(tmp_path / "out" / file)
+        written |= load_file(tmp_path / "out" / file)
         assert all(index["weight_map"][name] == file for name in load_file(tmp_path / "out" / file))
     assert index["metadata"]["mine"] == "kept"
-    assert index["metadata"]["total_size"] == sum(t.nbytes for t in found.values())
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in written.values())
     expected = torch.lerp(state(1)["small"], state(2)["small"], 0.25).bfloat16()
-    assert torch.equal(found["small"], expected)
+    assert torch.equal(written["small"], expected)
     with pytest.raises(UsageError, match="exists already"):
         interpolate(a, b, alpha=0.25, out=tmp_path / "out")
     interpolate(a / "model.safetensors.index.json", b, alpha=1, out=tmp_path / "out", overwrite=True)
-    found = load_file(tmp_path / "out" / "model-00001-of-00002.safetensors")
-    assert torch.equal(found["large"], state(2)["large"])
+    written = load_file(tmp_path / "out" / "model-00001-of-00002.safetensors")
+    assert torch.equal(written["large"], state(2)["large"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "out"]
 
 
-def test_a_directory_of_anything_else_is_not_replaced(tmp_path: Path) -> None:
+def test_a_directory_with_other_files_is_not_replaced(tmp_path: Path) -> None:
     zoo = tmp_path / "zoo"
     zoo.mkdir()
     a, b = sharded(zoo / "a", 1), sharded(zoo / "b", 2)
@@ -206,7 +208,7 @@ def test_a_directory_of_anything_else_is_not_replaced(tmp_path: Path) -> None:
     (noted / "code.py").unlink()
     (noted / "notes.txt").write_text("no companion of the inputs")
     before = sorted(tmp_path.rglob("*"))
-    for out, told in (
+    for out, message in (
         (zoo, "contains one of the input checkpoints"), (tmp_path, "contains one of the input checkpoints"),
         (tmp_path / "link", "contains one of the input checkpoints"), (a, "is one of the input checkpoints"),
         (other, r"it also contains code\.py"), (noted, r"not replaced, because it also contains notes\.txt"),
@@ -214,14 +216,14 @@ def test_a_directory_of_anything_else_is_not_replaced(tmp_path: Path) -> None:
         (single, r"not replaced, because it contains model\.safetensors and .* \(no index of shards\)"),
         (broken, r"not replaced, because it contains code\.py and is not a sharded checkpoint \(.*which is missing"),
     ):  # fmt: skip
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=message):
             interpolate(a, b, alpha=0.5, out=out, overwrite=True)
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=message):
             average([a, b], out, overwrite=True)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_links_to_the_shards_are_inputs_too(tmp_path: Path) -> None:
+def test_a_directory_of_links_to_the_inputs_is_not_replaced(tmp_path: Path) -> None:
     blobs, b, hub = sharded(tmp_path / "blobs", 1), sharded(tmp_path / "b", 2), tmp_path / "hub"
     hub.mkdir()
     (blobs / "code.py").unlink()
@@ -232,7 +234,9 @@ def test_links_to_the_shards_are_inputs_too(tmp_path: Path) -> None:
     assert all(file.is_symlink() for file in hub.iterdir())
 
 
-def test_what_comes_while_shards_are_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_added_during_the_writing_of_shards_prevents_the_replacement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     a, b, out = (sharded(tmp_path / name, seed) for seed, name in enumerate(("a", "b", "out")))
     (out / "code.py").unlink()
     blend = blending.line(0.5)
@@ -250,17 +254,17 @@ def test_what_comes_while_shards_are_written_stays(tmp_path: Path, monkeypatch: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "out"]
 
 
-def test_metadata_stays_and_says_where_the_point_lies(ends: tuple[Path, Path], tmp_path: Path) -> None:
+def test_metadata_is_copied_and_states_the_position_on_the_path(ends: tuple[Path, Path], tmp_path: Path) -> None:
     average(ends, tmp_path / "o", weights=[0.5, 0.5])
-    with open_checkpoint(tmp_path / "o") as written:
-        metadata = written.raw_metadata
+    with open_checkpoint(tmp_path / "o") as checkpoint:
+        metadata = checkpoint.raw_metadata
     assert metadata["mine"] == "kept"
-    told = json.loads(metadata["ckpt_probe.path"])
-    assert told == {"average": ["a.safetensors", "b.safetensors"], "weights": [0.5, 0.5]}
+    path = json.loads(metadata["ckpt_probe.path"])
+    assert path == {"average": ["a.safetensors", "b.safetensors"], "weights": [0.5, 0.5]}
     interpolate(*ends, alpha=0.3, out=tmp_path / "line")
-    with open_checkpoint(tmp_path / "line") as written:
-        told = json.loads(written.raw_metadata["ckpt_probe.path"])
-    assert told == {"a": "a.safetensors", "b": "b.safetensors", "alpha": 0.3, "path": "linear"}
+    with open_checkpoint(tmp_path / "line") as checkpoint:
+        path = json.loads(checkpoint.raw_metadata["ckpt_probe.path"])
+    assert path == {"a": "a.safetensors", "b": "b.safetensors", "alpha": 0.3, "path": "linear"}
     average(ends, tmp_path / "half", dtype="float16")
     assert {tensor.dtype for tensor in load_file(tmp_path / "half").values() if tensor.is_floating_point()} == {
         torch.float16
@@ -273,7 +277,7 @@ def raw(path: Path, header: str, data: bytes = b"\0" * 8) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("header", "told"),
+    ("header", "message"),
     [
         ('{"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "x": {}}', "'x' is present twice"),
         ('{"x": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}', "8 bytes do not fit F32 of shape"),
@@ -288,14 +292,16 @@ def raw(path: Path, header: str, data: bytes = b"\0" * 8) -> Path:
         ("no JSON", "its header cannot be read"),
     ],
 )
-def test_headers_that_lie(ends: tuple[Path, Path], tmp_path: Path, header: str, told: str) -> None:
+def test_headers_with_false_contents_are_refused(
+    ends: tuple[Path, Path], tmp_path: Path, header: str, message: str
+) -> None:
     bad = raw(tmp_path / "bad.safetensors", header)
-    with pytest.raises(DataError, match=rf"bad\.safetensors: .*{told}"):
+    with pytest.raises(DataError, match=rf"bad\.safetensors: .*{message}"):
         interpolate(bad, ends[1], alpha=0.5, out=tmp_path / "o")
     assert not (tmp_path / "o").exists()
 
 
-def test_a_header_longer_than_the_file(tmp_path: Path) -> None:
+def test_a_header_longer_than_the_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.safetensors").write_bytes(struct.pack("<Q", 2**60) + b"{}")
     with pytest.raises(DataError, match="truncated one"), open_checkpoint(tmp_path / "bad.safetensors"):
         pass
@@ -325,22 +331,22 @@ def test_a_header_longer_than_the_file(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_shards_that_do_not_fit_their_index(tmp_path: Path, change, told: str) -> None:
+def test_shards_that_contradict_their_index_are_refused(tmp_path: Path, change, message: str) -> None:
     folder = sharded(tmp_path / "a", 1)
     change(folder)
     with pytest.raises(DataError) as error, open_checkpoint(folder):
         pass
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
-def test_what_cannot_be_averaged(ends: tuple[Path, Path], tmp_path: Path) -> None:
+def test_tensors_without_a_sum_and_invalid_arguments_are_refused(ends: tuple[Path, Path], tmp_path: Path) -> None:
     eights = {"x": torch.ones(3).to(torch.float8_e4m3fn)}
     save_file(eights, tmp_path / "q.safetensors")
     with pytest.raises(DataError, match="tensor 'x' is F8_E4M3, which cannot be averaged"):
         interpolate(tmp_path / "q.safetensors", tmp_path / "q.safetensors", alpha=0.5, out=tmp_path / "o")
     interpolate(tmp_path / "q.safetensors", tmp_path / "q.safetensors", alpha=1, out=tmp_path / "o")
     assert torch.equal(load_file(tmp_path / "o")["x"].view(torch.uint8), eights["x"].view(torch.uint8))
-    # safetensors keeps a tensor that two names share once, under either name.
+    # safetensors stores a tensor shared by two names once, under either name.
     save_file({name: tensor for name, tensor in state(2).items() if name != "small"}, tmp_path / "tied.safetensors")
     with pytest.raises(DataError, match=r"1 missing from tied\.safetensors: small"):
         interpolate(ends[0], tmp_path / "tied.safetensors", alpha=0.5, out=tmp_path / "no")
@@ -371,7 +377,7 @@ sys.exit(run(sys.argv[1:]))
 """
 
 
-def test_a_disk_that_is_full_leaves_nothing_but_a_message(ends: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_full_disk_gives_an_error_and_leaves_no_file(ends: tuple[Path, Path], tmp_path: Path) -> None:
     words = ["interpolate", *map(str, ends), "--alpha", "0.5", "--out", str(tmp_path / "o")]
     done = subprocess.run([sys.executable, "-c", LIMITED, *words], capture_output=True, text=True, timeout=600)
     assert done.returncode == 1
@@ -392,7 +398,7 @@ sys.exit(code)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
-def test_memory_depends_on_no_tensor_and_torch_is_not_imported(tmp_path: Path) -> None:
+def test_memory_does_not_depend_on_tensor_sizes_and_torch_is_not_imported(tmp_path: Path) -> None:
     peaks = []
     for million in (1, 64):
         paths = [tmp_path / f"{name}-{million}.safetensors" for name in "abc"]
@@ -406,18 +412,18 @@ def test_memory_depends_on_no_tensor_and_torch_is_not_imported(tmp_path: Path) -
     assert peaks[1] <= peaks[0] + 10
 
 
-def test_ctrl_c_does_not_wait_for_the_whole_file() -> None:
+def test_ctrl_c_does_not_wait_for_the_remaining_blocks() -> None:
     def task(_buffers: object, block: int) -> None:
         if block == 3:
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-        # As a block does, which is read and written, it leaves the interpreter to others for a while.
+        # A block waits for reading and writing, during which other threads run.
         time.sleep(0.001)
 
-    # Whoever runs the tests in the background may have them ignore the signal.
+    # A test run in the background may ignore the signal.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            # The file has no end: who waits for it waits for ever.
+            # The file is endless, so that the call would never return if it waited for all blocks.
             streaming._run(task, itertools.count(), 2, 2)
     finally:
         signal.signal(signal.SIGINT, before)
