@@ -1,4 +1,4 @@
-"""The door for anybody's arrays: the same numbers whatever their layout, no warning, an error that says what to do."""
+"""Tests of arrays as arguments: the same numbers in every memory layout, no warning, errors that say what to do."""
 
 import warnings
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def backwards(X: np.ndarray) -> np.ndarray:
 
 
 def field(X: np.ndarray) -> np.ndarray:
-    """A column of records, whose entries do not lie at multiples of their size."""
+    """Return a field of a structured array, whose entries are not aligned to multiples of their size."""
     records = np.zeros(X.shape, dtype=[("flag", "i1"), ("value", X.dtype)])
     records["value"] = X
     return records["value"]
@@ -42,15 +42,17 @@ LAYOUTS: list[Callable[[np.ndarray], np.ndarray]] = [read_only, other_order, bac
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
-def test_the_same_numbers_from_any_layout_and_no_warning(layout: Callable[[np.ndarray], np.ndarray]) -> None:
+def test_every_memory_layout_gives_the_same_numbers_without_a_warning(
+    layout: Callable[[np.ndarray], np.ndarray],
+) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert mir(layout(Z), layout(Z[:, ::-1])) == pytest.approx(mir(Z, np.ascontiguousarray(Z[:, ::-1])), rel=1e-12)
         assert matrix_entropy(layout(Z)) == pytest.approx(matrix_entropy(Z), rel=1e-12)
         np.testing.assert_allclose(gram(layout(Z)), gram(Z), rtol=1e-12, atol=1e-12)
-        found = analyze_features(layout(Z), layout(Y), layout(W), layout(np.zeros(3)), logits=layout(Z @ W.T))
+        record = analyze_features(layout(Z), layout(Y), layout(W), layout(np.zeros(3)), logits=layout(Z @ W.T))
         expected = analyze_features(Z, Y, W, np.zeros(3), logits=Z @ W.T)
-        assert {name: value for name, value in found.items() if isinstance(value, float)} == pytest.approx(
+        assert {name: value for name, value in record.items() if isinstance(value, float)} == pytest.approx(
             {name: value for name, value in expected.items() if isinstance(value, float)}, rel=1e-9, abs=1e-12
         )
         moments = Moments()
@@ -58,7 +60,7 @@ def test_the_same_numbers_from_any_layout_and_no_warning(layout: Callable[[np.nd
         assert moments.counts == {0: 14, 1: 13, 2: 13}
 
 
-def test_a_memory_map_of_a_read_only_file(tmp_path: Path) -> None:
+def test_a_memory_map_of_a_read_only_file_is_accepted_without_a_warning(tmp_path: Path) -> None:
     np.save(tmp_path / "z.npy", Z)
     (tmp_path / "z.npy").chmod(0o444)
     with warnings.catch_warnings():
@@ -66,14 +68,14 @@ def test_a_memory_map_of_a_read_only_file(tmp_path: Path) -> None:
         assert matrix_entropy(np.load(tmp_path / "z.npy", mmap_mode="r")) == matrix_entropy(Z)
 
 
-def test_memory_is_shared_where_it_can_be() -> None:
+def test_a_tensor_shares_the_memory_of_its_array() -> None:
     assert as_tensor(Z).data_ptr() == Z.ctypes.data
-    held = read_only(Z)
-    assert as_tensor(held).data_ptr() == held.ctypes.data
+    array = read_only(Z)
+    assert as_tensor(array).data_ptr() == array.ctypes.data
 
 
 @pytest.mark.parametrize(
-    ("take", "name"),
+    ("function", "name"),
     [
         (lambda C: mir(C, Z), "X"),
         (lambda C: hdr(torch.from_numpy(Z), torch.from_numpy(C)), "Y"),
@@ -85,24 +87,24 @@ def test_memory_is_shared_where_it_can_be() -> None:
         (lambda C: Moments().update(torch.from_numpy(C), Y), "features"),
     ],
 )
-def test_complex_numbers_are_refused_not_cut_in_half(take: Callable[[np.ndarray], object], name: str) -> None:
+def test_complex_numbers_are_refused(function: Callable[[np.ndarray], object], name: str) -> None:
     with pytest.raises(DataError, match=rf"^{name}: expected real numbers, found complex128; pass their real parts"):
-        take(Z + 1j)
+        function(Z + 1j)
 
 
 @pytest.mark.parametrize("labels", [["cat", "dog"] * 20, np.array(["cat", "dog"] * 20, dtype=object), [b"cat"] * 40])
-def test_labels_as_text_say_how_to_number_them(labels: object) -> None:
-    told = r"^labels: expected numbers of classes, 0 … C−1, found .*cat.*; number them: .*return_inverse=True"
-    with pytest.raises(DataError, match=told):
+def test_labels_of_text_are_refused_with_the_way_to_number_them(labels: object) -> None:
+    message = r"^labels: expected numbers of classes, 0 … C−1, found .*cat.*; number them: .*return_inverse=True"
+    with pytest.raises(DataError, match=message):
         analyze_features(Z, labels, W)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         Moments().update(Z, labels)
     _, numbers = np.unique(labels, return_inverse=True)
     assert as_labels(numbers).dtype == torch.int64
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         (np.array([None, 1.0]), "found object"),
         (np.zeros(2, dtype=[("a", "f8")]), "found \\[\\('a', '<f8'\\)\\]"),
@@ -110,18 +112,18 @@ def test_labels_as_text_say_how_to_number_them(labels: object) -> None:
         (np.zeros(2, dtype="M8[s]"), "found datetime64"),
     ],
 )
-def test_what_is_no_array_of_numbers(values: object, told: str) -> None:
-    with pytest.raises(DataError, match=f"^mine: .*{told}"):
+def test_values_without_a_numeric_dtype_are_refused(values: object, message: str) -> None:
+    with pytest.raises(DataError, match=f"^mine: .*{message}"):
         as_tensor(values, "mine")
 
 
 @pytest.mark.parametrize("values", [[0.0, 0.7], [float("nan"), 1.0], torch.tensor([[2.5], [1.0]])])
-def test_labels_that_are_not_whole_are_refused_and_not_truncated(values: object) -> None:
+def test_labels_that_are_not_integers_are_refused(values: object) -> None:
     with pytest.raises(DataError, match=r"whole numbers of classes, found (0.7|nan|2.5)"):
         as_labels(values)
 
 
-def test_whole_floating_point_labels_become_integers() -> None:
+def test_floating_point_labels_of_integer_value_become_integers() -> None:
     labels = as_labels(np.array([0.0, 2.0, -100.0], dtype=np.float32))
     assert labels.dtype == torch.int64
     assert labels.tolist() == [0, 2, -100]

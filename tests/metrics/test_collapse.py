@@ -1,4 +1,4 @@
-"""Neural collapse: nearest class means, many classes, NC5, and the shapes that NC1-NC3 cannot be read from."""
+"""Tests of neural collapse: nearest class means, many classes, NC5, and shapes for which NC1 to NC3 are undefined."""
 
 import math
 
@@ -21,20 +21,20 @@ from ckpt_probe.metrics.collapse import (
 )
 
 
-def test_nearest_means_against_a_loop_over_distances() -> None:
+def test_nearest_means_equal_those_of_a_loop_over_distances() -> None:
     generator = np.random.default_rng(0)
     features, means = generator.normal(size=(200, 5)) + 100, generator.normal(size=(4, 5)) + 100
     nearest = [((z - means) ** 2).sum(axis=1).argmin() for z in features]
     assert nearest_means(torch.tensor(features), torch.tensor(means)).tolist() == nearest
 
 
-def test_classes_without_a_mean_are_nobodys_nearest() -> None:
+def test_classes_without_a_mean_are_never_nearest() -> None:
     means = torch.tensor([[0.0, 0.0], [torch.nan, torch.nan], [10.0, 0.0]])
     features = torch.tensor([[1.0, 0.0], [9.0, 0.0], [9.0, 1.0]])
     assert nearest_means(features, means).tolist() == [0, 2, 2]
 
 
-def test_coinciding_means_have_no_ratio() -> None:
+def test_metrics_of_coinciding_means_are_undefined() -> None:
     zero, within = torch.zeros(3, 4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)
     assert nc1_pinv(within, zero) is None
     assert cdnv(torch.ones(3, dtype=torch.float64), torch.ones(3, 4, dtype=torch.float64)) is None
@@ -49,7 +49,7 @@ def rows(classes: int, features: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("classes", "features"), [(30, 40), (40, 12), (13, 12)])
-def test_many_classes_by_another_way_give_the_same(
+def test_the_algorithm_for_many_classes_gives_the_same_values(
     classes: int, features: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     M, weights = rows(classes, features), rows(classes, features, seed=1)
@@ -91,14 +91,14 @@ def test_uniformity_of_duality_is_the_spread_of_cosines() -> None:
     assert duality_uniformity(weights, M) is None
 
 
-def test_nc5_against_its_definition_and_what_has_none() -> None:
+def test_nc5_equals_its_definition_and_zero_vectors_are_an_error() -> None:
     means, outside = rows(5, 4).numpy(), rows(1, 4, seed=1).numpy()[0]
     centre = means.mean(axis=0)
     for centred, origin in ((False, np.zeros(4)), (True, centre)):
         away = outside - origin
         cosines = [abs((m - origin) @ away) / np.linalg.norm(m - origin) / np.linalg.norm(away) for m in means]
         assert nc5(means, outside, centred=centred) == pytest.approx(np.mean(cosines), rel=1e-12)
-    # The package neural-collapse: cosine_similarity of the means as they are with the outside mean.
+    # The package neural-collapse applies cosine_similarity to the uncentred means and the outside mean.
     peer = torch.nn.functional.cosine_similarity(torch.tensor(means), torch.tensor(outside)[None]).abs().mean()
     assert nc5(means, outside) == pytest.approx(peer.item(), rel=1e-12)
     for wrong, centred, reason in (
@@ -111,7 +111,7 @@ def test_nc5_against_its_definition_and_what_has_none() -> None:
             nc5(*wrong, centred=centred)
 
 
-def test_the_difference_of_effective_ranks() -> None:
+def test_erank_difference_is_the_difference_of_effective_ranks() -> None:
     generator = np.random.default_rng(0)
     first, rows_now = generator.normal(size=(40, 6)) + 3, generator.normal(size=(40, 2)) @ generator.normal(size=(2, 6))
 
@@ -138,9 +138,9 @@ def test_nc3_against_the_simplex_is_the_self_duality_error(at_once: int, monkeyp
     monkeypatch.setattr(collapse, "MANY_ENTRIES", at_once)
     M, weights = rows(6, 9), rows(6, 9, seed=1)
     M = M - M.mean(dim=0)
-    found = collapse.simplex_duality(weights, M)
-    assert found is not None
-    assert found.item() == pytest.approx(peer_structure_error(M.numpy(), weights.numpy()))
+    error = collapse.simplex_duality(weights, M)
+    assert error is not None
+    assert error.item() == pytest.approx(peer_structure_error(M.numpy(), weights.numpy()))
     etf = simplex_etf(6, 9)
     at_collapse = collapse.simplex_duality(3 * etf, 1e-180 * etf)
     assert at_collapse is not None
@@ -152,14 +152,14 @@ def test_nc3_against_the_simplex_is_the_self_duality_error(at_once: int, monkeyp
 def test_variance_of_log_norms_is_unbiased() -> None:
     M = rows(5, 7)
     M = M - M.mean(dim=0)
-    found = collapse.lognorm_variance(M)
-    assert found is not None
-    assert found.item() == pytest.approx(M.norm(dim=-1).log().var().item(), rel=1e-12)
+    variance = collapse.lognorm_variance(M)
+    assert variance is not None
+    assert variance.item() == pytest.approx(M.norm(dim=-1).log().var().item(), rel=1e-12)
     M[2] = 0
     assert collapse.lognorm_variance(M) is None
 
 
-def test_the_quotient_and_the_power_of_distances_against_sums_over_samples_and_pairs() -> None:
+def test_ratio_and_power_of_distances_equal_sums_over_samples_and_pairs() -> None:
     generator = np.random.default_rng(3)
     labels = np.repeat(np.arange(4), [3, 9, 20, 28])
     features = generator.normal(size=(4, 6))[labels] + 0.4 * generator.normal(size=(60, 6))

@@ -1,4 +1,4 @@
-"""RankMe, α-ReQ and participation ratio against the formulas of their papers' code, and their edge cases."""
+"""Tests of RankMe, α-ReQ and participation ratio against the formulas of the papers' code, and their edge cases."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_alpha_is_the_slope_of_the_weighted_fit() -> None:
     weights = np.sqrt(1.0 / ranks)
     slope = np.polyfit(np.log(ranks), np.log(eigenvalues[10:40]), 1, w=weights)[0]
     assert cp.alpha_req(ROWS) == pytest.approx(-slope, rel=1e-9)
-    # The formula of the code of α-ReQ: a weighted least-squares solution with an intercept.
+    # α-ReQ's own code solves this weighted least-squares problem with an intercept.
     x, w = np.stack([-np.log(ranks), np.ones(30)], axis=1), (1.0 / ranks)[:, None]
     alpha = np.linalg.solve(x.T @ (x * w), (w * x).T @ np.log(eigenvalues[10:40]))[0]
     assert cp.alpha_req(ROWS) == pytest.approx(alpha, rel=1e-9)
@@ -38,9 +38,9 @@ def test_alpha_is_the_slope_of_the_weighted_fit() -> None:
 @pytest.mark.parametrize("count", [3, 12, 21, 22, 60, 100, 400])
 def test_a_power_law_has_its_exponent_over_any_range(count: int) -> None:
     eigenvalues = torch.arange(1, count + 1, dtype=torch.float64) ** -1.37
-    found = decay_rate(eigenvalues)
-    assert found is not None
-    assert found.item() == pytest.approx(1.37, rel=1e-10)
+    rate = decay_rate(eigenvalues)
+    assert rate is not None
+    assert rate.item() == pytest.approx(1.37, rel=1e-10)
     first, last = fit_range(count)
     assert (first, last) == (11 if count >= 22 else 1, min(count, 100))
 
@@ -52,7 +52,7 @@ def test_the_participation_ratio_counts_equal_directions() -> None:
     assert cp.participation_ratio(np.eye(8)) == pytest.approx(7, rel=1e-12)
 
 
-def test_values_that_do_not_exist_are_errors_with_a_reason() -> None:
+def test_undefined_values_are_errors_with_a_reason() -> None:
     with pytest.raises(DataError, match="all rows are zero"):
         cp.rankme(np.zeros((4, 3)))
     with pytest.raises(DataError, match="all rows are equal"):
@@ -61,13 +61,13 @@ def test_values_that_do_not_exist_are_errors_with_a_reason() -> None:
         cp.alpha_req(np.eye(3))
 
 
-def test_all_three_have_gradients() -> None:
+def test_all_three_functions_have_gradients() -> None:
     rows = torch.tensor(ROWS[:60, :6], requires_grad=True)
     for function in (cp.rankme, cp.alpha_req, cp.participation_ratio):
         assert torch.autograd.gradcheck(function, (rows,), atol=1e-6)
 
 
-def test_the_record_has_the_values_of_the_plain_functions() -> None:
+def test_the_record_has_the_values_of_the_functions() -> None:
     labels = np.arange(300) % 4
     features = ROWS + np.eye(4, 40)[labels]
     record = cp.analyze_features(features, labels)
@@ -79,7 +79,7 @@ def test_the_record_has_the_values_of_the_plain_functions() -> None:
     assert alone["rankme"] == pytest.approx(record["rankme"], rel=1e-9)
 
 
-def test_rows_that_do_not_differ_have_the_reason_in_the_record() -> None:
+def test_equal_rows_have_a_reason_in_the_record() -> None:
     record = cp.analyze_features(np.full((30, 5), 0.1), np.arange(30) % 3, only=["spectrum"])
     assert record["rankme"] == pytest.approx(1, rel=1e-12)
     assert (record["participation_ratio"], record["alpha_req"]) == (None, None)

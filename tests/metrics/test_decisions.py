@@ -1,4 +1,4 @@
-"""The highest of many linear scores: as float64 finds it, whatever the sizes, magnitudes and ties."""
+"""Tests of the class with the highest linear score: that of float64 arithmetic for all sizes, magnitudes and ties."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def expected(x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("classes", [2, 128, 129, 1000, 2500])
-def test_as_float64_finds_it(classes: int, dtype: torch.dtype) -> None:
+def test_the_decision_is_that_of_float64(classes: int, dtype: torch.dtype) -> None:
     x, weights, bias = data(1500, 8, classes, dtype)
     assert torch.equal(LinearDecision(weights, bias).of(x), expected(x, weights, bias))
     assert torch.equal(LinearDecision(weights).of(x), expected(x, weights, None))
@@ -32,7 +32,7 @@ def test_as_float64_finds_it(classes: int, dtype: torch.dtype) -> None:
 
 def test_near_ties_are_decided_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weights, _ = data(400, 32, 300)
-    # Every class has a neighbour that differs in the tenth digit, which float32 does not see.
+    # Each class has a neighbour that differs in the tenth digit, which float32 cannot represent.
     close = torch.cat([weights, weights * (1 + 1e-10)])
     assert torch.equal(LinearDecision(close).of(x), expected(x, close, None))
     counted = []
@@ -40,26 +40,26 @@ def test_near_ties_are_decided_in_float64(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(LinearDecision, "_exactly", lambda self, rows: counted.append(len(rows)) or exactly(self, rows))
     LinearDecision(close).of(x)
     assert sum(counted) == len(x)
-    # Where scores lie apart, hardly a row is.
+    # If scores lie apart, almost no row is decided in float64.
     counted.clear()
     LinearDecision(weights).of(x)
     assert sum(counted) < len(x) // 4
 
 
-def test_one_of_equal_classes() -> None:
+def test_one_of_two_equal_classes_is_chosen() -> None:
     x, weights, bias = data(300, 5, 200)
-    twice, both = torch.cat([weights, weights]), torch.cat([bias, bias])
-    assert torch.equal(LinearDecision(twice, both).of(x) % 200, expected(x, weights, bias))
+    twice, doubled = torch.cat([weights, weights]), torch.cat([bias, bias])
+    assert torch.equal(LinearDecision(twice, doubled).of(x) % 200, expected(x, weights, bias))
 
 
 @pytest.mark.parametrize("scale", [1e-160, 1e-30, 1e-10, 1e10, 1e30, 1e150])
-def test_rows_weights_and_biases_of_any_magnitude(scale: float) -> None:
+def test_the_decision_does_not_depend_on_the_magnitude_of_rows_weights_and_biases(scale: float) -> None:
     x, weights, bias = data(200, 6, 300, torch.float64)
     for rows, heads, offsets in ((x * scale, weights, bias), (x, weights * scale, bias), (x, weights, bias * scale)):
         assert torch.equal(LinearDecision(heads, offsets).of(rows), expected(rows, heads, offsets))
 
 
-def test_rows_without_a_direction_take_the_highest_bias() -> None:
+def test_zero_rows_take_the_class_of_the_highest_bias() -> None:
     x, weights, bias = data(50, 6, 300)
     x[::7] = 0
     assert torch.equal(LinearDecision(weights, bias).of(x), expected(x, weights, bias))
@@ -67,16 +67,16 @@ def test_rows_without_a_direction_take_the_highest_bias() -> None:
     assert int(LinearDecision(weights).of(x)[0]) == 0
 
 
-def test_classes_in_parts_and_rows_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_computing_in_parts_of_classes_and_rows_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weights, bias = data(300, 7, 1000)
-    whole = LinearDecision(weights, bias).of(x)
+    complete = LinearDecision(weights, bias).of(x)
     monkeypatch.setattr(decisions, "ROWS", 77)
     monkeypatch.setattr(decisions, "COLUMNS", 192)
-    assert torch.equal(LinearDecision(weights, bias).of(x), whole)
+    assert torch.equal(LinearDecision(weights, bias).of(x), complete)
 
 
 @pytest.mark.parametrize("classes", [5, 400])
-def test_the_nearest_mean_far_from_the_origin(classes: int) -> None:
+def test_nearest_means_far_from_the_origin_are_exact(classes: int) -> None:
     x, means, _ = data(500, 6, classes, torch.float64)
     x, means = x + 1e4, means + 1e4
     means[classes // 2] = torch.nan

@@ -1,4 +1,4 @@
-"""The golden values (40-digit arithmetic, inputs spelled by a formula), by every route that can take them."""
+"""Tests against golden values (40-digit arithmetic, inputs defined by a formula), for every way to compute them."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def expected(case: dict, level: str) -> dict[str, float]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"seed{case['seed']}")
 @pytest.mark.parametrize("level", ["class_level", "sample_level", "sample_level_centred"])
-def test_functions_of_plain_matrices(case: dict, level: str) -> None:
+def test_functions_of_matrices_give_the_golden_values(case: dict, level: str) -> None:
     features, labels, weights = inputs(case)
     means = np.stack([features[labels == c].mean(axis=0) for c in range(case["C"])])
     pairs = {
@@ -56,7 +56,9 @@ def test_functions_of_plain_matrices(case: dict, level: str) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"seed{case['seed']}")
 @pytest.mark.parametrize("route", ["dense-gram", "dense-moments"])
-def test_moments_by_each_route(case: dict, route: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moments_give_the_golden_values_by_every_algorithm(
+    case: dict, route: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     features, labels, weights = inputs(case)
     if route == "dense-gram" and case["N"] > case["D"] * case["C"]:
         pytest.skip("N is the larger side: the Gram route is that of the plain functions above")
@@ -84,7 +86,7 @@ def test_moments_by_each_route(case: dict, route: str, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"seed{case['seed']}")
-def test_the_stochastic_route_within_its_error_bar(case: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampled_entropies_are_within_their_error_bars(case: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(class_sums, "DENSE_LIMIT", case["C"])
     features, labels, weights = inputs(case)
     golden = expected(case, "sample_level")

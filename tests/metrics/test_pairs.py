@@ -1,4 +1,4 @@
-"""What is read from all pairs of classes: tiles of any size give what all pairs at once do, each pair counted once."""
+"""Tests of sums over all pairs of classes: tiles of every size give the same values and count each pair once."""
 
 import math
 from itertools import combinations
@@ -16,7 +16,7 @@ def rows(classes: int, features: int, seed: int = 0) -> Tensor:
     return torch.randn(classes, features, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def by_loops(means: Tensor, variances: Tensor) -> dict[str, float]:
+def values_by_loops(means: Tensor, variances: Tensor) -> dict[str, float]:
     M = means - means.mean(dim=0)
     unit = torch.nn.functional.normalize(M)
     couples = list(combinations(range(len(means)), 2))
@@ -34,11 +34,13 @@ def by_loops(means: Tensor, variances: Tensor) -> dict[str, float]:
 
 @pytest.mark.parametrize("tile", [7, 20, 64, 512])
 @pytest.mark.parametrize("few", [0, 2**26])
-def test_tiles_of_any_size_against_a_loop_over_pairs(tile: int, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_of_any_size_give_the_values_of_a_loop_over_pairs(
+    tile: int, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pairs, "TILE", tile)
     monkeypatch.setattr(pairs, "FEW_PAIRS", few)
     means, variances = rows(41, 9) + 3, rows(41, 1, seed=1).abs().squeeze(1)
-    M, expected = means - means.mean(dim=0), by_loops(means, variances)
+    M, expected = means - means.mean(dim=0), values_by_loops(means, variances)
     assert cdnv(variances, means) == pytest.approx(expected["cdnv"], rel=1e-12)
     assert equiangular(M) == pytest.approx(expected["equiangular"], rel=1e-12)
     assert uniformity(M) == pytest.approx((expected["uniformity"], expected["spread"]), rel=1e-10)
@@ -46,17 +48,17 @@ def test_tiles_of_any_size_against_a_loop_over_pairs(tile: int, few: int, monkey
 
 def test_each_pair_is_visited_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pairs, "TILE", 8)
-    seen = torch.zeros(30, 30)
+    visits = torch.zeros(30, 30)
 
     class Visits:
         def add(self, tile: pairs.Tile) -> None:
             ones = torch.ones_like(tile.cosines)
             assert tile.sum(ones) == len(tile.pairs(ones).flatten()) * (2 if tile.off_diagonal is None else 1)
             marked = ones.bool() if tile.off_diagonal is None else tile.off_diagonal
-            seen[tile.rows, tile.columns] += marked
+            visits[tile.rows, tile.columns] += marked
 
     pairs.visit(rows(30, 4), [Visits()])
-    assert torch.equal(seen + seen.T, (1 - torch.eye(30)) * torch.where(_same_tile(30, 8), 2.0, 1.0))
+    assert torch.equal(visits + visits.T, (1 - torch.eye(30)) * torch.where(_same_tile(30, 8), 2.0, 1.0))
 
 
 def _same_tile(classes: int, tile: int) -> Tensor:
@@ -64,13 +66,13 @@ def _same_tile(classes: int, tile: int) -> Tensor:
     return number[:, None] == number
 
 
-def test_means_that_lie_close_together_keep_their_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_means_give_accurate_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pairs, "FEW_PAIRS", 0)
     monkeypatch.setattr(pairs, "TILE", 16)
     means = rows(40, 6) * 100
     means[20:] = means[:20] + 1e-5 * rows(20, 6, seed=2)
     variances = torch.ones(40, dtype=torch.float64)
-    expected = by_loops(means, variances)
+    expected = values_by_loops(means, variances)
     assert cdnv(variances, means) == pytest.approx(expected["cdnv"], rel=1e-9)
     M = means - means.mean(dim=0)
     assert uniformity(M) == pytest.approx((expected["uniformity"], expected["spread"]), rel=1e-7)
@@ -88,7 +90,7 @@ def test_coinciding_directions_and_rows_of_length_zero_are_undefined() -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10, 700])
-def test_a_simplex_is_as_uniform_as_its_reference_says(classes: int) -> None:
+def test_a_simplex_reaches_the_reference_of_uniformity(classes: int) -> None:
     etf = simplex_etf(classes, classes + 2)
     mean, spread = uniformity(3 * etf)
     assert mean == pytest.approx(uniformity_reference(classes, classes + 2), rel=1e-12)
@@ -97,7 +99,7 @@ def test_a_simplex_is_as_uniform_as_its_reference_says(classes: int) -> None:
 
 
 @pytest.mark.parametrize("features", [2, 3, 16, 64])
-def test_many_random_directions_reach_the_value_of_the_uniform_distribution(features: int) -> None:
+def test_random_directions_approach_the_value_of_the_uniform_distribution(features: int) -> None:
     unit = torch.nn.functional.normalize(rows(3000, features))
     mean, spread = uniformity(unit)
     assert mean == pytest.approx(uniformity_reference(3000, features), abs=4e-3)

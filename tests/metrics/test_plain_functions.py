@@ -1,4 +1,4 @@
-"""gram, matrix_entropy, effective_rank, mutual_information, mir, hdr on plain matrices, against closed forms."""
+"""Tests of gram, matrix_entropy, effective_rank, mutual_information, mir and hdr against closed forms."""
 
 import math
 from collections.abc import Callable
@@ -31,18 +31,18 @@ def brute_gram(X: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("n", "d"), [(7, 12), (12, 7), (9, 9), (40, 1), (1, 5), (1, 1)])
-def test_entropy_is_that_of_the_n_by_n_gram_whichever_side_is_smaller(n: int, d: int) -> None:
+def test_entropy_equals_that_of_the_gram_matrix_for_wide_and_tall_matrices(n: int, d: int) -> None:
     X = rows(n, d)
     assert matrix_entropy(X) == pytest.approx(brute_entropy(brute_gram(X)), rel=1e-10, abs=1e-12)
 
 
 @pytest.mark.parametrize("alpha", [0.5, 0.999999, 1.5, 2.0, 3.0])
-def test_renyi_orders(alpha: float) -> None:
+def test_renyi_entropies_equal_their_definition(alpha: float) -> None:
     X = rows(8, 30)
     assert matrix_entropy(X, alpha=alpha) == pytest.approx(brute_entropy(brute_gram(X), alpha), rel=1e-9)
 
 
-def test_renyi_approaches_von_neumann_and_falls_with_its_order() -> None:
+def test_renyi_entropy_approaches_von_neumann_entropy_and_decreases_with_its_order() -> None:
     X = rows(20, 6)
     orders = [matrix_entropy(X, alpha=alpha) for alpha in (0.5, 1.0, 2.0, 4.0)]
     assert orders == sorted(orders, reverse=True)
@@ -50,7 +50,7 @@ def test_renyi_approaches_von_neumann_and_falls_with_its_order() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, math.inf, math.nan])
-def test_a_senseless_order_is_an_error(alpha: float) -> None:
+def test_an_invalid_order_is_an_error(alpha: float) -> None:
     with pytest.raises(DataError, match="alpha"):
         matrix_entropy(rows(4, 3), alpha=alpha)
 
@@ -63,16 +63,16 @@ def test_orthogonal_rows_reach_log_n_and_equal_rows_zero() -> None:
     assert matrix_entropy(np.ones((1, 4)), normalized=True) == 0
 
 
-def test_entropy_knows_neither_the_length_nor_the_order_of_rows_nor_rotations() -> None:
+def test_lengths_and_order_of_rows_and_rotations_do_not_change_the_entropy() -> None:
     X = rows(15, 6)
     scaled = X * np.random.default_rng(1).uniform(1e-150, 1e3, size=(15, 1))
     rotation, _ = np.linalg.qr(rows(6, 6, seed=2))
-    for other in (scaled, X[::-1].copy(), X @ rotation, np.hstack([X, np.zeros((15, 3))])):
-        assert matrix_entropy(other) == pytest.approx(matrix_entropy(X), rel=1e-11)
+    for changed in (scaled, X[::-1].copy(), X @ rotation, np.hstack([X, np.zeros((15, 3))])):
+        assert matrix_entropy(changed) == pytest.approx(matrix_entropy(X), rel=1e-11)
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e-160, 1e160, 1e300])
-def test_rows_of_any_magnitude_have_a_direction(scale: float) -> None:
+def test_the_magnitude_of_rows_does_not_change_the_entropy(scale: float) -> None:
     X = rows(6, 4)
     np.testing.assert_allclose(gram(X * scale), gram(X), rtol=1e-12, atol=1e-14)
 
@@ -104,13 +104,13 @@ def test_nan_and_infinity_are_named(bad: float) -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (4,), (2, 3, 4)])
-def test_what_is_no_matrix_of_rows_is_an_error(shape: tuple[int, ...]) -> None:
+def test_arrays_that_are_no_matrices_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match=r"expected one vector per row, shape \(n, d\)"):
         gram(np.ones(shape))
 
 
 @pytest.mark.parametrize(("n", "d", "e"), [(30, 3, 2), (6, 20, 9), (12, 4, 3)])
-def test_information_against_the_elementwise_product_of_grams(n: int, d: int, e: int) -> None:
+def test_mutual_information_equals_that_of_the_product_of_gram_matrices(n: int, d: int, e: int) -> None:
     X, Y = rows(n, d), rows(n, e, seed=1)
     first, second = brute_entropy(brute_gram(X)), brute_entropy(brute_gram(Y))
     joint = brute_entropy(brute_gram(X) * brute_gram(Y))
@@ -121,12 +121,12 @@ def test_information_against_the_elementwise_product_of_grams(n: int, d: int, e:
     assert hdr(X, Y) == pytest.approx(hdr(Y, X), rel=1e-10)
 
 
-def test_rows_where_either_side_has_no_direction_are_left_out_of_both() -> None:
+def test_rows_that_are_zero_in_one_matrix_are_left_out_of_both() -> None:
     X, Y = rows(10, 4), rows(10, 3, seed=1)
     X[2] = 0
     Y[7] = 0
-    kept = [i for i in range(10) if i not in {2, 7}]
-    assert mir(X, Y) == pytest.approx(mir(X[kept], Y[kept]), rel=1e-12)
+    nonzero = [i for i in range(10) if i not in {2, 7}]
+    assert mir(X, Y) == pytest.approx(mir(X[nonzero], Y[nonzero]), rel=1e-12)
 
 
 def test_ratios_of_zero_entropy_are_undefined() -> None:
@@ -138,7 +138,7 @@ def test_ratios_of_zero_entropy_are_undefined() -> None:
         hdr(same, same)
 
 
-def test_another_number_of_rows_is_an_error() -> None:
+def test_different_numbers_of_rows_are_an_error() -> None:
     with pytest.raises(DataError, match="X has 5 rows and Y has 6"):
         mir(rows(5, 3), rows(6, 3))
 
@@ -179,7 +179,7 @@ def test_an_aligned_simplex_reaches_the_reference_values(classes: int) -> None:
     assert hdr(3 * etf, etf) == pytest.approx(0, abs=1e-12)
 
 
-def test_reference_values_of_two_classes_and_none() -> None:
+def test_reference_values_exist_for_at_least_two_classes() -> None:
     assert reference_values(2) == {"reference.mir": None, "reference.hdr": None, "reference.entropy": 0.0}
     with pytest.raises(DataError, match="at least two classes"):
         reference_values(1)
@@ -187,7 +187,7 @@ def test_reference_values_of_two_classes_and_none() -> None:
 
 
 @pytest.mark.parametrize(("classes", "features"), [(5, 3), (1, 4)])
-def test_a_simplex_that_does_not_exist_is_an_error(classes: int, features: int) -> None:
+def test_a_simplex_of_one_class_or_in_too_few_dimensions_is_an_error(classes: int, features: int) -> None:
     with pytest.raises(DataError, match="does not exist"):
         simplex_etf(classes, features)
 
@@ -195,10 +195,10 @@ def test_a_simplex_that_does_not_exist_is_an_error(classes: int, features: int) 
 @pytest.mark.parametrize("function", [matrix_entropy, effective_rank, lambda X: mir(X, X * 2), lambda X: hdr(X, X**3)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", ["denormal", "smallest"])
-def test_the_gradient_of_rows_next_to_nothing_is_finite(function: Callable, dtype: torch.dtype, scale: str) -> None:
+def test_gradients_of_rows_with_tiny_entries_are_finite(function: Callable, dtype: torch.dtype, scale: str) -> None:
     kind = torch.finfo(dtype)
     X = torch.from_numpy(rows(6, 4)).clamp(0.1, 1).to(dtype)
-    # Denormal numbers, and the smallest ones that are not.
+    # Denormal numbers, and the smallest normal ones.
     X[2:4] = kind.smallest_normal * (0.25 if scale == "denormal" else 1) * (1 + (X[2:4] > 0.5))
     X.requires_grad_()
     value = function(X)
@@ -214,12 +214,12 @@ def test_the_gradient_of_rows_next_to_nothing_is_finite(function: Callable, dtyp
     wide = X.detach().double().mul(2.0**500).requires_grad_()
     function(wide).backward()
     assert wide.grad is not None
-    # That of a row 2^500 times as long, whose gradient is as much smaller.
+    # The expected gradient is that of a row 2^500 times as long, times 2^500.
     expected = (wide.grad[2:4] * 2.0**500).clamp(-kind.max, kind.max)
     assert torch.allclose(X.grad[2:4].double(), expected, rtol=4 * kind.eps, atol=kind.tiny)
 
 
-def test_rows_next_to_nothing_count_all_the_same() -> None:
+def test_rows_with_tiny_entries_count_like_others() -> None:
     X = torch.from_numpy(rows(6, 4)).float()
     X[2] *= 1e-39
     X.requires_grad_()

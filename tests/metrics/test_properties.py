@@ -1,4 +1,4 @@
-"""What holds of every metric whatever the rows: rotations, permutations, lengths, symmetry, and their bounds."""
+"""Tests of properties that hold for all rows: invariance to rotation, permutation and scale, symmetry, and bounds."""
 
 import math
 
@@ -32,22 +32,22 @@ CAREFULLY = settings(max_examples=25, deadline=None)
 @st.composite
 def matrices(draw: st.DrawFn, rows: tuple[int, int] = (2, 9), columns: tuple[int, int] = (1, 7)) -> np.ndarray:
     shape = draw(st.integers(*rows)), draw(st.integers(*columns))
-    found = draw(arrays.arrays(np.float64, shape, elements=NUMBERS))
-    # No direction is undefined, and none is there by rounding only.
-    assume((np.linalg.norm(found, axis=1) > 1e-2).all())
-    return found
+    matrix = draw(arrays.arrays(np.float64, shape, elements=NUMBERS))
+    # Zero rows have no direction, and tiny rows would have one by rounding only.
+    assume((np.linalg.norm(matrix, axis=1) > 1e-2).all())
+    return matrix
 
 
 @st.composite
-def two_of_the_same_rows(draw: st.DrawFn, fewest: int = 2) -> tuple[np.ndarray, np.ndarray]:
+def matrices_of_equal_length(draw: st.DrawFn, fewest: int = 2) -> tuple[np.ndarray, np.ndarray]:
     X = draw(matrices(rows=(fewest, 9)))
     Y = draw(matrices(rows=(len(X), len(X))))
     return X, Y
 
 
 def rotation(width: int, seed: int) -> np.ndarray:
-    found, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(width, width)))
-    return found
+    q, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(width, width)))
+    return q
 
 
 def lengths(rows: int, seed: int) -> np.ndarray:
@@ -56,29 +56,29 @@ def lengths(rows: int, seed: int) -> np.ndarray:
 
 @CAREFULLY
 @given(X=matrices(), seed=SEEDS)
-def test_entropy_is_bounded_and_knows_directions_only(X: np.ndarray, seed: int) -> None:
+def test_entropy_is_bounded_and_depends_on_directions_only(X: np.ndarray, seed: int) -> None:
     entropy, order = matrix_entropy(X), np.random.default_rng(seed).permutation(len(X))
     assert -1e-12 <= entropy <= math.log(len(X)) + 1e-12
     assert entropy <= math.log(X.shape[1]) + 1e-9
     assert effective_rank(X) == pytest.approx(math.exp(entropy))
-    for other in (X @ rotation(X.shape[1], seed), X[order], X * lengths(len(X), seed), -X):
-        assert matrix_entropy(other) == pytest.approx(entropy, rel=1e-8, abs=1e-9)
+    for changed in (X @ rotation(X.shape[1], seed), X[order], X * lengths(len(X), seed), -X):
+        assert matrix_entropy(changed) == pytest.approx(entropy, rel=1e-8, abs=1e-9)
     assert matrix_entropy(np.concatenate([X, X])) == pytest.approx(entropy, rel=1e-8, abs=1e-9)
     assert matrix_entropy(X, alpha=2) <= entropy + 1e-9
 
 
 @CAREFULLY
-@given(pair=two_of_the_same_rows(), seed=SEEDS)
-def test_information_is_symmetric_bounded_and_knows_directions_only(pair, seed: int) -> None:
+@given(pair=matrices_of_equal_length(), seed=SEEDS)
+def test_information_is_symmetric_bounded_and_depends_on_directions_only(pair, seed: int) -> None:
     X, Y = pair
     information, entropies = mutual_information(X, Y), (matrix_entropy(X), matrix_entropy(Y))
-    # The joint entropy is at least either one's and at most their sum.
+    # The joint entropy is at least each entropy and at most their sum.
     assert -1e-9 <= information <= min(entropies) + 1e-9
     assert mutual_information(Y, X) == pytest.approx(information, rel=1e-8, abs=1e-9)
     order = np.random.default_rng(seed).permutation(len(X))
     turned = X @ rotation(X.shape[1], seed) * lengths(len(X), seed)
-    for other in ((turned, Y), (X[order], Y[order])):
-        assert mutual_information(*other) == pytest.approx(information, rel=1e-8, abs=1e-9)
+    for changed in ((turned, Y), (X[order], Y[order])):
+        assert mutual_information(*changed) == pytest.approx(information, rel=1e-8, abs=1e-9)
     if max(entropies) > 1e-3:
         assert 0 <= hdr(X, Y) <= 1 + 1e-12
         assert hdr(X, Y) == pytest.approx(hdr(Y, X), rel=1e-9, abs=1e-9)
@@ -91,8 +91,8 @@ def test_information_is_symmetric_bounded_and_knows_directions_only(pair, seed: 
 
 
 @CAREFULLY
-@given(pair=two_of_the_same_rows(fewest=5), seed=SEEDS, scale=st.floats(0.01, 100))
-def test_cka_is_symmetric_and_knows_no_rotation_scale_or_offset(pair, seed: int, scale: float) -> None:
+@given(pair=matrices_of_equal_length(fewest=5), seed=SEEDS, scale=st.floats(0.01, 100))
+def test_cka_is_symmetric_and_invariant_to_rotation_scale_and_offset(pair, seed: int, scale: float) -> None:
     X, Y = pair
     generator = np.random.default_rng(seed)
     X, Y = (rows + generator.normal(size=rows.shape) for rows in (X, Y))
@@ -101,25 +101,25 @@ def test_cka_is_symmetric_and_knows_no_rotation_scale_or_offset(pair, seed: int,
     turned = scale * X @ rotation(X.shape[1], seed) + generator.normal(size=X.shape[1])
     assert cka(Y, X) == pytest.approx(value, rel=1e-9)
     assert cka(X, X) == pytest.approx(1)
-    for other in ((turned, Y), (X[order], Y[order])):
-        assert cka(*other) == pytest.approx(value, rel=1e-6, abs=1e-8)
+    for changed in ((turned, Y), (X[order], Y[order])):
+        assert cka(*changed) == pytest.approx(value, rel=1e-6, abs=1e-8)
 
 
 @CAREFULLY
 @given(X=matrices(rows=(3, 9), columns=(2, 7)), Y=matrices(rows=(3, 9), columns=(2, 7)), seed=SEEDS)
-def test_the_difference_of_effective_ranks_turns_its_sign(X: np.ndarray, Y: np.ndarray, seed: int) -> None:
+def test_the_difference_of_effective_ranks_is_antisymmetric(X: np.ndarray, Y: np.ndarray, seed: int) -> None:
     generator = np.random.default_rng(seed)
     X, Y = (rows + generator.normal(size=rows.shape) for rows in (X, Y))
-    found = erank_difference(X, Y)
-    assert found == pytest.approx(-erank_difference(Y, X), rel=1e-8, abs=1e-8)
-    assert abs(found) <= max(*X.shape, *Y.shape) - 1
+    difference = erank_difference(X, Y)
+    assert difference == pytest.approx(-erank_difference(Y, X), rel=1e-8, abs=1e-8)
+    assert abs(difference) <= max(*X.shape, *Y.shape) - 1
     moved = 3 * X @ rotation(X.shape[1], seed) + generator.normal(size=X.shape[1])
-    assert erank_difference(moved, Y) == pytest.approx(found, rel=1e-7, abs=1e-8)
+    assert erank_difference(moved, Y) == pytest.approx(difference, rel=1e-7, abs=1e-8)
 
 
 @st.composite
 def classes(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Class means (C, D), a within-class covariance (D, D), and classifier rows (C, D), all in general position."""
+    """Return class means (C, D), a within-class covariance (D, D) and classifier rows (C, D) in general position."""
     generator = np.random.default_rng(draw(SEEDS))
     count, features = draw(st.integers(2, 9)), draw(st.integers(2, 7))
     spread = draw(st.sampled_from([1e-3, 1.0, 30.0]))
@@ -148,39 +148,39 @@ def collapse_of(means: torch.Tensor, within: torch.Tensor, weights: torch.Tensor
 
 
 @CAREFULLY
-@given(held=classes(), seed=SEEDS, scale=st.floats(0.01, 100))
-def test_collapse_knows_no_rotation_scale_offset_or_order(held, seed: int, scale: float) -> None:
-    means, within, weights = held
+@given(sample=classes(), seed=SEEDS, scale=st.floats(0.01, 100))
+def test_collapse_metrics_are_invariant_to_rotation_scale_offset_and_order(sample, seed: int, scale: float) -> None:
+    means, within, weights = sample
     expected, count = collapse_of(means, within, weights), len(means)
     turn = torch.tensor(rotation(means.shape[1], seed))
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    others = {
+    transformed = {
         "rotation": (means @ turn, turn.T @ within @ turn, weights @ turn),
         "scale": (scale * means, scale**2 * within, 3 * scale * weights),
         "offset": (means + 10, within, weights),
         "order": (means[order], within, weights[order]),
     }
-    for changed, other in others.items():
-        for name, value in collapse_of(*other).items():
-            assert value == pytest.approx(expected[name], rel=1e-6, abs=1e-7), (changed, name)
+    for change, arguments in transformed.items():
+        for name, value in collapse_of(*arguments).items():
+            assert value == pytest.approx(expected[name], rel=1e-6, abs=1e-7), (change, name)
     for name in ("nc1", "cdnv", "equinorm", "equiangular", "etf", "spread", "duality", "duality_uniformity"):
         assert (expected[name] or 0) >= 0
     assert (expected["etf"] or 0) <= math.sqrt(2) + 1e-12
     assert (expected["duality"] or 0) <= 2 + 1e-12
-    # No two unit vectors are further apart than 2.
+    # The distance of two unit vectors is at most 2.
     assert (expected["uniformity"] or 0) >= -math.log(2) - 1e-12
 
 
 @CAREFULLY
-@given(held=classes(), seed=SEEDS)
-def test_nc5_is_a_mean_of_cosines_that_an_outside_at_a_right_angle_has_none_of(held, seed: int) -> None:
-    means, _, weights = held
+@given(sample=classes(), seed=SEEDS)
+def test_nc5_is_an_invariant_mean_of_cosines_and_zero_for_an_orthogonal_outside_mean(sample, seed: int) -> None:
+    means, _, weights = sample
     outside = weights[0]
-    found = nc5(means, outside, centred=True)
+    value = nc5(means, outside, centred=True)
     turn = torch.tensor(rotation(means.shape[1], seed))
-    assert 0 <= found <= 1 + 1e-12
-    assert nc5(means @ turn, outside @ turn, centred=True) == pytest.approx(found, rel=1e-6, abs=1e-8)
-    assert nc5(3 * means + 1, 3 * outside + 1, centred=True) == pytest.approx(found, rel=1e-6, abs=1e-8)
+    assert 0 <= value <= 1 + 1e-12
+    assert nc5(means @ turn, outside @ turn, centred=True) == pytest.approx(value, rel=1e-6, abs=1e-8)
+    assert nc5(3 * means + 1, 3 * outside + 1, centred=True) == pytest.approx(value, rel=1e-6, abs=1e-8)
     assert nc5(3 * means @ turn, outside @ turn) == pytest.approx(nc5(means, outside), rel=1e-6, abs=1e-8)
     wider = torch.nn.functional.pad(means, (0, 1))
     away = torch.nn.functional.pad(means.mean(dim=0), (0, 1), value=5.0)
@@ -188,8 +188,8 @@ def test_nc5_is_a_mean_of_cosines_that_an_outside_at_a_right_angle_has_none_of(h
 
 
 @CAREFULLY
-@given(held=classes(), seed=SEEDS)
-def test_every_mean_is_nearest_to_itself(held, seed: int) -> None:
-    means, _, _ = held
+@given(sample=classes(), seed=SEEDS)
+def test_every_mean_is_nearest_to_itself(sample, seed: int) -> None:
+    means, _, _ = sample
     order = torch.randperm(len(means), generator=torch.Generator().manual_seed(seed))
     assert torch.equal(nearest_means(means[order], means), order)

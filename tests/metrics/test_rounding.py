@@ -1,4 +1,4 @@
-"""What counts as zero, against numbers of higher precision; and functions of plain matrices that depend on it."""
+"""Tests of the threshold for zero against higher precision, and of functions of matrices that depend on it."""
 
 from itertools import pairwise
 
@@ -18,7 +18,7 @@ RNG = np.random.default_rng(0)
 
 
 def renyi(rows: np.ndarray, alpha: float) -> float:
-    """Return the entropy of order alpha from eigenvalues of 40 digits."""
+    """Return the entropy of order alpha from eigenvalues computed with 40 digits."""
     mp.dps = 40
     unit = [[mpf(float(value)) for value in row] for row in rows]
     unit = [[value / mp.sqrt(sum(v * v for v in row)) for value in row] for row in unit]
@@ -33,7 +33,7 @@ def test_the_bound_holds_for_sums_in_any_order() -> None:
     assert rounding(4, 3.0, torch.float32) == 12 * torch.finfo(torch.float32).eps
 
 
-def test_lengths_of_rows_whose_squares_do_not_exist() -> None:
+def test_lengths_of_rows_do_not_overflow_or_underflow() -> None:
     rows = torch.tensor([[3.0, 4.0], [3e-200, 4e-200], [3e200, 4e200], [0.0, 0.0]], dtype=torch.float64)
     assert row_lengths(rows).tolist() == pytest.approx([5, 5e-200, 5e200, 0], rel=1e-15, abs=0)
     assert without_rounding(rows, 5e-200).any(dim=1).tolist() == [True, False, True, False]
@@ -48,14 +48,14 @@ def test_units_are_powers_of_two_outside_the_usual_range(size: float, unit: floa
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.5, 0.9999999, 1.0000001, 1.005, 2, 100, 1000])
-def test_renyi_entropies_of_extreme_orders(alpha: float) -> None:
+def test_renyi_entropies_of_extreme_orders_are_accurate(alpha: float) -> None:
     rows = RNG.normal(size=(20, 5))
     assert matrix_entropy(rows, alpha=alpha) == pytest.approx(renyi(rows, alpha), rel=1e-9)
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1, 1.0000001, 2, 100])
 @pytest.mark.parametrize("count", [2, 50, 700])
-def test_the_entropy_of_equal_rows_is_zero_and_not_nearly(alpha: float, count: int) -> None:
+def test_the_entropy_of_equal_rows_is_exactly_zero(alpha: float, count: int) -> None:
     rows = np.tile(RNG.normal(size=8), (count, 1))
     assert str(matrix_entropy(rows, alpha=alpha)) == "0.0"
     assert effective_rank(rows) == 1
@@ -70,13 +70,13 @@ def test_ratios_over_entropies_near_rounding_are_undefined() -> None:
     assert 0 < mir(X + 100, Y) < 2
 
 
-def test_names_of_orders_differ_where_orders_do() -> None:
+def test_different_orders_have_different_names() -> None:
     assert [renyi_name(order) for order in (2, 2.0, 0.5)] == ["renyi_2", "renyi_2", "renyi_0.5"]
     assert len({renyi_name(order) for order in (0.1234561, 0.1234564, 1.0000001, 1.0000002)}) == 4
 
 
 @pytest.mark.parametrize("count", [10, 100, 5000])
-def test_a_constant_representation_has_no_direction_once_centred(count: int) -> None:
+def test_a_centred_constant_representation_has_no_direction(count: int) -> None:
     constant = np.tile(RNG.normal(size=8), (count, 1))
     assert not centred(torch.tensor(constant)).any()
     with pytest.raises(DataError, match="zero length"):
@@ -86,7 +86,7 @@ def test_a_constant_representation_has_no_direction_once_centred(count: int) -> 
 
 
 @pytest.mark.parametrize("edges", [(0, 37, 100, 263, 500), (0, 1, 2, 500), (0, 250, 500)])
-def test_streamed_cka_of_a_constant_layer_is_undefined_however_it_is_cut(edges: tuple[int, ...]) -> None:
+def test_streamed_cka_of_a_constant_layer_is_undefined_for_any_blocks(edges: tuple[int, ...]) -> None:
     X, Y = np.tile(RNG.normal(size=8), (500, 1)), RNG.normal(size=(500, 5))
     parts = [similarity.CKA() for _ in range(2)]
     for number, (start, stop) in enumerate(pairwise(edges)):
@@ -97,7 +97,7 @@ def test_streamed_cka_of_a_constant_layer_is_undefined_however_it_is_cut(edges: 
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e-100, 1e78, 1e200])
-def test_cka_knows_no_scale(scale: float) -> None:
+def test_cka_does_not_depend_on_scale(scale: float) -> None:
     X, Y = RNG.normal(size=(2, 50, 4))
     expected = similarity.cka(X, Y)
     assert similarity.cka(scale * X, Y) == pytest.approx(expected, rel=1e-12)
@@ -105,7 +105,7 @@ def test_cka_knows_no_scale(scale: float) -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e-100, 1e78, 1e160, 1e300])
-def test_numbers_of_collapse_know_no_scale(scale: float) -> None:
+def test_collapse_metrics_do_not_depend_on_scale(scale: float) -> None:
     M = torch.tensor(RNG.normal(size=(5, 7)))
     M = M - M.mean(dim=0)
     for function in (equinorm, etf_distance, lambda rows: uniformity(rows)[0]):
@@ -128,16 +128,16 @@ def test_class_means_that_differ_by_rounding_coincide() -> None:
 @pytest.mark.parametrize("classes", [6, 200])
 @pytest.mark.parametrize("spread", [3, 8])
 @pytest.mark.parametrize("scale", [1.0, 1e-290, 1e150])
-def test_nearest_means_of_classes_of_all_scales(classes: int, spread: int, scale: float) -> None:
+def test_nearest_means_are_exact_at_every_scale(classes: int, spread: int, scale: float) -> None:
     rng = np.random.default_rng(1)
     labels = np.arange(600) % classes
     means = rng.normal(size=(classes, 12)) * 10.0 ** np.linspace(-spread, spread, classes)[:, None]
     rows = means[labels] * (1 + 0.1 * rng.normal(size=(600, 12)))
     expected = ((rows[:, None] - means).astype(np.longdouble) ** 2).sum(axis=2).argmin(axis=1)
-    found = nearest_means(torch.tensor(rows * scale), torch.tensor(means * scale))
-    assert found.tolist() == expected.tolist()
+    nearest = nearest_means(torch.tensor(rows * scale), torch.tensor(means * scale))
+    assert nearest.tolist() == expected.tolist()
 
 
-def test_a_line_through_values_that_are_the_same_but_for_rounding_is_none() -> None:
+def test_values_equal_up_to_rounding_have_no_line() -> None:
     assert line_through([(0.1, 0.3), (0.2, 0.1 + 0.2), (0.3, 0.3)]) is None
     assert line_through([(0.1, 0.3), (0.2, 0.3001), (0.3, 0.3)]) is not None

@@ -1,4 +1,4 @@
-"""Linear CKA by unbiased HSIC: its definition by brute force, what leaves it alone, and streams."""
+"""Tests of linear CKA by unbiased HSIC against brute force, of its invariances, and of its streaming form."""
 
 from itertools import pairwise
 
@@ -22,7 +22,7 @@ def related(n: int, d: int, e: int, seed: int = 0) -> tuple[np.ndarray, np.ndarr
 
 
 def brute_hsic(X: np.ndarray, Y: np.ndarray) -> float:
-    """Equation 5 of Song et al. 2012, with n × n matrices."""
+    """Return HSIC by equation 5 of Song et al. 2012, with n × n matrices."""
     n, ones = len(X), np.ones(len(X))
     K, L = (rows @ rows.T for rows in (X, Y))
     np.fill_diagonal(K, 0)
@@ -32,7 +32,7 @@ def brute_hsic(X: np.ndarray, Y: np.ndarray) -> float:
 
 
 def u_statistic(X: np.ndarray, Y: np.ndarray) -> float:
-    """The same as an average over ordered quadruples of different rows (Gretton et al. 2005)."""
+    """Return HSIC as an average over ordered quadruples of different rows (Gretton et al. 2005)."""
     K, L, n = X @ X.T, Y @ Y.T, len(X)
     terms = [
         K[i, j] * (L[i, j] + L[q, r] - 2 * L[i, q])
@@ -43,7 +43,7 @@ def u_statistic(X: np.ndarray, Y: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(("n", "d", "e"), [(4, 3, 2), (9, 2, 5), (12, 30, 20), (60, 4, 7), (15, 1, 1)])
-def test_hsic_against_its_definition(n: int, d: int, e: int) -> None:
+def test_hsic_equals_its_definition(n: int, d: int, e: int) -> None:
     X, Y = related(n, d, e)
     assert hsic(X, Y) == pytest.approx(brute_hsic(X, Y), rel=1e-10)
     expected = brute_hsic(X, Y) / np.sqrt(brute_hsic(X, X) * brute_hsic(Y, Y))
@@ -56,57 +56,57 @@ def test_hsic_is_the_u_statistic() -> None:
     assert hsic(X, Y) == pytest.approx(u_statistic(X, Y), rel=1e-10)
 
 
-def test_rotation_scale_and_offset_change_nothing() -> None:
+def test_rotation_scale_and_offset_do_not_change_cka() -> None:
     X, Y = related(80, 6, 9)
     rotation, _ = np.linalg.qr(RNG.normal(size=(6, 6)))
-    for other in (X @ rotation, 1e-3 * X, X + RNG.normal(size=6), 7 * X @ rotation - 100, X[:, ::-1].copy()):
-        assert cka(other, Y) == pytest.approx(cka(X, Y), rel=1e-9)
-        assert cka(other, X) == pytest.approx(1, rel=1e-9)
+    for changed in (X @ rotation, 1e-3 * X, X + RNG.normal(size=6), 7 * X @ rotation - 100, X[:, ::-1].copy()):
+        assert cka(changed, Y) == pytest.approx(cka(X, Y), rel=1e-9)
+        assert cka(changed, X) == pytest.approx(1, rel=1e-9)
     order = RNG.permutation(80)
     assert cka(X[order], Y[order]) == pytest.approx(cka(X, Y), rel=1e-12)
     assert cka(X[order], Y) != pytest.approx(cka(X, Y), rel=1e-2)
 
 
 @pytest.mark.parametrize(("d", "e"), [(16, 16), (512, 256)])
-def test_independent_gaussian_rows_share_nothing(d: int, e: int) -> None:
+def test_cka_of_independent_gaussian_rows_is_near_zero(d: int, e: int) -> None:
     X, Y = RNG.normal(size=(2048, d)), RNG.normal(size=(2048, e))
     assert abs(cka(X, Y)) < 0.02
     assert cka(X, X) == pytest.approx(1, rel=1e-12)
 
 
 @pytest.mark.parametrize("cuts", [[], [1], [4, 5, 40], list(range(1, 60))])
-def test_streams_and_merges_of_any_parts_are_one_pass(cuts: list[int]) -> None:
+def test_streams_and_merges_of_any_parts_equal_one_pass(cuts: list[int]) -> None:
     X, Y = related(60, 5, 8)
     X += 1e3
-    whole, other = CKA(), CKA()
+    complete, second = CKA(), CKA()
     edges = [0, *cuts, 60]
     for number, (start, stop) in enumerate(pairwise(edges)):
-        (whole if number % 2 else other).update(X[start:stop], Y[start:stop])
-    whole.merge(other)
-    assert whole.rows == 60
-    assert whole.compute() == pytest.approx(cka(X, Y), rel=1e-9)
+        (complete if number % 2 else second).update(X[start:stop], Y[start:stop])
+    complete.merge(second)
+    assert complete.rows == 60
+    assert complete.compute() == pytest.approx(cka(X, Y), rel=1e-9)
 
 
-def test_minibatches_average_hsic_and_estimate_the_same() -> None:
+def test_minibatches_average_hsic_and_estimate_the_same_cka() -> None:
     X, Y = related(4096, 6, 9)
-    averaged, other = CKA(minibatches=True), CKA(minibatches=True)
+    averaged, second = CKA(minibatches=True), CKA(minibatches=True)
     for number, start in enumerate(range(0, 4096, 256)):
-        (averaged if number % 3 else other).update(X[start : start + 256], Y[start : start + 256])
-    averaged.merge(other)
+        (averaged if number % 3 else second).update(X[start : start + 256], Y[start : start + 256])
+    averaged.merge(second)
     parts = [slice(start, start + 256) for start in range(0, 4096, 256)]
     sums = [sum(brute_hsic(a[p], b[p]) for p in parts) for a, b in ((X, Y), (X, X), (Y, Y))]
     assert averaged.compute() == pytest.approx(sums[0] / np.sqrt(sums[1] * sums[2]), rel=1e-10)
     assert averaged.compute() == pytest.approx(cka(X, Y), abs=0.02)
 
 
-def test_a_matrix_of_layers() -> None:
+def test_a_matrix_has_the_cka_of_every_pair_of_layers() -> None:
     X, Y = related(50, 4, 60)
-    found = cka_matrix([X, Y, X + 1])
-    assert found.shape == (3, 3)
-    assert torch.equal(found, found.T)
-    assert found.diag().tolist() == pytest.approx([1, 1, 1])
-    assert float(found[0, 1]) == pytest.approx(cka(X, Y), rel=1e-12)
-    assert float(found[0, 2]) == pytest.approx(1, rel=1e-9)
+    matrix = cka_matrix([X, Y, X + 1])
+    assert matrix.shape == (3, 3)
+    assert torch.equal(matrix, matrix.T)
+    assert matrix.diag().tolist() == pytest.approx([1, 1, 1])
+    assert float(matrix[0, 1]) == pytest.approx(cka(X, Y), rel=1e-12)
+    assert float(matrix[0, 2]) == pytest.approx(1, rel=1e-9)
 
 
 def test_torch_gives_tensors_with_a_gradient_and_numpy_floats() -> None:
@@ -116,7 +116,7 @@ def test_torch_gives_tensors_with_a_gradient_and_numpy_floats() -> None:
     assert torch.autograd.gradcheck(cka, (X, Y), eps=1e-6, atol=1e-6)
 
 
-def test_it_is_found_under_the_package() -> None:
+def test_the_functions_are_exported_by_the_package() -> None:
     X, Y = related(20, 3, 4)
     assert cp.cka(X, Y) == cka(X, Y)
     assert [cp.CKA, cp.cka_matrix, cp.cka_between, cp.mir_between, cp.hsic] == [
@@ -128,16 +128,16 @@ def test_it_is_found_under_the_package() -> None:
     ]
 
 
-def test_what_has_no_value_is_an_error() -> None:
+def test_invalid_rows_blocks_and_merges_are_errors() -> None:
     X, Y = related(20, 3, 4)
-    for wrong, told in (
+    for arguments, message in (
         ((X[:3], Y[:3]), "needs at least 4 rows, found 3"),
         ((X, Y[:-1]), "X has 20 rows and Y has 19"),
         ((np.full_like(X, 0.1), Y), "does not vary"),
         ((np.where(np.arange(20)[:, None] == 4, np.nan, X), Y), "the first is row 4"),
     ):
-        with pytest.raises(DataError, match=told):
-            cka(*wrong)
+        with pytest.raises(DataError, match=message):
+            cka(*arguments)
     with pytest.raises(DataError, match="layer 0 has 20 rows and layer 1 has 19"):
         cka_matrix([X, Y[:-1]])
     stream = CKA()
@@ -150,43 +150,43 @@ def test_what_has_no_value_is_an_error() -> None:
         stream.merge(CKA(minibatches=True))
 
 
-def test_matrices_of_two_models() -> None:
+def test_matrices_of_two_models_have_the_values_of_every_pair() -> None:
     draw = np.random.default_rng(0)
     shared = draw.normal(size=(50, 4))
     first = [shared @ draw.normal(size=(4, width)) for width in (3, 6)]
     second = [shared @ draw.normal(size=(4, width)) for width in (5, 2, 7)]
-    found = cka_between(first, second), mir_between(first, second)
-    assert found[0].shape == found[1].shape == (2, 3)
+    matrices = cka_between(first, second), mir_between(first, second)
+    assert matrices[0].shape == matrices[1].shape == (2, 3)
     for a in range(2):
         for b in range(3):
-            assert float(found[0][a, b]) == pytest.approx(cka(first[a], second[b]))
-            assert float(found[1][a, b]) == pytest.approx(cp.mir(first[a], second[b]))
+            assert float(matrices[0][a, b]) == pytest.approx(cka(first[a], second[b]))
+            assert float(matrices[1][a, b]) == pytest.approx(cp.mir(first[a], second[b]))
     torch.testing.assert_close(cka_between(second), cka_matrix(second))
     torch.testing.assert_close(mir_between(second), mir_between(second, second).T)
 
 
-def test_what_does_not_vary_leaves_the_rest_of_a_matrix() -> None:
+def test_a_constant_layer_is_undefined_and_leaves_other_entries_of_a_matrix() -> None:
     rows = np.random.default_rng(0).normal(size=(20, 3))
-    found = cka_between([rows, np.ones((20, 2))])
-    assert float(found[0, 0]) == pytest.approx(1)
-    assert found[0, 1].isnan()
-    assert found[1, 1].isnan()
-    # One direction only: no entropy to share.
+    matrix = cka_between([rows, np.ones((20, 2))])
+    assert float(matrix[0, 0]) == pytest.approx(1)
+    assert matrix[0, 1].isnan()
+    assert matrix[1, 1].isnan()
+    # Constant rows have a single direction, and therefore no entropy to share.
     assert mir_between([rows, np.ones((20, 2))])[0, 1].isnan()
     assert mir_between([rows, np.zeros((20, 2))])[1, 0].isnan()
 
 
 def test_rotation_and_scale_of_a_layer_change_neither_entropy_nor_cka() -> None:
     draw = np.random.default_rng(0)
-    rows, other = related(60, 5, 7)
+    rows, changed = related(60, 5, 7)
     rotation, _ = np.linalg.qr(draw.normal(size=(5, 5)))
     turned = 3.7 * rows @ rotation
     assert cp.matrix_entropy(turned) == pytest.approx(cp.matrix_entropy(rows), rel=1e-12)
-    assert cka(turned, other) == pytest.approx(cka(rows, other), rel=1e-12)
+    assert cka(turned, changed) == pytest.approx(cka(rows, changed), rel=1e-12)
     assert cka(rows, rows) == pytest.approx(1, rel=1e-12)
 
 
-def test_independent_rows_have_nothing_in_common_at_the_size_of_a_subset() -> None:
+def test_similarity_of_independent_rows_is_near_zero_on_a_subset() -> None:
     draw = np.random.default_rng(0)
     assert abs(cka(draw.normal(size=(2048, 64)), draw.normal(size=(2048, 128)))) < 0.02
 
@@ -214,12 +214,12 @@ def test_many_wide_layers_by_gram_matrices_have_the_same_similarities(
     by_grams = similarity._by_grams
     monkeypatch.setattr(similarity, "_by_grams", lambda *sides: called.append(1) or by_grams(*sides))
     for first, second in ((layers, None), (layers[:3], layers[1:])):
-        found = cka_between(first, second)
+        matrix = cka_between(first, second)
         assert called
         called.clear()
         for a, X in enumerate(first):
             for b, Y in enumerate(first if second is None else second):
                 if X.std() == 0 or Y.std() == 0:
-                    assert found[a, b].isnan()
+                    assert matrix[a, b].isnan()
                 else:
-                    assert float(found[a, b]) == pytest.approx(cka(X, Y), rel=1e-11)
+                    assert float(matrix[a, b]) == pytest.approx(cka(X, Y), rel=1e-11)

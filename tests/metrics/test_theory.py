@@ -1,4 +1,4 @@
-"""Exact constructions of neural collapse reach the theory; noise moves away from it step by step."""
+"""Tests that constructions of neural collapse reach the theoretical values and that noise moves away from them."""
 
 import math
 
@@ -80,7 +80,7 @@ def collapsed(counts: list[int], features: int) -> tuple[np.ndarray, np.ndarray,
         ([50, 1, 3], 2),
     ],
 )
-def test_an_exact_etf_has_every_value_of_the_theory(counts: list[int], features: int) -> None:
+def test_an_exact_etf_has_the_theoretical_values(counts: list[int], features: int) -> None:
     record = analyze_features(*collapsed(counts, features))
     expected = collapse_values(counts)
     for name, value in expected.items():
@@ -104,13 +104,13 @@ def test_equal_shares_give_the_class_level_values_in_closed_form(classes: int) -
 @pytest.mark.parametrize(
     ("classes", "features", "exists"), [(6, 5, True), (7, 5, False), (300, 64, False), (3, 1, False)]
 )
-def test_a_reference_exists_where_a_simplex_does(classes: int, features: int, exists: bool) -> None:
-    found = reference_values(classes, features)
+def test_a_reference_exists_if_a_simplex_exists(classes: int, features: int, exists: bool) -> None:
+    values = reference_values(classes, features)
     if exists:
-        assert found == reference_values(classes)
+        assert values == reference_values(classes)
         return
-    assert (found["reference.mir"], found["reference.entropy"]) == (None, None)
-    assert found["reference.hdr"] == (None if features == 1 else 0.0)
+    assert (values["reference.mir"], values["reference.entropy"]) == (None, None)
+    assert values["reference.hdr"] == (None if features == 1 else 0.0)
 
 
 @pytest.mark.parametrize(("classes", "features"), [(4, 2), (7, 2), (12, 3)])
@@ -135,7 +135,7 @@ def test_entropies_of_every_order_share_their_value_at_collapse_and_mir_does_not
     assert references[f"renyi_{order:g}.class.mir"] is None
 
 
-def test_what_has_no_collapse_is_an_error() -> None:
+def test_a_reference_without_a_simplex_is_an_error() -> None:
     for classes in (1, 0):
         with pytest.raises(DataError, match="at least two classes"):
             reference_values(classes)
@@ -144,7 +144,7 @@ def test_what_has_no_collapse_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("counts", [[50] * 6, [10, 90, 20, 80, 30, 70]])
-def test_noise_leads_away_from_collapse_step_by_step(counts: list[int]) -> None:
+def test_more_noise_moves_every_metric_further_from_collapse(counts: list[int]) -> None:
     features, labels, weights = collapsed(counts, 8)
     noise = np.random.default_rng(0).normal(size=features.shape)
     scales = (0.0, 0.02, 0.1, 0.3, 1.0, 2.0)
@@ -158,7 +158,7 @@ def test_noise_leads_away_from_collapse_step_by_step(counts: list[int]) -> None:
 
 
 @pytest.mark.parametrize(("classes", "features"), [(2, 1), (4, 3), (4, 9)])
-def test_a_simplex_has_unit_rows_at_equal_angles_in_as_many_dimensions_as_asked(classes: int, features: int) -> None:
+def test_a_simplex_has_unit_rows_at_equal_angles_in_the_requested_dimensions(classes: int, features: int) -> None:
     rows = simplex_etf(classes, features)
     assert rows.shape == (classes, features)
     expected = torch.full((classes, classes), -1 / (classes - 1), dtype=torch.float64).fill_diagonal_(1)
