@@ -1,4 +1,4 @@
-"""A model's head against the model itself, whatever the model is."""
+"""A fixture that checks a model's head against the model's own output."""
 
 from collections.abc import Callable
 
@@ -13,18 +13,18 @@ from ckpt_probe.models.calling import call, results_of
 
 @pytest.fixture(scope="session")
 def checked_head() -> Callable[..., tuple[Head, Rows]]:
-    """Finds the head of a model and checks it on other inputs than those: what it gives is W z + b, and the model's."""
+    """Return a function that finds a model's head and checks on other inputs that W z + b are the model's logits."""
 
     def check(
         model: nn.Module, inputs: Batch, others: Batch | None = None, *, name: str | None = None
     ) -> tuple[Head, Rows]:
         model.eval()
         head = find_head(model, inputs, name)
-        shown = inputs if others is None else others
+        checked_inputs = inputs if others is None else others
         with torch.no_grad():
-            rows = head.tapped(model, shown)
+            rows = head.tapped(model, checked_inputs)
             weights, bias = head.parameters(model)
-            result = results_of(call(model, shown))[head.result]
+            result = results_of(call(model, checked_inputs))[head.result]
         assert rows.features.shape == (len(rows.logits), weights.shape[1])
         if not head.shows_logits:
             torch.testing.assert_close(F.linear(rows.features, weights, bias), rows.logits, rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Heads of every kind: found by running, and what is tapped gives the model's logits by one matrix and one bias."""
+"""Tests that heads of every kind are found by running the model, and that features, matrix and bias give its logits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ IN, D, C = 6, 5, 3
 
 
 class Body(nn.Module):
-    """A hidden layer, then a head, then what `after` makes of its output."""
+    """A hidden layer and a head, whose output the function `after` changes."""
 
     def __init__(self, head: nn.Module, after: Callable[[Tensor], Any] = lambda out: out) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Body(nn.Module):
 
 
 class Cosine(nn.Module):
-    """Cosines with the classes times a learned scale, as CosFace and many a few-shot paper have it."""
+    """Cosines with the class vectors times a learned scale, as in CosFace and in few-shot learning."""
 
     def __init__(self, transposed: bool = False) -> None:
         super().__init__()
@@ -44,14 +44,14 @@ class Cosine(nn.Module):
 
 
 class CosineLinear(nn.Linear):
-    """A linear layer by its type, a cosine by what it does."""
+    """A layer of type Linear that computes cosines."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(F.normalize(x), F.normalize(self.weight))
 
 
 class NormedWeights(nn.Module):
-    """Unit class vectors, features as they are."""
+    """A head that normalises the class vectors but not the features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class NormedWeights(nn.Module):
 
 
 class LowRank(nn.Module):
-    """A layer and a correction of low rank beside it, as adapters have it before they are merged."""
+    """A linear layer plus a low-rank correction, like an adapter that is not merged."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,10 +95,10 @@ def body(head: nn.Module, after: Callable[[Tensor], Any] = lambda out: out) -> B
         (NormedWeights(), "head", "affine"),
     ],
 )
-def test_kinds_of_heads(head: nn.Module, name: str, kind: str, checked_head: Callable[..., Any]) -> None:
-    found, rows = checked_head(body(head), inputs(), inputs(9, seed=1))
-    assert found.name == name
-    assert found.parts[0].kind == kind
+def test_heads_of_every_kind_are_found(head: nn.Module, name: str, kind: str, checked_head: Callable[..., Any]) -> None:
+    detected, rows = checked_head(body(head), inputs(), inputs(9, seed=1))
+    assert detected.name == name
+    assert detected.parts[0].kind == kind
     assert rows.features.shape == (9, D)
     if kind == "cosine":
         torch.testing.assert_close(rows.features.norm(dim=1), torch.ones(9))
@@ -135,31 +135,33 @@ def test_a_cosines_weights_are_the_unit_class_vectors_times_the_scale() -> None:
         (lambda out: (out.relu() + out.exp(), out), "", 1),
     ],
 )
-def test_what_follows_the_head(after: Any, reading: str, scale: float, checked_head: Callable[..., Any]) -> None:
+def test_operations_after_the_head_are_recognised(
+    after: Any, reading: str, scale: float, checked_head: Callable[..., Any]
+) -> None:
     model = body(nn.Linear(D, C), after)
-    found, rows = checked_head(model, inputs(), inputs(9, seed=1))
-    assert (found.name, found.reading) == ("head", reading)
-    assert found.parts[0].scale == pytest.approx(scale, rel=1e-5)
+    head, rows = checked_head(model, inputs(), inputs(9, seed=1))
+    assert (head.name, head.reading) == ("head", reading)
+    assert head.parts[0].scale == pytest.approx(scale, rel=1e-5)
     result = run_once(model, inputs(9, seed=1))
     if reading in ("log-softmax", "softmax"):
-        told = result if reading == "log-softmax" else result.log()
-        torch.testing.assert_close(F.log_softmax(rows.logits, dim=1), told, rtol=1e-4, atol=1e-4)
+        expected = result if reading == "log-softmax" else result.log()
+        torch.testing.assert_close(F.log_softmax(rows.logits, dim=1), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_modules_after_the_head_are_not_the_head(checked_head: Callable[..., Any]) -> None:
     for after in (nn.LogSoftmax(dim=1), nn.Sigmoid(), nn.Dropout(0.5), nn.Identity(), nn.Flatten()):
-        found, _ = checked_head(body(nn.Sequential(nn.Linear(D, C), after)), inputs())
-        assert found.name == "head.0"
+        head, _ = checked_head(body(nn.Sequential(nn.Linear(D, C), after)), inputs())
+        assert head.name == "head.0"
 
 
-def test_one_logit_and_one_sample(checked_head: Callable[..., Any]) -> None:
-    found, rows = checked_head(body(nn.Linear(D, 1), lambda out: torch.sigmoid(3 * out).squeeze(1)), inputs(1))
-    assert (found.name, found.reading) == ("head", "sigmoid")
-    assert found.parts[0].scale == pytest.approx(3, rel=1e-4)
+def test_a_head_with_one_logit_is_found_from_one_sample(checked_head: Callable[..., Any]) -> None:
+    head, rows = checked_head(body(nn.Linear(D, 1), lambda out: torch.sigmoid(3 * out).squeeze(1)), inputs(1))
+    assert (head.name, head.reading) == ("head", "sigmoid")
+    assert head.parts[0].scale == pytest.approx(3, rel=1e-4)
     assert rows.logits.shape == (1, 1)
 
 
-def test_weights_that_are_all_zero_hide_nothing(checked_head: Callable[..., Any]) -> None:
+def test_a_head_with_zero_weights_is_found(checked_head: Callable[..., Any]) -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -170,13 +172,13 @@ def test_weights_that_are_all_zero_hide_nothing(checked_head: Callable[..., Any]
         def forward(self, x: Tensor) -> Tensor:
             return (self.first(x) + self.second(x.flip(1))) / 2
 
-    found, rows = checked_head(Two(), inputs())
-    assert found.layers == ("first", "second")
-    assert found.why == "the model's output is the mean of the outputs of first and second"
+    head, rows = checked_head(Two(), inputs())
+    assert head.layers == ("first", "second")
+    assert head.why == "the model's output is the mean of the outputs of first and second"
     assert torch.equal(rows.features, torch.cat([inputs(), inputs().flip(1)], dim=1))
 
 
-def test_a_diverged_model_has_its_head_still() -> None:
+def test_the_head_of_a_diverged_model_is_found() -> None:
     model = body(nn.Linear(D, C))
     with torch.no_grad():
         model.hidden.weight[0] = torch.nan
@@ -186,7 +188,7 @@ def test_a_diverged_model_has_its_head_still() -> None:
     assert find_head(model, inputs()).name == "head"
 
 
-def test_as_many_classes_as_features(checked_head: Callable[..., Any]) -> None:
+def test_the_last_of_several_square_layers_is_the_head(checked_head: Callable[..., Any]) -> None:
     torch.manual_seed(0)
     square = nn.Sequential(
         nn.Linear(IN, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.LogSoftmax(dim=1)
@@ -195,38 +197,40 @@ def test_as_many_classes_as_features(checked_head: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize(("pooled", "positions"), [(True, "one"), (False, "mean")])
-def test_convolutions_before_and_after_pooling(pooled: bool, positions: str, checked_head: Callable[..., Any]) -> None:
+def test_a_convolution_before_or_after_pooling_is_a_head(
+    pooled: bool, positions: str, checked_head: Callable[..., Any]
+) -> None:
     head = nn.Conv2d(4, C, 1)
     pool = nn.AdaptiveAvgPool2d(1)
     tail = [pool, head] if pooled else [head, pool]
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), *tail, nn.Flatten())
     images = torch.randn(5, 1, 9, 9, generator=torch.Generator().manual_seed(0))
-    found, rows = checked_head(model, images[:2], images)
-    assert found.name == ("3" if pooled else "2")
-    assert (found.parts[0].kind, found.positions) == ("convolution", positions)
+    detected, rows = checked_head(model, images[:2], images)
+    assert detected.name == ("3" if pooled else "2")
+    assert (detected.parts[0].kind, detected.positions) == ("convolution", positions)
     with torch.no_grad():
         torch.testing.assert_close(rows.features, model[1](model[0](images)).mean(dim=(2, 3)))
 
 
-def test_a_convolution_that_sees_the_whole_map(checked_head: Callable[..., Any]) -> None:
+def test_a_convolution_over_the_complete_map_is_a_head(checked_head: Callable[..., Any]) -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, C, 7), nn.Flatten())
     images = torch.randn(3, 1, 9, 9, generator=torch.Generator().manual_seed(0))
-    found, rows = checked_head(model, images[:2], images)
-    assert found.name == "2"
+    head, rows = checked_head(model, images[:2], images)
+    assert head.name == "2"
     assert rows.features.shape == (3, 4 * 49)
 
 
-def test_every_position_is_a_row_where_the_model_says_something_of_each(checked_head: Callable[..., Any]) -> None:
+def test_every_position_is_a_row_if_the_model_has_logits_for_each(checked_head: Callable[..., Any]) -> None:
     tokens = torch.randn(2, 7, IN, generator=torch.Generator().manual_seed(0))
-    found, rows = checked_head(nn.Sequential(nn.Linear(IN, D), nn.Linear(D, C)), tokens)
-    assert (found.name, found.positions) == ("1", "every")
+    head, rows = checked_head(nn.Sequential(nn.Linear(IN, D), nn.Linear(D, C)), tokens)
+    assert (head.name, head.positions) == ("1", "every")
     assert rows.features.shape == (14, D)
-    found, rows = checked_head(nn.Sequential(nn.Linear(IN, D), nn.Linear(D, C), nn.LogSoftmax(dim=2)), tokens)
-    assert (found.name, found.positions, found.reading) == ("1", "every", "log-softmax")
+    head, rows = checked_head(nn.Sequential(nn.Linear(IN, D), nn.Linear(D, C), nn.LogSoftmax(dim=2)), tokens)
+    assert (head.name, head.positions, head.reading) == ("1", "every", "log-softmax")
 
 
 class Picking(nn.Module):
-    """A head at every position, of which one is the sample's, named by the inputs."""
+    """A model with a head at every position; the inputs name the position whose logits it returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -236,12 +240,12 @@ class Picking(nn.Module):
         return self.score(torch.tanh(self.hidden(tokens)))[torch.arange(len(tokens)), last]
 
 
-def test_the_features_are_those_of_the_position_that_the_model_picks(checked_head: Callable[..., Any]) -> None:
+def test_features_are_those_of_the_position_that_the_model_chooses(checked_head: Callable[..., Any]) -> None:
     model = Picking()
     draw = torch.Generator().manual_seed(0)
     batch = {"tokens": torch.randn(6, 4, IN, generator=draw), "last": torch.tensor([0, 3, 1, 1, 2, 3])}
-    found, rows = checked_head(model, {name: tensor[:2] for name, tensor in batch.items()}, batch)
-    assert (found.name, found.positions) == ("score", "chosen")
+    head, rows = checked_head(model, {name: tensor[:2] for name, tensor in batch.items()}, batch)
+    assert (head.name, head.positions) == ("score", "chosen")
     with torch.no_grad():
         hidden = torch.tanh(model.hidden(batch["tokens"]))
     torch.testing.assert_close(rows.features, hidden[torch.arange(6), batch["last"]])
@@ -249,19 +253,19 @@ def test_the_features_are_those_of_the_position_that_the_model_picks(checked_hea
 
 def test_a_layer_and_its_correction_are_two_terms_of_one_sum(checked_head: Callable[..., Any]) -> None:
     model = body(LowRank())
-    found, rows = checked_head(model, inputs(), inputs(9, seed=1))
-    assert found.layers == ("head.base", "head.up")
+    head, rows = checked_head(model, inputs(), inputs(9, seed=1))
+    assert head.layers == ("head.base", "head.up")
     assert rows.features.shape == (9, D + 2)
-    assert [part.scale for part in found.parts] == [1, 2]
+    assert [part.scale for part in head.parts] == [1, 2]
 
 
-def test_inside_wrappers(checked_head: Callable[..., Any]) -> None:
+def test_heads_are_found_inside_wrappers(checked_head: Callable[..., Any]) -> None:
     model = body(nn.Linear(D, C))
     assert checked_head(nn.DataParallel(model), inputs())[0].name == "module.head"
     assert checked_head(torch.compile(model, backend="eager"), inputs())[0].name == "_orig_mod.head"  # pyright: ignore[reportArgumentType]
 
 
-def test_the_callers_word_chooses_and_is_checked() -> None:
+def test_a_classifier_named_by_the_caller_is_used_and_checked() -> None:
     model = body(nn.Linear(D, C), torch.square)
     with pytest.raises(DataError, match=r"likeliest head, which gives 3 numbers a sample as the model does; pick one"):
         find_head(model, inputs())
@@ -281,7 +285,7 @@ def test_the_callers_word_chooses_and_is_checked() -> None:
         find_head(nn.Sequential(nn.Linear(IN, C), nn.Softplus(), nn.Flatten()), tokens, "0")
 
 
-def test_a_layer_that_runs_twice_is_told() -> None:
+def test_a_head_that_runs_twice_is_an_error() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -294,7 +298,7 @@ def test_a_layer_that_runs_twice_is_told() -> None:
         find_head(Twice(), inputs(), "head")
 
 
-def test_a_layer_that_nobody_calls() -> None:
+def test_a_layer_that_is_not_run_is_named_in_the_error() -> None:
     class Unused(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -307,9 +311,9 @@ def test_a_layer_that_nobody_calls() -> None:
         find_head(Unused(), inputs())
 
 
-def test_batches_by_name_are_told_where_the_model_does_not_take_them() -> None:
-    told = r"does not take inputs of shape a \(6,\) of float32, b \(\) of int64 \(TypeError: "
-    with pytest.raises(DataError, match=told):
+def test_inputs_by_name_that_the_model_does_not_take_are_an_error() -> None:
+    message = r"does not take inputs of shape a \(6,\) of float32, b \(\) of int64 \(TypeError: "
+    with pytest.raises(DataError, match=message):
         find_head(body(nn.Linear(D, C)), {"a": inputs(), "b": torch.tensor([1, 2])})
     with pytest.raises(DataError, match=r"different numbers of samples: {'tokens': 2, 'last': 1}"):
         find_head(Picking(), {"tokens": torch.randn(2, 4, IN), "last": torch.tensor([1])})

@@ -1,4 +1,4 @@
-"""A head and a forward pass told to people, on inputs made up from the model's own configuration."""
+"""Tests of the description of a head and a forward pass, on inputs made up from the model's configuration."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ from ckpt_probe.models import build_model, describe_head, find_head, format_head
         ("torchvision:vit_b_32", {"image_size": 64}, (2, 3, 64, 64)),
     ],
 )
-def test_images_are_made_up_as_the_model_takes_them(
+def test_made_up_images_have_the_shape_that_the_model_takes(
     name: str, arguments: dict[str, Any], shape: tuple[int, ...]
 ) -> None:
     if ":" in name:
@@ -35,7 +35,7 @@ def test_images_are_made_up_as_the_model_takes_them(
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
 
-def test_texts_images_and_waves_of_transformers() -> None:
+def test_made_up_inputs_of_transformers_are_texts_or_images() -> None:
     transformers = pytest.importorskip("transformers")
     bert = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=12, **TINY))
     text = made_up_inputs(bert, {})
@@ -48,12 +48,12 @@ def test_texts_images_and_waves_of_transformers() -> None:
     assert made_up_inputs(vit, {}).shape == (2, 1, 8, 8)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_a_model_that_says_nothing_of_its_inputs() -> None:
+def test_a_model_without_known_inputs_is_an_error() -> None:
     with pytest.raises(UsageError, match=r"the inputs of the model are not known; name data .* with `data=`"):
         made_up_inputs(nn.Linear(3, 2), {})
 
 
-def test_facts_of_a_head_and_one_pass() -> None:
+def test_the_description_has_the_head_and_the_result_of_one_pass() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3), nn.Softmax(dim=1))
     inputs = torch.randn(2, 6)
@@ -81,7 +81,7 @@ def test_facts_of_a_head_and_one_pass() -> None:
     ]
 
 
-def test_numbers_that_are_none_give_no_confidence() -> None:
+def test_nan_outputs_have_no_confidence() -> None:
     model = nn.Linear(6, 3)
     inputs = torch.randn(2, 6)
     head = find_head(model, inputs)

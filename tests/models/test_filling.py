@@ -1,4 +1,4 @@
-"""Models built for a checkpoint: nothing is drawn for what it replaces, and what it does not replace is as ever."""
+"""Tests of models built for a checkpoint: replaced tensors are not initialised; the others are initialised as usual."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +23,7 @@ MODELS: dict[str, tuple[dict[str, Any], int]] = {
 
 @pytest.fixture
 def unknown_memory() -> Iterator[None]:
-    """torch fills what it allocates with NaN, so that a number nobody sets is seen."""
+    """Make torch fill allocated memory with NaN, so that values which are never set are noticed."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     yield
@@ -32,7 +32,7 @@ def unknown_memory() -> Iterator[None]:
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.usefixtures("unknown_memory")
-def test_a_checkpoint_makes_it_the_model_that_was_saved(name: str) -> None:
+def test_an_uninitialised_model_with_a_checkpoints_weights_equals_the_saved_model(name: str) -> None:
     pytest.importorskip(name.partition(":")[0])
     arguments, side = MODELS[name]
     torch.manual_seed(0)
@@ -40,13 +40,13 @@ def test_a_checkpoint_makes_it_the_model_that_was_saved(name: str) -> None:
     model = build_model(name, arguments, initialised=False).eval()
     assert any(bool(weights.isnan().any()) for weights in model.parameters())
     load_weights(model, saved.state_dict(), source="saved")
-    shown = torch.randn(2, 3, side, side)
+    inputs = torch.randn(2, 3, side, side)
     with torch.no_grad():
-        assert torch.equal(model(shown), saved(shown))
+        assert torch.equal(model(inputs), saved(inputs))
 
 
 @pytest.mark.usefixtures("unknown_memory")
-def test_so_it_does_with_a_model_of_transformers(tmp_path: Path) -> None:
+def test_an_uninitialised_transformers_model_with_saved_weights_equals_the_saved_model(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.Wav2Vec2Config(
         hidden_size=16,
@@ -65,12 +65,12 @@ def test_so_it_does_with_a_model_of_transformers(tmp_path: Path) -> None:
     saved = build_model(f"hf:{tmp_path}", arguments).eval()
     model = build_model(f"hf:{tmp_path}", arguments, initialised=False).eval()
     load_weights(model, saved.state_dict(), source="saved")
-    shown = torch.randn(2, 400)
+    inputs = torch.randn(2, 400)
     with torch.no_grad():
-        assert torch.equal(model(shown).logits, saved(shown).logits)
+        assert torch.equal(model(inputs).logits, saved(inputs).logits)
 
 
-def test_no_random_number_is_drawn() -> None:
+def test_an_uninitialised_model_draws_no_random_numbers() -> None:
     pytest.importorskip("timm")
     before = torch.get_rng_state()
     build_model("timm:resnet10t", SMALL, initialised=False)
@@ -79,9 +79,9 @@ def test_no_random_number_is_drawn() -> None:
     assert not torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_function_of_anybodys_is_called_as_it_is() -> None:
+def test_a_models_function_of_the_user_initialises_as_usual() -> None:
     torch.manual_seed(0)
     expected = torch.nn.Linear(3, 2)
     torch.manual_seed(0)
-    found = build_model("torch.nn:Linear", {"in_features": 3, "out_features": 2}, initialised=False)
-    assert torch.equal(found.weight, expected.weight)
+    model = build_model("torch.nn:Linear", {"in_features": 3, "out_features": 2}, initialised=False)
+    assert torch.equal(model.weight, expected.weight)

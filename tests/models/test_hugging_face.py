@@ -1,4 +1,4 @@
-"""Models of transformers, tiny and made by it: their heads, their names of tensors, what stands beside a checkpoint."""
+"""Tests of tiny models of transformers: their heads, names of tensors, and configurations."""
 
 import json
 import os
@@ -68,18 +68,18 @@ MODELS: dict[str, tuple[str, dict[str, Any], str, str]] = {
 }
 
 
-def saved(name: str, place: Path, **changes: Any) -> Any:
-    """A model of transformers' own, with weights, written by `save_pretrained`."""
+def save_model(name: str, directory: Path, **changes: Any) -> Any:
+    """Write a model of transformers with random weights by `save_pretrained`, and return it."""
     family, settings, task, _ = MODELS[name]
     config = getattr(transformers, f"{family}Config")(num_labels=CLASSES, **{**settings, **changes})
     torch.manual_seed(0)
     model = getattr(transformers, f"{family}For{task}")(config).eval()
-    model.save_pretrained(place)
+    model.save_pretrained(directory)
     return model
 
 
 def batch(name: str) -> Any:
-    """Four samples; of texts some are shorter, and padded."""
+    """Return four samples; texts have different lengths and padding."""
     draw = torch.Generator().manual_seed(0)
     task = MODELS[name][2]
     if task.startswith("Image"):
@@ -96,43 +96,43 @@ def batch(name: str) -> Any:
 
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Path]]:
-    """Each model saved once."""
-    made: dict[str, tuple[Any, Path]] = {}
+    """Return a function that saves each model once and returns it with its directory."""
+    models: dict[str, tuple[Any, Path]] = {}
 
-    def directory(name: str) -> tuple[Any, Path]:
-        if name not in made:
-            place = tmp_path_factory.mktemp(name)
-            made[name] = (saved(name, place), place)
-        return made[name]
+    def saved_model(name: str) -> tuple[Any, Path]:
+        if name not in models:
+            folder = tmp_path_factory.mktemp(name)
+            models[name] = (save_model(name, folder), folder)
+        return models[name]
 
-    return directory
+    return saved_model
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_directory_becomes_the_model_that_wrote_it(
+def test_a_saved_directory_gives_the_model_that_wrote_it(
     name: str, directories: Callable[[str], tuple[Any, Path]], checked_head: Callable[..., Any]
 ) -> None:
-    original, place = directories(name)
-    found = model_beside(place)
-    assert found == (f"hf:{place}", {})
-    with open_checkpoint(place / "model.safetensors") as checkpoint:
+    original, directory = directories(name)
+    configured = model_beside(directory)
+    assert configured == (f"hf:{directory}", {})
+    with open_checkpoint(directory / "model.safetensors") as checkpoint:
         state = checkpoint.state_dict()
     shapes = {tensor: tuple(value.shape) for tensor, value in state.items()}
-    model = build_model(found[0], model_arguments(found[0], classes=17, tensors=shapes)).eval()
+    model = build_model(configured[0], model_arguments(configured[0], classes=17, tensors=shapes)).eval()
     assert type(model) is type(original)
-    load_weights(model, state, source=str(place))
-    shown = batch(name)
-    assert torch.equal(run_once(model, shown), run_once(original, shown))
-    head, rows = checked_head(model, shown)
+    load_weights(model, state, source=str(directory))
+    inputs = batch(name)
+    assert torch.equal(run_once(model, inputs), run_once(original, inputs))
+    head, rows = checked_head(model, inputs)
     assert head.name == MODELS[name][3]
-    torch.testing.assert_close(rows.features, own_features(name, model, shown), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(rows.features, expected_features(name, model, inputs), rtol=1e-5, atol=1e-6)
 
 
 @torch.no_grad()
-def own_features(name: str, model: Any, shown: Any) -> Tensor:
-    """What the classifier sees, by transformers' own outputs: hidden states and poolers."""
-    inputs = shown if isinstance(shown, dict) else {"pixel_values": shown}
-    found = model(**inputs, output_hidden_states=True)
+def expected_features(name: str, model: Any, model_inputs: Any) -> Tensor:
+    """Return the classifier's input by transformers' own outputs: hidden states and poolers."""
+    inputs = model_inputs if isinstance(model_inputs, dict) else {"pixel_values": model_inputs}
+    outputs = model(**inputs, output_hidden_states=True)
     base = model.base_model(**inputs)
     states = base.last_hidden_state
     if name == "distilled":
@@ -142,62 +142,62 @@ def own_features(name: str, model: Any, shown: Any) -> Tensor:
     if name == "bert":
         return base.pooler_output
     if name == "bert-tokens":
-        return found.hidden_states[-1].flatten(0, 1)
+        return outputs.hidden_states[-1].flatten(0, 1)
     if name == "roberta":
-        return torch.tanh(model.classifier.dense(found.hidden_states[-1][:, 0]))
+        return torch.tanh(model.classifier.dense(outputs.hidden_states[-1][:, 0]))
     if name == "distilbert":
-        return model.pre_classifier(found.hidden_states[-1][:, 0]).relu()
+        return model.pre_classifier(outputs.hidden_states[-1][:, 0]).relu()
     if name == "deberta-v2":
-        return model.pooler(found.hidden_states[-1])
+        return model.pooler(outputs.hidden_states[-1])
     if name in ("gpt2", "llama"):
-        return states[torch.arange(4), shown["attention_mask"].sum(dim=1) - 1]
+        return states[torch.arange(4), model_inputs["attention_mask"].sum(dim=1) - 1]
     if name == "wav2vec2":
-        return model.projector(found.hidden_states[-1]).mean(dim=1)
+        return model.projector(outputs.hidden_states[-1]).mean(dim=1)
     return states[:, 0]
 
 
-def test_a_head_of_another_size_is_the_checkpoints(directories: Callable[[str], tuple[Any, Path]]) -> None:
-    _, place = directories("bert")
-    with open_checkpoint(place / "model.safetensors") as checkpoint:
+def test_the_size_of_the_head_comes_from_the_checkpoint(directories: Callable[[str], tuple[Any, Path]]) -> None:
+    _, directory = directories("bert")
+    with open_checkpoint(directory / "model.safetensors") as checkpoint:
         shapes = {name: checkpoint.shape(name) for name in checkpoint.names}
     shapes = {name: (8, *shape[1:]) if name.startswith("classifier") else shape for name, shape in shapes.items()}
-    assert model_arguments(f"hf:{place}", classes=3, tensors=shapes) == {"num_labels": 8}
-    assert model_arguments(f"hf:{place}", classes=3) == {"num_labels": 3}
-    assert build_model(f"hf:{place}", {"num_labels": 8}).classifier.weight.shape == (8, 16)
+    assert model_arguments(f"hf:{directory}", classes=3, tensors=shapes) == {"num_labels": 8}
+    assert model_arguments(f"hf:{directory}", classes=3) == {"num_labels": 3}
+    assert build_model(f"hf:{directory}", {"num_labels": 8}).classifier.weight.shape == (8, 16)
 
 
-def test_what_the_file_lacks_or_has_besides_is_told(directories: Callable[[str], tuple[Any, Path]]) -> None:
-    _, place = directories("vit")
-    with open_checkpoint(place / "model.safetensors") as checkpoint:
+def test_missing_unexpected_and_misshapen_tensors_are_listed(directories: Callable[[str], tuple[Any, Path]]) -> None:
+    _, directory = directories("vit")
+    with open_checkpoint(directory / "model.safetensors") as checkpoint:
         state = checkpoint.state_dict()
     del state["vit.encoder.layer.0.attention.attention.key.bias"]
     state |= {"extra": torch.zeros(2), "classifier.weight": torch.zeros(3, 16)}
     with pytest.raises(DataError) as error:
-        load_weights(build_model(f"hf:{place}"), state, source="a.safetensors")
-    told = str(error.value)
+        load_weights(build_model(f"hf:{directory}"), state, source="a.safetensors")
+    message = str(error.value)
     for part in (
         "1 missing: vit.layers.0.attention.k_proj.bias",
         "1 unexpected: extra",
         "1 of another shape: classifier.weight (3, 16) for (5, 16)",
     ):
-        assert part in told
+        assert part in message
 
 
-def test_the_last_token_is_the_one_that_the_model_picks_in_any_batch(
+def test_the_last_token_does_not_depend_on_the_batch(
     directories: Callable[[str], tuple[Any, Path]],
 ) -> None:
     model, _ = directories("gpt2")
-    shown = batch("gpt2")
-    head = find_head(model, {name: tensor[:2] for name, tensor in shown.items()})
+    tokens = batch("gpt2")
+    head = find_head(model, {name: tensor[:2] for name, tensor in tokens.items()})
     assert (head.name, head.positions) == ("score", "chosen")
     with torch.no_grad():
-        together = head.tapped(model, shown).features
+        together = head.tapped(model, tokens).features
         for number, length in enumerate((9, 4, 7, 1)):
-            alone = head.tapped(model, {"input_ids": shown["input_ids"][number : number + 1, :length]}).features
+            alone = head.tapped(model, {"input_ids": tokens["input_ids"][number : number + 1, :length]}).features
             torch.testing.assert_close(together[number : number + 1], alone, rtol=1e-5, atol=1e-6)
 
 
-def test_a_model_without_a_padding_token_says_so_and_an_argument_helps(tmp_path: Path) -> None:
+def test_a_missing_padding_token_is_an_error_and_can_be_an_argument(tmp_path: Path) -> None:
     family, _, _, _ = MODELS["gpt2"]
     config = transformers.GPT2Config(num_labels=CLASSES, bos_token_id=2, eos_token_id=2, **GPT2)
     getattr(transformers, f"{family}ForSequenceClassification")(config).save_pretrained(tmp_path)
@@ -206,16 +206,16 @@ def test_a_model_without_a_padding_token_says_so_and_an_argument_helps(tmp_path:
     assert find_head(build_model(f"hf:{tmp_path}", {"pad_token_id": 1}), batch("gpt2")).name == "score"
 
 
-def rewritten(place: Path, source: Path, **changes: Any) -> Path:
+def write_changed_config(directory: Path, source: Path, **changes: Any) -> Path:
     config = json.loads((source / "config.json").read_text())
     config = {key: value for key, value in {**config, **changes}.items() if value is not None}
-    place.mkdir(exist_ok=True)
-    (place / "config.json").write_text(json.dumps(config))
-    return place
+    directory.mkdir(exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "arguments", "wanted"),
+    ("name", "changes", "arguments", "expected"),
     [
         ("bert", {"architectures": ["BertForTokenClassification"]}, {}, "BertForTokenClassification"),
         ("bert", {"architectures": None}, {}, "BertForSequenceClassification"),
@@ -225,27 +225,29 @@ def rewritten(place: Path, source: Path, **changes: Any) -> Path:
         ("deit", {"architectures": None}, {}, "DeiTForImageClassification"),
     ],
 )
-def test_which_class_a_configuration_means(
+def test_a_configuration_gives_the_class_of_the_model(
     name: str,
     changes: dict[str, Any],
     arguments: dict[str, Any],
-    wanted: str,
+    expected: str,
     directories: Callable[[str], tuple[Any, Path]],
     tmp_path: Path,
 ) -> None:
-    place = rewritten(tmp_path, directories(name)[1], **changes)
-    assert type(build_model(f"hf:{place}", arguments)).__name__ == wanted
+    directory = write_changed_config(tmp_path, directories(name)[1], **changes)
+    assert type(build_model(f"hf:{directory}", arguments)).__name__ == expected
 
 
-def test_names_of_classes(directories: Callable[[str], tuple[Any, Path]], tmp_path: Path) -> None:
+def test_names_of_classes_come_from_the_configuration(
+    directories: Callable[[str], tuple[Any, Path]], tmp_path: Path
+) -> None:
     names = ["ant", "bee", "cat", "dog", "elk"]
-    place = rewritten(tmp_path, directories("vit")[1], id2label=dict(enumerate(names)))
-    assert class_names(build_model(f"hf:{place}")) == tuple(names)
+    directory = write_changed_config(tmp_path, directories("vit")[1], id2label=dict(enumerate(names)))
+    assert class_names(build_model(f"hf:{directory}")) == tuple(names)
     assert class_names(build_model(f"hf:{directories('vit')[1]}")) is None
 
 
 @pytest.mark.parametrize(
-    ("config", "error", "told"),
+    ("config", "error", "message"),
     [
         (None, UsageError, r"no such file: .*config\.json; hf:DIR is a local directory"),
         ("{", DataError, r"config\.json: no configuration that transformers knows"),
@@ -254,43 +256,45 @@ def test_names_of_classes(directories: Callable[[str], tuple[Any, Path]], tmp_pa
         ('{"model_type": "bert", "hidden_size": "x"}', DataError, "config"),
     ],
 )
-def test_configurations_that_are_none(config: str | None, error: Any, told: str, tmp_path: Path) -> None:
+def test_invalid_configurations_are_errors(config: str | None, error: Any, message: str, tmp_path: Path) -> None:
     if config is not None:
         (tmp_path / "config.json").write_text(config)
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         build_model(f"hf:{tmp_path}")
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"model_type": "evil"}, "the model needs code that comes with it, which is never run"),
         ({"_attn_implementation": "somebody/kernels"}, "names kernels for attention that would be downloaded"),
     ],
 )
 def test_code_that_a_configuration_names_is_not_run(
-    changes: dict[str, Any], told: str, directories: Callable[[str], tuple[Any, Path]], tmp_path: Path
+    changes: dict[str, Any], message: str, directories: Callable[[str], tuple[Any, Path]], tmp_path: Path
 ) -> None:
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     mapped = {"AutoConfig": "evil.Config", "AutoModelForImageClassification": "evil.Model"}
-    place = rewritten(tmp_path, directories("vit")[1], auto_map=mapped, **changes)
-    with pytest.raises(DataError, match=told):
-        build_model(f"hf:{place}")
-    # What transformers has itself is built without it.
-    rewritten(tmp_path, directories("vit")[1], auto_map=mapped)
-    assert type(build_model(f"hf:{place}")).__name__ == "ViTForImageClassification"
+    directory = write_changed_config(tmp_path, directories("vit")[1], auto_map=mapped, **changes)
+    with pytest.raises(DataError, match=message):
+        build_model(f"hf:{directory}")
+    # A model type that transformers has itself is built without that code.
+    write_changed_config(tmp_path, directories("vit")[1], auto_map=mapped)
+    assert type(build_model(f"hf:{directory}")).__name__ == "ViTForImageClassification"
     assert not (tmp_path / "ran").exists()
 
 
-def test_arguments_that_a_configuration_has_not(directories: Callable[[str], tuple[Any, Path]]) -> None:
-    place = directories("vit")[1]
+def test_unknown_arguments_of_a_configuration_are_errors(directories: Callable[[str], tuple[Any, Path]]) -> None:
+    directory = directories("vit")[1]
     with pytest.raises(UsageError, match="its configuration has no entry 'depth'"):
-        build_model(f"hf:{place}", {"depth": 3})
+        build_model(f"hf:{directory}", {"depth": 3})
     with pytest.raises(UsageError, match="task 'sorting': expected one of image-classification"):
-        build_model(f"hf:{place}", {"task": "sorting"})
+        build_model(f"hf:{directory}", {"task": "sorting"})
 
 
-def test_the_hub_is_as_it_was_afterwards(directories: Callable[[str], tuple[Any, Path]], monkeypatch: Any) -> None:
+def test_building_a_model_does_not_change_the_hubs_offline_setting(
+    directories: Callable[[str], tuple[Any, Path]], monkeypatch: Any
+) -> None:
     from huggingface_hub import constants
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
@@ -300,13 +304,13 @@ def test_the_hub_is_as_it_was_afterwards(directories: Callable[[str], tuple[Any,
     assert "HF_HUB_OFFLINE" not in os.environ
 
 
-def test_a_torchvision_that_does_not_fit_torch_is_one_line(tmp_path: Path) -> None:
-    """Transformers imports torchvision when a model of images is first used."""
+def test_a_torchvision_that_does_not_fit_torch_is_an_error_of_one_line(tmp_path: Path) -> None:
+    """Transformers imports torchvision when a model of images is used for the first time."""
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')\n")
-    stated = tmp_path / "torchvision-0.99.dist-info"
-    stated.mkdir()
-    (stated / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.99.0\n")
+    metadata = tmp_path / "torchvision-0.99.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.99.0\n")
     save_file({"classifier.weight": torch.zeros(3, 8)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"architectures": ["ViTForImageClassification"], "model_type": "vit"}')
     paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])

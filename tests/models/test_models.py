@@ -1,4 +1,4 @@
-"""Models by name, the classifier found by running, weights that fit or are explained."""
+"""Tests of models by name, of the classifier found by running the model, and of weights that do not fit."""
 
 import sys
 from pathlib import Path
@@ -30,15 +30,15 @@ SHAPE = {"input_shape": (1, 8, 8), "classes": 10}
         ("resnet", {"blocks": [1, 1], "width": 4}, "7"),
     ],
 )
-def test_builtin_models_and_the_layer_that_gives_their_output(name: str, arguments: dict, classifier: str) -> None:
+def test_the_head_of_a_builtin_model_gives_its_output(name: str, arguments: dict, classifier: str) -> None:
     complete = model_arguments(name, arguments, **SHAPE)
     torch.manual_seed(0)
     model = build_model(name, complete)
     inputs = torch.randn(3, 1, 8, 8)
     assert model.eval()(inputs).shape == (3, 10)
-    found = find_head(model, inputs).name
-    assert found == classifier
-    layer = model.get_submodule(found)
+    name_of_head = find_head(model, inputs).name
+    assert name_of_head == classifier
+    layer = model.get_submodule(name_of_head)
     assert isinstance(layer, nn.Linear)
     assert layer.out_features == 10
     torch.manual_seed(0)
@@ -46,11 +46,11 @@ def test_builtin_models_and_the_layer_that_gives_their_output(name: str, argumen
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
-def test_finding_leaves_the_mode_of_the_model_as_it_was() -> None:
+def test_finding_the_head_does_not_change_the_mode_of_the_model() -> None:
     model = build_model("resnet", {}, **SHAPE)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train()
-    # A backbone that its owner froze stays in evaluation mode while the rest trains.
+    # A backbone that its owner froze stays in evaluation mode during training.
     model[0].eval()
     modes = [module.training for module in model.modules()]
     assert len(set(modes)) == 2
@@ -63,7 +63,7 @@ def test_finding_leaves_the_mode_of_the_model_as_it_was() -> None:
 
 
 class Odd(nn.Module):
-    """What names would get wrong: the head is defined first and called something else."""
+    """A model whose layers' order and names are misleading: the head is defined first and has an unusual name."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Odd(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["dict", "tuple", "squeeze", "object"])
-def test_the_head_is_found_whatever_it_is_called_and_wrapped_in(kind: str) -> None:
+def test_the_head_is_found_by_any_name_in_any_output(kind: str) -> None:
     assert find_head(Odd(kind), torch.randn(2, 6)).name == "zeta"
 
 
@@ -140,10 +140,10 @@ def test_weights_fit_with_a_wrappers_prefix_and_misfits_are_listed() -> None:
     }
     with pytest.raises(DataError) as error:
         load_weights(model, broken, source="file.safetensors")
-    told = str(error.value)
-    assert told.startswith("file.safetensors: the model does not fit the checkpoint; ")
+    message = str(error.value)
+    assert message.startswith("file.safetensors: the model does not fit the checkpoint; ")
     for part in ("1 missing: 1.bias", "1 unexpected: head", "1 of another shape: 0.weight (2, 4) for (2, 3)"):
-        assert part in told
+        assert part in message
     assert torch.equal(model[0].weight, state["0.weight"])
 
 
@@ -153,7 +153,9 @@ def test_long_lists_are_cut() -> None:
         load_weights(model, {}, source="x")
 
 
-def test_anybodys_function_and_what_it_may_not_return(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_models_function_of_the_user_is_called_and_its_result_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     net = "def net(classes, width=2):\n    return nn.Linear(width, classes)\n"
     source = f"from torch import nn\n{net}def wrong():\n    return 7\n"
     (tmp_path / "my_models_for_tests.py").write_text(source)
@@ -166,14 +168,14 @@ def test_anybodys_function_and_what_it_may_not_return(tmp_path: Path, monkeypatc
         build_model("my_models_for_tests:net", {"depth": 5}, **SHAPE)
 
 
-def test_unknown_names_list_what_there_is() -> None:
+def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(UsageError, match=r"no model called 'vgg'; there are: mlp, cnn, resnet, timm:NAME"):
         build_model("vgg")
     with pytest.raises(UsageError, match="activation: expected one of relu, gelu, tanh"):
         build_model("mlp", {"activation": "swish"}, **SHAPE)
 
 
-def test_devices() -> None:
+def test_devices_are_chosen_by_name_and_invalid_ones_refused() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("auto").type in {"cpu", "cuda", "mps"}
     for name in ("gpu", "meta", "cuda:99"):

@@ -1,4 +1,4 @@
-"""Models without a head: tokens pooled by hand, padding left out, and what is none of them."""
+"""Tests of models without a head: pooled tokens without padding, and outputs that cannot be pooled."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from ckpt_probe.models import backbone_of, is_backbone
 from ckpt_probe.models.pooling import TOKEN_POOLINGS, cls, last, mean, tokens
 
 
-def test_poolings_by_hand() -> None:
+def test_poolings_equal_hand_computed_rows() -> None:
     states = torch.arange(24, dtype=torch.float64).reshape(2, 4, 3)
     mask = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]])
     assert torch.equal(mean(states, mask), torch.stack([states[0, :3].mean(0), states[1, 1:].mean(0)]))
@@ -23,8 +23,8 @@ def test_poolings_by_hand() -> None:
     assert mean(states.half(), mask).dtype == torch.float16
 
 
-class Returning(nn.Module):
-    """Returns what it was given to return, one a sample."""
+class ConstantModel(nn.Module):
+    """A model that returns a constant output, given when it is made."""
 
     def __init__(self, output: Any) -> None:
         super().__init__()
@@ -34,26 +34,26 @@ class Returning(nn.Module):
         return self.output
 
 
-def test_what_a_model_without_a_head_returns() -> None:
+def test_the_output_of_a_model_without_a_head_becomes_one_row_per_sample() -> None:
     inputs, rows, maps = torch.zeros(2, 3), torch.randn(2, 5), torch.randn(2, 5, 3, 3)
-    found = backbone_of(Returning(rows), inputs)
-    assert (found.pooling, found.width, found.positions, found.name) == ("features", 5, "one", None)
-    assert torch.equal(found.tapped(Returning(rows), inputs).features, rows)
-    assert tuple(found.parameters(Returning(rows))[0].shape) == (0, 5)
-    of_maps = backbone_of(Returning((maps, rows)), inputs)
-    torch.testing.assert_close(of_maps.tapped(Returning((maps,)), inputs).features, maps.mean((2, 3)))
+    backbone = backbone_of(ConstantModel(rows), inputs)
+    assert (backbone.pooling, backbone.width, backbone.positions, backbone.name) == ("features", 5, "one", None)
+    assert torch.equal(backbone.tapped(ConstantModel(rows), inputs).features, rows)
+    assert tuple(backbone.parameters(ConstantModel(rows))[0].shape) == (0, 5)
+    of_maps = backbone_of(ConstantModel((maps, rows)), inputs)
+    torch.testing.assert_close(of_maps.tapped(ConstantModel((maps,)), inputs).features, maps.mean((2, 3)))
     for pooling in TOKEN_POOLINGS:
-        every = backbone_of(Returning({"last_hidden_state": torch.randn(2, 4, 5)}), inputs, pooling)
+        every = backbone_of(ConstantModel({"last_hidden_state": torch.randn(2, 4, 5)}), inputs, pooling)
         assert (every.positions, every.width) == ("every" if pooling == "tokens" else "one", 5)
     with pytest.raises(UsageError, match=r"`pooling='cls'`: the model gives one row \(2, 5\) a sample, and no tokens"):
-        backbone_of(Returning(rows), inputs, "cls")
+        backbone_of(ConstantModel(rows), inputs, "cls")
     with pytest.raises(DataError, match=r"the model has no head, and returned shape \(2,\), not features"):
-        backbone_of(Returning(torch.zeros(2)), inputs)
+        backbone_of(ConstantModel(torch.zeros(2)), inputs)
 
 
-def test_logits_tell_a_model_with_a_head() -> None:
+def test_only_outputs_without_logits_are_a_backbones() -> None:
     state = torch.zeros(2, 3, 4)
-    assert is_backbone(Returning({"last_hidden_state": state, "pooler_output": state[:, 0]}), state)
-    assert not is_backbone(Returning({"last_hidden_state": state, "logits": state}), state)
-    assert not is_backbone(Returning({"last_hidden_state": state, "image_embeds": state}), state)
-    assert not is_backbone(Returning(state), state)
+    assert is_backbone(ConstantModel({"last_hidden_state": state, "pooler_output": state[:, 0]}), state)
+    assert not is_backbone(ConstantModel({"last_hidden_state": state, "logits": state}), state)
+    assert not is_backbone(ConstantModel({"last_hidden_state": state, "image_embeds": state}), state)
+    assert not is_backbone(ConstantModel(state), state)

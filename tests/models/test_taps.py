@@ -1,4 +1,4 @@
-"""Layers found in real models of every source, and their rows against what the modules themselves give."""
+"""Tests of layers found in real models of every source, and of their rows against the modules' own outputs."""
 
 from typing import Any
 
@@ -23,19 +23,19 @@ def names(taps: Taps) -> list[str]:
     return [tap.layer for tap in taps.layers]
 
 
-def gives(model: nn.Module, layer: str, inputs: Batch) -> Tensor:
-    """What a layer gives, copied as it gives it."""
-    seen: list[Tensor] = []
+def output_of(model: nn.Module, layer: str, inputs: Batch) -> Tensor:
+    """Return a layer's output, copied during the forward pass."""
+    outputs: list[Tensor] = []
 
     def keep(_module: Any, _given: Any, output: Any) -> None:
-        seen.append((output if isinstance(output, Tensor) else output[0]).clone())
+        outputs.append((output if isinstance(output, Tensor) else output[0]).clone())
 
     hook = model.get_submodule(layer).register_forward_hook(keep)
     with torch.no_grad():
         call(model, inputs)
     hook.remove()
-    assert len(seen) == 1
-    return seen[0]
+    assert len(outputs) == 1
+    return outputs[0]
 
 
 IMAGES = [
@@ -63,25 +63,25 @@ IMAGES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "arguments", "shape", "wanted"), IMAGES)
-def test_layers_of_image_models(
-    name: str, arguments: dict[str, Any], shape: tuple[int, ...], wanted: list[str]
+@pytest.mark.parametrize(("name", "arguments", "shape", "expected"), IMAGES)
+def test_rows_of_image_models_are_the_pooled_outputs_of_their_layers(
+    name: str, arguments: dict[str, Any], shape: tuple[int, ...], expected: list[str]
 ) -> None:
     if ":" in name:
         pytest.importorskip(name.partition(":")[0])
     model, inputs = build_model(name, arguments), torch.randn(2, *shape)
     taps = taps_of(model, inputs)
-    assert names(taps) == wanted
-    assert [tap.depth for tap in taps.layers] == [number / len(wanted) for number in range(len(wanted))]
+    assert names(taps) == expected
+    assert [tap.depth for tap in taps.layers] == [number / len(expected) for number in range(len(expected))]
     with torch.no_grad():
-        rows, found = taps.tapped(model, find_head(model, inputs), inputs)
-    assert list(found) == wanted
+        rows, rows_by_layer = taps.tapped(model, find_head(model, inputs), inputs)
+    assert list(rows_by_layer) == expected
     assert len(rows.features) == 2
     for tap in taps.layers:
-        given = gives(model, tap.layer, inputs)
-        assert tap.shape == given.shape[1:]
-        mean = given if given.ndim == 2 else given.mean(dim=1) if given.ndim == 3 else given.mean(dim=(2, 3))
-        torch.testing.assert_close(found[tap.layer], mean)
+        output = output_of(model, tap.layer, inputs)
+        assert tap.shape == output.shape[1:]
+        mean = output if output.ndim == 2 else output.mean(dim=1) if output.ndim == 3 else output.mean(dim=(2, 3))
+        torch.testing.assert_close(rows_by_layer[tap.layer], mean)
 
 
 def text(lengths: tuple[int, ...] = (7, 4)) -> dict[str, Tensor]:
@@ -90,21 +90,21 @@ def text(lengths: tuple[int, ...] = (7, 4)) -> dict[str, Tensor]:
     return {"input_ids": ids * mask, "attention_mask": mask}
 
 
-def test_layers_of_transformers() -> None:
+def test_layers_of_transformers_are_embeddings_and_blocks() -> None:
     transformers = pytest.importorskip("transformers")
     bert = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=50, **TEXT))
     assert names(taps_of(bert, text())) == ["bert.embeddings", *(f"bert.encoder.layer.{n}" for n in range(3))]
     vit = transformers.ViTForImageClassification(transformers.ViTConfig(image_size=16, patch_size=8, **TEXT))
-    found = names(taps_of(vit, torch.randn(2, 3, 16, 16)))
-    assert found[0] == "vit.embeddings"
-    assert [name.rpartition(".")[2] for name in found[1:]] == ["0", "1", "2"]
+    layers = names(taps_of(vit, torch.randn(2, 3, 16, 16)))
+    assert layers[0] == "vit.embeddings"
+    assert [name.rpartition(".")[2] for name in layers[1:]] == ["0", "1", "2"]
     words = transformers.BertForTokenClassification(transformers.BertConfig(vocab_size=50, **TEXT))
     assert {tap.pooling for tap in taps_of(words, text()).layers} == {"tokens"}
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
-def test_padding_is_in_no_row(pooling: str) -> None:
-    """Each sequence of a padded batch gives what it gives alone."""
+def test_padding_does_not_change_the_rows(pooling: str) -> None:
+    """A sequence has the same row in a padded batch as alone."""
     transformers = pytest.importorskip("transformers")
     model = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=50, **TEXT)).eval()
     batch = text()
@@ -118,11 +118,11 @@ def test_padding_is_in_no_row(pooling: str) -> None:
                 torch.testing.assert_close(together[layer][number], rows[0], rtol=1e-5, atol=1e-5)
 
 
-def test_every_kth_and_names() -> None:
+def test_layers_are_chosen_by_interval_or_by_name() -> None:
     timm = pytest.importorskip("timm")
     model, inputs = timm.create_model("resnet18", num_classes=3), torch.randn(2, 3, 32, 32)
     assert names(taps_of(model, inputs, "every=4")) == ["maxpool", "layer2.1", "layer4.1"]
-    # In the order in which they end, whatever that of the names.
+    # Layers are ordered by when they finish, not by the order of the names.
     taps = taps_of(model, inputs, "layer4.*, layer1, conv1")
     assert names(taps) == ["conv1", "layer1", "layer4.0", "layer4.1"]
     assert [tap.depth for tap in taps.layers] == [0, 0.25, 0.5, 0.75]
@@ -130,12 +130,12 @@ def test_every_kth_and_names() -> None:
     [flat] = taps_of(model, inputs, "layer4", "flatten").layers
     assert flat.width == 512
     with torch.no_grad():
-        _, found = Taps((flat,)).tapped(model, find_head(model, inputs), inputs)
-    torch.testing.assert_close(found["layer4"], gives(model, "layer4", inputs).flatten(1))
+        _, rows_by_layer = Taps((flat,)).tapped(model, find_head(model, inputs), inputs)
+    torch.testing.assert_close(rows_by_layer["layer4"], output_of(model, "layer4", inputs).flatten(1))
 
 
 @pytest.mark.parametrize(
-    ("layers", "pooling", "told"),
+    ("layers", "pooling", "message"),
     [
         ("layer9", None, r"`layers='layer9'`: no layer has that name; closest: layer\d"),
         ("every=0", None, r"`layers='every=0'`: expected every=K with a whole number K of at least 1"),
@@ -146,14 +146,14 @@ def test_every_kth_and_names() -> None:
         ("all", "max", r"`pooling='max'`: expected one of mean, cls, last, tokens, flatten"),
     ],
 )
-def test_what_cannot_be_tapped(layers: str, pooling: str | None, told: str) -> None:
+def test_invalid_layers_and_poolings_are_refused(layers: str, pooling: str | None, message: str) -> None:
     timm = pytest.importorskip("timm")
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         taps_of(timm.create_model("resnet18", num_classes=3), torch.randn(2, 3, 128, 128), layers, pooling)
 
 
 class Odd(nn.Module):
-    """Runs one layer twice, one that gives no tensor, one whose width depends on its input, and one not at all."""
+    """A model with a layer that runs twice, one without tensor output, one of varying width, and one never run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,27 +183,27 @@ class Summed(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("layers", "told"),
+    ("layers", "message"),
     [
         ("twice", r"layer twice runs 2 times in one forward pass"),
-        ("told", r"layer told gives no tensor"),
+        ("message", r"layer told gives no tensor"),
         ("summed", r"layer summed gives \(6,\) for 2 samples"),
         ("idle", r"`layers='idle'`: the model does not run idle"),
     ],
 )
-def test_layers_that_are_no_layers(layers: str, told: str) -> None:
-    with pytest.raises(CkptProbeError, match=told):
+def test_layers_without_one_output_per_sample_are_refused(layers: str, message: str) -> None:
+    with pytest.raises(CkptProbeError, match=message):
         taps_of(Odd(), torch.randn(2, 6), layers)
 
 
-def test_a_layer_that_changes_its_shape_between_passes() -> None:
+def test_a_layer_that_changes_its_shape_between_passes_is_an_error() -> None:
     model, inputs = Odd(), torch.randn(2, 6)
     taps, head = taps_of(model, inputs, "growing"), find_head(model, inputs)
     with pytest.raises(DataError, match=r"layer growing changes its shape between passes: 12 features now, 6 at first"):
         taps.tapped(model, head, inputs + 1000)
 
 
-def test_where_channels_are() -> None:
+def test_the_channel_axis_is_found_from_the_layer_and_its_shape() -> None:
     assert channel_axis(nn.Conv2d(3, 8, 3), (2, 8, 5, 7)) == 1
     assert channel_axis(nn.Linear(3, 8), (2, 5, 7, 8)) == -1
     assert channel_axis(nn.Identity(), (2, 5, 5, 8)) == -1

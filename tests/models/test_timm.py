@@ -1,4 +1,4 @@
-"""timm's own models: features are those of its `forward_head(pre_logits=True)`, sizes those of the checkpoint."""
+"""Tests of timm's models: features equal `forward_head(pre_logits=True)`, sizes are those of the checkpoint."""
 
 from collections.abc import Callable
 from typing import Any
@@ -38,52 +38,52 @@ def images(side: int, count: int = 2) -> Tensor:
 
 
 def shapes(name: str, arguments: dict[str, Any]) -> Shapes:
-    return shapes_of(outline(lambda given: build_model(name, given), arguments))
+    return shapes_of(outline(lambda arguments_given: build_model(name, arguments_given), arguments))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_features_are_what_timm_calls_pre_logits(name: str, checked_head: Callable[..., Any]) -> None:
+def test_features_equal_timms_pre_logits(name: str, checked_head: Callable[..., Any]) -> None:
     layer, side, arguments = FAMILIES[name]
     torch.manual_seed(0)
     model: Any = build_model(f"timm:{name}", {"num_classes": CLASSES, **arguments})
-    shown = images(side)
-    head, rows = checked_head(model, shown)
+    inputs = images(side)
+    head, rows = checked_head(model, inputs)
     assert head.name == layer
     with torch.no_grad():
-        expected = model.forward_head(model.forward_features(shown), pre_logits=True)
-    found = rows.features
+        expected = model.forward_head(model.forward_features(inputs), pre_logits=True)
+    features = rows.features
     if len(head.parts) == 2:
-        # timm gives the mean of the two tokens, each of which has a head of its own.
-        found = (found[:, : found.shape[1] // 2] + found[:, found.shape[1] // 2 :]) / 2
+        # timm returns the mean of the two tokens, each of which has its own head.
+        features = (features[:, : features.shape[1] // 2] + features[:, features.shape[1] // 2 :]) / 2
     if name == "levit_128s":
-        # Its heads begin with a batch norm each; what the linear layers see is behind them.
-        found = expected = rows.logits
-    torch.testing.assert_close(found, expected.flatten(1), rtol=1e-5, atol=1e-5)
+        # Each head of LeViT begins with a batch norm; the linear layers take its output.
+        features = expected = rows.logits
+    torch.testing.assert_close(features, expected.flatten(1), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     "name", ["resnet10t", "vit_tiny_patch16_224", "mixer_s32_224", "deit_tiny_distilled_patch16_224"]
 )
-def test_sizes_are_the_checkpoints(name: str) -> None:
+def test_sizes_come_from_the_checkpoint(name: str) -> None:
     _, side, arguments = FAMILIES[name]
     tensors = shapes(f"timm:{name}", {"num_classes": CLASSES, "in_chans": 1, **arguments})
-    found = model_arguments(f"timm:{name}", input_shape=(1, side, side), classes=10, tensors=tensors)
-    assert found == {"num_classes": CLASSES, "in_chans": 1, **arguments}
-    assert shapes(f"timm:{name}", found) == tensors
+    sizes = model_arguments(f"timm:{name}", input_shape=(1, side, side), classes=10, tensors=tensors)
+    assert sizes == {"num_classes": CLASSES, "in_chans": 1, **arguments}
+    assert shapes(f"timm:{name}", sizes) == tensors
     wrapped = {f"module.{key}": shape for key, shape in tensors.items()}
     assert model_arguments(f"timm:{name}", tensors=wrapped)["num_classes"] == CLASSES
-    # The caller's word counts, also where it is wrong.
+    # An argument of the caller counts, even if it does not fit.
     assert model_arguments(f"timm:{name}", {"num_classes": 5}, tensors=tensors)["num_classes"] == 5
 
 
-def test_a_vits_positions_tell_the_side_of_its_images() -> None:
+def test_the_image_size_of_a_vit_comes_from_its_positions() -> None:
     tensors = shapes("timm:vit_tiny_patch16_224", {"num_classes": CLASSES, "img_size": 96})
     assert model_arguments("timm:vit_tiny_patch16_224", tensors=tensors) == {"num_classes": CLASSES, "img_size": 96}
 
 
-def test_sizes_are_the_datas_where_there_is_no_checkpoint() -> None:
-    found = model_arguments("timm:vit_tiny_patch16_224", input_shape=(1, 32, 48), classes=4)
-    assert found == {"num_classes": 4, "in_chans": 1, "img_size": [32, 48]}
+def test_sizes_come_from_the_data_without_a_checkpoint() -> None:
+    sizes = model_arguments("timm:vit_tiny_patch16_224", input_shape=(1, 32, 48), classes=4)
+    assert sizes == {"num_classes": 4, "in_chans": 1, "img_size": [32, 48]}
     assert model_arguments("timm:resnet10t", {"in_chans": 3}, input_shape=(1, 32, 32), classes=4) == {
         "num_classes": 4,
         "in_chans": 3,
@@ -91,7 +91,7 @@ def test_sizes_are_the_datas_where_there_is_no_checkpoint() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "told"),
+    ("name", "arguments", "message"),
     [
         ("resnet10", {}, "model timm:resnet10: timm has no model of that name; nearest: resnet1"),
         ("hf-hub:timm/resnet18", {}, "timm has no model of that name"),
@@ -101,17 +101,17 @@ def test_sizes_are_the_datas_where_there_is_no_checkpoint() -> None:
         ("resnet10t", {"depth": 3}, "model timm:resnet10t: cannot be built: TypeError: .*'depth'"),
     ],
 )
-def test_what_timm_cannot_build(name: str, arguments: dict[str, Any], told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_invalid_names_and_arguments_of_timm_are_errors(name: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         build_model(f"timm:{name}", arguments)
 
 
-def test_a_name_of_timm_is_no_function_of_anybodys() -> None:
+def test_names_of_libraries_are_no_functions_of_the_user() -> None:
     assert functions_named("timm:resnet10t") == []
     assert functions_named("torchvision:resnet18") == []
 
 
-def test_names_of_classes() -> None:
+def test_names_of_classes_come_from_the_configuration() -> None:
     overlay = {"label_names": ["cat", "dog"]}
     model = build_model("timm:resnet10t", {"num_classes": 2, "pretrained_cfg_overlay": overlay})
     assert class_names(model) == ("cat", "dog")

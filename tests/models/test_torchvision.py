@@ -1,4 +1,4 @@
-"""torchvision's own models, each family once: features are what its feature extractor returns before the last layer."""
+"""Tests of torchvision's models, one per family: features equal its feature extractor's before the last layer."""
 
 import warnings
 from collections.abc import Callable
@@ -43,61 +43,61 @@ def arguments_of(name: str) -> dict[str, Any]:
 
 
 def shapes(name: str, arguments: dict[str, Any]) -> Shapes:
-    return shapes_of(outline(lambda given: build_model(name, given), arguments))
+    return shapes_of(outline(lambda arguments_given: build_model(name, arguments_given), arguments))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_features_are_what_torchvision_extracts(name: str, checked_head: Callable[..., Any]) -> None:
+def test_features_equal_those_of_torchvisions_extractor(name: str, checked_head: Callable[..., Any]) -> None:
     layer, side = FAMILIES[name]
     torch.manual_seed(0)
     model = build_model(f"torchvision:{name}", arguments_of(name)).eval()
-    # One of them costs as much as all others, and takes no smaller images.
+    # MaxViT takes as long as all others together, and no smaller images.
     count = 1 if name == "maxvit_t" else 2
-    shown = torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
-    head, rows = checked_head(model, shown)
+    inputs = torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
+    head, rows = checked_head(model, inputs)
     assert head.name == layer
     assert rows.logits.shape == (count, CLASSES)
-    expected = before(model, layer, shown)
+    expected = input_of_layer(model, layer, inputs)
     torch.testing.assert_close(rows.features, expected, rtol=1e-5, atol=1e-5)
     if name == "squeezenet1_1":
         assert (head.reading, head.positions) == ("rectified", "mean")
 
 
-def before(model: nn.Module, layer: str, shown: torch.Tensor) -> torch.Tensor:
-    """What torchvision's extractor gives at the node before a layer, the mean over space of a map."""
+def input_of_layer(model: nn.Module, layer: str, inputs: torch.Tensor) -> torch.Tensor:
+    """Return the output of torchvision's extractor at the node before a layer; maps are averaged over space."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         _, nodes = get_graph_node_names(model)
-        found = create_feature_extractor(model, [nodes[nodes.index(layer) - 1]])(shown)
-    rows = next(iter(found.values()))
+        outputs = create_feature_extractor(model, [nodes[nodes.index(layer) - 1]])(inputs)
+    rows = next(iter(outputs.values()))
     return rows.mean(dim=(2, 3)) if rows.ndim == 4 else rows
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_b_32", "regnet_x_400mf", "squeezenet1_1"])
-def test_sizes_are_the_checkpoints(name: str) -> None:
+def test_sizes_come_from_the_checkpoint(name: str) -> None:
     tensors = shapes(f"torchvision:{name}", arguments_of(name))
-    found = model_arguments(f"torchvision:{name}", input_shape=(3, 32, 32), classes=10, tensors=tensors)
-    assert found == arguments_of(name)
-    assert shapes(f"torchvision:{name}", found) == tensors
+    sizes = model_arguments(f"torchvision:{name}", input_shape=(3, 32, 32), classes=10, tensors=tensors)
+    assert sizes == arguments_of(name)
+    assert shapes(f"torchvision:{name}", sizes) == tensors
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
-def test_second_heads_are_built_where_the_checkpoint_has_them(name: str) -> None:
+def test_auxiliary_heads_are_built_if_the_checkpoint_has_them(name: str) -> None:
     for auxiliary in (True, False):
         tensors = shapes(f"torchvision:{name}", {"num_classes": CLASSES, "aux_logits": auxiliary})
-        found = model_arguments(f"torchvision:{name}", tensors=tensors)
-        assert found == {"num_classes": CLASSES, **({} if auxiliary else {"aux_logits": False})}
-        assert shapes(f"torchvision:{name}", found) == tensors
+        sizes = model_arguments(f"torchvision:{name}", tensors=tensors)
+        assert sizes == {"num_classes": CLASSES, **({} if auxiliary else {"aux_logits": False})}
+        assert shapes(f"torchvision:{name}", sizes) == tensors
 
 
-def test_sizes_are_the_datas_where_there_is_no_checkpoint() -> None:
+def test_sizes_come_from_the_data_without_a_checkpoint() -> None:
     assert model_arguments("torchvision:resnet18", input_shape=(3, 32, 32), classes=4) == {"num_classes": 4}
-    found = model_arguments("torchvision:vit_b_16", input_shape=(3, 32, 32), classes=4)
-    assert found == {"num_classes": 4, "image_size": 32}
+    sizes = model_arguments("torchvision:vit_b_16", input_shape=(3, 32, 32), classes=4)
+    assert sizes == {"num_classes": 4, "image_size": 32}
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "told"),
+    ("name", "arguments", "message"),
     [
         ("resnet19", {}, "model torchvision:resnet19: torchvision has no model of that name; nearest: resnet1"),
         ("fcn_resnet50", {}, "torchvision has no model of that name"),
@@ -105,6 +105,8 @@ def test_sizes_are_the_datas_where_there_is_no_checkpoint() -> None:
         ("resnet18", {"depth": 3}, "model torchvision:resnet18: cannot be built: TypeError: .*'depth'"),
     ],
 )
-def test_what_torchvision_cannot_build(name: str, arguments: dict[str, Any], told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_invalid_names_and_arguments_of_torchvision_are_errors(
+    name: str, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
         build_model(f"torchvision:{name}", arguments)
