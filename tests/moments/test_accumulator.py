@@ -1,4 +1,4 @@
-"""Moments: any split and order of the rows, every edge case, and each route against brute force."""
+"""Tests of moments: independence of blocks and their order, edge cases, and every algorithm against brute force."""
 
 import math
 from itertools import pairwise
@@ -45,7 +45,7 @@ def entropy(matrix: np.ndarray) -> float:
 
 
 def brute_force(features: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, float]:
-    """Every number of the record from its definition, by N × N matrices and loops."""
+    """Return every number of the record by its definition, with N × N matrices and loops."""
     N, C = len(features), len(weights)
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     heads = weights / np.linalg.norm(weights, axis=1, keepdims=True)
@@ -63,7 +63,7 @@ def brute_force(features: np.ndarray, labels: np.ndarray, weights: np.ndarray) -
     pairs = [(a, b) for a in range(C) for b in range(a + 1, C)]
     lengths = np.linalg.norm(M, axis=1)
     E = np.eye(C) - 1 / C
-    # Two centred class means are opposite: their entropy is zero, and no ratio of it is defined.
+    # Two centred class means are opposite: their entropy is zero, and ratios of it are undefined.
     smallest = min(HM, HW) if C > 2 else math.nan
     return {
         "sample.entropy_features": H1,
@@ -105,7 +105,7 @@ def brute_force(features: np.ndarray, labels: np.ndarray, weights: np.ndarray) -
         (25, 16, 2, "dense-gram"),
     ],
 )
-def test_every_number_against_brute_force(samples: int, features: int, classes: int, route: str) -> None:
+def test_every_number_equals_that_of_brute_force(samples: int, features: int, classes: int, route: str) -> None:
     X, labels, weights = data(samples, features, classes)
     record = record_of(X, labels, weights)
     assert record["route"] == route
@@ -127,10 +127,10 @@ def test_every_number_against_brute_force(samples: int, features: int, classes: 
     memory=st.sampled_from([2**30, 2000, 100]),
 )
 @settings(max_examples=60, deadline=None)
-def test_merge_of_any_parts_in_any_order_is_one_pass(cuts, order, seed: int, shape, memory: int) -> None:
+def test_merging_any_parts_in_any_order_equals_one_pass(cuts, order, seed: int, shape, memory: int) -> None:
     X, labels, weights = data(*shape, seed=seed)
     X[7] = 0
-    whole = record_of(X, labels, weights, classes=shape[2], memory=memory)
+    complete = record_of(X, labels, weights, classes=shape[2], memory=memory)
     edges = [0, *sorted(cuts), len(X)]
     parts = list(pairwise(edges))
     order.shuffle(parts)
@@ -142,17 +142,17 @@ def test_merge_of_any_parts_in_any_order_is_one_pass(cuts, order, seed: int, sha
         part.update(X[middle:stop], labels[middle:stop])
         total.merge(part)
     assert total.samples == len(X)
-    assert_close(total.compute(weights), whole)
+    assert_close(total.compute(weights), complete)
 
 
-def test_moments_do_not_cancel_for_features_far_from_the_origin() -> None:
+def test_features_far_from_the_origin_lose_no_digits() -> None:
     X, labels, weights = data(400, 5, 3)
     near, far = record_of(X, labels, weights), record_of(X + 1e6, labels, weights)
     assert far["nc1.pinv"] == pytest.approx(near["nc1.pinv"], rel=1e-8)
     assert far["nc1.cdnv"] == pytest.approx(near["nc1.cdnv"], rel=1e-8)
 
 
-def test_memory_decides_between_class_moments_and_the_total_and_says_so() -> None:
+def test_a_small_memory_budget_stores_only_the_total_and_states_it() -> None:
     X, labels, weights = data(200, 6, 4)
     full = record_of(X, labels, weights)
     less = record_of(X, labels, weights, memory=100)
@@ -164,8 +164,8 @@ def test_memory_decides_between_class_moments_and_the_total_and_says_so() -> Non
 
 
 @pytest.mark.parametrize("samples", [200, 21])
-def test_both_sides_over_the_dense_limit_are_sampled_from_what_is_held(samples: int) -> None:
-    # 200 rows are held as second moments of the classes, 21 as rows.
+def test_joint_matrices_over_the_dense_limit_are_sampled_from_stored_rows_or_moments(samples: int) -> None:
+    # 200 rows are stored as second moments of the classes, 21 as rows.
     X, labels, weights = data(samples, 6, 4)
     X[3], weights[2] = 0, 0
     exact = record_of(X, labels, weights)
@@ -187,10 +187,10 @@ def test_zero_rows_are_left_out_and_counted() -> None:
     X, labels, weights = data(60, 5, 3)
     X[[4, 9]] = 0
     record = record_of(X, labels, weights)
-    kept = np.delete(np.arange(60), [4, 9])
+    nonzero = np.delete(np.arange(60), [4, 9])
     assert record["samples_left_out"] == 2
     assert record["samples"] == 60
-    without = record_of(X[kept], labels[kept], weights)
+    without = record_of(X[nonzero], labels[nonzero], weights)
     assert record["sample.mir"] == pytest.approx(without["sample.mir"], rel=1e-12)
     assert record["nc1.pinv"] != pytest.approx(without["nc1.pinv"], rel=1e-3)
 
@@ -208,25 +208,25 @@ def test_a_weight_row_of_zero_length_leaves_its_class_out() -> None:
     record = record_of(X, labels, weights)
     assert record["classes_left_out"] == 1
     assert record["samples_left_out"] == int((labels == 2).sum())
-    kept = labels != 2
-    without = record_of(X[kept], labels[kept], weights)
+    remaining = labels != 2
+    without = record_of(X[remaining], labels[remaining], weights)
     assert record["sample.mir"] == pytest.approx(without["sample.mir"], rel=1e-12)
 
 
 def test_classes_without_a_sample_are_counted() -> None:
     X, labels, weights = data(60, 5, 4)
-    kept = labels != 1
-    record = record_of(X[kept], labels[kept], weights)
+    present = labels != 1
+    record = record_of(X[present], labels[present], weights)
     assert record["classes"] == 4
     assert record["classes_left_out"] == 1
-    renumbered = np.searchsorted([0, 2, 3], labels[kept])
+    renumbered = np.searchsorted([0, 2, 3], labels[present])
     assert record["class.mir"] == pytest.approx(
-        record_of(X[kept], renumbered, weights[[0, 2, 3]])["class.mir"], rel=1e-12
+        record_of(X[present], renumbered, weights[[0, 2, 3]])["class.mir"], rel=1e-12
     )
     assert record["reference.entropy"] == reference_values(3)["reference.entropy"]
 
 
-def test_only_one_class_present_leaves_class_metrics_out_aloud() -> None:
+def test_a_single_class_with_samples_leaves_class_metrics_out_with_a_reason() -> None:
     X, _, weights = data(30, 5, 4)
     record = record_of(X, np.zeros(30, dtype=int), weights)
     assert record["class.mir"] is None
@@ -235,12 +235,12 @@ def test_only_one_class_present_leaves_class_metrics_out_aloud() -> None:
     assert record["sample.entropy_features"] > 0
 
 
-def test_one_class_at_all_is_an_error() -> None:
+def test_a_classifier_of_one_class_is_an_error() -> None:
     with pytest.raises(DataError, match="at least two classes, found 1"):
         Moments(1)
 
 
-def test_two_classes_have_no_ratios_and_say_why() -> None:
+def test_ratios_of_two_classes_are_missing_with_a_reason() -> None:
     X, labels, weights = data(80, 5, 2)
     record = record_of(X, labels, weights)
     assert record["class.entropy_means"] == pytest.approx(0, abs=1e-9)
@@ -252,7 +252,7 @@ def test_two_classes_have_no_ratios_and_say_why() -> None:
 
 
 @pytest.mark.parametrize("counts", [[10_000, 1], [10_000, 1, 3]])
-def test_uneven_classes(counts: list[int]) -> None:
+def test_classes_of_uneven_sizes_have_the_numbers_of_brute_force(counts: list[int]) -> None:
     generator = np.random.default_rng(0)
     labels = np.repeat(np.arange(len(counts)), counts)
     weights = generator.normal(size=(len(counts), 4))
@@ -279,7 +279,7 @@ def test_low_precision_features_are_computed_in_float64(dtype: torch.dtype) -> N
     assert_close(record_of(rounded, labels, weights), record_of(rounded.double(), labels, weights), rel=1e-12)
 
 
-def test_low_rank_weights_repeated_rows_and_single_dimensions() -> None:
+def test_low_rank_weights_repeated_rows_and_single_dimensions_are_handled() -> None:
     X, labels, weights = data(200, 6, 5)
     flat = weights[:, :2] @ np.random.default_rng(3).normal(size=(2, 6))
     assert record_of(X, labels, flat)["sample.entropy_joint"] == pytest.approx(
@@ -287,12 +287,12 @@ def test_low_rank_weights_repeated_rows_and_single_dimensions() -> None:
     )
     repeated = record_of(np.repeat(X[:5], 4, axis=0), np.repeat(labels[:5], 4), weights)
     assert repeated["sample.effective_rank"] <= 5 + 1e-9
-    one = record_of(np.abs(X[:, :1]), labels, np.abs(weights[:, :1]))
-    assert one["sample.entropy_features"] == pytest.approx(0, abs=1e-12)
-    assert one["sample.mir"] is None
+    single_dimension = record_of(np.abs(X[:, :1]), labels, np.abs(weights[:, :1]))
+    assert single_dimension["sample.entropy_features"] == pytest.approx(0, abs=1e-12)
+    assert single_dimension["sample.mir"] is None
 
 
-def test_a_single_sample() -> None:
+def test_a_single_sample_has_zero_entropy_and_no_ratio() -> None:
     record = record_of(np.ones((1, 3)), np.array([1]), np.eye(3)[:2])
     assert record["sample.entropy_features"] == pytest.approx(0, abs=1e-12)
     assert record["sample.mir"] is None
@@ -300,7 +300,7 @@ def test_a_single_sample() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_nan_is_named_with_its_row_and_nothing_is_added(bad: float) -> None:
+def test_a_block_with_nan_is_refused_with_its_row_and_not_added(bad: float) -> None:
     X, labels, weights = data(60, 5, 3)
     moments = Moments(3)
     moments.update(X[:40], labels[:40])
@@ -315,7 +315,7 @@ def test_nan_is_named_with_its_row_and_nothing_is_added(bad: float) -> None:
 @pytest.mark.parametrize(
     ("label", "message"), [(3, "row 17 is 3, labels must be between 0 and 2"), (-1, "row 17 is -1")]
 )
-def test_labels_out_of_range_are_named(label: int, message: str) -> None:
+def test_labels_out_of_range_are_refused_with_their_row(label: int, message: str) -> None:
     X, labels, _ = data(60, 5, 3)
     labels[17] = label
     with pytest.raises(DataError, match=message):
@@ -331,12 +331,14 @@ def test_labels_out_of_range_are_named(label: int, message: str) -> None:
         (np.ones((4, 2)), np.zeros(4, dtype=bool), "expected whole numbers"),
     ],
 )
-def test_what_does_not_fit_is_an_error(features: np.ndarray, labels: np.ndarray, message: str) -> None:
+def test_features_and_labels_that_do_not_match_are_errors(
+    features: np.ndarray, labels: np.ndarray, message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         record_of(features, labels)
 
 
-def test_blocks_merges_and_weights_that_do_not_fit_are_errors() -> None:
+def test_blocks_merges_and_weights_of_wrong_shapes_are_errors() -> None:
     X, labels, weights = data(60, 5, 3)
     moments = Moments()
     with pytest.raises(DataError, match="no samples were added"):
@@ -344,14 +346,14 @@ def test_blocks_merges_and_weights_that_do_not_fit_are_errors() -> None:
     moments.update(X, labels)
     with pytest.raises(DataError, match="this block has 4 columns, earlier blocks had 5"):
         moments.update(X[:, :4], labels)
-    other = Moments()
-    other.update(X[:, :4], labels)
+    second = Moments()
+    second.update(X[:, :4], labels)
     with pytest.raises(DataError, match="moments of 5 features cannot be merged with moments of 4"):
-        moments.merge(other)
-    other = Moments(7)
-    other.update(X, labels)
+        moments.merge(second)
+    second = Moments(7)
+    second.update(X, labels)
     with pytest.raises(DataError, match="moments of None classes cannot be merged with moments of 7"):
-        moments.merge(other)
+        moments.merge(second)
     with pytest.raises(DataError, match="expected shape"):
         moments.compute(weights[:, :3])
     with pytest.raises(DataError, match="2 rows, but labels go up to 2"):
@@ -362,7 +364,7 @@ def test_blocks_merges_and_weights_that_do_not_fit_are_errors() -> None:
         moments.compute(np.where(np.arange(3)[:, None] == 1, np.nan, weights))
 
 
-def test_without_weights_what_needs_them_is_missing() -> None:
+def test_metrics_of_the_weights_are_missing_without_weights() -> None:
     X, labels, weights = data(60, 5, 3)
     record = record_of(X, labels)
     assert record["class.entropy_means"] == pytest.approx(record_of(X, labels, weights)["class.entropy_means"])
@@ -371,7 +373,7 @@ def test_without_weights_what_needs_them_is_missing() -> None:
     assert "no classifier weights" in record["missing"]
 
 
-def test_numpy_and_torch_say_the_same_and_an_empty_block_adds_nothing() -> None:
+def test_numpy_and_torch_give_the_same_record_and_an_empty_block_adds_nothing() -> None:
     X, labels, weights = data(60, 5, 3)
     moments = Moments(3)
     moments.update(torch.tensor(X), torch.tensor(labels, dtype=torch.uint8))
@@ -386,5 +388,5 @@ def test_numpy_and_torch_say_the_same_and_an_empty_block_adds_nothing() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_moments_on_cuda_agree_with_the_cpu() -> None:
     X, labels, weights = data(300, 20, 4)
-    there = record_of(torch.tensor(X, device="cuda"), torch.tensor(labels, device="cuda"), weights)
-    assert_close(there, record_of(X, labels, weights), rel=1e-9)
+    on_cuda = record_of(torch.tensor(X, device="cuda"), torch.tensor(labels, device="cuda"), weights)
+    assert_close(on_cuda, record_of(X, labels, weights), rel=1e-9)

@@ -1,4 +1,4 @@
-"""Errors of metrics of features minus their mean: derivatives, halves with their own means, and ranges of rows."""
+"""Tests of errors of centred metrics: derivatives through the mean, halves with their own means, and ranges of rows."""
 
 from typing import Any
 
@@ -20,11 +20,11 @@ def record_of(rows: torch.Tensor, labels: torch.Tensor, **options) -> Any:
     return analyze_features(rows, labels, WEIGHTS, only="centred", **options)
 
 
-def test_influences_contain_the_way_through_the_mean() -> None:
+def test_influences_include_the_effect_of_a_row_on_the_mean() -> None:
     record, plain, copies = record_of(ROWS, LABELS, errors=True), record_of(ROWS, LABELS), 400
     assert set(record.influences) == set(NAMES)
     for row in (0, 7, 33):
-        # One row more among 400 copies of all rows is a small weight on this row.
+        # One extra row among 400 copies of all rows is a small change of this row's weight.
         rows = torch.cat([ROWS.repeat(copies, 1), ROWS[row][None]])
         changed = record_of(rows, torch.cat([LABELS.repeat(copies), LABELS[row][None]]))
         for name in NAMES:
@@ -42,7 +42,7 @@ def test_halves_are_centred_by_their_own_means() -> None:
         assert record[f"{name}_bias"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_sampled_joint_entropy_has_no_influence_through_the_mean() -> None:
+def test_a_sampled_joint_entropy_has_no_error_of_centred_mir() -> None:
     wide = torch.cat([ROWS, ROWS.roll(7, dims=0)], dim=1).repeat(10, 1) + 1
     labels, weights = LABELS.repeat(10), torch.cat([WEIGHTS, WEIGHTS.flip(0)], dim=1)
     wide = wide + 0.5 * torch.randn(wide.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -52,7 +52,7 @@ def test_a_sampled_joint_entropy_has_no_influence_through_the_mean() -> None:
     assert "centred.mir_stderr" in record["missing"]
 
 
-def test_many_eigenvalues_are_solved_for_the_way_through_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_for_many_eigenvalues_equal_those_for_few(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = record_of(ROWS, LABELS, errors=True)
     monkeypatch.setattr(entropies, "MANY_EIGENVECTORS", 4)
     assert record_of(ROWS, LABELS, errors=True)["centred.mir_stderr"] == pytest.approx(exact["centred.mir_stderr"])

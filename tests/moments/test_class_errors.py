@@ -1,4 +1,4 @@
-"""Errors of the numbers of classes: closed forms of their rows, reasons where there are none, and the table."""
+"""Tests of errors of the numbers per class: closed forms, reasons for missing errors, and the table."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from ckpt_probe.moments.errors import FEW_ROWS, NO_SPREAD
 SIZES = (60, 90, 25, 5)
 
 
-def drawn(sizes: tuple[int, ...] = SIZES, width: int = 6) -> tuple[np.ndarray, np.ndarray]:
+def gaussian_classes(sizes: tuple[int, ...] = SIZES, width: int = 6) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(3)
     labels = random.permutation(np.repeat(np.arange(len(sizes)), sizes))
     return 0.7 * random.normal(size=(len(sizes), width))[labels] + random.normal(size=(len(labels), width)), labels
@@ -41,13 +41,13 @@ def closed_forms(features: np.ndarray, means: np.ndarray, labels: np.ndarray, la
     }
 
 
-def test_errors_are_those_of_the_rows_of_the_class() -> None:
-    features, labels = drawn()
+def test_errors_equal_their_closed_forms_over_the_rows_of_the_class() -> None:
+    features, labels = gaussian_classes()
     means = np.stack([features[labels == label].mean(axis=0) for label in range(len(SIZES))])
     for row in rows_of_classes(features, labels)[:3]:
         for name, influences in closed_forms(features, means, labels, row["class"]).items():
             expected = influences.std() / len(influences) ** 0.5
-            # The formula of all rows divides by N − 1.
+            # The formula over all rows divides by N − 1.
             assert row[f"{name}_stderr"] == pytest.approx(expected, rel=0.01), (row["class"], name)
         assert list(row)[-2:] == ["nearest.own_stderr", "nearest.confusion"]
         assert row["variance"] == pytest.approx(
@@ -56,7 +56,7 @@ def test_errors_are_those_of_the_rows_of_the_class() -> None:
 
 
 def test_errors_agree_with_a_bootstrap() -> None:
-    features, labels = drawn((80, 80, 80))
+    features, labels = gaussian_classes((80, 80, 80))
     random, row = np.random.default_rng(0), rows_of_classes(features, labels)[1]
     rows, draws = features[labels == 1], []
     for _ in range(400):
@@ -71,18 +71,18 @@ def test_errors_agree_with_a_bootstrap() -> None:
 
 
 def test_classes_without_errors_have_reasons() -> None:
-    rows = rows_of_classes(*drawn())
+    rows = rows_of_classes(*gaussian_classes())
     assert rows[3]["samples"] == 5
     assert rows[3]["mean_norm_stderr"] is None
     assert rows[3]["missing"] == (
         f"mean_norm_stderr, variance_stderr, within.entropy_stderr, nearest.own_stderr: {FEW_ROWS}"
     )
-    apart, labels = drawn((30, 30))
+    apart, labels = gaussian_classes((30, 30))
     [first, _] = rows_of_classes(apart + 100.0 * labels[:, None], labels)
     assert first["nearest.own"] == 1
     assert first["nearest.own_stderr"] is None
     assert first["missing"] == f"nearest.own_stderr: {NO_SPREAD}"
-    many = rows_of_classes(*drawn((10,) * 300, width=3))
+    many = rows_of_classes(*gaussian_classes((10,) * 300, width=3))
     assert all(FEW_OF_CLASS in row["missing"] for row in many)
     identical = rows_of_classes(np.repeat([[1.0, 2.0], [2.0, 1.0]], 20, axis=0), np.repeat([0, 1], 20))
     for row in identical:
@@ -90,7 +90,7 @@ def test_classes_without_errors_have_reasons() -> None:
 
 
 def test_the_table_of_classes_prints_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    features, labels = drawn()
+    features, labels = gaussian_classes()
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["test/features"], file["test/labels"] = features, labels
     assert run(["analyze", str(tmp_path / "a.h5"), "--per-class", "--errors", "--wide"]) == 0

@@ -1,4 +1,4 @@
-"""Differences of records: paired errors, and what is stated where rows differ."""
+"""Tests of differences of records: paired errors, and the statement about rows that differ."""
 
 import numpy as np
 import pytest
@@ -48,8 +48,8 @@ def test_paired_errors_match_the_spread_over_draws() -> None:
 
 def test_errors_of_other_rows_are_combined_as_independent() -> None:
     first, _, labels, centres = networks()
-    other, _, fewer, _ = networks(5, samples=300)
-    a, b = record_of(first, labels, centres), record_of(other, fewer, centres)
+    unpaired, _, fewer, _ = networks(5, samples=300)
+    a, b = record_of(first, labels, centres), record_of(unpaired, fewer, centres)
     result = cp.difference(a, b)
     assert result["rows"] == "independent: the records have different rows"
     for name in ("nc1.pinv", "sample.mir"):
@@ -59,7 +59,7 @@ def test_errors_of_other_rows_are_combined_as_independent() -> None:
     assert stored["rows"] == "independent: a record has no influences of its rows"
 
 
-def test_equal_records_have_no_error_of_zero() -> None:
+def test_the_error_of_a_difference_of_equal_records_is_missing() -> None:
     first, _, labels, centres = networks()
     record = record_of(first, labels, centres)
     result = cp.difference(record, record, "nc1.pinv")

@@ -1,4 +1,4 @@
-"""Numbers of documents against the formulas of the papers, written with numpy."""
+"""Tests of the numbers of documents against the formulas of the papers, written in numpy."""
 
 import math
 
@@ -31,12 +31,12 @@ def entropy(matrix: np.ndarray) -> float:
 
 
 def skean(rows: np.ndarray) -> float:
-    """Entropy of a prompt, of order 1: eigenvalues of Z Zᵀ over its trace (Skean et al. 2025, section 3)."""
+    """Return the entropy of a prompt, of order 1: eigenvalues of Z Zᵀ over its trace (Skean et al. 2025, section 3)."""
     return entropy(rows @ rows.T)
 
 
 def wei(rows: np.ndarray) -> float:
-    """Entropy of a sentence: rows minus their mean, at unit length (`normalize`, `cal_cov` of Diff-eRank)."""
+    """Return the entropy of a sentence: centred rows at unit length (`normalize`, `cal_cov` of Diff-eRank)."""
     moved = rows - rows.mean(axis=0)
     moved /= np.linalg.norm(moved, axis=1, keepdims=True)
     return entropy(moved.T @ moved)
@@ -60,7 +60,7 @@ def stream(parts: list[np.ndarray], at_once: int, first: int = 0) -> Documents:
 
 
 @pytest.mark.parametrize("at_once", [1, 5, 100])
-def test_numbers_are_those_of_the_papers_in_blocks_of_any_size(at_once: int) -> None:
+def test_numbers_equal_the_papers_formulas_for_blocks_of_any_size(at_once: int) -> None:
     numbers = stream(ROWS, at_once).finish()
     assert numbers.count == 5
     assert numbers.values[ENTROPY].tolist() == pytest.approx([skean(rows) for rows in ROWS], abs=1e-9)
@@ -70,22 +70,22 @@ def test_numbers_are_those_of_the_papers_in_blocks_of_any_size(at_once: int) -> 
     assert torch.equal(joined_documents(parts).values[ENTROPY], numbers.values[ENTROPY])
 
 
-def test_numbers_without_meaning_are_left_out_of_the_mean() -> None:
-    one, equal = torch.ones(1, 3, dtype=torch.float64), torch.ones(4, 3, dtype=torch.float64)
-    assert centred_entropy(one) is None
+def test_undefined_numbers_are_left_out_of_the_mean() -> None:
+    single, equal = torch.ones(1, 3, dtype=torch.float64), torch.ones(4, 3, dtype=torch.float64)
+    assert centred_entropy(single) is None
     assert centred_entropy(equal) is None
     assert curvature(equal) is None
     assert document_entropy(0 * equal) is None
     assert float(document_entropy(equal) or 0) == 0
     rows = torch.eye(4, dtype=torch.float64)
     assert float(curvature(rows) or 0) == pytest.approx(2 * math.pi / 3)
-    # Steps over a gap are not steps: 0 1 | 3 4.
+    # The difference across a gap in the positions is no step: 0 1 | 3 4.
     assert curvature(rows, torch.tensor([0, 1, 3, 4])) is None
     numbers = stream([np.ones((1, 3)), np.ones((2, 3))], 3).finish()
     assert numbers.mean(CENTRED) is None
 
 
-def test_errors_are_those_of_independent_documents() -> None:
+def test_errors_treat_documents_as_independent() -> None:
     rows = [DRAW.normal(size=(5 + length % 7, 4)) for length in range(400)]
     numbers = stream(rows, 64).finish()
     errors = errors_of_documents(numbers, numbers)
@@ -100,14 +100,14 @@ def test_errors_are_those_of_independent_documents() -> None:
     assert abs(np.mean(halves) - math.exp(ranks.mean())) < 10 * (bias or 0)
     assert errors["erank.documents_difference"] == (None, None)
     changed = [part * [3, 1, 1, 1] for part in rows]
-    others = np.array([wei(part) for part in changed])
-    pairs = math.exp(others.mean()) * others - math.exp(ranks.mean()) * ranks
+    entropies_of_changed = np.array([wei(part) for part in changed])
+    pairs = math.exp(entropies_of_changed.mean()) * entropies_of_changed - math.exp(ranks.mean()) * ranks
     error, _ = errors_of_documents(numbers, stream(changed, 64).finish())["erank.documents_difference"]
     assert error == pytest.approx(pairs.std(ddof=1) / 20)
     assert errors_of_documents(stream(rows[:7], 64).finish(), None)["documents.entropy"] == (None, None)
 
 
-def test_documents_come_one_after_another_and_fit_into_memory() -> None:
+def test_documents_must_be_contiguous_and_fit_into_memory() -> None:
     documents = Documents(8 * 3 * 5)
     documents.update(np.ones((2, 3)), np.array([0, 2]), np.array([0, 0]))
     with pytest.raises(DataError, match="rows of document 1 come after those of document 2"):

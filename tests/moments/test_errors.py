@@ -1,4 +1,4 @@
-"""Standard errors and biases: closed forms, derivatives, agreement with the bootstrap, documents, and bad input."""
+"""Tests of standard errors and biases: closed forms, derivatives, the bootstrap, documents, and invalid input."""
 
 import math
 from pathlib import Path
@@ -47,7 +47,7 @@ def moments_of(rows: Tensor, labels: Tensor, **options) -> Moments:
     return moments
 
 
-def test_influence_of_the_entropy_is_its_closed_form() -> None:
+def test_the_influence_on_the_entropy_equals_its_closed_form() -> None:
     rows, labels, weights = classes_of_gaussians()
     record = moments_of(rows, labels).compute(weights, errors=True)
     unit = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
@@ -55,23 +55,23 @@ def test_influence_of_the_entropy_is_its_closed_form() -> None:
     expected = (unit @ vectors).square() @ -values.log() - record["sample.entropy_features"]
     influences = record.influences["sample.entropy_features"]
     assert torch.allclose(influences.double(), expected, atol=1e-6)
-    # All classes have equal numbers of rows, so that the means of classes are removed.
+    # All classes have the same number of rows, so that the class means are removed.
     by_class = expected.reshape(-1, CLASSES)
     error = math.sqrt(float(by_class.var(dim=0, correction=1).mean()) / SAMPLES)
     assert record["sample.entropy_features_stderr"] == pytest.approx(error, rel=1e-5)
 
 
 @pytest.mark.parametrize("features", [6, 200], ids=["N > D", "N < D"])
-def test_influences_are_derivatives_by_the_weight_of_a_row(features: int) -> None:
+def test_influences_equal_derivatives_by_the_weight_of_a_row(features: int) -> None:
     rows, labels, weights = classes_of_gaussians(60, features)
     record = moments_of(rows, labels).compute(weights, orders=(2,), errors=True)
     plain = moments_of(rows, labels, halves=False, subset=0).compute(weights, orders=(2,))
     copies = 400
     for row in (0, 7, 33):
-        # One row more among 400 copies of all rows is a small weight on this row.
+        # One extra row among 400 copies of all rows is a small change of this row's weight.
         repeated = torch.cat([rows.repeat(copies, 1), rows[row][None]])
-        other = moments_of(repeated, torch.cat([labels.repeat(copies), labels[row][None]]), halves=False, subset=0)
-        changed = other.compute(weights, orders=(2,))
+        perturbed = moments_of(repeated, torch.cat([labels.repeat(copies), labels[row][None]]), halves=False, subset=0)
+        changed = perturbed.compute(weights, orders=(2,))
         for name, influences in record.influences.items():
             if name == "sample.entropy_normalized" and features > len(rows):
                 continue  # its denominator log N changes with the repetition
@@ -109,7 +109,7 @@ def test_each_metric_has_an_error_or_a_stated_reason(name: str) -> None:
         assert record[f"{name}_bias"] is not None or f"{name}_bias" in record["missing"]
 
 
-def test_errors_of_means_of_rows_are_those_of_their_values() -> None:
+def test_the_error_of_a_mean_of_rows_is_the_standard_error_of_its_values() -> None:
     rows, labels, weights = classes_of_gaussians(200)
     correct = ((rows @ weights.T).argmax(dim=1) == labels).double().reshape(-1, CLASSES)
     losses = torch.nn.functional.cross_entropy(rows @ weights.T, labels, reduction="none").reshape(-1, CLASSES)
@@ -163,7 +163,7 @@ def test_the_bias_that_remains_follows_from_halves_and_quarters() -> None:
     ],
     ids=["N < 8", "N = 4", "one row per class", "a class of one row", "a single class", "identical rows in each class"],
 )
-def test_bad_input_has_values_without_errors(rows: Tensor, labels: list[int], reason: str) -> None:
+def test_invalid_rows_give_values_without_errors(rows: Tensor, labels: list[int], reason: str) -> None:
     moments = moments_of(rows, torch.tensor(labels), classes=12)
     plain = moments_of(rows, torch.tensor(labels), classes=12, halves=False, subset=0)
     weights = torch.randn(12, 5, generator=torch.Generator().manual_seed(1))
@@ -208,7 +208,7 @@ def test_repeated_rows_of_documents_do_not_shrink_the_error() -> None:
     four.update(rows.repeat(4, 1), labels.repeat(4), documents=torch.arange(120).repeat(4))
     clustered = four.compute(weights, errors=True)
     for name in ("sample.entropy_features", "nc1.pinv", "class.mir"):
-        # Clustered errors do not remove the means of classes.
+        # The errors of documents do not remove the class means.
         assert clustered[f"{name}_stderr"] == pytest.approx(once[f"{name}_stderr"], rel=0.3)
     independent = Moments(CLASSES, halves=True, subset=2048)
     independent.update(rows.repeat(4, 1), labels.repeat(4))
@@ -244,11 +244,11 @@ def test_errors_agree_with_a_bootstrap_on_digits() -> None:
         chosen = torch.from_numpy(random.integers(0, 900, 900))
         values.append(moments_of(rows[chosen], labels[chosen], classes=10, halves=False, subset=0).compute(weights))
     for name in record.influences:
-        # Few rows decide the smallest eigenvalues, the absolute value of an angle has a kink, and the entropy of the
+        # The smallest eigenvalues depend on few rows, the absolute value of an angle has a kink, and the entropy of the
         # label rows is near its maximum, where its gradient is zero.
         if name not in ("alpha_req", "nc2.equiangular_means", "sample.entropy_weights"):
             spread = np.std([float(value[name]) for value in values])
-            # 15 %, and two standard errors of 200 draws.
+            # The tolerance is 15 % plus two standard errors of 200 draws.
             assert record[f"{name}_stderr"] == pytest.approx(spread, rel=0.25), name
 
 
@@ -268,12 +268,12 @@ def test_few_rows_widen_the_error_of_a_metric_that_is_no_mean_of_rows() -> None:
     random = np.random.default_rng(0)
     normal = torch.from_numpy(random.normal(size=400))
     assert design.widening(normal) == 1
-    # Ten rows of 400 decide the error: the quantile of Student's t for as many degrees of freedom takes its place.
+    # Ten rows of 400 dominate the error, so that the quantile of Student's t with as many degrees of freedom is used.
     few = normal * torch.where(torch.arange(400) % 40 == 0, 20.0, 1.0)
     values = few - few.mean()
     freedom = 2 * 400 / (float((values**4).mean() / (values**2).mean() ** 2) - 1)
     assert design.widening(few) == pytest.approx(stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975), rel=1e-5)
-    # Each of 10 rows of a class is left out of its mean.
+    # The mean that is subtracted from each of the 10 rows of a class leaves this row out.
     small = Design(torch.arange(400), (torch.arange(400) < 10).long(), design.shares, 400)
     deviations = normal - normal.mean()
     first = (deviations[:10] - deviations[:10].mean()).square().sum()
@@ -281,7 +281,7 @@ def test_few_rows_widen_the_error_of_a_metric_that_is_no_mean_of_rows() -> None:
     assert small.widening(normal) == pytest.approx(expected)
 
 
-def test_errors_that_do_not_hold_are_named() -> None:
+def test_errors_that_are_not_reliable_have_a_note() -> None:
     random = np.random.default_rng(0)
     weights = random.normal(size=(4, 6))
     labels = random.integers(0, 4, 400)

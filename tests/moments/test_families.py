@@ -1,4 +1,4 @@
-"""Only what was asked for: what is accumulated and read, classes of enough samples, and single precision."""
+"""Tests of metrics on request: parts accumulated for each family, classes of enough samples, and single precision."""
 
 import numpy as np
 import pytest
@@ -35,20 +35,20 @@ def moments_of(features, labels, **options) -> Moments:
     return moments
 
 
-def test_names_mean_families_and_unknown_ones_are_told() -> None:
+def test_names_select_families_and_unknown_names_are_errors() -> None:
     assert chosen_families(None) == frozenset(DEFAULT)
     assert chosen_families(["nc"]) == frozenset(GROUPS["nc"])
     assert chosen_families(["nc", "class", "nc1"]) == frozenset({*GROUPS["nc"], "class"})
     assert {metric.family for metric in METRICS} == {family.name for family in FAMILIES}
-    for wrong, told in (
+    for names, message in (
         (["clas"], "'clas' is neither a metric nor a family of metrics; did you mean class"),
         (["MIRR"], "'MIRR' is neither a metric nor a family of metrics; did you mean MIR"),
         (["xyz"], "'xyz' is neither a metric nor a family of metrics; families: nc, quality"),
         ([], "expected at least one family"),
     ):
         with pytest.raises(UsageError) as error:
-            Moments(only=wrong)
-        assert told in str(error.value)
+            Moments(only=names)
+        assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_names_mean_families_and_unknown_ones_are_told() -> None:
         ("*.mir", {"class", "sample", "centred"}),
     ],
 )
-def test_metrics_labels_and_patterns_mean_their_families(only: str | list[str], families: set[str]) -> None:
+def test_metrics_labels_and_patterns_select_their_families(only: str | list[str], families: set[str]) -> None:
     assert chosen_families(only) == families
 
 
@@ -83,12 +83,12 @@ def test_metrics_have_distinct_names_labels_and_priorities() -> None:
 
 
 @pytest.mark.parametrize("family", ["class", "sample", "within", "nc1", "nc2", "nc3", "nc"])
-def test_one_family_has_its_own_numbers_and_no_others(family: str) -> None:
+def test_one_family_gives_its_own_numbers_only(family: str) -> None:
     features, labels, weights = data()
-    whole = moments_of(features, labels).compute(weights)
+    complete = moments_of(features, labels).compute(weights)
     record = moments_of(features, labels, only=[family]).compute(weights)
     families = GROUPS.get(family, (family,))
-    expected = {metric.name for metric in METRICS if metric.family in families} & set(whole)
+    expected = {metric.name for metric in METRICS if metric.family in families} & set(complete)
     references = {name for name in record if name.startswith("reference.")}
     assert set(record) - references == expected | COUNTS | (OF_SAMPLES if family == "sample" else set())
     assert references == {
@@ -97,10 +97,10 @@ def test_one_family_has_its_own_numbers_and_no_others(family: str) -> None:
         "nc": {"reference.uniformity"},
     }.get(family, set())
     for name, value in record.items():
-        assert value == whole[name], name
+        assert value == complete[name], name
 
 
-def test_what_no_family_needs_is_not_accumulated() -> None:
+def test_moments_that_no_requested_family_needs_are_not_accumulated() -> None:
     features, labels, _ = data()
     state = moments_of(features, labels, only=["nc3", "nc4"]).state_dict()
     assert set(state) == {"counts", "means", "squares"}
@@ -108,23 +108,23 @@ def test_what_no_family_needs_is_not_accumulated() -> None:
     assert "within" not in moments_of(features, labels, only=["sample"]).state_dict()
 
 
-def test_parts_of_one_kind_merge_and_load_and_others_do_not() -> None:
+def test_moments_of_the_same_families_merge_and_load_and_others_do_not() -> None:
     features, labels, weights = data()
-    whole = moments_of(features, labels, only=["nc1", "class"])
+    complete = moments_of(features, labels, only=["nc1", "class"])
     first, second = (Moments(5, only=["nc1", "class"]) for _ in range(2))
     first.update(features[:90], labels[:90])
     second.update(features[90:], labels[90:])
     first.merge(second)
-    expected = whole.compute(weights)
+    expected = complete.compute(weights)
     for name, value in first.compute(weights).items():
         assert value == (pytest.approx(expected[name], rel=1e-10) if isinstance(value, float) else expected[name]), name
     loaded = Moments(5, only=["nc1", "class"])
-    loaded.load_state_dict(whole.state_dict())
+    loaded.load_state_dict(complete.state_dict())
     assert loaded.compute(weights) == expected
     with pytest.raises(DataError, match="different families"):
         first.merge(moments_of(features, labels))
     with pytest.raises(DataError, match="stored moments: missing unit_counts, left_out"):
-        Moments(5).load_state_dict(whole.state_dict())
+        Moments(5).load_state_dict(complete.state_dict())
     fewer = Moments(5, only=["nc3"])
     fewer.load_state_dict(moments_of(features, labels).state_dict())
     assert fewer.compute(weights)["nc3.duality"] == expected_duality(features, labels, weights)
@@ -134,26 +134,26 @@ def expected_duality(features, labels, weights) -> float:
     return float(moments_of(features, labels).compute(weights)["nc3.duality"] or 0)
 
 
-def test_classes_of_few_samples_are_left_out_of_what_is_read_from_means() -> None:
+def test_classes_of_few_samples_are_left_out_of_metrics_of_class_means() -> None:
     features, labels, weights = data()
     labels = np.where(np.arange(200) == 17, 4, np.where(labels == 4, 0, labels))
     moments = moments_of(features, labels)
     record = compute_record(moments.inputs(weights, min_samples=2)).record
     assert (record["classes"], record["classes_present"], record["classes_left_out"]) == (5, 5, 1)
-    kept = labels != 4
+    remaining = labels != 4
     without = Moments(4)
-    without.update(features[kept], labels[kept])
+    without.update(features[remaining], labels[remaining])
     expected = without.compute(weights[:4])
     for name in ("class.mir", "class.entropy_means", "nc1.cdnv", "nc2.etf", "nc3.duality", "within.entropy_mean"):
         assert record[name] == pytest.approx(expected[name], rel=1e-12), name
-    # The samples themselves stay: those of a class of few are samples still.
+    # Metrics of samples include the samples of all classes.
     assert record["sample.mir"] == moments.compute(weights)["sample.mir"]
     assert record["samples"] == 200
     assert bool(moments.means_of_classes(2)[4].isnan().all())
     assert not bool(moments.class_means.isnan().any())
 
 
-def test_too_few_classes_of_enough_samples_say_so() -> None:
+def test_too_few_classes_of_enough_samples_have_a_reason() -> None:
     features, labels, weights = data()
     record = compute_record(moments_of(features, labels).inputs(weights, min_samples=41, details=True)).record
     assert record["class.mir"] is None
@@ -181,7 +181,7 @@ def test_single_precision_keeps_six_digits(classes: int) -> None:
         Moments(precision="half")
 
 
-def test_blocks_of_many_classes_are_sorted_together_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sorting_blocks_of_many_classes_together_does_not_change_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grouping, "CACHED_BYTES", 8 * 10 * 50)
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 70, 1000)
@@ -190,8 +190,8 @@ def test_blocks_of_many_classes_are_sorted_together_and_change_nothing(monkeypat
     together.update(features, labels)
     for start in range(0, 1000, 30):
         apart.update(features[start : start + 30], labels[start : start + 30])
-    expected, found = (m.compute(weights, rows=lambda: [(features, labels)]) for m in (apart, together))
-    for name, value in found.items():
+    expected, merged_blocks = (m.compute(weights, rows=lambda: [(features, labels)]) for m in (apart, together))
+    for name, value in merged_blocks.items():
         assert value == (pytest.approx(expected[name], rel=1e-9) if isinstance(value, float) else expected[name]), name
 
 
@@ -200,6 +200,6 @@ def test_normalised_entropy_is_one_for_even_directions() -> None:
     moments.update(torch.eye(6), torch.arange(6) % 2)
     record = moments.compute()
     assert record["sample.entropy_normalized"] == pytest.approx(1, rel=1e-12)
-    one = Moments(2)
-    one.update(torch.ones(1, 3), torch.zeros(1, dtype=torch.int64))
-    assert one.compute()["sample.entropy_normalized"] is None
+    single = Moments(2)
+    single.update(torch.ones(1, 3), torch.zeros(1, dtype=torch.int64))
+    assert single.compute()["sample.entropy_normalized"] is None

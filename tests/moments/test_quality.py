@@ -1,4 +1,4 @@
-"""Accuracy and cross-entropy against torch's own, in blocks, by class in parts, and gathered."""
+"""Tests of accuracy and cross-entropy against torch: in blocks, by class in parts, and gathered."""
 
 from itertools import pairwise
 
@@ -20,7 +20,7 @@ LOSS = float(F.cross_entropy(LOGITS, LABELS))
 
 
 @pytest.fixture(autouse=True)
-def some_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+def correct_a_third_of_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = LABELS.clone()
     labels[::3] = LOGITS.argmax(dim=1)[::3]
     monkeypatch.setitem(globals(), "LABELS", labels)
@@ -28,25 +28,25 @@ def some_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "LOSS", float(F.cross_entropy(LOGITS, labels)))
 
 
-def require_right(found: Quality) -> None:
-    assert (found.samples, found.right) == (90, RIGHT)
-    assert found.accuracy == pytest.approx(RIGHT / 90)
-    assert found.loss == pytest.approx(LOSS, rel=1e-12)
+def require_right(quality: Quality) -> None:
+    assert (quality.samples, quality.right) == (90, RIGHT)
+    assert quality.accuracy == pytest.approx(RIGHT / 90)
+    assert quality.loss == pytest.approx(LOSS, rel=1e-12)
 
 
-def test_blocks_add_up_and_merge() -> None:
-    quality, other = Quality(), Quality()
+def test_updates_and_merges_equal_one_pass() -> None:
+    quality, second = Quality(), Quality()
     for part in (slice(0, 7), slice(7, 40)):
         prediction = quality.update(LOGITS[part], LABELS[part])
         assert torch.equal(prediction, LOGITS[part].argmax(dim=1))
-    other.update(LOGITS[40:], LABELS[40:])
-    quality.merge(other)
+    second.update(LOGITS[40:], LABELS[40:])
+    quality.merge(second)
     require_right(quality)
     require_right(Quality.from_numbers(quality.to_numbers()))
 
 
 @pytest.mark.parametrize("classes", [1000, 5000], ids=["logits at once", "in parts"])
-def test_a_head_gives_the_same_without_stored_logits(classes: int) -> None:
+def test_scores_of_a_head_equal_those_of_stored_logits(classes: int) -> None:
     head, labels = LinearHead.of(WEIGHTS[:classes], BIAS[:classes]), LABELS % classes
     assert head is not None
     quality = Quality()
@@ -58,12 +58,12 @@ def test_a_head_gives_the_same_without_stored_logits(classes: int) -> None:
 def test_large_logits_do_not_overflow() -> None:
     head = LinearHead.of(1000 * WEIGHTS, None)
     assert head is not None
-    found = head.scored(FEATURES, LABELS)
+    scores = head.scored(FEATURES, LABELS)
     expected = F.cross_entropy(F.linear(FEATURES.double(), (1000 * WEIGHTS).double()), LABELS, reduction="none")
-    torch.testing.assert_close(found.loss, expected, rtol=1e-12, atol=1e-9)
+    torch.testing.assert_close(scores.loss, expected, rtol=1e-12, atol=1e-9)
 
 
-def test_what_is_known_in_place_of_logits_counts_the_same() -> None:
+def test_predictions_and_losses_count_like_logits() -> None:
     losses = F.cross_entropy(LOGITS, LABELS, reduction="none")
     scored, quality, of_logits = Scored(LOGITS.argmax(dim=1), losses), Quality(), Quality()
     assert torch.equal(quality.update_scored(scored, LABELS), LOGITS.argmax(dim=1))
@@ -73,7 +73,7 @@ def test_what_is_known_in_place_of_logits_counts_the_same() -> None:
     require_right(of_logits)
 
 
-def test_nothing_scored_has_no_accuracy_and_an_infinite_loss_is_none() -> None:
+def test_no_scores_give_no_accuracy_and_an_infinite_loss_is_missing() -> None:
     assert (Quality().accuracy, Quality().loss) == (None, None)
     assert Quality().update(None, LABELS) is None
     quality = Quality()
@@ -83,7 +83,7 @@ def test_nothing_scored_has_no_accuracy_and_an_infinite_loss_is_none() -> None:
 
 @pytest.mark.parametrize("how", ["logits", "scored", "head"])
 @pytest.mark.parametrize("rows", [1, 16, 1000])
-def test_gathered_blocks_are_those_of_one(how: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gathered_blocks_equal_one_block(how: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quality_module, "GATHERED_ROWS", rows)
     labels = LABELS % 10
     logits = LOGITS[:, :10]
@@ -97,17 +97,17 @@ def test_gathered_blocks_are_those_of_one(how: str, rows: int, monkeypatch: pyte
         gathered.add(FEATURES[part], labels[part], known)
     gathered.finish()
     gathered.finish()
-    whole = Moments(10)
-    whole.update(FEATURES, labels)
+    complete = Moments(10)
+    complete.update(FEATURES, labels)
     assert gathered.moments.samples == 90
-    torch.testing.assert_close(gathered.moments.class_means, whole.class_means, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gathered.moments.class_means, complete.class_means, rtol=1e-12, atol=1e-12)
     assert gathered.quality.samples == 90
     assert gathered.quality.loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-12)
     assert gathered.quality.right == int((logits.argmax(dim=1) == labels).sum())
 
 
-def test_rows_are_scored_class_by_class_whatever_their_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the whole logits say: with the first of equal ones, half precision, and classes that can never be chosen."""
+def test_scores_by_parts_of_the_classes_equal_those_of_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cover ties (the first class counts), half precision, and classes that can never be chosen."""
     monkeypatch.setattr(quality_module, "FEW_CLASSES", 7)
     monkeypatch.setattr(quality_module, "LOGITS_AT_ONCE", 21)
     weights, bias, labels = WEIGHTS[:30].clone(), BIAS[:30].clone(), LABELS % 30
@@ -117,18 +117,18 @@ def test_rows_are_scored_class_by_class_whatever_their_logits(monkeypatch: pytes
         rows = FEATURES.to(dtype)
         logits = F.linear(rows, weights.to(dtype), bias.to(dtype))
         scored = Scored.of_rows(rows, labels, weights.to(dtype), bias.to(dtype))
-        given = logits.clone()
-        of_logits = Scored.of_logits(given.split(9, dim=1), labels)
-        assert torch.equal(given, logits), dtype
+        copy_of_logits = logits.clone()
+        of_logits = Scored.of_logits(copy_of_logits.split(9, dim=1), labels)
+        assert torch.equal(copy_of_logits, logits), dtype
         assert torch.equal(of_logits.predicted, logits.argmax(dim=1)), dtype
         expected = F.cross_entropy(logits.double(), labels, reduction="none")
         assert int((logits.argmax(dim=1) == 10).sum()) > 0
-        for found in (scored, of_logits):
+        for scores in (scored, of_logits):
             finite = expected.isfinite()
-            assert torch.equal(torch.as_tensor(found.loss).isfinite(), finite), dtype
+            assert torch.equal(torch.as_tensor(scores.loss).isfinite(), finite), dtype
             assert 0 < finite.sum() < 90
             torch.testing.assert_close(
-                torch.as_tensor(found.loss).double()[finite], expected[finite], rtol=digits, atol=digits
+                torch.as_tensor(scores.loss).double()[finite], expected[finite], rtol=digits, atol=digits
             )
     assert torch.equal(Scored.of_logits([torch.zeros(90, 4)] * 3, LABELS).predicted, torch.zeros(90, dtype=torch.int64))
 
@@ -145,24 +145,24 @@ def expected_calibration_error(logits: Tensor, labels: Tensor) -> float:
     return error.item()
 
 
-def test_the_calibration_error_is_that_of_guo() -> None:
+def test_the_calibration_error_equals_that_of_guo_et_al() -> None:
     for scale in (0.2, 1.0, 1000.0):
         logits = scale * LOGITS[:, :30]
         labels = torch.where(torch.arange(90) % 3 == 0, logits.argmax(dim=1), LABELS % 30)
         expected = pytest.approx(expected_calibration_error(logits, labels), rel=1e-10)
-        whole, parts, scored = Quality(), Quality(), Quality()
-        whole.update(logits, labels)
+        complete, parts, scored = Quality(), Quality(), Quality()
+        complete.update(logits, labels)
         scored.update_scored(Scored.of_logits(logits.split(7, dim=1), labels), labels)
         for part in (slice(0, 11), slice(11, 90)):
-            other = Quality()
-            other.update(logits[part], labels[part])
-            parts.merge(Quality.from_numbers(other.to_numbers()))
-        for quality in (whole, parts, scored):
+            part_quality = Quality()
+            part_quality.update(logits[part], labels[part])
+            parts.merge(Quality.from_numbers(part_quality.to_numbers()))
+        for quality in (complete, parts, scored):
             assert quality.calibration_error is not None
             assert quality.calibration_error.item() == expected
 
 
-def test_without_every_confidence_there_is_no_calibration_error() -> None:
+def test_a_missing_confidence_leaves_the_calibration_error_undefined() -> None:
     known = Scored.of_logits(LOGITS.split(1000, dim=1), LABELS)
     assert known.confidence is not None
     one_unknown = torch.where(torch.arange(90) == 5, torch.nan, torch.as_tensor(known.confidence))

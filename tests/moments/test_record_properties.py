@@ -1,4 +1,4 @@
-"""What holds of every number of a record whatever the rows: rotations, order of samples and classes, scales, bounds."""
+"""Tests of properties of every number of a record: invariance to rotation, order and scale, and bounds."""
 
 import math
 
@@ -14,10 +14,10 @@ CAREFULLY = settings(max_examples=12, deadline=None)
 
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.random.Generator]:
-    """Features (N, D), labels (N,) in which every class is, classifier rows (C, D), in general position."""
+    """Return features (N, D), labels (N,) that include every class, and classifier rows (C, D), in general position."""
     generator = np.random.default_rng(draw(st.integers(0, 2**16)))
-    classes, dimension, each = draw(st.integers(3, 6)), draw(st.integers(3, 7)), draw(st.integers(3, 8))
-    labels = np.concatenate([np.arange(classes), generator.integers(classes, size=classes * each)])
+    classes, dimension, samples_per_class = draw(st.integers(3, 6)), draw(st.integers(3, 7)), draw(st.integers(3, 8))
+    labels = np.concatenate([np.arange(classes), generator.integers(classes, size=classes * samples_per_class)])
     weights = generator.normal(size=(classes, dimension))
     features = draw(st.floats(0, 3)) * weights[labels] + generator.normal(size=(len(labels), dimension))
     return features, labels, weights, generator
@@ -30,7 +30,7 @@ def numbers(features: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> di
 
 @CAREFULLY
 @given(problem=problems())
-def test_a_rotation_of_the_features_and_the_order_of_samples_and_classes_change_nothing(problem) -> None:
+def test_rotation_and_the_order_of_samples_and_classes_do_not_change_the_record(problem) -> None:
     features, labels, weights, generator = problem
     right = numbers(features, labels, weights)
     assert len(right) > 20
@@ -44,15 +44,15 @@ def test_a_rotation_of_the_features_and_the_order_of_samples_and_classes_change_
         "names": (features, names[labels], renamed),
     }
     for change, changed in changes.items():
-        found = numbers(*changed)
-        assert found.keys() == right.keys()
+        values = numbers(*changed)
+        assert values.keys() == right.keys()
         for name, value in right.items():
-            assert found[name] == pytest.approx(value, rel=1e-6, abs=1e-8), (change, name)
+            assert values[name] == pytest.approx(value, rel=1e-6, abs=1e-8), (change, name)
 
 
 @CAREFULLY
 @given(problem=problems())
-def test_the_length_of_a_row_changes_no_entropy_of_directions(problem) -> None:
+def test_the_lengths_of_rows_do_not_change_entropies_of_directions(problem) -> None:
     features, labels, weights, generator = problem
     right = numbers(features, labels, weights)
     rows, heads = (generator.uniform(0.01, 100, size=(len(part), 1)) for part in (features, weights))
@@ -70,24 +70,24 @@ def test_the_length_of_a_row_changes_no_entropy_of_directions(problem) -> None:
 
 @CAREFULLY
 @given(problem=problems())
-def test_every_number_keeps_its_bounds(problem) -> None:
+def test_every_number_is_within_its_bounds(problem) -> None:
     features, labels, weights, _ = problem
-    found = numbers(features, labels, weights)
+    values = numbers(features, labels, weights)
     samples, classes = len(labels), len(weights)
     most = {"class": math.log(classes), "sample": math.log(samples), "within": math.log(samples)}
-    for name, value in found.items():
-        level, _, what = name.partition(".")
-        if level in most and what.startswith("entropy"):
+    for name, value in values.items():
+        level, _, quantity = name.partition(".")
+        if level in most and quantity.startswith("entropy"):
             assert -1e-9 <= value <= most[level] + 1e-9, name
-        if what == "hdr" and level in most:
+        if quantity == "hdr" and level in most:
             assert 0 <= value <= 1, name
-        if what == "mutual_information":
-            assert -1e-9 <= value <= min(found[f"{level}.entropy_{part}"] for part in _parts(level)) + 1e-9, name
+        if quantity == "mutual_information":
+            assert -1e-9 <= value <= min(values[f"{level}.entropy_{part}"] for part in _parts(level)) + 1e-9, name
         if name == "nc4.disagreement" or name == "accuracy":
             assert 0 <= value <= 1
         if name.startswith("nc1"):
             assert value >= 0
-    assert found["within.entropy_mean"] <= found["within.entropy_max"] + 1e-12
+    assert values["within.entropy_mean"] <= values["within.entropy_max"] + 1e-12
 
 
 def _parts(level: str) -> tuple[str, str]:

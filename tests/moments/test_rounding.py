@@ -1,4 +1,4 @@
-"""Numbers of features near collapse, of any scale, offset and precision, against the definition in longer numbers."""
+"""Tests of features near collapse, of any scale, offset and precision, against definitions in extended precision."""
 
 from itertools import pairwise
 
@@ -19,7 +19,7 @@ OF_MEANS = ("nc1.pinv", "nc1.cdnv", "separation", "nc2.equinorm_means", "nc2.equ
 
 
 def expected(rows: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Return numbers of collapse by their definitions, in numpy's longest numbers; none of them knows a scale."""
+    """Return numbers of collapse by their definitions, in numpy's longest floating-point type; scale changes none."""
     Z = rows.astype(np.longdouble)
     Z = Z / np.abs(Z).max()
     means = np.stack([Z[labels == label].mean(axis=0) for label in range(CLASSES)])
@@ -28,15 +28,15 @@ def expected(rows: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     pairs = [(a, b) for a in range(CLASSES) for b in range(CLASSES) if a != b]
     basis: list[np.ndarray] = []
     for row in (*M[:-1], *M[:-1]):
-        rest = row - sum(((row @ axis) * axis for axis in basis), np.zeros_like(row))
+        remainder = row - sum(((row @ axis) * axis for axis in basis), np.zeros_like(row))
         if len(basis) < CLASSES - 1:
-            rest = rest - sum(((rest @ axis) * axis for axis in basis), np.zeros_like(row))
-            basis.append(rest / np.sqrt((rest**2).sum()))
+            remainder = remainder - sum(((remainder @ axis) * axis for axis in basis), np.zeros_like(row))
+            basis.append(remainder / np.sqrt((remainder**2).sum()))
     between, within = M @ np.array(basis).T, away @ np.array(basis).T
     nc1 = np.trace(solved(between.T @ between / CLASSES, within.T @ within / len(Z))) / CLASSES
     lengths, gram = np.sqrt((M**2).sum(axis=1)), M @ M.T
     simplex = np.eye(CLASSES) - np.longdouble(1) / CLASSES
-    found = {
+    values = {
         "nc1.pinv": nc1,
         "nc1.cdnv": np.mean(
             [(variances[a] + variances[b]) / (2 * ((means[a] - means[b]) ** 2).sum()) for a, b in pairs]
@@ -48,11 +48,11 @@ def expected(rows: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         ),
         "nc2.etf": np.sqrt(((gram / np.sqrt((gram**2).sum()) - simplex / np.sqrt((simplex**2).sum())) ** 2).sum()),
     }
-    return {name: float(value) for name, value in found.items()}
+    return {name: float(value) for name, value in values.items()}
 
 
 def solved(A: np.ndarray, B: np.ndarray) -> np.ndarray:
-    """Return A⁻¹ B by elimination, as numpy's solver is of double precision."""
+    """Return A⁻¹ B by elimination, since numpy's solver is limited to double precision."""
     table = np.concatenate([A, B], axis=1)
     for i in range(len(A)):
         pivot = i + np.abs(table[i:, i]).argmax()
@@ -64,7 +64,7 @@ def solved(A: np.ndarray, B: np.ndarray) -> np.ndarray:
     return table[:, len(A) :]
 
 
-def compared(rows: np.ndarray, precision: str, relative: float) -> None:
+def assert_close_to_expected(rows: np.ndarray, precision: str, relative: float) -> None:
     record = analyze_features(rows, LABELS, only=("nc1", "nc2"), precision=precision)
     for name, value in expected(rows, LABELS).items():
         assert record[name] == pytest.approx(value, rel=relative, abs=relative), name
@@ -72,34 +72,34 @@ def compared(rows: np.ndarray, precision: str, relative: float) -> None:
 
 @pytest.mark.parametrize(("precision", "relative"), [("float64", 1e-12), ("float32", 2e-6)])
 @pytest.mark.parametrize("scale", [1e-320, 1e-200, 1e-25, 1.0, 1e25, 1e78, 1e160, 1e300])
-def test_no_scale_changes_a_number_of_collapse(scale: float, precision: str, relative: float) -> None:
-    compared(scale * ROWS, precision, relative)
+def test_scale_does_not_change_a_number_of_collapse(scale: float, precision: str, relative: float) -> None:
+    assert_close_to_expected(scale * ROWS, precision, relative)
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 @pytest.mark.parametrize("stored", ["float16", "float32"])
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
-def test_stored_rows_of_less_precision(stored: str, scale: float, precision: str) -> None:
-    compared((scale * ROWS).clip(-6e4, 6e4).astype(stored), precision, 2e-6 if precision == "float32" else 1e-12)
+def test_stored_rows_of_lower_precision_have_the_expected_numbers(stored: str, scale: float, precision: str) -> None:
+    assert_close_to_expected(
+        (scale * ROWS).clip(-6e4, 6e4).astype(stored), precision, 2e-6 if precision == "float32" else 1e-12
+    )
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 @pytest.mark.parametrize(("offset", "relative"), [(1e3, 2e-6), (1e6, 2e-6), (1e8, 1e-5)])
-def test_an_offset_costs_no_more_digits_than_the_rows_lost_to_it(
-    offset: float, relative: float, precision: str
-) -> None:
-    compared(ROWS + offset, precision, relative)
+def test_an_offset_costs_only_the_digits_that_the_rows_lose(offset: float, relative: float, precision: str) -> None:
+    assert_close_to_expected(ROWS + offset, precision, relative)
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 @pytest.mark.parametrize("longer", [1e3, 1e6, 1e9, 1e12])
-def test_one_row_far_longer_than_all_others(longer: float, precision: str) -> None:
+def test_one_row_far_longer_than_all_others_does_not_cost_digits(longer: float, precision: str) -> None:
     rows = ROWS.copy()
     rows[7] *= longer
-    compared(rows, precision, 2e-6)
+    assert_close_to_expected(rows, precision, 2e-6)
 
 
-def test_nc1_without_rows_is_missing_where_a_long_row_hides_the_spread() -> None:
+def test_nc1_of_moments_is_missing_if_a_long_row_hides_the_spread() -> None:
     rows = ROWS.copy()
     rows[7] *= 1e9
     moments = Moments(only=("nc1",))
@@ -114,7 +114,7 @@ def test_nc1_without_rows_is_missing_where_a_long_row_hides_the_spread() -> None
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 @pytest.mark.parametrize("stored", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("offset", [0.0, 1e4])
-def test_equal_rows_have_no_geometry(stored: str, precision: str, offset: float) -> None:
+def test_metrics_of_equal_rows_are_missing_with_a_reason(stored: str, precision: str, offset: float) -> None:
     rows = np.tile(RNG.normal(size=8) + offset, (3000, 1)).astype(stored)
     labels = np.repeat(np.arange(3), [30, 970, 2000])[RNG.permutation(3000)]
     record = analyze_features(
@@ -132,7 +132,7 @@ def test_equal_rows_have_no_geometry(stored: str, precision: str, offset: float)
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 @pytest.mark.parametrize("size", [7, 100, 3000])
-def test_exactly_collapsed_features_have_no_separation_however_they_come(size: int, precision: str) -> None:
+def test_collapsed_features_have_no_separation_for_any_blocks(size: int, precision: str) -> None:
     rows, parts = MEANS[LABELS], [Moments(precision=precision) for _ in range(3)]
     for number, (start, stop) in enumerate(pairwise([*range(0, SAMPLES, size), SAMPLES])):
         parts[number % 3].update(rows[start:stop], LABELS[start:stop])
@@ -146,7 +146,7 @@ def test_exactly_collapsed_features_have_no_separation_however_they_come(size: i
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
-def test_two_classes_of_the_same_samples_coincide(precision: str) -> None:
+def test_two_classes_of_the_same_samples_have_coinciding_means(precision: str) -> None:
     base = RNG.normal(size=(700, 8)).astype("float32")
     rows, labels = np.concatenate([base + 5, *[base] * 27]), np.repeat([0, 1, 2], [700, 14000, 4900])
     order = RNG.permutation(len(labels))
@@ -156,7 +156,7 @@ def test_two_classes_of_the_same_samples_coincide(precision: str) -> None:
     assert record["nc1.pinv"] is not None
 
 
-def test_a_class_at_the_centre_has_no_direction_once_centred() -> None:
+def test_a_class_mean_at_the_centre_has_no_direction() -> None:
     middle, step = RNG.normal(size=(2, 8))
     labels = np.repeat(np.arange(3), 50)
     rows = np.stack([middle - step, middle, middle + step])[labels]
@@ -185,7 +185,7 @@ def entropy(rows: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("case", ["two nearly equal rows", "a common bias", "a common row"])
-def test_single_precision_predicts_as_double(case: str) -> None:
+def test_single_precision_gives_the_predictions_of_double_precision(case: str) -> None:
     weights, bias = MEANS.copy(), RNG.normal(size=CLASSES)
     if case == "two nearly equal rows":
         weights[4] = weights[3] + 1e-9 * RNG.normal(size=FEATURES)
@@ -203,7 +203,7 @@ def test_single_precision_predicts_as_double(case: str) -> None:
     assert record["loss"] == pytest.approx(loss, rel=1e-6)
 
 
-def test_orders_that_agree_to_six_digits_have_names_of_their_own() -> None:
+def test_orders_that_agree_to_six_digits_have_different_names() -> None:
     orders = (0.1234561, 0.1234564, 1.0000001, 2)
     record = analyze_features(ROWS, LABELS, MEANS, only=("sample", "class", "within"), orders=orders)
     names = [name for name in record if name.endswith("sample.entropy_features")]
@@ -230,19 +230,19 @@ def test_moments_merged_with_themselves_count_each_row_twice(samples: int) -> No
 @pytest.mark.parametrize("scale", [1e-300, 1e-25, 1e200])
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 def test_stored_moments_keep_their_scale(scale: float, precision: str) -> None:
-    whole, first, second = (Moments(CLASSES, precision=precision) for _ in range(3))
-    whole.update(scale * ROWS, LABELS)
+    complete, first, second = (Moments(CLASSES, precision=precision) for _ in range(3))
+    complete.update(scale * ROWS, LABELS)
     first.update(scale * ROWS[:1000], LABELS[:1000])
     second.load_state_dict(first.state_dict())
     second.update(scale * ROWS[1000:], LABELS[1000:])
-    record, expected = second.compute(MEANS), whole.compute(MEANS)
+    record, expected = second.compute(MEANS), complete.compute(MEANS)
     for name in ("nc1.pinv", "nc1.cdnv", "nc2.etf", "sample.mir"):
         assert record[name] == pytest.approx(expected[name], rel=2e-6), name
-    assert torch.allclose(second.class_means, whole.class_means, rtol=1e-12, atol=0)
+    assert torch.allclose(second.class_means, complete.class_means, rtol=1e-12, atol=0)
     assert ("unit" in first.state_dict()) == (scale != 1e-25)
 
 
-def test_a_stored_unit_that_is_none_is_an_error() -> None:
+def test_a_stored_unit_of_zero_is_an_error() -> None:
     moments = Moments(CLASSES)
     moments.update(1e200 * ROWS, LABELS)
     with pytest.raises(DataError, match="unit is 0, expected a positive number"):

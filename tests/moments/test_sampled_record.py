@@ -1,4 +1,4 @@
-"""Records whose joint entropy is sampled: error bars beside every order, and ranks that need no sampling."""
+"""Tests of records with a sampled joint entropy: error bars for every order, and ranks that need no sampling."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def data(noise: float = 1.0, samples: int = 300, features: int = 24) -> tuple[Te
 
 
 def simplex(noise: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return features around the vertices of a simplex, which the classifier's rows are too."""
+    """Return features around the vertices of a simplex, which are also the classifier's rows."""
     _, labels, _ = data()
     weights = torch.eye(CLASSES, dtype=torch.float64) - 1 / CLASSES
     generator = torch.Generator().manual_seed(1)
@@ -48,7 +48,7 @@ def sampled(features: Tensor, labels: Tensor, weights: Tensor, orders: tuple[flo
     )
 
 
-def test_the_record_of_the_stochastic_route() -> None:
+def test_a_sampled_record_has_error_bars_and_the_numbers_of_an_exact_one() -> None:
     features, labels, weights = data()
     exact = Moments(CLASSES)
     exact.update(features, labels)
@@ -65,26 +65,26 @@ def test_the_record_of_the_stochastic_route() -> None:
         assert record[name] == pytest.approx(expected[name], rel=1e-10)
 
 
-def test_a_record_says_that_its_tolerance_was_not_reached() -> None:
+def test_a_record_states_that_its_tolerance_was_not_reached() -> None:
     record = sampled(*data(), tolerance=1e-6, probes=24)
     assert record["sample.probes"] == 24
     assert "sampling stopped before the tolerance was reached" in record["route_reason"]
     assert record["sample.mir_computing_error"] > 1e-6 * record["sample.mir"]
 
 
-def test_rows_that_have_no_direction_or_no_head_are_not_sampled() -> None:
+def test_rows_without_direction_or_classifier_row_are_not_sampled() -> None:
     features, labels, weights = data()
     features[5], weights[3] = 0, 0
-    kept = (labels != 3) & (features.abs().amax(dim=1) > 0)
+    sampled_rows = (labels != 3) & (features.abs().amax(dim=1) > 0)
     record = sampled(features, labels, weights)
-    assert record["samples_left_out"] == 300 - int(kept.sum())
-    exact = joint_entropy(features[kept], labels[kept], weights)
+    assert record["samples_left_out"] == 300 - int(sampled_rows.sum())
+    exact = joint_entropy(features[sampled_rows], labels[sampled_rows], weights)
     assert abs(record["sample.entropy_joint"] - exact) <= 4 * record["sample.entropy_joint_computing_error"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("noise", [0.0, 0.03])
-def test_error_bars_hold_the_truth_at_and_near_collapse(noise: float, dtype: torch.dtype) -> None:
+def test_error_bars_contain_the_exact_value_at_and_near_collapse(noise: float, dtype: torch.dtype) -> None:
     features, labels, weights = simplex(noise)
     features = features.to(dtype)
     exact = joint_entropy(features, labels, weights)
@@ -120,7 +120,7 @@ def test_an_order_that_is_not_resolved_is_missing_with_its_reason(monkeypatch: p
     assert "sampling does not resolve the eigenvalues that decide this order" in record["missing"]
 
 
-def test_rows_of_one_direction_need_no_sampling() -> None:
+def test_rows_of_one_direction_are_not_sampled() -> None:
     features, labels, weights = data()
     signs = torch.where(torch.arange(CLASSES) % 3 == 0, -2.0, 1.0).double()
     for rows, heads in ((features, signs[:, None] * weights[:1]), (signs[labels][:, None] * features[:1], weights)):
@@ -142,7 +142,7 @@ def test_standard_errors_of_sampled_entropies_match_exact_ones() -> None:
         assert record[f"{name}_stderr"] == pytest.approx(exact[f"{name}_stderr"], rel=0.15)
         assert record[f"{name}_bias"] == pytest.approx(exact[f"{name}_bias"], rel=0.15)
     assert record["sample.mir_stderr"] > record["sample.mir_computing_error"] > 0
-    # The subset has 600 rows, of which 256 have a recurrence of their own.
+    # The subset has 600 rows, for 256 of which a recurrence is computed.
     assert int(record.influences["sample.mir"].isfinite().sum()) == 256
     assert record.influences["sample.entropy_features"].isfinite().all()
 

@@ -1,4 +1,4 @@
-"""The joint matrix as a linear map, from rows and from class moments, against the N × N matrix of all rows."""
+"""Tests of the joint matrix as a linear map, from rows or class moments, against the N × N matrix of all rows."""
 
 import pytest
 import torch
@@ -35,8 +35,10 @@ def operator_of(features: Tensor, labels: Tensor, weights: Tensor, memory: int =
     return JointOperator(lambda: pairs, heads, torch.bincount(labels), memory=memory)
 
 
-@pytest.mark.parametrize(("classes", "left"), [(4, [0, 1, 2, 3]), (4, [0, 2, 3]), (9, list(range(9)))])
-def test_the_moments_operator_against_the_matrix_of_all_rows(classes: int, left: list[int]) -> None:
+@pytest.mark.parametrize(("classes", "labels_left"), [(4, [0, 1, 2, 3]), (4, [0, 2, 3]), (9, list(range(9)))])
+def test_the_moments_operator_has_the_eigenvalues_of_the_matrix_of_all_rows(
+    classes: int, labels_left: list[int]
+) -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(120) % classes
     features = torch.randn(120, 6, generator=generator, dtype=torch.float64)
@@ -44,45 +46,45 @@ def test_the_moments_operator_against_the_matrix_of_all_rows(classes: int, left:
     unit = UnitMoments(6, classes, 2**30, torch.device("cpu"))
     unit.update(group(features, labels))
     assert unit.kind == "classes"
-    chosen = torch.tensor(left)
+    chosen = torch.tensor(labels_left)
     heads, _ = directions(weights[chosen])
     operator = MomentsOperator(unit, chosen, factor(heads))
     matrix = operator(torch.eye(operator.size, dtype=torch.float64))
     assert torch.allclose(matrix, matrix.T, atol=1e-14)
 
-    kept = torch.isin(labels, chosen)
-    rows, _ = directions(features[kept])
-    of_labels, _ = directions(weights[labels[kept]])
-    whole = (rows @ rows.T) * (of_labels @ of_labels.T) / int(kept.sum())
-    found, expected = torch.linalg.eigvalsh(matrix), torch.linalg.eigvalsh(whole)
-    count = min(len(found), len(expected))
-    assert torch.allclose(found[-count:], expected[-count:], atol=1e-13)
-    assert float(found.sum()) == pytest.approx(1, abs=1e-13)
+    chosen_rows = torch.isin(labels, chosen)
+    rows, _ = directions(features[chosen_rows])
+    of_labels, _ = directions(weights[labels[chosen_rows]])
+    complete = (rows @ rows.T) * (of_labels @ of_labels.T) / int(chosen_rows.sum())
+    eigenvalues, expected = torch.linalg.eigvalsh(matrix), torch.linalg.eigvalsh(complete)
+    count = min(len(eigenvalues), len(expected))
+    assert torch.allclose(eigenvalues[-count:], expected[-count:], atol=1e-13)
+    assert float(eigenvalues.sum()) == pytest.approx(1, abs=1e-13)
 
 
 @pytest.mark.parametrize(("blocks", "memory"), [(1, GIB), (7, GIB), (7, 1000)])
 @pytest.mark.parametrize("classes", [3, 12, 60])
-def test_the_operator_is_the_joint_matrix(blocks: int, memory: int, classes: int) -> None:
+def test_the_operator_multiplies_by_the_joint_matrix(blocks: int, memory: int, classes: int) -> None:
     features, labels, weights = data(150, 16, classes)
     shuffled = torch.randperm(150, generator=torch.Generator().manual_seed(2))
     features, labels = features[shuffled], labels[shuffled]
     x = torch.randn(150, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    found = operator_of(features, labels, weights, memory, blocks)(x)
+    product = operator_of(features, labels, weights, memory, blocks)(x)
     expected = joint_matrix(features, labels, weights) @ x
-    assert float((found - expected).norm() / expected.norm()) < 1e-12
+    assert float((product - expected).norm() / expected.norm()) < 1e-12
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("classes", [3, 60])
-def test_rows_are_held_in_their_own_precision_where_float64_does_not_fit(dtype: torch.dtype, classes: int) -> None:
+def test_rows_are_stored_in_their_own_precision_if_float64_exceeds_the_memory(dtype: torch.dtype, classes: int) -> None:
     features, labels, weights = data(150, 16, classes)
     features = features.to(dtype)
     x = torch.randn(150, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     expected = joint_matrix(features, labels, weights) @ x
-    for memory, held in ((GIB, torch.float64), (2 * 150 * 16 * dtype.itemsize, dtype), (1000, None)):
+    for memory, stored_dtype in ((GIB, torch.float64), (2 * 150 * 16 * dtype.itemsize, dtype), (1000, None)):
         operator = operator_of(features, labels, weights, memory, blocks=3)
         assert float((operator(x) - expected).norm() / expected.norm()) < 1e-12
-        assert (operator._stored.rows.dtype if operator._stored else None) == held
+        assert (operator._stored.rows.dtype if operator._stored else None) == stored_dtype
 
 
 @pytest.mark.parametrize("memory", [GIB, 2 * 150 * 16 * 2])
@@ -92,27 +94,29 @@ def test_blocks_of_two_precisions_lose_no_digits(memory: int) -> None:
     heads = torch.nn.functional.normalize(weights)
     operator = JointOperator(lambda: pairs, heads, torch.bincount(labels), memory=memory)
     x = torch.randn(150, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    whole = torch.cat([features[:50].half().double(), features[50:]])
-    expected = joint_matrix(whole, labels, weights) @ x
+    all_features = torch.cat([features[:50].half().double(), features[50:]])
+    expected = joint_matrix(all_features, labels, weights) @ x
     assert float((operator(x) - expected).norm() / expected.norm()) < 1e-12
 
 
 @pytest.mark.parametrize("memory", [GIB, 1000])
-def test_classes_of_any_size_cut_where_they_are_long(memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_classes_are_cut_into_parts_without_changing_the_product(
+    memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sampling, "ROWS_AT_ONCE", 16)
     monkeypatch.setattr(sampling, "CLASSES_AT_ONCE", 7)
     generator = torch.Generator().manual_seed(0)
-    # Sizes by Zipf's law: some classes of one row, one of nearly half of all.
+    # Sizes follow Zipf's law: some classes have one row, one has nearly half of all rows.
     labels = torch.cat([torch.arange(40), (40 * torch.rand(200, generator=generator) ** 6).long()])
     features, weights = (torch.randn(n, 16, generator=generator, dtype=torch.float64) for n in (240, 40))
     x = torch.randn(240, 3, generator=generator, dtype=torch.float64)
-    found = operator_of(features, labels, weights, memory, blocks=3)(x)
+    product = operator_of(features, labels, weights, memory, blocks=3)(x)
     expected = joint_matrix(features, labels, weights) @ x
-    assert float((found - expected).norm() / expected.norm()) < 1e-12
+    assert float((product - expected).norm() / expected.norm()) < 1e-12
 
 
 @pytest.mark.parametrize(("dtype", "at_once"), [(torch.float64, 4096), (torch.float16, 4096), (torch.float64, 16)])
-def test_many_rows_of_many_classes_take_vectors_of_the_squared_width(
+def test_many_rows_of_many_classes_use_vectors_of_squared_width(
     dtype: torch.dtype, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sampling, "ROWS_AT_ONCE", at_once)
@@ -129,17 +133,17 @@ def test_many_rows_of_many_classes_take_vectors_of_the_squared_width(
         memory=GIB,
     )
     assert operator.size == 64
-    found = operator(torch.eye(64, dtype=torch.float64))
-    unit, kept = torch.nn.functional.normalize(features.double()), torch.arange(240) != 7
+    matrix = operator(torch.eye(64, dtype=torch.float64))
+    unit, nonzero = torch.nn.functional.normalize(features.double()), torch.arange(240) != 7
     of_labels = torch.nn.functional.normalize(weights)[labels]
-    rows = (of_labels[:, :, None] * unit[:, None, :]).flatten(1)[kept]
-    assert torch.allclose(found, rows.T @ rows / 239, atol=1e-14)
-    expected = torch.linalg.eigvalsh(joint_matrix(features[kept], labels[kept], weights))
-    assert torch.allclose(torch.linalg.eigvalsh(found), expected[-64:], atol=1e-13)
+    rows = (of_labels[:, :, None] * unit[:, None, :]).flatten(1)[nonzero]
+    assert torch.allclose(matrix, rows.T @ rows / 239, atol=1e-14)
+    expected = torch.linalg.eigvalsh(joint_matrix(features[nonzero], labels[nonzero], weights))
+    assert torch.allclose(torch.linalg.eigvalsh(matrix), expected[-64:], atol=1e-13)
 
 
 @pytest.mark.parametrize("memory", [GIB, 1000])
-def test_rows_that_are_not_those_that_were_counted(memory: int) -> None:
+def test_rows_that_differ_from_the_counted_ones_are_an_error(memory: int) -> None:
     features, labels, weights = data(150, 16, 60)
     heads, counts = torch.nn.functional.normalize(weights), torch.bincount(labels)
     for pairs in ([(features[:99], labels[:99])], [(features, labels), (features[:3], labels[:3])]):
@@ -152,9 +156,9 @@ def test_rows_of_any_length_give_the_same_operator(scale: float) -> None:
     features, labels, weights = data(150, 16, 12)
     dtype = torch.float32 if scale == 1e-30 else torch.float64
     x = torch.randn(150, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    found = operator_of((features * scale).to(dtype), labels, weights)(x)
+    product = operator_of((features * scale).to(dtype), labels, weights)(x)
     expected = operator_of(features, labels, weights)(x)
-    assert torch.allclose(found, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+    assert torch.allclose(product, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
 
 
 def test_exactly_collapsed_rows_leave_no_eigenvalue_in_the_null_space() -> None:

@@ -1,4 +1,4 @@
-"""Moments that were stored and taken back give the same record; those that do not fit are refused by name."""
+"""Tests that stored moments give the same record after loading, and that invalid states are refused by name."""
 
 import re
 
@@ -15,61 +15,61 @@ LABELS = torch.arange(120) % 4
 FEATURES = torch.randn(120, 5) + 2 * torch.randn(4, 5)[LABELS]
 WEIGHTS = torch.randn(4, 5)
 KINDS = {"rows": (15, 2**31), "second": (120, 2**31), "total": (120, 600)}
-"""By what is kept of the unit rows: how many rows, and the memory."""
+"""The form in which unit rows are stored, by the number of rows and the memory."""
 
 
-def moments(kind: str) -> Moments:
+def moments_of_kind(kind: str) -> Moments:
     rows, memory = KINDS[kind]
-    found = Moments(4, memory=memory)
+    accumulated = Moments(4, memory=memory)
     for part in torch.arange(rows).split(7):
-        found.update(FEATURES[part], LABELS[part])
-    return found
+        accumulated.update(FEATURES[part], LABELS[part])
+    return accumulated
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_taken_back_gives_the_same_record_and_goes_on(kind: str) -> None:
-    whole, loaded = moments(kind), Moments(4, memory=KINDS[kind][1])
-    state = whole.state_dict()
+def test_loaded_moments_give_the_same_record_and_accept_updates(kind: str) -> None:
+    saved, loaded = moments_of_kind(kind), Moments(4, memory=KINDS[kind][1])
+    state = saved.state_dict()
     assert kind in state
     loaded.load_state_dict(state)
-    assert loaded.compute(WEIGHTS) == whole.compute(WEIGHTS)
-    for one in (whole, loaded):
-        one.update(FEATURES[:9], LABELS[:9])
-    first, second = whole.compute(WEIGHTS), loaded.compute(WEIGHTS)
+    assert loaded.compute(WEIGHTS) == saved.compute(WEIGHTS)
+    for accumulator in (saved, loaded):
+        accumulator.update(FEATURES[:9], LABELS[:9])
+    first, second = saved.compute(WEIGHTS), loaded.compute(WEIGHTS)
     assert first.keys() == second.keys()
     for name, value in first.items():
         assert second[name] == (pytest.approx(value, rel=1e-9, abs=1e-12) if isinstance(value, float) else value), name
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_merged_parts_are_the_whole(kind: str) -> None:
+def test_merged_parts_equal_one_pass(kind: str) -> None:
     rows, memory = KINDS[kind]
     parts = [Moments(4, memory=memory) for _ in range(2)]
     for part, chosen in zip(parts, (slice(0, rows // 3), slice(rows // 3, rows)), strict=True):
         part.update(FEATURES[chosen], LABELS[chosen])
     parts[0].merge(parts[1])
-    merged, whole = parts[0].compute(WEIGHTS), moments(kind).compute(WEIGHTS)
-    for name, value in whole.items():
+    merged, complete = parts[0].compute(WEIGHTS), moments_of_kind(kind).compute(WEIGHTS)
+    for name, value in complete.items():
         assert merged[name] == (pytest.approx(value, rel=1e-8, abs=1e-10) if isinstance(value, float) else value), name
 
 
-def changed(state: dict[str, Tensor], name: str, value: Tensor | None) -> dict[str, Tensor]:
-    held = dict(state)
+def state_with(state: dict[str, Tensor], name: str, value: Tensor | None) -> dict[str, Tensor]:
+    copied = dict(state)
     if value is None:
-        del held[name]
+        del copied[name]
     else:
-        held[name] = value
-    return held
+        copied[name] = value
+    return copied
 
 
 @pytest.mark.parametrize("name", ["counts", "means", "squares", "within", "unit_counts", "left_out"])
-def test_each_part_is_needed(name: str) -> None:
+def test_a_missing_part_is_an_error(name: str) -> None:
     with pytest.raises(DataError, match=rf"missing {name}"):
-        Moments(4).load_state_dict(changed(moments("second").state_dict(), name, None))
+        Moments(4).load_state_dict(state_with(moments_of_kind("second").state_dict(), name, None))
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "value", "told"),
+    ("kind", "name", "value", "message"),
     [
         ("second", "second", None, "missing one of rows, second, total"),
         ("rows", "row_labels", None, "missing one of rows, second, total"),
@@ -90,25 +90,27 @@ def test_each_part_is_needed(name: str) -> None:
         ("second", "unit_counts", torch.full((3,), 30), "unit_counts does not agree with counts"),
     ],
 )
-def test_what_does_not_fit_is_named(kind: str, name: str, value: Tensor | None, told: str) -> None:
-    with pytest.raises(DataError, match=re.escape(told)):
-        Moments(4).load_state_dict(changed(moments(kind).state_dict(), name, value))
+def test_an_invalid_part_is_named(kind: str, name: str, value: Tensor | None, message: str) -> None:
+    with pytest.raises(DataError, match=re.escape(message)):
+        Moments(4).load_state_dict(state_with(moments_of_kind(kind).state_dict(), name, value))
 
 
 def test_fewer_classes_than_were_stored_are_refused() -> None:
     with pytest.raises(DataError, match="stored moments cover 4 classes, but there are only 3"):
-        Moments(3).load_state_dict(moments("second").state_dict())
+        Moments(3).load_state_dict(moments_of_kind("second").state_dict())
 
 
-def test_only_what_is_read_is_needed() -> None:
-    state = moments("second").state_dict()
+def test_a_state_with_the_parts_of_the_requested_families_is_enough() -> None:
+    state = moments_of_kind("second").state_dict()
     few = Moments(4, only=["nc3"])
     few.load_state_dict({name: state[name] for name in ("counts", "means", "squares")})
-    assert few.compute(WEIGHTS)["nc3.duality"] == pytest.approx(moments("second").compute(WEIGHTS)["nc3.duality"])
+    assert few.compute(WEIGHTS)["nc3.duality"] == pytest.approx(
+        moments_of_kind("second").compute(WEIGHTS)["nc3.duality"]
+    )
 
 
-def test_why_numbers_of_classes_are_missing() -> None:
-    """One class alone; and samples that do not differ within their classes."""
+def test_missing_numbers_of_classes_have_a_reason() -> None:
+    """Cover a single class, and samples that do not differ within their classes."""
     alone = Moments(4)
     alone.update(FEATURES[LABELS == 1], LABELS[LABELS == 1])
     record = alone.compute(WEIGHTS)
@@ -123,12 +125,12 @@ def test_why_numbers_of_classes_are_missing() -> None:
     assert "separation: samples do not differ within their classes" in str(record["missing"])
 
 
-def test_entropies_by_class_stand_beside_their_class() -> None:
-    reading = compute_record(moments("second").inputs(WEIGHTS, details=True))
+def test_rows_per_class_contain_the_entropy_of_their_class() -> None:
+    reading = compute_record(moments_of_kind("second").inputs(WEIGHTS, details=True))
     expected = {}
     for label in range(4):
         unit = torch.nn.functional.normalize(FEATURES[label == LABELS].double(), dim=1)
         values = torch.linalg.eigvalsh(unit.T @ unit / len(unit)).clamp_min(1e-300)
         expected[label] = float(-(values * values.log()).sum())
-    found = {row["class"]: row["within.entropy"] for row in reading.per_class}
-    assert found == pytest.approx(expected, rel=1e-9)
+    entropies_by_class = {row["class"]: row["within.entropy"] for row in reading.per_class}
+    assert entropies_by_class == pytest.approx(expected, rel=1e-9)

@@ -1,4 +1,4 @@
-"""The subset for standard errors: equal whatever the blocks and merges, balanced by class, drawn by documents."""
+"""Tests of the subset for standard errors: independent of blocks and merges, balanced by class, drawn by documents."""
 
 import numpy as np
 import pytest
@@ -34,10 +34,10 @@ def test_blocks_order_and_merges_do_not_change_the_subset() -> None:
     merged = Moments(7, halves=True, subset=200)
     for worker in workers[::-1]:
         merged.merge(worker)
-    for other in (accumulated(blocks), backwards, merged):
-        assert torch.equal(other.subset.indices, first.subset.indices)
-        assert torch.equal(other.subset.labels, first.subset.labels)
-        assert torch.equal(other.subset.features, first.subset.features)
+    for moments in (accumulated(blocks), backwards, merged):
+        assert torch.equal(moments.subset.indices, first.subset.indices)
+        assert torch.equal(moments.subset.labels, first.subset.labels)
+        assert torch.equal(moments.subset.features, first.subset.features)
     assert np.array_equal(first.subset.features.numpy(), rows[first.subset.indices.numpy()])
     assert not torch.equal(accumulated(blocks, seed=1).subset.indices, first.subset.indices)
 
@@ -62,7 +62,7 @@ def test_rows_of_a_class_are_drawn_uniformly() -> None:
     assert np.abs(hits - 60).max() < 5 * np.sqrt(300 * 0.2 * 0.8)
 
 
-def test_documents_are_drawn_as_a_unit() -> None:
+def test_documents_are_drawn_as_units() -> None:
     rows, labels = data(6000)
     documents = np.repeat(np.arange(300), 20)
     moments = Moments(7, halves=True, subset=400)
@@ -86,28 +86,28 @@ def test_documents_are_drawn_as_a_unit() -> None:
 
 def test_halves_alternate_within_classes_and_merge_to_all_rows() -> None:
     rows, labels = data(500)
-    plain, both = Moments(7), Moments(7, halves=True, subset=100)
+    plain, with_halves = Moments(7), Moments(7, halves=True, subset=100)
     plain.update(rows, labels)
     for start in range(0, 500, 37):
-        both.update(rows[start : start + 37], labels[start : start + 37])
-    counts = [part.scatter.counts for part in both._parts]
+        with_halves.update(rows[start : start + 37], labels[start : start + 37])
+    counts = [part.scatter.counts for part in with_halves._parts]
     assert (counts[0] - counts[1]).abs().max() <= 1
-    first, second = plain.state_dict(), both.state_dict()
+    first, second = plain.state_dict(), with_halves.state_dict()
     for name in ("counts", "means", "squares", "within"):
         assert torch.allclose(first[name].double(), second[name].double(), rtol=1e-12, atol=1e-10)
-    assert numbers(plain.compute(only="nc")) == pytest.approx(numbers(both.compute(only="nc")), rel=1e-9)
+    assert numbers(plain.compute(only="nc")) == pytest.approx(numbers(with_halves.compute(only="nc")), rel=1e-9)
     again = Moments(7, halves=True, subset=100)
     again.load_state_dict(second)
-    assert numbers(again.compute(errors=True)) == pytest.approx(numbers(both.compute(errors=True)), rel=1e-9)
-    # Accumulators without halves read the state too, and states of earlier versions have neither halves nor subset.
+    assert numbers(again.compute(errors=True)) == pytest.approx(numbers(with_halves.compute(errors=True)), rel=1e-9)
+    # Accumulators without halves can load the state; states of earlier versions have neither halves nor a subset.
     bare = Moments(7)
     bare.load_state_dict(second)
     assert numbers(bare.compute()) == pytest.approx(numbers(plain.compute()), rel=1e-9)
     again.load_state_dict(first)
     assert "no rows were kept" in again.compute(errors=True)["missing"]
-    both.reset()
-    assert both.samples == 0
-    assert len(both.subset) == 0
+    with_halves.reset()
+    assert with_halves.samples == 0
+    assert len(with_halves.subset) == 0
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_halves_alternate_within_classes_and_merge_to_all_rows() -> None:
         ({"documents": [0.5, 1, 2]}, "documents: expected whole numbers"),
     ],
 )
-def test_wrong_indices_and_documents_are_errors(arguments: dict, message: str) -> None:
+def test_invalid_indices_and_documents_are_errors(arguments: dict, message: str) -> None:
     moments = Moments(3, subset=10)
     with pytest.raises(DataError, match=message):
         moments.update(np.eye(3), [0, 1, 2], **arguments)
@@ -127,10 +127,10 @@ def test_wrong_indices_and_documents_are_errors(arguments: dict, message: str) -
 
 def test_accumulators_with_and_without_halves_or_subset_cannot_be_merged() -> None:
     full, without = Moments(3, halves=True, subset=10), [Moments(3), Moments(3, halves=True), Moments(3, subset=10)]
-    for other in without:
-        other.update(np.eye(3), [0, 1, 2])
+    for second in without:
+        second.update(np.eye(3), [0, 1, 2])
         with pytest.raises(DataError, match="without"):
-            full.merge(other)
+            full.merge(second)
 
 
 def test_damaged_subsets_are_refused() -> None:
