@@ -1,4 +1,4 @@
-"""Errors of points and barriers: plain formulas of the values of rows, the same as from dumps, and in the output."""
+"""Tests of the errors of points and barriers: formulas over rows, agreement with dumps, and the printed output."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ from ckpt_probe.training import train
 HERE = {"device": "cpu", "splits": ["test"], "errors": True}
 
 
-def trained(where: Path, seed: int) -> Path:
+def trained(directory: Path, seed: int) -> Path:
     settings = {
         "seed": seed,
         "data": {"name": "digits"},
@@ -32,19 +32,19 @@ def trained(where: Path, seed: int) -> Path:
         "training": {"steps": 60},
         "checkpoints": {"steps": [40]},
     }
-    train(TrainingConfig.model_validate(settings), where, device="cpu")
-    return where
+    train(TrainingConfig.model_validate(settings), directory, device="cpu")
+    return directory
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    where = tmp_path_factory.mktemp("runs")
-    return trained(where / "a", 1), trained(where / "b", 2)
+    directory = tmp_path_factory.mktemp("runs")
+    return trained(directory / "a", 1), trained(directory / "b", 2)
 
 
 @pytest.fixture(scope="module")
 def ends(runs: tuple[Path, Path]) -> tuple[Path, Path]:
-    first, second = (where / "checkpoints" / "step-000060.safetensors" for where in runs)
+    first, second = (directory / "checkpoints" / "step-000060.safetensors" for directory in runs)
     return first, second
 
 
@@ -64,7 +64,7 @@ def values_of_rows(ends: tuple[Path, Path], alpha: float) -> dict[str, np.ndarra
     return {"loss": losses.numpy(), "error": (logits.argmax(dim=1) != labels).double().numpy()}
 
 
-def test_the_error_of_a_barrier_is_that_of_a_difference_of_rows(ends: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_error_of_a_barrier_equals_that_of_the_differences_of_rows(ends: tuple[Path, Path], tmp_path: Path) -> None:
     result = evaluate_path(*ends, tmp_path / "path", points=5, **HERE)
     [barrier] = result.summary
     first, last = (values_of_rows(ends, alpha) for alpha in (0.0, 1.0))
@@ -85,7 +85,7 @@ def test_the_error_of_a_barrier_is_that_of_a_difference_of_rows(ends: tuple[Path
     assert stored["summary"] == [barrier]
 
 
-def test_points_have_the_errors_of_their_dumps(ends: tuple[Path, Path], tmp_path: Path) -> None:
+def test_points_have_the_errors_that_their_dumps_give(ends: tuple[Path, Path], tmp_path: Path) -> None:
     result = evaluate_path(*ends, tmp_path / "path", points=3, keep_dumps=True, **HERE)
     compared = 0
     for point, record in zip(result.points, analyze(tmp_path / "path" / "dumps", errors=True), strict=True):
@@ -96,15 +96,15 @@ def test_points_have_the_errors_of_their_dumps(ends: tuple[Path, Path], tmp_path
     assert compared > 3 * 50
 
 
-def test_barriers_by_step_have_errors_also_when_they_continue(runs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_barriers_by_step_have_errors_when_they_are_resumed(runs: tuple[Path, Path], tmp_path: Path) -> None:
     records = barriers(*runs, out=tmp_path / "out", points=3, **HERE)
     assert all(record["barrier.loss_stderr"] > 0 for record in records if 0 < record["barrier.loss_alpha"] < 1)
-    # A path whose points are known, but not its barriers, is finished from the stored influences.
+    # A path with all points but without barriers is completed from the stored influences.
     (tmp_path / "out" / "step-000060" / "path.json").unlink()
     assert barriers(*runs, out=tmp_path / "out", points=3, **HERE) == records
 
 
-def test_errors_that_cannot_be_known_have_reasons(ends: tuple[Path, Path], tmp_path: Path) -> None:
+def test_missing_errors_have_reasons(ends: tuple[Path, Path], tmp_path: Path) -> None:
     same = evaluate_path(ends[0], ends[0], tmp_path / "same", points=3, **HERE).summary[0]
     assert same["barrier.loss_stderr"] is None
     assert f"barrier.loss_stderr: {ON_CHORD}" in same["missing"]
@@ -115,7 +115,7 @@ def test_errors_that_cannot_be_known_have_reasons(ends: tuple[Path, Path], tmp_p
     assert f"barrier.loss_stderr: {NO_INFLUENCES}" in without["missing"]
 
 
-def test_a_barrier_within_its_error_is_described_so(ends: tuple[Path, Path]) -> None:
+def test_a_barrier_within_its_error_is_described_as_such(ends: tuple[Path, Path]) -> None:
     barrier = {
         "split": "test",
         "barrier.loss": 0.24,

@@ -1,4 +1,4 @@
-"""Curves over a trained midpoint: their formulas, the network that is trained, its training, and what is refused."""
+"""Tests of curves over a trained midpoint: their formulas, the trained network, resumed training, and refusals."""
 
 import json
 import shutil
@@ -28,10 +28,10 @@ RESNET = {"name": "resnet", "arguments": {"blocks": [1], "width": 4}}
 HERE = {"device": "cpu", "points": 5, "splits": ["train"]}
 
 
-def last_of_each(where: Path, train_digits: Any, steps: int, **sections: object) -> tuple[Path, Path]:
+def last_of_each(directory: Path, train_digits: Any, steps: int, **sections: object) -> tuple[Path, Path]:
     """Return the last checkpoints of two runs that differ in their seed."""
     training = {"steps": steps, "batch_size": 128}
-    runs = [train_digits(where / f"run{seed}", seed=seed, training=training, **sections) for seed in (1, 2)]
+    runs = [train_digits(directory / f"run{seed}", seed=seed, training=training, **sections) for seed in (1, 2)]
     first, second = (run / "checkpoints" / f"step-{steps:06d}.safetensors" for run in runs)
     return first, second
 
@@ -51,15 +51,15 @@ def read(path: Path) -> dict[str, torch.Tensor]:
         return checkpoint.state_dict()
 
 
-def some(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+def random_state(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     weights = torch.randn(7, 3, generator=torch.Generator().manual_seed(seed)).to(dtype)
     return {"weight": weights, "count": torch.tensor(seed), "mask": torch.tensor([seed > 1])}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("alpha", [0.1, 0.5, 0.8])
-def test_curves_are_their_formulas(dtype: torch.dtype, alpha: float) -> None:
-    a, middle, b = (some(seed, dtype) for seed in (1, 2, 3))
+def test_points_on_curves_equal_their_formulas(dtype: torch.dtype, alpha: float) -> None:
+    a, middle, b = (random_state(seed, dtype) for seed in (1, 2, 3))
     first, between, last = (state["weight"].double().numpy() for state in (a, middle, b))
     wanted = {
         "bezier": (1 - alpha) ** 2 * first + 2 * alpha * (1 - alpha) * between + alpha**2 * last,
@@ -68,16 +68,16 @@ def test_curves_are_their_formulas(dtype: torch.dtype, alpha: float) -> None:
         else between + (2 * alpha - 1) * (last - between),
     }
     for curve, expected in wanted.items():
-        found = on_curve(curve, a, middle, b, alpha)
-        assert found["weight"].dtype == dtype
+        point = on_curve(curve, a, middle, b, alpha)
+        assert point["weight"].dtype == dtype
         step = torch.finfo(dtype).eps
-        np.testing.assert_allclose(found["weight"].double().numpy(), expected, rtol=2 * step, atol=4 * step)
-        assert (found["count"], found["mask"]) == (a["count"], a["mask"])
+        np.testing.assert_allclose(point["weight"].double().numpy(), expected, rtol=2 * step, atol=4 * step)
+        assert (point["count"], point["mask"]) == (a["count"], a["mask"])
 
 
 @pytest.mark.parametrize("curve", CURVES)
-def test_ends_are_exact_and_three_equal_points_stay_one(curve: str) -> None:
-    a, middle, b = (some(seed, torch.float16) for seed in (1, 2, 3))
+def test_the_ends_of_curves_are_exact_and_equal_points_give_the_same_point(curve: str) -> None:
+    a, middle, b = (random_state(seed, torch.float16) for seed in (1, 2, 3))
     for alpha, end in ((0.0, a), (1.0, b)):
         assert all(torch.equal(tensor, end[name]) for name, tensor in on_curve(curve, a, middle, b, alpha).items())
     for alpha in (0.2, 0.5, 0.9):
@@ -90,7 +90,7 @@ def test_ends_are_exact_and_three_equal_points_stay_one(curve: str) -> None:
 
 
 @pytest.mark.parametrize("curve", CURVES)
-def test_the_network_is_the_base_at_one_alpha_a_batch(curve: str) -> None:
+def test_a_training_batch_uses_the_network_at_one_position(curve: str) -> None:
     base = {"input_shape": (1, 4, 4), "classes": 3}
     nets = [build_model("mlp", {"hidden": [5]}, **base) for _ in range(3)]
     a, middle, b = ({name: t.clone() for name, t in net.state_dict().items()} for net in nets)
@@ -108,29 +108,29 @@ def test_the_network_is_the_base_at_one_alpha_a_batch(curve: str) -> None:
     torch.testing.assert_close(net.eval()(inputs), halfway)
     torch.manual_seed(3)
     net.train()(inputs).sum().backward()
-    at = {name: t.clone().requires_grad_() for name, t in on_curve(curve, a, middle, b, drawn[0]).items()}
-    functional_call(plain, at, (inputs,)).sum().backward()
+    at_position = {name: t.clone().requires_grad_() for name, t in on_curve(curve, a, middle, b, drawn[0]).items()}
+    functional_call(plain, at_position, (inputs,)).sum().backward()
     share = 2 * drawn[0] * (1 - drawn[0]) if curve == "bezier" else 2 * min(drawn[0], 1 - drawn[0])
     for name, parameter in net.middle.named_parameters():
-        torch.testing.assert_close(parameter.grad, share * at[name].grad, rtol=1e-4, atol=1e-6)  # pyright: ignore
+        torch.testing.assert_close(parameter.grad, share * at_position[name].grad, rtol=1e-4, atol=1e-6)  # pyright: ignore
 
 
-def test_batch_norm_takes_the_batch_and_keeps_nothing(resnets: tuple[Path, Path]) -> None:
+def test_batch_norm_uses_batch_statistics_and_stores_none(resnets: tuple[Path, Path]) -> None:
     arguments = {**RESNET["arguments"], "input_shape": [1, 8, 8], "classes": 10}
     net = curve_net("resnet", arguments, *map(str, resnets), "bezier")
     assert not any("running" in name or "num_batches" in name for name in net.state_dict())
     layer = next(module for module in net.modules() if isinstance(module, nn.BatchNorm2d))
-    seen = []
-    layer.register_forward_hook(lambda _layer, _given, output: seen.append(output))
+    outputs = []
+    layer.register_forward_hook(lambda _layer, _given, output: outputs.append(output))
     inputs, _ = load_data("digits").split("train").batch(slice(0, 64))
     for mode in (True, False):
         net.train(mode)(inputs)
     middle = [(read(resnets[0])["1." + n] + read(resnets[1])["1." + n]) / 2 for n in ("weight", "bias")]
-    torch.testing.assert_close(seen[1].mean(dim=(0, 2, 3)), middle[1], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(seen[1].std(dim=(0, 2, 3), correction=0), middle[0].abs(), rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(outputs[1].mean(dim=(0, 2, 3)), middle[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(outputs[1].std(dim=(0, 2, 3), correction=0), middle[0].abs(), rtol=1e-2, atol=1e-3)
 
 
-def test_a_curve_is_trained_kept_and_taken_again(mlps: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_trained_midpoint_can_be_used_again(mlps: tuple[Path, Path], tmp_path: Path) -> None:
     out, bezier = tmp_path / "curve", {"path": "bezier", "curve_epochs": 20.0}
     line = evaluate_path(*mlps, tmp_path / "line", **HERE)
     result = evaluate_path(*mlps, out, **bezier, **HERE)
@@ -160,18 +160,18 @@ def test_a_curve_is_trained_kept_and_taken_again(mlps: tuple[Path, Path], tmp_pa
     assert chained.points[2]["loss"] == pytest.approx(record["loss"], rel=1e-9)
 
 
-class Cut:
-    """Progress that interrupts after so many steps of training."""
+class InterruptedProgress:
+    """Progress that raises KeyboardInterrupt after a number of training steps."""
 
     def __init__(self, steps: int) -> None:
         self.left = steps
         self.name = ""
 
-    def task(self, name: str, total: int | None, unit: str = "") -> "Cut":
+    def task(self, name: str, total: int | None, unit: str = "") -> "InterruptedProgress":
         self.name = name
         return self
 
-    def __enter__(self) -> "Cut":
+    def __enter__(self) -> "InterruptedProgress":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -186,31 +186,31 @@ class Cut:
         pass
 
 
-def test_an_interrupted_training_goes_on_bit_for_bit(
+def test_an_interrupted_training_resumes_bit_for_bit(
     mlps: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "STATE_EVERY_SECONDS", 0.0)
     options = {"path": "polychain", "curve_epochs": 2.0, **HERE}
-    whole = evaluate_path(*mlps, tmp_path / "whole", **options)
+    complete = evaluate_path(*mlps, tmp_path / "complete", **options)
     with pytest.raises(KeyboardInterrupt):
-        evaluate_path(*mlps, tmp_path / "cut", progress=Cut(7), **options)
+        evaluate_path(*mlps, tmp_path / "cut", progress=InterruptedProgress(7), **options)
     assert (tmp_path / "cut" / "curve" / "state.safetensors").exists()
     with pytest.raises(UsageError, match=r"another path .*curve_epochs 2\.0 / 3\.0"):
         evaluate_path(*mlps, tmp_path / "cut", **{**options, "curve_epochs": 3.0})
     torch.manual_seed(99)
-    resumed = Cut(100)
-    assert evaluate_path(*mlps, tmp_path / "cut", progress=resumed, **options) == whole
-    expected = read(tmp_path / "whole" / "midpoint.safetensors")
+    resumed = InterruptedProgress(100)
+    assert evaluate_path(*mlps, tmp_path / "cut", progress=resumed, **options) == complete
+    expected = read(tmp_path / "complete" / "midpoint.safetensors")
     assert all(torch.equal(t, expected[n]) for n, t in read(tmp_path / "cut" / "midpoint.safetensors").items())
     with pytest.raises(
         UsageError, match=r"contains a finished path; `overwrite=True` replaces it, `resume=True` returns it"
     ):
         evaluate_path(*mlps, tmp_path / "cut", **options)
-    again = evaluate_path(*mlps, tmp_path / "cut", overwrite=True, progress=Cut(10**6), **options)
-    assert again == whole
+    again = evaluate_path(*mlps, tmp_path / "cut", overwrite=True, progress=InterruptedProgress(10**6), **options)
+    assert again == complete
 
 
-def test_a_straight_path_in_place_of_a_curve_leaves_no_run(mlps: tuple[Path, Path], tmp_path: Path) -> None:
+def test_replacing_a_curve_by_a_line_removes_its_training_run(mlps: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     evaluate_path(*mlps, out, path="bezier", curve_epochs=0.2, **HERE)
     step = shutil.copy(mlps[0], out / "curve" / "checkpoints" / "step-000009.safetensors")
@@ -226,30 +226,30 @@ def test_a_straight_path_in_place_of_a_curve_leaves_no_run(mlps: tuple[Path, Pat
     assert {file.name for file in out.iterdir()} == {"path.json", "plan.json", "points.jsonl"}
 
 
-def test_how_a_was_trained_decides_how_the_midpoint_is(tmp_path: Path, train_digits: Any) -> None:
+def test_the_midpoint_is_trained_with_the_optimizer_of_the_first_end(tmp_path: Path, train_digits: Any) -> None:
     adam = {"optimizer": {"name": "adamw", "learning_rate": 0.003, "weight_decay": 0.01}}
     a, b = last_of_each(tmp_path, train_digits, 20, model=MLP, **adam)
     options = {"path": "bezier", "curve_epochs": 1.0, **HERE}
     evaluate_path(a, b, tmp_path / "own", **options)
-    told = json.loads((tmp_path / "own" / "curve" / "config.json").read_text())
-    assert (told["optimizer"]["name"], told["optimizer"]["learning_rate"]) == ("adamw", 0.003)
-    assert (told["optimizer"]["weight_decay"], told["training"]["batch_size"]) == (0.01, 128)
+    settings = json.loads((tmp_path / "own" / "curve" / "config.json").read_text())
+    assert (settings["optimizer"]["name"], settings["optimizer"]["learning_rate"]) == ("adamw", 0.003)
+    assert (settings["optimizer"]["weight_decay"], settings["training"]["batch_size"]) == (0.01, 128)
     foreign = [tmp_path / f"{name}.safetensors" for name in "ab"]
     for path, source in zip(foreign, (a, b), strict=True):
         save_checkpoint(path, {f"module.{name}": tensor for name, tensor in read(source).items()})
     named = {"model": "mlp", "model_arguments": MLP["arguments"], "data": "digits", "curve_learning_rate": 0.02}
     evaluate_path(*foreign, tmp_path / "foreign", **named, **options)
-    told = json.loads((tmp_path / "foreign" / "curve" / "config.json").read_text())
-    assert (told["optimizer"]["name"], told["optimizer"]["learning_rate"]) == ("adamw", 0.02)
+    settings = json.loads((tmp_path / "foreign" / "curve" / "config.json").read_text())
+    assert (settings["optimizer"]["name"], settings["optimizer"]["learning_rate"]) == ("adamw", 0.02)
     assert set(read(tmp_path / "foreign" / "midpoint.safetensors")) == set(read(a))
     assert run(["inspect", str(tmp_path / "foreign" / "midpoint.safetensors")]) == 0
 
 
-def test_a_curve_to_the_aligned_end(mlps: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_curve_ends_at_the_aligned_checkpoint(mlps: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = evaluate_path(*mlps, out, path="bezier", curve_epochs=2.0, align="permutation", **HERE)
-    told = json.loads((out / "curve" / "config.json").read_text())
-    assert told["model"]["arguments"]["b"] == str((out / "aligned.safetensors").resolve())
+    settings = json.loads((out / "curve" / "config.json").read_text())
+    assert settings["model"]["arguments"]["b"] == str((out / "aligned.safetensors").resolve())
     assert result.alignment is not None
     assert result.distance == pytest.approx(result.alignment["after"])
     assert result.alignment["after"] < result.alignment["before"]
@@ -260,27 +260,29 @@ def test_a_curve_to_the_aligned_end(mlps: tuple[Path, Path], tmp_path: Path) -> 
     assert (record["step"], record["loss"]) == (150, pytest.approx(result.points[-1]["loss"], rel=1e-9))
 
 
-def test_batch_norm_on_a_curve(resnets: tuple[Path, Path], tmp_path: Path) -> None:
+def test_batch_norm_statistics_on_a_curve_are_recomputed_or_interpolated(
+    resnets: tuple[Path, Path], tmp_path: Path
+) -> None:
     result = evaluate_path(*resnets, tmp_path / "out", path="polychain", curve_epochs=1.0, **HERE)
     assert {point["batchnorm"] for point in result.points if 0 < point["alpha"] < 1} == {"recompute"}
-    given = evaluate_path(
+    interpolated = evaluate_path(
         *resnets,
-        tmp_path / "given",
+        tmp_path / "interpolated",
         path="polychain",
         midpoint=tmp_path / "out" / "midpoint.safetensors",
         batchnorm="interpolate",
         **HERE,
     )
-    # At M itself the statistics on the path are M's own, estimated on the same samples.
-    assert given.points[2]["loss"] == pytest.approx(result.points[2]["loss"], rel=1e-5)
-    assert given.points[1]["loss"] != pytest.approx(result.points[1]["loss"], rel=1e-3)
+    # At the midpoint itself the interpolated statistics are its own, estimated on the same samples.
+    assert interpolated.points[2]["loss"] == pytest.approx(result.points[2]["loss"], rel=1e-5)
+    assert interpolated.points[1]["loss"] != pytest.approx(result.points[1]["loss"], rel=1e-3)
 
 
-def test_what_is_no_curve(
+def test_invalid_curves_are_refused(
     mlps: tuple[Path, Path], resnets: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    for wrong, told in (
+    for options, message in (
         ({"path": "bezier", "span": (-0.5, 1.0)}, "runs from 0 to 1; range -0.5:1 goes beyond"),
         ({"path": "polychain", "span": (0.0, 1.5)}, "range 0:1.5 goes beyond"),
         ({"path": "linear", "midpoint": mlps[0]}, "midpoint needs one of the paths bezier, polychain"),
@@ -288,8 +290,8 @@ def test_what_is_no_curve(
         ({"path": "bezier", "curve_learning_rate": -0.1}, "must be positive"),
         ({"resume": True, "overwrite": True}, "exclude each other"),
     ):
-        with pytest.raises(UsageError, match=told):
-            evaluate_path(*mlps, out, **wrong, device="cpu")
+        with pytest.raises(UsageError, match=message):
+            evaluate_path(*mlps, out, **options, device="cpu")
     assert not out.exists()
     with pytest.raises(DataError, match=r"step-000012\.safetensors: the model does not fit"):
         evaluate_path(*mlps, out, path="bezier", midpoint=resnets[0], **HERE)
@@ -299,15 +301,15 @@ def test_what_is_no_curve(
         evaluate_path(*mlps, out, path="bezier", midpoint=middle, overwrite=True, **HERE)
     assert middle.exists()
     words = ["interpolate", *map(str, mlps), "--device", "cpu"]
-    for more, told in (
+    for more, message in (
         (["-o", str(out), "--path", "bezier", "--set", "span=0:2"], "range 0:2 goes beyond"),
         (["-o", str(tmp_path / "x"), "--alpha", "0.5", "--path", "bezier"], "does not take --path"),
     ):
         assert run([*words, *more]) == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
-def test_the_command_shows_a_finished_curve_again(
+def test_the_command_prints_a_finished_curve_again(
     mlps: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [

@@ -1,4 +1,4 @@
-"""Planes of weights against brute force, and the plane of a trajectory, in which its checkpoints lie."""
+"""Tests of planes of weights against brute force, and of the principal plane of a run, in which checkpoints lie."""
 
 import json
 import math
@@ -30,21 +30,23 @@ def flat(tensors: dict[str, Tensor]) -> np.ndarray:
     return np.concatenate([t.double().numpy().ravel() for t in floats])
 
 
-def test_axes_are_orthonormal_and_positions_are_those_of_gram_schmidt() -> None:
+def test_axes_and_positions_equal_those_of_gram_schmidt() -> None:
     states = [state(seed) for seed in (1, 2, 3)]
-    a, b, c = (flat(one) for one in states)
+    a, b, c = (flat(tensors) for tensors in states)
     u = (b - a) / np.linalg.norm(b - a)
     v = (c - a) - np.dot(c - a, u) * u
     v /= np.linalg.norm(v)
     plane = plane_through(*states)
-    found_u, found_v = (flat(plane.at(*one)) - a for one in ((1, 0), (0, 1)))
-    np.testing.assert_allclose(found_u, u, atol=1e-14)
-    np.testing.assert_allclose(found_v, v, atol=1e-14)
-    assert abs(np.dot(found_u, found_v)) < 1e-14
+    axis_u, axis_v = (flat(plane.at(*position)) - a for position in ((1, 0), (0, 1)))
+    np.testing.assert_allclose(axis_u, u, atol=1e-14)
+    np.testing.assert_allclose(axis_v, v, atol=1e-14)
+    assert abs(np.dot(axis_u, axis_v)) < 1e-14
     np.testing.assert_allclose(flat(plane.at(-0.7, 2.5)), a - 0.7 * u + 2.5 * v, atol=1e-13)
-    for one, (name, x, y) in zip(states, plane.marks, strict=True):
-        np.testing.assert_allclose((x, y), (np.dot(flat(one) - a, u), np.dot(flat(one) - a, v)), atol=1e-13)
-        np.testing.assert_allclose(flat(plane.at(x, y)), flat(one), atol=1e-13)
+    for state_at_mark, (name, x, y) in zip(states, plane.marks, strict=True):
+        np.testing.assert_allclose(
+            (x, y), (np.dot(flat(state_at_mark) - a, u), np.dot(flat(state_at_mark) - a, v)), atol=1e-13
+        )
+        np.testing.assert_allclose(flat(plane.at(x, y)), flat(state_at_mark), atol=1e-13)
         assert name == "ABC"[plane.marks.index((name, x, y))]
     cosine = np.dot(b - a, c - a) / np.linalg.norm(b - a) / np.linalg.norm(c - a)
     assert plane.axes == pytest.approx(
@@ -58,7 +60,7 @@ def test_axes_are_orthonormal_and_positions_are_those_of_gram_schmidt() -> None:
     )
 
 
-def test_whole_numbers_are_as_in_a_and_a_is_met_bit_for_bit() -> None:
+def test_integers_are_those_of_a_and_the_origin_is_exactly_a() -> None:
     plane = plane_through(*(state(seed, torch.bfloat16) for seed in (1, 2, 3)))
     moved = plane.at(0.3, 0.4)
     assert moved["steps"].item() == 1
@@ -67,15 +69,15 @@ def test_whole_numbers_are_as_in_a_and_a_is_met_bit_for_bit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seeds", "told"), [((1, 1, 2), "A and B have"), ((1, 2, 1), "A and C have"), ((1, 2, 2), "B and C have")]
+    ("seeds", "message"), [((1, 1, 2), "A and B have"), ((1, 2, 1), "A and C have"), ((1, 2, 2), "B and C have")]
 )
-def test_equal_checkpoints_span_no_plane(seeds: tuple[int, int, int], told: str) -> None:
-    with pytest.raises(DataError, match=told):
+def test_equal_checkpoints_span_no_plane(seeds: tuple[int, int, int], message: str) -> None:
+    with pytest.raises(DataError, match=message):
         plane_through(*(state(seed) for seed in seeds))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_three_on_a_line_span_no_plane_even_where_the_third_is_rounded(dtype: torch.dtype) -> None:
+def test_three_checkpoints_on_a_line_span_no_plane_despite_rounding(dtype: torch.dtype) -> None:
     a, b = state(1, dtype), state(2, dtype)
     third = {n: torch.lerp(t.double(), b[n].double(), 0.3).to(dtype) for n, t in a.items() if n != "steps"}
     with pytest.raises(DataError, match=r"A, B and C lie on one line .* and span no plane"):
@@ -84,7 +86,7 @@ def test_three_on_a_line_span_no_plane_even_where_the_third_is_rounded(dtype: to
     assert plane_through(a, b, {**third, "steps": a["steps"]}).marks[2][2] > 0.5
 
 
-def test_nan_names_the_tensor() -> None:
+def test_nan_is_an_error_that_names_the_tensor() -> None:
     broken = state(3)
     broken["fc.bias"][2] = math.nan
     with pytest.raises(DataError, match=r"'fc\.bias' contains NaN"):
@@ -96,9 +98,11 @@ def test_filters_are_normalised_one_by_one() -> None:
     for shape in ((6, 3, 2, 2), (4, 7)):
         direction, weights = (torch.randn(shape, generator=generator) for _ in range(2))
         weights[1] = 0
-        found = filter_normalised(direction, weights)
-        for filter_, given, wanted in zip(found, direction, weights, strict=True):
-            expected = given.numpy() * (np.linalg.norm(wanted.numpy()) / np.linalg.norm(given.numpy()))
+        normalised = filter_normalised(direction, weights)
+        for filter_, filter_of_direction, filter_of_weights in zip(normalised, direction, weights, strict=True):
+            expected = filter_of_direction.numpy() * (
+                np.linalg.norm(filter_of_weights.numpy()) / np.linalg.norm(filter_of_direction.numpy())
+            )
             np.testing.assert_allclose(filter_.numpy(), expected, rtol=1e-5, atol=1e-7)
 
 
@@ -141,13 +145,13 @@ def test_biases_batch_norm_and_buffers_stay_and_tied_weights_move_together() -> 
     assert plane.axes["length.first"] == pytest.approx(plane.axes["length.second"], rel=1e-6)
 
 
-def test_the_seed_says_which_directions() -> None:
+def test_the_seed_determines_the_directions() -> None:
     model = Small()
     tensors = model.state_dict()
-    one, same, other = (random_plane(tensors, model, seed) for seed in (1, 1, 2))
-    assert torch.equal(one.first["conv.weight"], same.first["conv.weight"])
-    assert not torch.equal(one.first["conv.weight"], one.second["conv.weight"])
-    assert not torch.equal(one.first["conv.weight"], other.first["conv.weight"])
+    first, same, different = (random_plane(tensors, model, seed) for seed in (1, 1, 2))
+    assert torch.equal(first.first["conv.weight"], same.first["conv.weight"])
+    assert not torch.equal(first.first["conv.weight"], first.second["conv.weight"])
+    assert not torch.equal(first.first["conv.weight"], different.first["conv.weight"])
     assert random_direction({}, nn.BatchNorm1d(3), torch.Generator()) == {}
     with pytest.raises(DataError, match="no filter to move"):
         random_plane({}, nn.BatchNorm1d(3), 0)
@@ -155,7 +159,7 @@ def test_the_seed_says_which_directions() -> None:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run with five checkpoints."""
+    """Return a small run with five checkpoints."""
     settings = {
         "data": {"name": "digits"},
         "model": {"name": "mlp", "arguments": {"hidden": [12]}},
@@ -167,7 +171,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_checkpoints_are_where_principal_components_put_them(directory: Path, tmp_path: Path) -> None:
+def test_positions_of_checkpoints_are_their_principal_components(directory: Path, tmp_path: Path) -> None:
     result = evaluate_plane(directory, out=tmp_path / "p", directions="pca", grid=3, splits="test", device="cpu")
     vectors = []
     for file in sorted((directory / "checkpoints").iterdir()):
@@ -176,8 +180,8 @@ def test_the_checkpoints_are_where_principal_components_put_them(directory: Path
     centred = np.stack(vectors) - np.mean(vectors, axis=0)
     _, values, axes = np.linalg.svd(centred, full_matrices=False)
     for i, name in enumerate(("x", "y")):
-        found = [mark[name] for mark in result.marks]
-        np.testing.assert_allclose(np.abs(found), np.abs(centred @ axes[i]), rtol=1e-5, atol=1e-6)
+        coordinates = [mark[name] for mark in result.marks]
+        np.testing.assert_allclose(np.abs(coordinates), np.abs(centred @ axes[i]), rtol=1e-5, atol=1e-6)
         share = result.axes[f"share.{('first', 'second')[i]}"]
         assert share == pytest.approx(values[i] ** 2 / (values**2).sum(), rel=1e-8)
     assert [mark["checkpoint"] for mark in result.marks][-1] == "step-000060.safetensors"
@@ -185,7 +189,7 @@ def test_the_checkpoints_are_where_principal_components_put_them(directory: Path
     assert result.marks[-1]["loss"] < result.marks[0]["loss"]
 
 
-def test_the_command_draws_the_route_and_states_the_shares(directory: Path, tmp_path: Path, capsys) -> None:
+def test_the_command_draws_the_run_and_prints_shares_of_variance(directory: Path, tmp_path: Path, capsys) -> None:
     words = ["plane", str(directory), "-o", str(tmp_path / "p"), "--directions", "pca", "--grid", "3"]
     assert run([*words, "--split", "test", "--device", "cpu", "--figure", str(tmp_path / "p.svg")]) == 0
     out = capsys.readouterr().out
@@ -196,7 +200,7 @@ def test_the_command_draws_the_route_and_states_the_shares(directory: Path, tmp_
     assert run(["report", str(tmp_path / "p"), "-o", str(tmp_path / "r.html")]) == 0
 
 
-def test_too_few_checkpoints(directory: Path, tmp_path: Path) -> None:
+def test_too_few_checkpoints_are_an_error(directory: Path, tmp_path: Path) -> None:
     file = directory / "checkpoints" / "step-000060.safetensors"
     with pytest.raises(UsageError, match="needs a series of at least three, found 1"):
         evaluate_plane(file, out=tmp_path / "p", directions="pca")

@@ -1,4 +1,4 @@
-"""A path evaluated: its ends are what extract and analyze say, batch norm, resume, refusal."""
+"""Tests of evaluating a path: its ends equal extract and analyze; batch norm, resume, and refusals."""
 
 import json
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def ends(run: Path) -> tuple[Path, Path]:
     return files[1], files[-1]
 
 
-def test_the_ends_are_what_extract_and_analyze_say(mlp: Path, tmp_path: Path) -> None:
+def test_the_ends_have_the_numbers_of_extract_and_analyze(mlp: Path, tmp_path: Path) -> None:
     result = evaluate_path(*ends(mlp), tmp_path / "path", points=3, **HERE)
     extract_series(mlp, tmp_path / "dumps", **HERE)
     analyzed = {(r["step"], r["split"]): r for r in analyze(tmp_path / "dumps")}
@@ -58,7 +58,7 @@ def test_the_ends_are_what_extract_and_analyze_say(mlp: Path, tmp_path: Path) ->
     assert compared > 4 * 20
 
 
-def test_the_middle_is_the_model_with_interpolated_weights(mlp: Path, tmp_path: Path) -> None:
+def test_the_middle_has_the_numbers_of_the_model_with_interpolated_weights(mlp: Path, tmp_path: Path) -> None:
     result = evaluate_path(*ends(mlp), tmp_path / "path", points=3, splits=["test"], **HERE)
     states = []
     for end in ends(mlp):
@@ -79,22 +79,22 @@ def test_the_middle_is_the_model_with_interpolated_weights(mlp: Path, tmp_path: 
     assert summary["barrier.error_over_mean"] == pytest.approx(max(errors) - (errors[0] + errors[2]) / 2, abs=1e-12)
 
 
-def test_files_hold_the_records_and_a_finished_path_is_kept(mlp: Path, tmp_path: Path) -> None:
+def test_files_contain_the_records_and_a_finished_path_is_not_replaced(mlp: Path, tmp_path: Path) -> None:
     out = tmp_path / "path"
     result = evaluate_path(*ends(mlp), out, points=3, **HERE)
     assert [json.loads(line) for line in (out / "points.jsonl").read_text().splitlines()] == result.points
-    told = json.loads((out / "path.json").read_text())
-    assert told["summary"] == result.summary
-    assert (told["from"], told["plan"]["points"]) == ("step-000010.safetensors", 3)
+    contents = json.loads((out / "path.json").read_text())
+    assert contents["summary"] == result.summary
+    assert (contents["from"], contents["plan"]["points"]) == ("step-000010.safetensors", 3)
     with pytest.raises(UsageError, match="contains a finished path; `overwrite=True`"):
         evaluate_path(*ends(mlp), out, points=3, **HERE)
     assert len(evaluate_path(*ends(mlp), out, points=4, overwrite=True, **HERE).points) == 8
 
 
-def test_an_interrupted_path_goes_on_after_its_last_point(
+def test_an_interrupted_path_resumes_after_its_last_point(
     mlp: Path, tmp_path: Path, interrupting: Callable[..., Any]
 ) -> None:
-    whole = evaluate_path(*ends(mlp), tmp_path / "whole", points=5, splits=["test"], **HERE)
+    complete = evaluate_path(*ends(mlp), tmp_path / "complete", points=5, splits=["test"], **HERE)
     with pytest.raises(KeyboardInterrupt):
         evaluate_path(*ends(mlp), tmp_path / "cut", points=5, splits=["test"], progress=interrupting(3), **HERE)
     assert not (tmp_path / "cut" / "path.json").exists()
@@ -103,25 +103,25 @@ def test_an_interrupted_path_goes_on_after_its_last_point(
     counter = interrupting(100)
     again = evaluate_path(*ends(mlp), tmp_path / "cut", points=5, splits=["test"], progress=counter, **HERE)
     assert counter.evaluated == 2
-    assert again == whole
+    assert again == complete
 
 
 def test_batchnorm_is_recomputed_between_the_ends_or_interpolated(resnet: Path, tmp_path: Path) -> None:
-    made = {
+    results = {
         handling: evaluate_path(
             *ends(resnet), tmp_path / handling, points=3, splits=["test"], batchnorm=handling, **HERE
         )
         for handling in ("recompute", "interpolate")
     }
-    for handling, result in made.items():
+    for handling, result in results.items():
         assert [point["batchnorm"] for point in result.points] == ["own", handling, "own"]
-    losses = {handling: [point["loss"] for point in result.points] for handling, result in made.items()}
+    losses = {handling: [point["loss"] for point in result.points] for handling, result in results.items()}
     assert losses["recompute"][0] == losses["interpolate"][0]
     assert losses["recompute"][2] == losses["interpolate"][2]
     assert losses["recompute"][1] != pytest.approx(losses["interpolate"][1], rel=1e-6)
 
 
-def test_recomputed_statistics_are_those_of_the_data() -> None:
+def test_recomputed_statistics_equal_those_of_the_data() -> None:
     split = load_data("digits").split("train")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Dropout(0.5), nn.Linear(64, 10))
@@ -138,24 +138,24 @@ def test_recomputed_statistics_are_those_of_the_data() -> None:
 
 
 @pytest.mark.parametrize("samples", [2, 257, 258, 600])
-def test_a_last_batch_that_is_small_counts_for_what_it_is(samples: int) -> None:
+def test_a_small_last_batch_has_the_weight_of_its_samples(samples: int) -> None:
     split = load_data("digits").split("train")
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64))
     recompute(model, split, samples=samples)
     inputs, _ = split.batch(slice(0, samples))
-    found, layer = inputs.flatten(1).double().numpy(), model[1]
+    rows, layer = inputs.flatten(1).double().numpy(), model[1]
     assert isinstance(layer, nn.BatchNorm1d)
     assert layer.running_mean is not None
     assert layer.running_var is not None
-    np.testing.assert_allclose(layer.running_mean, found.mean(axis=0), rtol=1e-5, atol=1e-6)
-    # Of each batch around its own mean: nearly that of all samples.
-    np.testing.assert_allclose(layer.running_var, found.var(axis=0, ddof=1), rtol=0.05, atol=1e-3)
+    np.testing.assert_allclose(layer.running_mean, rows.mean(axis=0), rtol=1e-5, atol=1e-6)
+    # The variance is averaged over batches around their own means, which is close to that of all samples.
+    np.testing.assert_allclose(layer.running_var, rows.var(axis=0, ddof=1), rtol=0.05, atol=1e-3)
     with pytest.raises(UsageError, match="from one sample"):
         recompute(model, split, samples=1)
 
 
 @pytest.mark.parametrize("passes", [1, 2])
-def test_features_and_logits_are_held_where_both_fit(
+def test_features_and_logits_stay_in_memory_if_both_fit(
     mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: int
 ) -> None:
     samples, totals = len(load_data("digits").split("test")), []
@@ -170,7 +170,7 @@ def test_features_and_logits_are_held_where_both_fit(
     assert totals == [passes * samples] * 3
 
 
-def test_what_is_no_path(mlp: Path, resnet: Path, tmp_path: Path) -> None:
+def test_invalid_paths_are_refused(mlp: Path, resnet: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="do not have the same tensors"):
         evaluate_path(ends(mlp)[0], ends(resnet)[0], tmp_path / "p", **HERE)
     with pytest.raises(UsageError, match="at least 3 points"):
@@ -183,26 +183,26 @@ def test_what_is_no_path(mlp: Path, resnet: Path, tmp_path: Path) -> None:
         evaluate_path(*ends(mlp), tmp_path / "file", **HERE)
 
 
-def changed(path: Path, where: Path, **tensors: torch.Tensor | None) -> Path:
-    """A copy of a checkpoint with some tensors replaced, or left out."""
+def changed_copy(path: Path, target: Path, **tensors: torch.Tensor | None) -> Path:
+    """Write a copy of a checkpoint with some tensors replaced or, for None, left out."""
     with open_checkpoint(path) as checkpoint:
         state = {n: t for n, t in {**checkpoint.state_dict(), **tensors}.items() if t is not None}
-        save_checkpoint(where, state, checkpoint.raw_metadata)
-    return where
+        save_checkpoint(target, state, checkpoint.raw_metadata)
+    return target
 
 
-def test_what_has_no_line(mlp: Path, tmp_path: Path) -> None:
+def test_checkpoints_without_a_line_between_them_are_errors(mlp: Path, tmp_path: Path) -> None:
     a, b = ends(mlp)
     with open_checkpoint(a) as checkpoint:
         weight = checkpoint.read("1.weight")
-    other = changed(b, tmp_path / "other.safetensors", **{"1.weight": weight[:8]})
+    narrower = changed_copy(b, tmp_path / "other.safetensors", **{"1.weight": weight[:8]})
     with pytest.raises(DataError, match=r"1 of another shape: 1\.weight \(16, 64\) / \(8, 64\)"):
-        evaluate_path(a, other, tmp_path / "p", **HERE)
-    # safetensors keeps a tensor that two names share once, under either name.
-    tied = changed(b, tmp_path / "tied.safetensors", **{"3.weight": None})
+        evaluate_path(a, narrower, tmp_path / "p", **HERE)
+    # safetensors stores a tensor shared by two names once, under either name.
+    tied = changed_copy(b, tmp_path / "tied.safetensors", **{"3.weight": None})
     with pytest.raises(DataError, match=r"1 missing from tied\.safetensors: 3\.weight"):
         evaluate_path(a, tied, tmp_path / "p", **HERE)
-    for dtype, told in (
+    for dtype, message in (
         (torch.float8_e4m3fn, r"a8\.safetensors: tensor '1\.weight' is F8_E4M3, which cannot be averaged \(1 such\)"),
         (
             torch.int8,
@@ -212,12 +212,12 @@ def test_what_has_no_line(mlp: Path, tmp_path: Path) -> None:
         files = tmp_path / "a8.safetensors", tmp_path / "b8.safetensors"
         for source, file in zip((a, b), files, strict=True):
             file.unlink(missing_ok=True)
-            changed(source, file, **{"1.weight": weight.to(dtype)})
-        with pytest.raises(DataError, match=told):
+            changed_copy(source, file, **{"1.weight": weight.to(dtype)})
+        with pytest.raises(DataError, match=message):
             evaluate_path(*files, tmp_path / "p", **HERE)
     assert not (tmp_path / "p").exists()
     dead = [
-        changed(end, tmp_path / f"dead-{end.name}", **{"1.weight": -weight * 0, "1.bias": torch.zeros(16)})
+        changed_copy(end, tmp_path / f"dead-{end.name}", **{"1.weight": -weight * 0, "1.bias": torch.zeros(16)})
         for end in (a, b)
     ]
     with pytest.raises(DataError, match=r"dead-.*alpha 0, train: .*zero length"):
@@ -229,12 +229,12 @@ def test_what_has_no_line(mlp: Path, tmp_path: Path) -> None:
         evaluate_path(a, folder, tmp_path / "q", **HERE)
 
 
-def test_a_network_that_is_dead_between_the_ends_has_a_loss_and_a_reason(mlp: Path, tmp_path: Path) -> None:
+def test_a_dead_network_between_the_ends_has_a_loss_and_a_reason_for_missing_metrics(mlp: Path, tmp_path: Path) -> None:
     a, b = ends(mlp)
     with open_checkpoint(a) as checkpoint:
         opposite = {name: -checkpoint.read(name) for name in checkpoint.names}
-    other = changed(b, tmp_path / "opposite.safetensors", **opposite)
-    result = evaluate_path(a, other, tmp_path / "p", points=3, splits=["test"], **HERE)
+    negated = changed_copy(b, tmp_path / "opposite.safetensors", **opposite)
+    result = evaluate_path(a, negated, tmp_path / "p", points=3, splits=["test"], **HERE)
     first, middle, last = result.points
     assert middle["loss"] == pytest.approx(np.log(10), rel=1e-6)
     assert middle["class.mir"] is None
@@ -244,7 +244,7 @@ def test_a_network_that_is_dead_between_the_ends_has_a_loss_and_a_reason(mlp: Pa
     assert result.summary[0]["barrier.loss"] == pytest.approx(max(0, excess), abs=1e-9)
 
 
-def test_nothing_that_is_read_is_overwritten(mlp: Path, tmp_path: Path) -> None:
+def test_input_files_are_not_overwritten(mlp: Path, tmp_path: Path) -> None:
     out = tmp_path / "path"
     evaluate_path(*ends(mlp), out, points=3, splits=["test"], align="permutation", **HERE)
     aligned = out / "aligned.safetensors"
@@ -254,14 +254,16 @@ def test_nothing_that_is_read_is_overwritten(mlp: Path, tmp_path: Path) -> None:
     assert (out / "path.json").exists()
 
 
-def test_arguments_in_tuples_and_splits_named_twice(mlp: Path, tmp_path: Path) -> None:
-    how = {"data_arguments": {"classes": (0, 1, 2)}, "points": 3, "device": "cpu", "splits": ["test", "test"]}
-    path = evaluate_path(*ends(mlp), tmp_path / "path", **how)
+def test_tuples_as_arguments_and_repeated_splits_are_accepted(mlp: Path, tmp_path: Path) -> None:
+    options = {"data_arguments": {"classes": (0, 1, 2)}, "points": 3, "device": "cpu", "splits": ["test", "test"]}
+    path = evaluate_path(*ends(mlp), tmp_path / "path", **options)
     assert [point["alpha"] for point in path.points] == [0, 0.5, 1]
-    assert evaluate_path(*ends(mlp), tmp_path / "path", resume=True, **how) == path
+    assert evaluate_path(*ends(mlp), tmp_path / "path", resume=True, **options) == path
 
 
-def test_a_finished_path_is_returned_as_it_is(mlp: Path, tmp_path: Path, interrupting: Callable[..., Any]) -> None:
+def test_resuming_a_finished_path_returns_it_and_other_options_are_refused(
+    mlp: Path, tmp_path: Path, interrupting: Callable[..., Any]
+) -> None:
     out, options = tmp_path / "path", {"points": None, "splits": ["test"], "align": "activations", **HERE}
     result = evaluate_path(*ends(mlp), out, **options)
     counter = interrupting(0)
@@ -269,22 +271,22 @@ def test_a_finished_path_is_returned_as_it_is(mlp: Path, tmp_path: Path, interru
     assert counter.evaluated == 0
     assert result.alignment is not None
     assert result.alignment["method"] == "activations"
-    for other, told in (({"points": 7}, "points 'auto' / 7"), ({"align": None}, "align 'activations' / None")):
-        with pytest.raises(UsageError, match=f"another path .*{told}"):
-            evaluate_path(*ends(mlp), out, resume=True, **{**options, **other})
+    for changes, message in (({"points": 7}, "points 'auto' / 7"), ({"align": None}, "align 'activations' / None")):
+        with pytest.raises(UsageError, match=f"another path .*{message}"):
+            evaluate_path(*ends(mlp), out, resume=True, **{**options, **changes})
     with pytest.raises(UsageError, match="exclude each other"):
         evaluate_path(*ends(mlp), out, resume=True, overwrite=True, **options)
 
 
-def test_a_plan_that_led_to_nothing_does_not_stand_in_the_way(mlp: Path, tmp_path: Path) -> None:
-    wrong = tmp_path / "groups.json"
-    wrong.write_text("{}}")
+def test_a_path_that_failed_before_its_first_point_can_be_started_again(mlp: Path, tmp_path: Path) -> None:
+    specification = tmp_path / "groups.json"
+    specification.write_text("{}}")
     with pytest.raises(DataError, match="not a file of permutation groups"):
-        evaluate_path(*ends(mlp), tmp_path / "path", points=3, align="permutation", align_spec=wrong, **HERE)
+        evaluate_path(*ends(mlp), tmp_path / "path", points=3, align="permutation", align_spec=specification, **HERE)
     assert evaluate_path(*ends(mlp), tmp_path / "path", points=3, splits=["test"], align="permutation", **HERE).points
 
 
-def test_nan_on_the_line_names_both_files_and_the_tensor(mlp: Path, tmp_path: Path) -> None:
+def test_nan_is_an_error_that_names_the_file_and_the_tensor(mlp: Path, tmp_path: Path) -> None:
     with open_checkpoint(ends(mlp)[0]) as checkpoint:
         state, metadata = checkpoint.state_dict(), checkpoint.raw_metadata
     state["1.bias"] = torch.full_like(state["1.bias"], torch.nan)
@@ -293,25 +295,25 @@ def test_nan_on_the_line_names_both_files_and_the_tensor(mlp: Path, tmp_path: Pa
         evaluate_path(tmp_path / "nan.safetensors", ends(mlp)[1], tmp_path / "p", **HERE)
 
 
-def test_an_arc_beyond_the_ends_with_more_points_where_it_bends(mlp: Path, tmp_path: Path) -> None:
+def test_an_arc_extends_beyond_the_ends_and_auto_points_are_refined(mlp: Path, tmp_path: Path) -> None:
     a, b = ends(mlp)
     result = evaluate_path(a, b, tmp_path / "arc", path="slerp", points=5, span=(-0.5, 1.5), splits=["test"], **HERE)
     assert [point["alpha"] for point in result.points] == [-0.5, 0, 0.5, 1, 1.5]
-    told = json.loads((tmp_path / "arc" / "path.json").read_text())
-    assert told["plan"]["path"] == "slerp"
-    assert told["distance"] == pytest.approx(result.distance)
+    contents = json.loads((tmp_path / "arc" / "path.json").read_text())
+    assert contents["plan"]["path"] == "slerp"
+    assert contents["distance"] == pytest.approx(result.distance)
     assert result.length > result.distance
     with open_checkpoint(a) as first, open_checkpoint(b) as second:
-        apart = [(first.read(n).double() - second.read(n).double()).square().sum() for n in first.names]
-        assert {one["name"] for one in told["distances"]} == set(first.names)
-    assert result.distance == pytest.approx(float(torch.stack(apart).sum().sqrt()), rel=1e-9)
+        squared_differences = [(first.read(n).double() - second.read(n).double()).square().sum() for n in first.names]
+        assert {entry["name"] for entry in contents["distances"]} == set(first.names)
+    assert result.distance == pytest.approx(float(torch.stack(squared_differences).sum().sqrt()), rel=1e-9)
     auto = evaluate_path(a, b, tmp_path / "auto", points=None, splits=["test"], **HERE)
     alphas = [point["alpha"] for point in auto.points]
     assert alphas == sorted(set(alphas))
     assert {0, 0.25, 0.5, 0.75, 1} <= set(alphas)
-    for wrong in ({"path": "winding"}, {"batchnorm_samples": 1}, {"span": (1, 0)}):
+    for options in ({"path": "winding"}, {"batchnorm_samples": 1}, {"span": (1, 0)}):
         with pytest.raises(UsageError):
-            evaluate_path(a, b, tmp_path / "no", **wrong, **HERE)
+            evaluate_path(a, b, tmp_path / "no", **options, **HERE)
 
 
 def test_a_path_to_itself_is_flat(mlp: Path, tmp_path: Path) -> None:
@@ -327,8 +329,8 @@ def test_a_path_to_itself_is_flat(mlp: Path, tmp_path: Path) -> None:
 
 
 def test_alignment_lowers_the_barrier_between_independent_runs(tmp_path: Path, train_digits: Any) -> None:
-    how = {"hidden": [64], "training": {"epochs": 8}}
-    runs = [train_digits(tmp_path / f"run{seed}", seed=seed, **how) for seed in (5, 6)]
+    options = {"hidden": [64], "training": {"epochs": 8}}
+    runs = [train_digits(tmp_path / f"run{seed}", seed=seed, **options) for seed in (5, 6)]
     a, b = (max((run / "checkpoints").glob("*.safetensors")) for run in runs)
     plain = evaluate_path(a, b, tmp_path / "plain", points=5, splits=["train"], **HERE)
     aligned = evaluate_path(a, b, tmp_path / "aligned", points=5, splits=["train"], align="permutation", **HERE)
@@ -339,8 +341,8 @@ def test_alignment_lowers_the_barrier_between_independent_runs(tmp_path: Path, t
     assert aligned.distance == pytest.approx(aligned.alignment["after"], rel=1e-9)
     assert aligned.distance < plain.distance == pytest.approx(aligned.alignment["before"], rel=1e-9)
     assert aligned.points[-1]["loss"] == pytest.approx(plain.points[-1]["loss"], rel=1e-5)
-    told = json.loads((tmp_path / "aligned" / "path.json").read_text())
-    assert told["alignment"]["output_change"] < 1e-4
+    contents = json.loads((tmp_path / "aligned" / "path.json").read_text())
+    assert contents["alignment"]["output_change"] < 1e-4
     again = evaluate_path(
         a, tmp_path / "aligned" / "aligned.safetensors", tmp_path / "again", points=3, splits=["train"], **HERE
     )

@@ -1,4 +1,4 @@
-"""A plane evaluated: checkpoints in it are met, batch norm, points without a loss, resume, refusal, the command."""
+"""Tests of evaluating a plane: its checkpoints, batch norm, points without a loss, resume, refusals, the command."""
 
 import csv
 import io
@@ -41,33 +41,35 @@ def record_at(records: list[dict[str, Any]], x: float, y: float) -> dict[str, An
     return min(records, key=lambda record: math.hypot(record["x"] - x, record["y"] - y))
 
 
-def same(found: dict[str, Any], expected: dict[str, Any], tolerance: float) -> None:
-    compared = 0
+def assert_same_numbers(record: dict[str, Any], expected: dict[str, Any], tolerance: float) -> None:
+    count = 0
     for name, value in expected.items():
         if isinstance(value, float) and name not in {"x", "y", "alpha"}:
-            assert found[name] == pytest.approx(value, rel=tolerance, abs=tolerance), name
-            compared += 1
-    assert compared > 20
+            assert record[name] == pytest.approx(value, rel=tolerance, abs=tolerance), name
+            count += 1
+    assert count > 20
 
 
-def test_the_checkpoints_are_what_a_path_says_and_the_grid_meets_them(mlp: list[Path], tmp_path: Path) -> None:
+def test_checkpoints_have_the_numbers_of_a_path_and_equal_the_grid_points_at_their_positions(
+    mlp: list[Path], tmp_path: Path
+) -> None:
     result = evaluate_plane(*mlp, out=tmp_path / "plane", grid=(3, 2), margin=0, **HERE)
     path = evaluate_path(mlp[0], mlp[1], tmp_path / "path", points=3, **HERE)
     assert [mark["name"] for mark in result.marks] == ["A", "B", "C"]
     for mark, point in zip(result.marks[:2], (path.points[0], path.points[-1]), strict=True):
-        same(mark, point, 1e-12)
+        assert_same_numbers(mark, point, 1e-12)
     assert result.axes["distance.ab"] == pytest.approx(path.distance, rel=1e-6)
     points = {(point["x"], point["y"]): point for point in result.points}
-    met = [mark for mark in result.marks if (mark["x"], mark["y"]) in points]
-    assert len(met) == 2
-    for mark in met:
-        same(points[mark["x"], mark["y"]], mark, 1e-4)
+    marks_on_grid = [mark for mark in result.marks if (mark["x"], mark["y"]) in points]
+    assert len(marks_on_grid) == 2
+    for mark in marks_on_grid:
+        assert_same_numbers(points[mark["x"], mark["y"]], mark, 1e-4)
     assert len(result.points) == 6
     assert result.xs[0] == 0
     assert (min(result.ys), max(result.ys)) == (0, result.marks[2]["y"])
 
 
-def test_a_grid_point_is_the_model_with_the_weights_there(mlp: list[Path], tmp_path: Path) -> None:
+def test_a_grid_point_has_the_numbers_of_the_model_with_its_weights(mlp: list[Path], tmp_path: Path) -> None:
     result = evaluate_plane(*mlp, out=tmp_path / "plane", grid=3, margin=0.5, **HERE)
     vectors, states = [], []
     for file in mlp:
@@ -93,7 +95,7 @@ def test_a_grid_point_is_the_model_with_the_weights_there(mlp: list[Path], tmp_p
         assert point["class.mir"] is not None
 
 
-def test_extent_and_margin(mlp: list[Path], tmp_path: Path) -> None:
+def test_the_grid_covers_the_checkpoints_and_the_margin(mlp: list[Path], tmp_path: Path) -> None:
     result = evaluate_plane(*mlp, out=tmp_path / "plane", grid=(2, 3), margin=0.25, **HERE)
     xs, ys = ([mark[axis] for mark in result.marks] for axis in ("x", "y"))
     for grid, span in ((result.xs, xs), (result.ys, ys)):
@@ -103,14 +105,14 @@ def test_extent_and_margin(mlp: list[Path], tmp_path: Path) -> None:
     assert [(p["x"], p["y"]) for p in result.points] == [(x, y) for y in result.ys for x in result.xs]
 
 
-def test_files_hold_everything_and_a_finished_plane_is_kept(mlp: list[Path], tmp_path: Path) -> None:
+def test_files_contain_the_result_and_a_finished_plane_is_not_replaced(mlp: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "plane"
     result = evaluate_plane(*mlp, out=out, grid=2, **HERE)
     assert [json.loads(line) for line in (out / "points.jsonl").read_text().splitlines()] == result.points
-    told = json.loads((out / "plane.json").read_text())
-    assert told["checkpoints"] == dict(zip("ABC", [file.name for file in mlp], strict=True))
-    assert (told["xs"], told["ys"], told["axes"]) == (result.xs, result.ys, result.axes)
-    assert (told["marks"], told["summary"]) == (result.marks, result.summary)
+    contents = json.loads((out / "plane.json").read_text())
+    assert contents["checkpoints"] == dict(zip("ABC", [file.name for file in mlp], strict=True))
+    assert (contents["xs"], contents["ys"], contents["axes"]) == (result.xs, result.ys, result.axes)
+    assert (contents["marks"], contents["summary"]) == (result.marks, result.summary)
     [summary] = result.summary
     lowest = min(result.points, key=lambda point: point["loss"])
     assert [summary[f"lowest.{name}"] for name in ("loss", "x", "y")] == [lowest[n] for n in ("loss", "x", "y")]
@@ -124,28 +126,28 @@ def test_files_hold_everything_and_a_finished_plane_is_kept(mlp: list[Path], tmp
     assert len(evaluate_plane(*mlp, out=out, grid=(3, 2), overwrite=True, **HERE).points) == 6
 
 
-def test_an_interrupted_plane_goes_on_after_its_last_record(
+def test_an_interrupted_plane_resumes_after_its_last_record(
     mlp: list[Path], tmp_path: Path, interrupting: Callable[..., Any]
 ) -> None:
-    how = {"grid": 3, "splits": ["test", "train"], "device": "cpu"}
-    whole = evaluate_plane(*mlp, out=tmp_path / "whole", **how)
+    options = {"grid": 3, "splits": ["test", "train"], "device": "cpu"}
+    complete = evaluate_plane(*mlp, out=tmp_path / "complete", **options)
     cut = tmp_path / "cut"
     with pytest.raises(KeyboardInterrupt):
-        evaluate_plane(*mlp, out=cut, progress=interrupting(6 + 5), **how)
-    assert len((cut / "points.jsonl").read_text().splitlines()) == 4  # whole positions only
+        evaluate_plane(*mlp, out=cut, progress=interrupting(6 + 5), **options)
+    assert len((cut / "points.jsonl").read_text().splitlines()) == 4  # positions are complete
     assert not (cut / "plane.json").exists()
-    for changed, told in (({"grid": 2}, "grid"), ({"margin": 0.3}, r"margin 0\.2 / 0\.3")):
-        with pytest.raises(UsageError, match=f"another plane .*{told}"):
-            evaluate_plane(*mlp, out=cut, **{**how, **changed})
+    for changes, message in (({"grid": 2}, "grid"), ({"margin": 0.3}, r"margin 0\.2 / 0\.3")):
+        with pytest.raises(UsageError, match=f"another plane .*{message}"):
+            evaluate_plane(*mlp, out=cut, **{**options, **changes})
     with pytest.raises(UsageError, match=r"another plane .*\bc '"):
-        evaluate_plane(*mlp[:2], mlp[0].with_name("step-000000.safetensors"), out=cut, **how)
+        evaluate_plane(*mlp[:2], mlp[0].with_name("step-000000.safetensors"), out=cut, **options)
     counter = interrupting(1000)
-    assert evaluate_plane(*mlp, out=cut, progress=counter, **how) == whole
+    assert evaluate_plane(*mlp, out=cut, progress=counter, **options) == complete
     assert counter.evaluated == 6 + 2 * 9 - 4
 
 
 @pytest.mark.parametrize("evaluated", [0, 3])
-def test_a_plane_that_has_no_point_yet_takes_another_plan(
+def test_a_plane_without_points_accepts_another_grid(
     mlp: list[Path], tmp_path: Path, interrupting: Callable[..., Any], evaluated: int
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -154,14 +156,14 @@ def test_a_plane_that_has_no_point_yet_takes_another_plan(
     assert len(evaluate_plane(*mlp, out=tmp_path / "plane", grid=2, **HERE).points) == 4
 
 
-def test_arguments_in_tuples_and_splits_named_twice(
+def test_tuples_as_arguments_and_repeated_splits_are_accepted(
     mlp: list[Path], tmp_path: Path, interrupting: Callable[..., Any]
 ) -> None:
-    how = {"data_arguments": {"classes": (0, 1, 2)}, "grid": 2, "device": "cpu", "splits": ["test", "test"]}
+    options = {"data_arguments": {"classes": (0, 1, 2)}, "grid": 2, "device": "cpu", "splits": ["test", "test"]}
     counter = interrupting(1000)
-    plane = evaluate_plane(*mlp, out=tmp_path / "plane", progress=counter, **how)
+    plane = evaluate_plane(*mlp, out=tmp_path / "plane", progress=counter, **options)
     assert (counter.evaluated, len(plane.points), len(plane.summary)) == (3 + 4, 4, 1)
-    assert evaluate_plane(*mlp, out=tmp_path / "plane", resume=True, **how) == plane
+    assert evaluate_plane(*mlp, out=tmp_path / "plane", resume=True, **options) == plane
 
 
 def test_a_path_and_a_plane_do_not_replace_each_other(mlp: list[Path], tmp_path: Path) -> None:
@@ -175,32 +177,32 @@ def test_a_path_and_a_plane_do_not_replace_each_other(mlp: list[Path], tmp_path:
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_around_one_checkpoint(mlp: list[Path], tmp_path: Path) -> None:
-    how = {"directions": "random", "grid": 3, "radius": 0.5, **HERE}
-    result = evaluate_plane(mlp[2], out=tmp_path / "one", seed=4, **how)
+def test_a_random_plane_around_one_checkpoint_is_reproducible_by_its_seed(mlp: list[Path], tmp_path: Path) -> None:
+    options = {"directions": "random", "grid": 3, "radius": 0.5, **HERE}
+    result = evaluate_plane(mlp[2], out=tmp_path / "one", seed=4, **options)
     assert result.xs == result.ys == [-0.5, 0, 0.5]
     [mark] = result.marks
     assert (mark["name"], mark["x"], mark["y"]) == ("A", 0, 0)
-    same(record_at(result.points, 0, 0), mark, 1e-12)
+    assert_same_numbers(record_at(result.points, 0, 0), mark, 1e-12)
     assert len({point["loss"] for point in result.points}) == 9
     assert abs(result.axes["cosine"]) < 0.5
-    assert evaluate_plane(mlp[2], out=tmp_path / "same", seed=4, **how) == result
-    other = evaluate_plane(mlp[2], out=tmp_path / "other", seed=5, **how)
-    assert other.points[0]["loss"] != result.points[0]["loss"]
+    assert evaluate_plane(mlp[2], out=tmp_path / "assert_same_numbers", seed=4, **options) == result
+    with_other_seed = evaluate_plane(mlp[2], out=tmp_path / "with_other_seed", seed=5, **options)
+    assert with_other_seed.points[0]["loss"] != result.points[0]["loss"]
 
 
-def test_statistics_are_recomputed_on_the_grid_and_the_checkpoints_own(resnet: list[Path], tmp_path: Path) -> None:
-    made = {
+def test_statistics_are_recomputed_on_the_grid_and_kept_at_checkpoints(resnet: list[Path], tmp_path: Path) -> None:
+    results = {
         handling: evaluate_plane(*resnet, out=tmp_path / handling, grid=(3, 2), margin=0, batchnorm=handling, **HERE)
         for handling in ("recompute", "interpolate")
     }
-    for handling, result in made.items():
+    for handling, result in results.items():
         assert {point["batchnorm"] for point in result.points} == {handling}
-        assert {mark["batchnorm"] for mark in result.marks} == {"own"}
-    recomputed, own = (record_at(made[h].points, 0, 0) for h in ("recompute", "interpolate"))
-    same(own, made["interpolate"].marks[0], 1e-9)
-    assert recomputed["loss"] != pytest.approx(own["loss"], rel=1e-6)
-    assert made["recompute"].marks == made["interpolate"].marks
+        assert {mark["batchnorm"] for mark in result.marks} == {"interpolated"}
+    recomputed, interpolated = (record_at(results[h].points, 0, 0) for h in ("recompute", "interpolate"))
+    assert_same_numbers(interpolated, results["interpolate"].marks[0], 1e-9)
+    assert recomputed["loss"] != pytest.approx(interpolated["loss"], rel=1e-6)
+    assert results["recompute"].marks == results["interpolate"].marks
 
 
 @pytest.mark.parametrize(("radius", "features"), [(1e25, True), (1e39, False)])
@@ -211,22 +213,22 @@ def test_points_where_the_network_overflows_have_a_reason_in_place_of_a_loss(
     features: bool,
     interrupting: Callable[..., Any],
 ) -> None:
-    listening = interrupting(1000)
-    how = {"directions": "random", "grid": 3, "radius": radius, "progress": listening, **HERE}
-    result = evaluate_plane(mlp[2], out=tmp_path / "far", **how)
-    known = [point for point in result.points if point["loss"] is not None]
-    assert [(point["x"], point["y"]) for point in known] == [(0, 0)]
+    progress_log = interrupting(1000)
+    options = {"directions": "random", "grid": 3, "radius": radius, "progress": progress_log, **HERE}
+    result = evaluate_plane(mlp[2], out=tmp_path / "far", **options)
+    with_loss = [point for point in result.points if point["loss"] is not None]
+    assert [(point["x"], point["y"]) for point in with_loss] == [(0, 0)]
     for point in result.points:
-        if point not in known:
+        if point not in with_loss:
             assert (point["accuracy"], point["nc4.disagreement"]) == (None, None)
             assert (point["class.mir"] is not None) == features
             assert "overflow to infinity" in point["missing"]
-            assert list(point) == list(known[0])
+            assert list(point) == list(with_loss[0])
     assert result.summary[0]["without_loss"] == 8
-    assert listening.said[0].startswith("test: 8 of 9 points have no loss (")
+    assert progress_log.said[0].startswith("test: 8 of 9 points have no loss (")
 
 
-def test_where_all_features_are_dead_the_loss_is_still_known(mlp: list[Path], tmp_path: Path) -> None:
+def test_points_with_dead_features_have_a_loss(mlp: list[Path], tmp_path: Path) -> None:
     with open_checkpoint(mlp[2]) as checkpoint:
         state, metadata = checkpoint.state_dict(), checkpoint.raw_metadata
     for name, layer in (("b", "1.bias"), ("c", "3.bias")):
@@ -243,10 +245,10 @@ def test_where_all_features_are_dead_the_loss_is_still_known(mlp: list[Path], tm
     assert len(dead) == 2
 
 
-def test_what_is_no_plane(mlp: list[Path], resnet: list[Path], tmp_path: Path) -> None:
+def test_invalid_planes_are_refused(mlp: list[Path], resnet: list[Path], tmp_path: Path) -> None:
     a, b, c = mlp
     out = tmp_path / "plane"
-    for files, options, told in (
+    for files, options, message in (
         ((a, b), {}, "needs three checkpoints"),
         ((a,), {}, "needs three checkpoints"),
         ((a, b, c), {"directions": "random"}, "omit B and C"),
@@ -259,7 +261,7 @@ def test_what_is_no_plane(mlp: list[Path], resnet: list[Path], tmp_path: Path) -
         ((a,), {"directions": "random", "radius": 0}, "a radius above 0"),
         ((a,), {"directions": "random", "margin": 0.5}, "margin needs three"),
     ):
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=message):
             evaluate_plane(*files, out=out, **options, **HERE)
     with pytest.raises(DataError, match=r"step-000010\.safetensors.*A and B have the same weights"):
         evaluate_plane(a, a, c, out=out, **HERE)
@@ -271,7 +273,9 @@ def test_what_is_no_plane(mlp: list[Path], resnet: list[Path], tmp_path: Path) -
     assert not out.exists()
 
 
-def test_the_command(mlp: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_and_draws_the_plane(
+    mlp: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["plane", *map(str, mlp), "-o", str(tmp_path / "plane"), "--split", "test", "--device", "cpu"]
     assert run([*words, "--grid", "5x3"]) == 0
     out, err = capsys.readouterr()
@@ -313,6 +317,6 @@ def test_the_command(mlp: list[Path], tmp_path: Path, capsys: pytest.CaptureFixt
         ["--set", "batchnorm=interpolate", "--set", "batchnorm_samples=9"],
     ],
 )
-def test_wrong_use_of_the_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_use_of_the_command_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["plane", "a", "b", "c", "-o", "out", *words]) == 2
     assert words[0] in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Dumps of a path's points: read by analyze with the numbers of the records, kept only where they are asked for."""
+"""Tests of dumps of a path's points: analyze gives the numbers of the records; dumps are stored on request only."""
 
 import json
 import subprocess
@@ -34,11 +34,11 @@ def ends(tmp_path_factory: pytest.TempPathFactory, train_digits: Any) -> tuple[P
     return first, second
 
 
-@pytest.mark.parametrize("held", [True, False])
-def test_analyze_reads_the_numbers_of_the_records(
-    ends: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: bool
+@pytest.mark.parametrize("fits_in_memory", [True, False])
+def test_analyzing_dumps_gives_the_numbers_of_the_records(
+    ends: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits_in_memory: bool
 ) -> None:
-    if not held:
+    if not fits_in_memory:
         monkeypatch.setattr(point_module, "CACHE_BYTES", 0)
     result = evaluate_path(*ends, tmp_path / "path", keep_dumps=True, span=(-0.5, 1.0), **HERE)
     assert {p["alpha"] for p in result.points} == {-0.5, 0, 0.25, 1}
@@ -56,14 +56,14 @@ def test_analyze_reads_the_numbers_of_the_records(
     assert compared > 8 * 20
 
 
-def test_a_dump_says_where_it_comes_from(ends: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_dump_states_its_provenance(ends: tuple[Path, Path], tmp_path: Path) -> None:
     evaluate_path(*ends, tmp_path / "path", keep_dumps=True, splits=["test"], batchnorm="interpolate", **HERE)
     file = tmp_path / "path" / "dumps" / "alpha-0.500000.h5"
-    told = read_provenance(file)
-    assert told is not None
-    assert told.checkpoint == "step-000010 to step-000020, alpha 0.5"
-    assert (told.model, told.data, told.splits) == ("resnet", "digits", ("test",))
-    assert len(told.checkpoint_sha256) == 64
+    provenance = read_provenance(file)
+    assert provenance is not None
+    assert provenance.checkpoint == "step-000010 to step-000020, alpha 0.5"
+    assert (provenance.model, provenance.data, provenance.splits) == ("resnet", "digits", ("test",))
+    assert len(provenance.checkpoint_sha256) == 64
     states = []
     for end in ends:
         with open_checkpoint(end) as checkpoint:
@@ -79,7 +79,7 @@ def test_a_dump_says_where_it_comes_from(ends: tuple[Path, Path], tmp_path: Path
         torch.testing.assert_close(torch.from_numpy(rebuilt).float(), model(inputs), rtol=1e-4, atol=1e-5)
 
 
-def test_nothing_is_kept_unasked_and_old_dumps_go(
+def test_dumps_are_stored_on_request_only_and_replaced_with_the_path(
     ends: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "path"
@@ -106,7 +106,7 @@ def test_nothing_is_kept_unasked_and_old_dumps_go(
     (out / "path.json").unlink()
     with pytest.raises(UsageError, match=r"another path .*dumps True / None"):
         evaluate_path(*ends, out, splits=["test"], **{**HERE, "points": 4})
-    # A point whose dump was kept, but not its record, is evaluated again.
+    # A point with a dump but without a record is evaluated again.
     lines = (out / "points.jsonl").read_text().splitlines(keepends=True)
     (out / "points.jsonl").write_text("".join(lines[:2]))
     assert run([*words, "--points", "4"]) == 0
@@ -120,40 +120,40 @@ LIMITED = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, 4_000))
-# A module compiled now would leave a part of its cached bytecode to whoever imports it next.
+# Bytecode files would be cut off at the limit, and the next import of the module would read them.
 sys.dont_write_bytecode = True
 from ckpt_probe.cli.app import run
 sys.exit(run(sys.argv[1:]))
 """
 
 
-def test_a_disk_that_is_full_midway_leaves_no_half_file(ends: tuple[Path, Path], tmp_path: Path, commands: Any) -> None:
+def test_a_full_disk_leaves_no_incomplete_file(ends: tuple[Path, Path], tmp_path: Path, commands: Any) -> None:
     out = tmp_path / "out"
     words = ["interpolate", *map(str, ends), "-o", str(out), "--device", "cpu", "--split", "test", "--points", "3"]
     words += ["--align", "permutation", "--set", "keep_dumps=true"]
     done = subprocess.run(commands.python(LIMITED, *words), capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (1, f"error: {out / 'aligned.safetensors'}: {FULL}\n")
-    assert [found.name for found in out.rglob("*")] == ["plan.json"]
+    assert [file.name for file in out.rglob("*")] == ["plan.json"]
     assert run(words) == 0
     assert (out / "path.json").exists()
 
 
-@pytest.mark.parametrize("breaks", ["writer", "features"])
-def test_an_evaluation_that_breaks_midway_leaves_no_thread(
-    ends: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks: str
+@pytest.mark.parametrize("failure", ["writer", "features"])
+def test_a_failed_evaluation_leaves_no_thread(
+    ends: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str
 ) -> None:
     monkeypatch.setattr(point_module, "CACHE_BYTES", 0)
     subject = open_subject(ends[0], Setup(device="cpu", batch_size=1))
     *_, scale, shift = (p for name, p in subject.model.named_parameters() if not name.startswith(subject.classifier))
-    scale.data.fill_(1e6 if breaks == "writer" else torch.nan)
+    scale.data.fill_(1e6 if failure == "writer" else torch.nan)
     shift.data.fill_(1e6)
     evaluation = point_module.PointEvaluation(subject, PathOptions(batchnorm="interpolate"))
     storage = Storage(feature_dtype="float16")
-    # The exception and its traceback, and so every frame's names, live on here: nothing is left to collection.
+    # The raised exception keeps its traceback and all local variables alive, so that garbage collection ends no thread.
     with (
-        pytest.raises(DataError, match="NaN" if breaks == "features" else "`feature_dtype='float32'`") as told,
+        pytest.raises(DataError, match="NaN" if failure == "features" else "`feature_dtype='float32'`") as error,
         StoreWriter(tmp_path / "a.h5", None, storage, *subject.parameters()) as writer,
     ):
-        evaluation.record("test", NullProgress(), writer=writer if breaks == "writer" else None)
-    assert told.tb is not None
+        evaluation.record("test", NullProgress(), writer=writer if failure == "writer" else None)
+    assert error.tb is not None
     assert not [thread for thread in threading.enumerate() if thread.name == "batches_0"]

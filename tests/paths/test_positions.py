@@ -1,4 +1,4 @@
-"""Positions on a path: even ones over any span, and more of them where a curve may rise above its barrier."""
+"""Tests of positions on a path: evenly spaced over a span, with more of them where a curve may exceed its barrier."""
 
 import math
 
@@ -8,7 +8,7 @@ from ckpt_probe.errors import UsageError
 from ckpt_probe.paths.positions import MOST, barrier, evenly, refined
 
 
-def test_even_positions_hold_both_ends() -> None:
+def test_even_positions_include_both_ends() -> None:
     assert evenly(5) == [0, 0.25, 0.5, 0.75, 1]
     assert evenly(5, (-0.5, 1.5)) == [-0.5, 0, 0.5, 1, 1.5]
     assert evenly(3, (0.2, 0.8)) == [0, 0.2, 0.5, 0.8, 1]
@@ -19,7 +19,7 @@ def test_even_positions_hold_both_ends() -> None:
             evenly(points, span)
 
 
-def walked(*curves) -> list[float]:
+def refined_positions(*curves) -> list[float]:
     alphas = evenly(5)
     while more := refined(alphas, [[curve(alpha) for alpha in alphas] for curve in curves]):
         assert not set(more) & set(alphas)
@@ -36,18 +36,18 @@ def walked(*curves) -> list[float]:
         lambda a: 1 / (1 + math.exp(-20 * (a - 0.4))),
     ],
 )
-def test_the_barrier_is_known_to_one_per_cent(curve) -> None:
-    alphas = walked(curve)
-    found = barrier(alphas, [curve(a) for a in alphas]).value
+def test_refined_positions_give_the_barrier_to_one_per_cent(curve) -> None:
+    alphas = refined_positions(curve)
+    value = barrier(alphas, [curve(a) for a in alphas]).value
     fine = [i / 5000 for i in range(5001)]
-    assert found == pytest.approx(barrier(fine, [curve(a) for a in fine]).value, rel=0.011)
+    assert value == pytest.approx(barrier(fine, [curve(a) for a in fine]).value, rel=0.011)
     assert len(alphas) < 30
 
 
-def test_a_straight_or_sagging_curve_asks_for_no_more() -> None:
-    assert walked(lambda a: 3 - a) == evenly(5)
-    assert walked(lambda a: 3 + (a - 0.5) ** 2) == evenly(5)
+def test_a_straight_or_convex_curve_is_not_refined() -> None:
+    assert refined_positions(lambda a: 3 - a) == evenly(5)
+    assert refined_positions(lambda a: 3 + (a - 0.5) ** 2) == evenly(5)
 
 
-def test_there_is_an_end_to_it() -> None:
-    assert len(walked(lambda a: 1 + math.sin(200 * a) ** 2, lambda a: abs(math.sin(31 * a)))) <= MOST
+def test_the_number_of_refined_positions_is_limited() -> None:
+    assert len(refined_positions(lambda a: 1 + math.sin(200 * a) ** 2, lambda a: abs(math.sin(31 * a)))) <= MOST

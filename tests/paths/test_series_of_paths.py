@@ -1,4 +1,4 @@
-"""Barriers by training step: two runs paired by step, one run's neighbours, resumed and refused."""
+"""Tests of barriers by training step: two runs paired by step, neighbours in one run, resume, and refusals."""
 
 import json
 import shutil
@@ -16,25 +16,25 @@ HERE = {"device": "cpu", "points": 3, "splits": ["test"]}
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, train_digits: Any) -> tuple[Path, Path]:
-    where = tmp_path_factory.mktemp("runs")
-    return train_digits(where / "a", [10, 20, 40], seed=1), train_digits(where / "b", [20, 30, 40], seed=2)
+    directory = tmp_path_factory.mktemp("runs")
+    return train_digits(directory / "a", [10, 20, 40], seed=1), train_digits(directory / "b", [20, 30, 40], seed=2)
 
 
-def test_two_runs_are_paired_by_step(runs: tuple[Path, Path], tmp_path: Path) -> None:
-    said = []
+def test_checkpoints_of_two_runs_are_paired_by_step(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    messages = []
 
-    class Listening:
+    class MessageLog:
         def message(self, text: str) -> None:
-            said.append(text)
+            messages.append(text)
 
         def task(self, *words: object):
             from ckpt_probe.progress import NullProgress
 
             return NullProgress().task("", None)
 
-    records = barriers(*runs, out=tmp_path / "out", progress=Listening(), **HERE)
+    records = barriers(*runs, out=tmp_path / "out", progress=MessageLog(), **HERE)
     assert [record["step"] for record in records] == [0, 20, 40]
-    assert said == ["2 checkpoints have no counterpart at the same step and were left out"]
+    assert messages == ["2 checkpoints have no counterpart at the same step and were left out"]
     ends = (run / "checkpoints" / "step-000020.safetensors" for run in runs)
     single = evaluate_path(*ends, tmp_path / "single", **HERE)
     assert records[1] == {"step": 20, **single.summary[0]}
@@ -48,7 +48,9 @@ def test_two_runs_are_paired_by_step(runs: tuple[Path, Path], tmp_path: Path) ->
         barriers(runs[0], runs[0], out=tmp_path / "out", **HERE)
 
 
-def test_neighbours_within_a_run(runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_neighbouring_checkpoints_of_one_run_are_paired(
+    runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["barriers", str(runs[0]), "-o", str(tmp_path / "out"), "--points", "3", "--json"]
     assert run([*words, "--split", "test", "--device", "cpu"]) == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -56,8 +58,10 @@ def test_neighbours_within_a_run(runs: tuple[Path, Path], tmp_path: Path, capsys
     assert (tmp_path / "out" / "step-000000--step-000010" / "path.json").exists()
 
 
-def test_what_cannot_be_paired(runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = [one / "checkpoints" / "step-000010.safetensors" for one in runs[:1]]
+def test_checkpoints_that_cannot_be_paired_are_errors(
+    runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [run_directory / "checkpoints" / "step-000010.safetensors" for run_directory in runs[:1]]
     with pytest.raises(UsageError, match="only one checkpoint; barriers within a run need"):
         barriers(files[0], None, out=tmp_path / "out")
     with pytest.raises(UsageError, match="the runs have no checkpoints at the same step"):
@@ -68,18 +72,18 @@ def test_what_cannot_be_paired(runs: tuple[Path, Path], tmp_path: Path, capsys: 
         shutil.copy(files[0], twice / f"{name}.safetensors")
     with pytest.raises(DataError, match="have the same step"):
         barriers(runs[0], twice, out=tmp_path / "out")
-    for words, told in (
+    for words, message in (
         (["interpolate", "a"], "Missing argument 'B'"),
         (["interpolate", *map(str, runs)], "two runs; ckpt-probe barriers computes"),
         (["interpolate", "a", "--consecutive"], "use the command ckpt-probe barriers RUN"),
         (["barriers", "a", "--alpha", "0.5"], "No such option '--alpha'"),
     ):
         assert run([*words, "-o", "out"]) == 2
-        assert told in capsys.readouterr().err
-    for words, told in (
+        assert message in capsys.readouterr().err
+    for words, message in (
         (["--points", "2"], "--points"),
         (["--set", "span=1:0"], "--set span=1:0"),
         (["--set", "span=5"], "--set span=5"),
     ):
         assert run(["interpolate", "a", "b", "-o", "out", *words]) == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The line and the arc between two checkpoints, and how far apart they are, against closed forms."""
+"""Tests of the line and the arc between two checkpoints and of their distances, against closed forms."""
 
 import json
 import math
@@ -44,48 +44,50 @@ def read(path: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
-def test_the_ends_are_exact_bit_for_bit(ends: tuple[Path, Path], tmp_path: Path, alpha: float) -> None:
+def test_the_ends_are_written_bit_for_bit(ends: tuple[Path, Path], tmp_path: Path, alpha: float) -> None:
     interpolate(*ends, alpha=alpha, out=tmp_path / "out")
-    expected, found = read(ends[int(alpha)]), read(tmp_path / "out")
+    expected, written = read(ends[int(alpha)]), read(tmp_path / "out")
     assert all(
-        torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in expected.items()
+        torch.equal(written[name], tensor) and written[name].dtype == tensor.dtype for name, tensor in expected.items()
     )
 
 
 @pytest.mark.parametrize("alpha", [0.3, 0.5, -0.5, 1.5])
-def test_the_middle_is_that_of_float64_rounded(ends: tuple[Path, Path], tmp_path: Path, alpha: float) -> None:
+def test_points_between_the_ends_are_rounded_float64_values(
+    ends: tuple[Path, Path], tmp_path: Path, alpha: float
+) -> None:
     summary = interpolate(*ends, alpha=alpha, out=tmp_path / "out")
-    a, b, found = read(ends[0]), read(ends[1]), read(tmp_path / "out")
+    a, b, written = read(ends[0]), read(ends[1]), read(tmp_path / "out")
     for name in ("single", "double", "half", "brain"):
         exact = (1 - alpha) * a[name].double() + alpha * b[name].double()
-        assert found[name].dtype == a[name].dtype
-        torch.testing.assert_close(found[name].double(), exact, rtol=torch.finfo(a[name].dtype).eps, atol=1e-6)
-    assert torch.equal(found["count"], a["count"])
-    assert torch.equal(found["mask"], a["mask"])
+        assert written[name].dtype == a[name].dtype
+        torch.testing.assert_close(written[name].double(), exact, rtol=torch.finfo(a[name].dtype).eps, atol=1e-6)
+    assert torch.equal(written["count"], a["count"])
+    assert torch.equal(written["mask"], a["mask"])
     assert summary.interpolated == 4
     assert set(summary.copied) == {"count", "mask"}
 
 
-def test_a_line_to_itself_stays_there(ends: tuple[Path, Path]) -> None:
+def test_points_between_equal_checkpoints_equal_them(ends: tuple[Path, Path]) -> None:
     a = read(ends[0])
     for name, tensor in linear(a, a, 0.37).items():
         torch.testing.assert_close(tensor, a[name], rtol=1e-6, atol=1e-7)
 
 
-def test_the_written_point_says_where_it_lies_and_claims_no_step(ends: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_written_point_states_its_position_and_has_no_step(ends: tuple[Path, Path], tmp_path: Path) -> None:
     interpolate(*ends, alpha=0.3, out=tmp_path / "mid.safetensors")
     with open_checkpoint(tmp_path / "mid.safetensors") as checkpoint:
         assert (checkpoint.metadata.model, checkpoint.metadata.data) == ("mlp", "digits")
         assert (checkpoint.metadata.step, checkpoint.metadata.seed) == (None, None)
-        told = json.loads(checkpoint.raw_metadata["ckpt_probe.path"])
-    assert told == {"a": "a.safetensors", "b": "b.safetensors", "alpha": 0.3, "path": "linear"}
+        position = json.loads(checkpoint.raw_metadata["ckpt_probe.path"])
+    assert position == {"a": "a.safetensors", "b": "b.safetensors", "alpha": 0.3, "path": "linear"}
 
 
 def test_mismatches_are_listed_together(ends: tuple[Path, Path], tmp_path: Path) -> None:
-    other = state(2)
-    del other["half"]
-    other |= {"extra": torch.zeros(1), "single": torch.zeros(5, 4), "double": other["double"].float()}
-    save_checkpoint(tmp_path / "c.safetensors", other)
+    mismatched = state(2)
+    del mismatched["half"]
+    mismatched |= {"extra": torch.zeros(1), "single": torch.zeros(5, 4), "double": mismatched["double"].float()}
+    save_checkpoint(tmp_path / "c.safetensors", mismatched)
     with pytest.raises(DataError) as error:
         interpolate(ends[0], tmp_path / "c.safetensors", alpha=0.5, out=tmp_path / "out")
     for part in (
@@ -98,7 +100,7 @@ def test_mismatches_are_listed_together(ends: tuple[Path, Path], tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_lie_on_a_line(ends: tuple[Path, Path], tmp_path: Path) -> None:
+def test_tensors_without_interpolation_are_errors(ends: tuple[Path, Path], tmp_path: Path) -> None:
     broken = state(2)
     broken["single"][0, 0] = torch.nan
     save_checkpoint(tmp_path / "nan.safetensors", broken)
@@ -116,13 +118,13 @@ def test_what_cannot_lie_on_a_line(ends: tuple[Path, Path], tmp_path: Path) -> N
 
 
 def test_barrier_is_the_largest_excess_over_the_chord() -> None:
-    found = barrier([0, 0.25, 0.5, 1], [1.0, 1.0, 3.0, 2.0])
-    assert found.value == pytest.approx(1.5)
-    assert found.alpha == 0.5
-    assert found.mean == pytest.approx((-0.25 + 1.5) / 4)
-    assert found.over_mean == pytest.approx(3 - (1 + 2) / 2)
+    result = barrier([0, 0.25, 0.5, 1], [1.0, 1.0, 3.0, 2.0])
+    assert result.value == pytest.approx(1.5)
+    assert result.alpha == 0.5
+    assert result.mean == pytest.approx((-0.25 + 1.5) / 4)
+    assert result.over_mean == pytest.approx(3 - (1 + 2) / 2)
     assert barrier([0, 0.5, 1], [1.0, 0.0, 1.0]).value == 0
-    # Without a rise, the higher end is above the mean of both.
+    # Without a rise, the higher end is still above the mean of the ends.
     assert (barrier([0, 1], [1.0, 2.0]).value, barrier([0, 1], [1.0, 2.0]).over_mean) == (0, 0.5)
     assert barrier([0, 0.3, 1], [0.1, 0.1 * 0.7 + 0.7 * 0.3, 0.7]).value == pytest.approx(0, abs=1e-15)
 
@@ -130,23 +132,23 @@ def test_barrier_is_the_largest_excess_over_the_chord() -> None:
 @pytest.mark.parametrize(
     ("alphas", "values"), [([0, 1], [1.0]), ([0.1, 1], [1.0, 2.0]), ([0, 0.5, 0.5, 1], [1.0] * 4), ([0], [1.0])]
 )
-def test_a_barrier_of_what_is_no_path(alphas: list[float], values: list[float]) -> None:
+def test_a_barrier_of_an_invalid_path_is_an_error(alphas: list[float], values: list[float]) -> None:
     with pytest.raises(DataError, match="a barrier needs"):
         barrier(alphas, values)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.2, 0.5, 1.0])
-def test_a_quarter_circle(alpha: float) -> None:
-    found = slerp(A, B, alpha)
+def test_an_arc_between_orthogonal_tensors_is_a_quarter_circle(alpha: float) -> None:
+    point = slerp(A, B, alpha)
     expected = torch.tensor([3 * math.cos(alpha * math.pi / 2), 3 * math.sin(alpha * math.pi / 2)])
-    assert torch.allclose(found["w"], expected, atol=1e-6)
-    assert torch.allclose(found["same"], A["same"] * (1 + alpha))
-    assert torch.allclose(found["zero"], torch.full((2,), alpha))
-    assert found["n"] == (9 if alpha == 1 else 4)
-    assert found["w"].dtype == torch.float32
+    assert torch.allclose(point["w"], expected, atol=1e-6)
+    assert torch.allclose(point["same"], A["same"] * (1 + alpha))
+    assert torch.allclose(point["zero"], torch.full((2,), alpha))
+    assert point["n"] == (9 if alpha == 1 else 4)
+    assert point["w"].dtype == torch.float32
 
 
-def test_opposite_tensors_lie_on_the_line_and_ends_are_exact() -> None:
+def test_opposite_tensors_are_interpolated_on_the_line_with_exact_ends() -> None:
     a, b = {"w": torch.tensor([1.0, 2.0]).half()}, {"w": torch.tensor([-2.0, -4.0]).half()}
     assert torch.equal(slerp(a, b, 0.5)["w"], linear(a, b, 0.5)["w"])
     assert torch.equal(slerp(a, b, 1.0)["w"], b["w"])
@@ -154,13 +156,13 @@ def test_opposite_tensors_lie_on_the_line_and_ends_are_exact() -> None:
         slerp(a, {"w": torch.tensor([math.nan, 1]).half()}, 0.5)
 
 
-def test_distances_and_lengths() -> None:
-    found = {one["name"]: one for one in distances(A, B)}
-    assert set(found) == {"w", "same", "zero"}
-    assert found["w"]["distance"] == pytest.approx(3 * math.sqrt(2))
-    assert found["w"]["cosine"] == pytest.approx(0)
-    assert found["same"]["cosine"] == pytest.approx(1)
-    assert found["zero"]["cosine"] is None
+def test_distances_and_lengths_equal_their_closed_forms() -> None:
+    distance_of = {entry["name"]: entry for entry in distances(A, B)}
+    assert set(distance_of) == {"w", "same", "zero"}
+    assert distance_of["w"]["distance"] == pytest.approx(3 * math.sqrt(2))
+    assert distance_of["w"]["cosine"] == pytest.approx(0)
+    assert distance_of["same"]["cosine"] == pytest.approx(1)
+    assert distance_of["zero"]["cosine"] is None
     a, b = {"w": A["w"]}, {"w": B["w"]}
     assert length(partial(linear, a, b)) == pytest.approx(3 * math.sqrt(2), rel=1e-6)
     assert length(partial(slerp, a, b)) == pytest.approx(3 * math.pi / 2, rel=1e-3)
