@@ -1,4 +1,4 @@
-"""Small dumps with predictions that are known."""
+"""Fixtures that write small dumps with known predictions."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ Writing = Callable[..., Path]
 
 @pytest.fixture
 def write_run(tmp_path: Path) -> Writing:
-    """A function that writes the dumps of a run and returns their directory."""
+    """Return a function that writes the dumps of a run and returns their directory."""
 
     def write(
         name: str,
@@ -28,8 +28,8 @@ def write_run(tmp_path: Path) -> Writing:
         directory = tmp_path / name
         directory.mkdir()
         for step, score in enumerate(scores):
-            own = labels[step] if isinstance(labels, list) else labels
-            write_dump(directory / f"step-{10 * step:04d}.h5", score, own, split, class_names, classes)
+            labels_of_step = labels[step] if isinstance(labels, list) else labels
+            write_dump(directory / f"step-{10 * step:04d}.h5", score, labels_of_step, split, class_names, classes)
         return directory
 
     return write
@@ -44,7 +44,7 @@ def write_dump(
     classes: int = 3,
     sample_names: Sequence[str] | None = None,
 ) -> None:
-    """Write a dump with these scores, or without any."""
+    """Write a dump with the given scores, or without scores."""
     rows = len(scores.prediction if isinstance(scores, Scored) else scores) if scores is not None else len(labels)  # pyright: ignore
     with DumpWriter(path, None, classes=classes, features=2, overwrite=True) as writer:
         if class_names is not None:
@@ -59,5 +59,5 @@ def write_dump(
 
 
 def logits_of(predicted: Sequence[int], classes: int = 3) -> np.ndarray:
-    """Return logits (n, classes) whose largest is that of the predicted class."""
+    """Return logits (n, classes) with the largest value at the predicted class."""
     return np.eye(classes, dtype=np.float32)[np.asarray(predicted)] * 3

@@ -1,4 +1,4 @@
-"""Disagreement, agreement among errors and divergence of predictions: known cases, scipy, and plain formulas."""
+"""Tests of disagreement, agreement among errors and divergence of predictions: known cases, scipy, and formulas."""
 
 import numpy as np
 import pytest
@@ -13,25 +13,26 @@ PREDICTED = np.array([[0, 1, 1, 1, 2, 2], [0, 0, 1, 2, 2, 0]])
 
 
 def test_known_predictions_give_known_shares() -> None:
-    found = compare_predictions(PREDICTED, LABELS, [(0, 1)])
-    # Rows 1, 3 and 5 differ; rows 2 and 4 are wrong in both, each with one class; row 1 is won, rows 3 and 5 are lost.
-    assert found.disagreement == pytest.approx([3 / 6])
-    assert found.error_agreement == pytest.approx([1.0])
-    assert found.wins == pytest.approx([1 / 6])
-    assert found.losses == pytest.approx([2 / 6])
+    shares = compare_predictions(PREDICTED, LABELS, [(0, 1)])
+    # Rows 1, 3 and 5 differ. Rows 2 and 4 are wrong in both, each with one class.
+    # Row 1 becomes right, rows 3 and 5 become wrong.
+    assert shares.disagreement == pytest.approx([3 / 6])
+    assert shares.error_agreement == pytest.approx([1.0])
+    assert shares.wins == pytest.approx([1 / 6])
+    assert shares.losses == pytest.approx([2 / 6])
 
 
-def test_shares_over_several_blocks_are_those_of_the_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares_over_several_blocks_equal_their_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ckpt_probe.predictions.agreement.ROWS", 64)
     rng = np.random.default_rng(1)
     labels, predicted = rng.integers(0, 4, 500), rng.integers(0, 4, (3, 500))
-    found = compare_predictions(predicted, labels, all_pairs(3))
+    shares = compare_predictions(predicted, labels, all_pairs(3))
     for number, (i, j) in enumerate(all_pairs(3)):
         a, b = predicted[i], predicted[j]
-        both = (a != labels) & (b != labels)
-        assert found.disagreement[number] == pytest.approx(np.mean(a != b))
-        assert found.error_agreement[number] == pytest.approx(np.mean(a[both] == b[both]))
-        assert found.wins[number] == pytest.approx(np.mean((a != labels) & (b == labels)))
+        wrong_in_both = (a != labels) & (b != labels)
+        assert shares.disagreement[number] == pytest.approx(np.mean(a != b))
+        assert shares.error_agreement[number] == pytest.approx(np.mean(a[wrong_in_both] == b[wrong_in_both]))
+        assert shares.wins[number] == pytest.approx(np.mean((a != labels) & (b == labels)))
 
 
 def test_without_common_errors_or_labels_the_values_are_undefined() -> None:
@@ -41,7 +42,7 @@ def test_without_common_errors_or_labels_the_values_are_undefined() -> None:
     assert np.isnan([unlabelled.error_agreement, unlabelled.wins, unlabelled.losses]).all()
 
 
-def test_divergence_is_that_of_scipy() -> None:
+def test_divergence_equals_that_of_scipy() -> None:
     logits = np.random.default_rng(2).normal(size=(4, 300, 7)) * 4
     probabilities = np.stack([softmax(each) for each in logits])
     np.testing.assert_allclose(probabilities, softmax_of_scipy(logits, axis=2), rtol=1e-12)
@@ -50,14 +51,14 @@ def test_divergence_is_that_of_scipy() -> None:
     np.testing.assert_allclose(divergences(blocks, all_pairs(4)), expected, rtol=1e-9)
 
 
-def test_divergence_of_extreme_logits() -> None:
+def test_divergence_of_extreme_logits_is_finite() -> None:
     certain = softmax(np.array([[0.0, -np.inf], [2000.0, 0.0]]))
     opposite = certain[:, ::-1]
-    found = divergences([np.stack([certain, certain, opposite])], [(0, 1), (0, 2)])
-    np.testing.assert_allclose(found, [0, np.log(2)], atol=1e-15)
+    values = divergences([np.stack([certain, certain, opposite])], [(0, 1), (0, 2)])
+    np.testing.assert_allclose(values, [0, np.log(2)], atol=1e-15)
 
 
-def test_close_networks_have_a_divergence_of_the_right_size() -> None:
+def test_divergence_of_close_networks_equals_its_second_order_value() -> None:
     logits = np.random.default_rng(3).normal(size=(200, 5))
     p, q = softmax(logits), softmax(logits + 1e-5 * np.random.default_rng(4).normal(size=(200, 5)))
     expected = np.mean(np.sum((p - q) ** 2 / (p + q), axis=1)) / 4  # second order of both Kullback-Leibler terms

@@ -1,4 +1,4 @@
-"""Records of examples, classes, checkpoints and runs from dumps, and what is left out of them with which reason."""
+"""Tests of records of examples, classes, checkpoints and runs, and of the reasons for dumps that are left out."""
 
 import json
 from collections.abc import Callable
@@ -26,7 +26,7 @@ PREDICTED = [[0, 1, 1, 0], [0, 0, 2, 0], [0, 0, 1, 1]]
 """Example 0 is always right, 1 from step 10 on, 2 is forgotten once and learned at step 20, 3 is never learned."""
 
 
-def only(records: Any) -> Any:
+def single(records: Any) -> Any:
     (record,) = records
     return record
 
@@ -86,7 +86,7 @@ def test_logits_are_computed_from_features_and_classifier_weights(tmp_path: Path
         writer.write_classifier(weights, bias)
         writer.start_split("test", 6, logits=False)
         writer.append("test", features, np.arange(6) % 3)
-    predictions = only(read_predictions(tmp_path))
+    predictions = single(read_predictions(tmp_path))
     logits = features @ weights.T + bias
     assert predictions.predicted.tolist() == [logits.argmax(axis=1).tolist()]
     assert predictions.loss == pytest.approx(np.log(np.exp(logits).sum(1)) - logits[np.arange(6), np.arange(6) % 3])
@@ -97,7 +97,7 @@ def test_a_single_checkpoint_has_no_forgetting(write_run: Writing) -> None:
     record = cp.examples(directory)[-1]
     assert (record["first_learned"], record["forgotten"], record["never_learned"]) == (0, None, False)
     assert "one checkpoint has predictions" in record["missing"]
-    assert "one checkpoint has predictions" in only(cp.examples(directory, by="step"))["missing"]
+    assert "one checkpoint has predictions" in single(cp.examples(directory, by="step"))["missing"]
     with pytest.raises(DataError, match="test: one checkpoint has predictions; two are needed"):
         list(cp.function_similarity(directory))
 
@@ -138,7 +138,7 @@ def test_a_dump_of_another_split_is_left_out_by_name(write_run: Writing) -> None
         cp.examples(directory, splits="tset")
 
 
-def test_dumps_without_predictions_say_why(write_run: Writing, tmp_path: Path) -> None:
+def test_dumps_without_predictions_are_an_error_with_the_reason(write_run: Writing, tmp_path: Path) -> None:
     directory = write_run("none", [None, None], LABELS)
     with pytest.raises(DataError, match=r"step-0000.h5: test: no logits, predictions or classifier weights .*1 more"):
         cp.examples(directory)
@@ -161,7 +161,7 @@ def test_rows_without_labels_are_compared_but_not_learned(write_run: Writing) ->
 def test_runs_of_equal_accuracy_may_disagree(write_run: Writing) -> None:
     first = write_run("first", [logits_of([0, 0, 1, 0])], LABELS)
     second = write_run("second", [logits_of([1, 0, 1, 2])], LABELS)
-    record = only(cp.examples([first, second], by="run"))
+    record = single(cp.examples([first, second], by="run"))
     assert (record["run"], record["other"], record["split"]) == ("first", "second", "test")
     assert (record["accuracy"], record["other_accuracy"]) == (0.75, 0.75)
     assert (record["function.disagreement"], record["churn.wins"], record["churn.losses"]) == (0.5, 0.25, 0.25)
@@ -186,15 +186,15 @@ def test_runs_with_other_rows_are_refused_in_one_line(write_run: Writing) -> Non
         list(cp.examples([first, second], by="run"))
 
 
-def test_matrices_of_steps_and_of_runs(run: Path, write_run: Writing) -> None:
+def test_function_similarity_has_matrices_of_steps_and_of_runs(run: Path, write_run: Writing) -> None:
     disagreement, divergence, errors = cp.function_similarity(run)
     assert (disagreement.kind, disagreement.measure, disagreement.rows) == ("steps", "disagreement", ("0", "10", "20"))
     assert disagreement.values[0] == (0.0, 0.5, 0.5)
     assert divergence.values[1][2] == cp.examples(run, by="step")[2]["function.divergence"]
     assert (errors.measure, errors.values[0][0]) == ("error_agreement", 1.0)
-    other = write_run("other", [logits_of([0, 0, 1, 2])], LABELS)
-    matrix = next(iter(cp.function_similarity([run, other])))
-    assert (matrix.kind, matrix.rows, matrix.values[0][1]) == ("runs", ("run", "other"), 0.25)
+    second_run = write_run("second_run", [logits_of([0, 0, 1, 2])], LABELS)
+    matrix = next(iter(cp.function_similarity([run, second_run])))
+    assert (matrix.kind, matrix.rows, matrix.values[0][1]) == ("runs", ("run", "second_run"), 0.25)
     json.dumps(matrix.to_record())
 
 
@@ -215,7 +215,7 @@ def test_examples_are_named_by_the_files_of_their_data(write_run: Writing, tmp_p
     assert "examples have no names: digits: split test has other labels than the rows of the dump" in log.messages[-1]
 
 
-def test_names_in_dumps_name_examples_and_tell_rows_apart(write_run: Writing) -> None:
+def test_names_in_dumps_name_examples_and_distinguish_rows(write_run: Writing) -> None:
     directory, log = write_run("run", [logits_of(row) for row in PREDICTED], LABELS), MessageLog()
     for step, names in ((10, "abcd"), (20, "abcd"), (30, "abdc")):
         write_dump(directory / f"step-{step:04d}.h5", logits_of(PREDICTED[2]), LABELS, sample_names=[*names])

@@ -1,4 +1,4 @@
-"""Histories of examples with known answers, and histograms by class."""
+"""Tests of histories of examples with known answers, and of histograms by class."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from ckpt_probe.predictions.histories import counts_by_class, histories, worst_first
 
 HISTORIES = {
-    # right at each of five checkpoints: first learned, forgotten, never learned
+    # Whether the prediction is right at each of five checkpoints: first learned, forgotten, never learned.
     "11111": (0, 0, False),
     "00011": (3, 0, False),
     "10101": (4, 2, False),
@@ -20,26 +20,30 @@ HISTORIES = {
 @pytest.mark.parametrize("history", HISTORIES)
 def test_a_known_history(history: str) -> None:
     predicted = np.array([[1 if right == "1" else 0] for right in history])
-    found = histories(predicted, np.array([1]))
+    statistics = histories(predicted, np.array([1]))
     first, forgotten, never = HISTORIES[history]
-    assert (found.first_learned[0], found.forgotten[0], found.never_learned[0]) == (first, forgotten, never)
-    assert found.right[0] == history.count("1")
+    assert (statistics.first_learned[0], statistics.forgotten[0], statistics.never_learned[0]) == (
+        first,
+        forgotten,
+        never,
+    )
+    assert statistics.right[0] == history.count("1")
 
 
 def test_changes_of_wrong_predictions_count() -> None:
-    found = histories(np.array([[0], [2], [2], [1]]), np.array([1]))
-    assert (found.changed[0], found.forgotten[0], found.right[0]) == (2, 0, 1)
+    statistics = histories(np.array([[0], [2], [2], [1]]), np.array([1]))
+    assert (statistics.changed[0], statistics.forgotten[0], statistics.right[0]) == (2, 0, 1)
 
 
 def test_the_worst_examples_come_first() -> None:
     names = list(HISTORIES)
     predicted = np.array([[int(history[step]) for history in names] for step in range(5)])
-    found = histories(predicted, np.ones(len(names), dtype=int))
+    statistics = histories(predicted, np.ones(len(names), dtype=int))
     loss = np.array([0.1, 0.1, 0.1, 3.0, 5.0, 0.1, 0.2])
-    assert [names[index] for index in worst_first(found, loss)] == [
+    assert [names[index] for index in worst_first(statistics, loss)] == [
         "00000", "10101", "11110", "01101", "00001", "00011", "11111",
     ]  # fmt: skip
-    assert worst_first(found, None)[0] == names.index("00000")
+    assert worst_first(statistics, None)[0] == names.index("00000")
 
 
 def test_histograms_by_class_count_every_example() -> None:
