@@ -1,10 +1,10 @@
-"""The kill harness: each command killed with -9 at a random moment, then run again: the same files, and nothing left.
+"""Kill each command with signal 9 at a random moment, run it again, and compare the files with an uninterrupted run.
 
     python tests/reliability/kills.py --kills 200 --seed 0
 
-A moment is either an audit event of Python's (a file opened, renamed, removed, a directory made) or a share of the time
-that the command takes: the first is the same on every machine, the second also falls between such events. The cluster's
-scheduler and its two workers outlive the command that is killed, and serve the one that is run again.
+The moment is either one of Python's audit events (a file opened, renamed or removed, a directory made) or a fraction of
+the command's running time. Events are the same on every machine; times also fall between events. The scheduler and the
+two workers of the cluster are not killed: they serve the command both times.
 """
 
 import argparse
@@ -62,24 +62,24 @@ COMMANDS = {
     "cluster": "extract run -o out --split test --workers SCHEDULER",
 }
 APART = re.compile(r"ckpt_probe\.(integrations|.*\.child|.*__main__)")
-"""Modules that no command imports, or that are programs."""
+"""Modules that no command imports or that are programs of their own."""
 EVENTS = frozenset({"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"})
 
 
 def import_all() -> None:
-    """Import what commands import, so that every copy has it, and no event is the reading of a module."""
+    """Import every module that commands import, so that no audit event in a forked process comes from an import."""
     import_module("torch._dynamo")
     for module in pkgutil.walk_packages(ckpt_probe.__path__, "ckpt_probe."):
         if not APART.match(module.name):
             import_module(module.name)
 
 
-def in_a_copy(where: Path, words: list[str], prepare: Callable[[], None] = lambda: None) -> int:
-    """Run a command in a copy of this process, in a directory; its exit code, negative for a signal."""
+def run_forked(directory: Path, words: list[str], prepare: Callable[[], None] = lambda: None) -> int:
+    """Run a command in a fork of this process, in a directory, and return its exit code (negative for a signal)."""
     child = os.fork()
     if not child:
-        os.chdir(where)
-        output = os.open(where / ".said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.chdir(directory)
+        output = os.open(directory / ".said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
         prepare()
@@ -91,35 +91,35 @@ def in_a_copy(where: Path, words: list[str], prepare: Callable[[], None] = lambd
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def counting(into: Path) -> Callable[[], None]:
-    """Have the copy leave the number of its events in a file."""
+def count_events(file: Path) -> Callable[[], None]:
+    """Return a function that makes the fork write the number of its events to a file."""
 
     def prepare() -> None:
-        seen = [0]
+        events = [0]
 
         def hook(event: str, arguments: object) -> None:
             if event in EVENTS:
-                seen[0] += 1
+                events[0] += 1
                 descriptor = os.dup(keep)
-                os.pwrite(descriptor, b"%9d" % seen[0], 0)
+                os.pwrite(descriptor, b"%9d" % events[0], 0)
                 os.close(descriptor)
 
-        keep = os.open(into, os.O_WRONLY | os.O_CREAT)
+        keep = os.open(file, os.O_WRONLY | os.O_CREAT)
         sys.addaudithook(hook)
 
     return prepare
 
 
-def killed_at_event(number: int) -> Callable[[], None]:
-    """Have the copy kill itself at one of its events."""
+def kill_at_event(number: int) -> Callable[[], None]:
+    """Return a function that makes the fork kill itself at an event with a given number."""
 
     def prepare() -> None:
-        left = [number]
+        remaining = [number]
 
         def hook(event: str, arguments: object) -> None:
             if event in EVENTS:
-                left[0] -= 1
-                if left[0] == 0:
+                remaining[0] -= 1
+                if remaining[0] == 0:
                     os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(hook)
@@ -127,8 +127,8 @@ def killed_at_event(number: int) -> Callable[[], None]:
     return prepare
 
 
-def killed_after(seconds: float) -> Callable[[], None]:
-    """Have the copy kill itself after a time."""
+def kill_after(seconds: float) -> Callable[[], None]:
+    """Return a function that makes the fork kill itself after a number of seconds."""
 
     def prepare() -> None:
         def kill() -> None:
@@ -140,26 +140,26 @@ def killed_after(seconds: float) -> Callable[[], None]:
     return prepare
 
 
-def contents(where: Path) -> dict[str, object]:
-    """Every file by its name: its numbers and text, without what tells the time."""
-    found: dict[str, object] = {}
-    for path in sorted(where.rglob("*")):
+def contents(directory: Path) -> dict[str, object]:
+    """Return the numbers and text of every file by its name, without times."""
+    files: dict[str, object] = {}
+    for path in sorted(directory.rglob("*")):
         if path.is_dir() or path.name == ".said":
             continue
-        name = str(path.relative_to(where))
+        name = str(path.relative_to(directory))
         if path.suffix == ".h5":
-            found[name] = [str(record) for record in analyze(path)]
+            files[name] = [str(record) for record in analyze(path)]
         elif path.suffix in {".safetensors", ".toml"} and path.name != "state.safetensors":
-            found[name] = path.read_bytes()
+            files[name] = path.read_bytes()
         elif path.suffix == ".html" or path.name == "state.safetensors":
-            found[name] = len(path.read_bytes()) > 100
+            files[name] = len(path.read_bytes()) > 100
         else:
-            found[name] = re.sub(r'"(seconds|time|date|written)": *("[^"]*"|[\d.e+-]+)', "", path.read_text())
-    return found
+            files[name] = re.sub(r'"(seconds|time|date|written)": *("[^"]*"|[\d.e+-]+)', "", path.read_text())
+    return files
 
 
 class Harness:
-    """Where every command starts from, and what each leaves when nothing comes between."""
+    """The state in which every command starts, and the files that each writes without an interruption."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -167,7 +167,7 @@ class Harness:
         self.start.mkdir()
         (self.start / "a.toml").write_text(CONFIG)
         for words in ("train a.toml -o run", "extract run -o dumps --split test"):
-            self._must(self.start, words.split())
+            self.run_or_fail(self.start, words.split())
         self._whole: dict[str, tuple[dict[str, object], int, float]] = {}
         self._cluster: list[subprocess.Popen[bytes]] = []
 
@@ -180,7 +180,7 @@ class Harness:
             process.wait()
 
     def words(self, name: str) -> list[str]:
-        """The command; where it needs a cluster, that is started with the first of them."""
+        """Return the words of a command; the first one that needs a cluster starts it."""
         if "SCHEDULER" in COMMANDS[name] and not self._cluster:
             import_module("distributed")
             self._start("dask_scheduler", "--port", "0", "--host", "127.0.0.1")
@@ -188,43 +188,45 @@ class Harness:
                 self._start("dask_worker", "--nthreads", "1", "--no-nanny")
         return COMMANDS[name].replace("SCHEDULER", str(self._folder / "scheduler.json")).split()
 
-    def whole(self, name: str) -> tuple[dict[str, object], int, float]:
-        """What is there after a command that nothing interrupted, its events, and its seconds."""
+    def uninterrupted(self, name: str) -> tuple[dict[str, object], int, float]:
+        """Return the files of an uninterrupted command, the number of its events, and its seconds."""
         if name not in self._whole:
-            # Of the same name as later: some files name others by their whole path.
-            where = shutil.copytree(self.start, self._folder / "work")
+            # The directory is the one used later, since some files contain absolute paths.
+            directory = shutil.copytree(self.start, self._folder / "work")
             began = time.monotonic()
-            self._must(where, self.words(name), counting(self._folder / f"{name}.events"))
-            taken = time.monotonic() - began
+            self.run_or_fail(directory, self.words(name), count_events(self._folder / f"{name}.events"))
+            duration = time.monotonic() - began
             events = int((self._folder / f"{name}.events").read_text())
-            self._whole[name] = contents(where), events, taken
-            shutil.rmtree(where)
+            self._whole[name] = contents(directory), events, duration
+            shutil.rmtree(directory)
         return self._whole[name]
 
     def kill(self, name: str, random: np.random.Generator, *, by_time: bool) -> str:
-        """Kill a command once and run it again: "same", or what is wrong."""
-        right, events, seconds = self.whole(name)
-        where = shutil.copytree(self.start, self._folder / "work")
+        """Kill a command once, run it again, and return "same" or a description of the difference."""
+        expected_files, events, seconds = self.whole(name)
+        directory = shutil.copytree(self.start, self._folder / "work")
         try:
-            when = killed_after(random.uniform(0, seconds)) if by_time else killed_at_event(random.integers(events) + 1)
+            prepare = kill_after(random.uniform(0, seconds)) if by_time else kill_at_event(random.integers(events) + 1)
             words = self.words(name)
-            code = in_a_copy(where, words, when)
+            code = run_forked(directory, words, prepare)
             if code not in {0, -signal.SIGKILL}:
-                return f"ended with {code}: {(where / '.said').read_text()[-300:]}"
-            if name == "train" and (where / "out").exists():
+                return f"ended with {code}: {(directory / '.said').read_text()[-300:]}"
+            if name == "train" and (directory / "out").exists():
                 words.append("--resume")
-            if code and self._again(where, words) not in {0, 2}:
-                return f"the second run failed: {(where / '.said').read_text()[-300:]}"
-            return _difference(contents(where), right)
+            if code and self.run_again(directory, words) not in {0, 2}:
+                return f"the second run failed: {(directory / '.said').read_text()[-300:]}"
+            return _difference(contents(directory), expected_files)
         finally:
-            shutil.rmtree(where)
+            shutil.rmtree(directory)
 
-    def _again(self, where: Path, words: list[str]) -> int:
-        code = in_a_copy(where, words)
-        said = (where / ".said").read_text()
-        # The kill came when the file had its name, and the second run refuses to replace it; or before there was a run.
+    def run_again(self, directory: Path, words: list[str]) -> int:
+        code = run_forked(directory, words)
+        output = (directory / ".said").read_text()
+        # The killed run had renamed its file, which the second run refuses to replace, or had not begun to write.
         return (
-            code if code != 2 or "exists already" in said else in_a_copy(where, [w for w in words if w != "--resume"])
+            code
+            if code != 2 or "exists already" in output
+            else run_forked(directory, [w for w in words if w != "--resume"])
         )
 
     def _start(self, program: str, *arguments: str) -> None:
@@ -233,42 +235,42 @@ class Harness:
             command = [sys.executable, "-m", f"distributed.cli.{program}", *arguments, *named]
             self._cluster.append(subprocess.Popen(command, stdout=log, stderr=log, cwd=self._folder))
 
-    def _must(self, where: Path, words: list[str], prepare: Callable[[], None] = lambda: None) -> None:
-        if in_a_copy(where, words, prepare):
-            raise RuntimeError(f"{' '.join(words)}: {(where / '.said').read_text()}")
+    def run_or_fail(self, directory: Path, words: list[str], prepare: Callable[[], None] = lambda: None) -> None:
+        if run_forked(directory, words, prepare):
+            raise RuntimeError(f"{' '.join(words)}: {(directory / '.said').read_text()}")
 
 
-def _difference(found: dict[str, object], right: dict[str, object]) -> str:
-    for what, names in (("left", found.keys() - right.keys()), ("missing", right.keys() - found.keys())):
+def _difference(files: dict[str, object], expected: dict[str, object]) -> str:
+    for problem, names in (("remaining", files.keys() - expected.keys()), ("missing", expected.keys() - files.keys())):
         if names:
-            return f"{what}: {sorted(names)}"
-    return next((f"other contents: {name}" for name in right if found[name] != right[name]), "same")
+            return f"{problem}: {sorted(names)}"
+    return next((f"other contents: {name}" for name in expected if files[name] != expected[name]), "same")
 
 
 def main() -> int:
-    """Kill so often, over all commands in turn; exit 1 where one did not end in the same files."""
+    """Kill commands in turn, print the outcomes, and exit with 1 if the files of one differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--first", type=int, default=0, help="number of the first kill, to go on where one stopped")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--events-only", action="store_true")
-    asked = parser.parse_args()
+    arguments_given = parser.parse_args()
     import_all()
     gc.freeze()
     torch.set_num_threads(1)
     ends: Counter = Counter()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, Harness(Path(folder)) as harness:
-        for number in range(asked.first, asked.first + asked.kills):
+        for number in range(arguments_given.first, arguments_given.first + arguments_given.kills):
             name = list(COMMANDS)[number % len(COMMANDS)]
-            random = np.random.default_rng([asked.seed, number])
-            by_time = not asked.events_only and bool(random.integers(2))
+            random = np.random.default_rng([arguments_given.seed, number])
+            by_time = not arguments_given.events_only and bool(random.integers(2))
             end = harness.kill(name, random, by_time=by_time)
             ends[name, end == "same"] += 1
             if end != "same":
                 print(f"kill {number}, {name}, by {'time' if by_time else 'event'}: {end}", flush=True)
-            if time.monotonic() - began > asked.seconds:
+            if time.monotonic() - began > arguments_given.seconds:
                 print(f"stopped by --seconds; the next kill is {number + 1}")
                 break
     for name in COMMANDS:

@@ -1,9 +1,10 @@
-"""Mutation testing by a sample: operators of metrics/, moments/, alignment/ and merging/ changed one at a time.
+"""Test the tests: change operators in metrics/, moments/, alignment/ and merging/ one at a time, for a random sample.
 
     python tests/reliability/mutants.py --sample 400 --seed 0 --least 0.85
 
-All of them are about nine thousand, many hours; a sample of 400 tells the share that tests notice to within 4 %. What
-survives is printed with its change; exit 1 where fewer than `--least` are noticed. Run from the repository's root.
+There are about nine thousand mutants, which take many hours; a sample of 400 gives the share that the tests notice to
+within 4 %. Mutants that survive are printed with their change; the exit code is 1 if fewer than `--least` are noticed.
+Run from the repository's root.
 """
 
 import argparse
@@ -16,42 +17,44 @@ from pathlib import Path
 PROGRAM = Path(sys.executable).with_name("mutmut")
 FIRST = "ckpt_probe.metrics.regression.x_line_through__mutmut_1"
 SURVIVED, UNTESTED = {0}, {5, 33}
-"""Exit codes that mutmut keeps: of its tests, and 5 or 33 where no test reaches a mutant."""
+"""Exit codes of mutmut: the tests passed, and (5 or 33) no test reaches the mutant."""
 
 
 def outcomes() -> dict[str, int | None]:
-    """How the tests of each mutant ended, None where it was not run."""
-    found: dict[str, int | None] = {}
+    """Return the exit code of the tests for each mutant, None if it was not run."""
+    codes: dict[str, int | None] = {}
     for file in sorted(Path("mutants").rglob("*.meta")):
-        found |= json.loads(file.read_text())["exit_code_by_key"]
-    return found
+        codes |= json.loads(file.read_text())["exit_code_by_key"]
+    return codes
 
 
 def run(names: list[str]) -> None:
-    """Have mutmut make all mutants, and run some."""
+    """Make mutmut write all mutants and run some of them."""
     subprocess.run([PROGRAM, "run", *names], check=False, stdout=subprocess.DEVNULL)
 
 
 def main() -> int:
-    """Draw, run, print what survives."""
+    """Draw the sample, run it, and print the mutants that survive."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--least", type=float, default=0.85)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     run([FIRST])
     known = sorted(outcomes())
-    chosen = random.Random(asked.seed).sample(known, min(asked.sample, len(known)))
+    chosen = random.Random(arguments.seed).sample(known, min(arguments.sample, len(known)))
     run(chosen)
-    found = outcomes()
+    codes = outcomes()
     for name in chosen:
-        if found[name] in SURVIVED | UNTESTED:
-            shown = subprocess.run([PROGRAM, "show", name], check=False, capture_output=True, text=True).stdout
-            changes = [line for line in shown.splitlines() if line[:1] in {"-", "+"} and line[:3] not in {"---", "+++"}]
-            print(f"{name}{' (no test)' if found[name] in UNTESTED else ''}", *changes, sep="\n")
-    noticed = sum(found[name] not in SURVIVED | UNTESTED | {None} for name in chosen)
+        if codes[name] in SURVIVED | UNTESTED:
+            difference = subprocess.run([PROGRAM, "show", name], check=False, capture_output=True, text=True).stdout
+            changes = [
+                line for line in difference.splitlines() if line[:1] in {"-", "+"} and line[:3] not in {"---", "+++"}
+            ]
+            print(f"{name}{' (no test)' if codes[name] in UNTESTED else ''}", *changes, sep="\n")
+    noticed = sum(codes[name] not in SURVIVED | UNTESTED | {None} for name in chosen)
     print(f"{noticed} of {len(chosen)} mutants noticed, {noticed / len(chosen):.1%}; {len(known)} there are")
-    return 0 if noticed >= asked.least * len(chosen) else 1
+    return 0 if noticed >= arguments.least * len(chosen) else 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A few kills of a seed, each at an event; `make kills` does two hundred, at any moment."""
+"""Tests that commands recover from a few kills at fixed events; `make kills` does two hundred at random moments."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 HERE = Path(__file__).parent
 
 
-def killed(commands: Any, *words: object) -> str:
+def run_kills(commands: Any, *words: object) -> str:
     program = commands.script(HERE / "kills.py", *words)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(program, capture_output=True, text=True, env=environment, timeout=3600)
@@ -18,14 +18,14 @@ def killed(commands: Any, *words: object) -> str:
     return done.stdout
 
 
-# Those that start worker processes, and the cluster, apart.
+# Kill 10 and 11 are a command with worker processes and one on a cluster; they run apart from the others.
 @pytest.mark.parametrize(("first", "kills"), [(0, 10), (10, 1), (11, 1)])
 def test_every_command_killed_once_ends_in_the_same_files(commands: Any, first: int, kills: int) -> None:
-    assert f"{kills} kills, 0 wrong" in killed(
+    assert f"{kills} kills, 0 wrong" in run_kills(
         commands, "--first", first, "--kills", kills, "--seed", 1, "--events-only"
     )
 
 
 @pytest.mark.slow
-def test_two_hundred_kills(commands: Any) -> None:
-    assert "200 kills, 0 wrong" in killed(commands, "--kills", 200)
+def test_two_hundred_killed_commands_end_in_the_same_files(commands: Any) -> None:
+    assert "200 kills, 0 wrong" in run_kills(commands, "--kills", 200)
