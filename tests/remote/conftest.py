@@ -1,4 +1,4 @@
-"""Hosts on loopback: moto's server, which speaks S3, and a web server with ranges that can be told to misbehave."""
+"""Hosts on loopback: moto's server, which speaks S3, and a web server with ranges that can be made to misbehave."""
 
 import os
 import re
@@ -22,12 +22,12 @@ SECRETS = {"AWS_ACCESS_KEY_ID": "AKIDLOOPBACK", "AWS_SECRET_ACCESS_KEY": "s3cr3t
 
 @dataclass
 class S3:
-    """A server that speaks S3: where it is, what it was asked for, and how many bytes of bodies it has sent."""
+    """A server that speaks S3: its address, the requests that it received, and the bytes of bodies that it sent."""
 
     endpoint: str
     client: Any
     sent: int = 0
-    asked: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
 
     def put(self, bucket: str, key: str, file: Path | bytes) -> None:
         """Store an object."""
@@ -42,9 +42,9 @@ class S3:
                 self.put(bucket, f"{prefix}/{file.relative_to(folder).as_posix()}", file)
 
     def forget(self) -> None:
-        """Count from here."""
+        """Reset the counts of requests and bytes."""
         self.sent = 0
-        self.asked.clear()
+        self.requests.clear()
 
 
 @pytest.fixture(scope="session")
@@ -55,13 +55,13 @@ def _s3_server() -> Iterator[S3]:
 
     application = DomainDispatcherApplication(create_backend_app)
 
-    def counted(environ: Any, start_response: Any) -> Any:
+    def count_requests(environ: Any, start_response: Any) -> Any:
         body = b"".join(application(environ, start_response))
-        server.asked.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
+        server.requests.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
         server.sent += len(body)
         return [body]
 
-    running = make_server("127.0.0.1", 0, counted, threaded=True)
+    running = make_server("127.0.0.1", 0, count_requests, threaded=True)
     endpoint = f"http://127.0.0.1:{running.server_port}"
     client = boto3.client(
         "s3",
@@ -80,7 +80,7 @@ def _s3_server() -> Iterator[S3]:
 
 @pytest.fixture
 def s3(_s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
-    """The server, to which this process's environment leads."""
+    """Return the server, and set the environment variables that lead this process to it."""
     for name, value in {**SECRETS, "AWS_ENDPOINT_URL": _s3_server.endpoint, "AWS_DEFAULT_REGION": "us-east-1"}.items():
         monkeypatch.setenv(name, value)
     _s3_server.forget()
@@ -89,7 +89,7 @@ def s3(_s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[Any], str]]:
-    """Serves a handler's class on loopback until the test ends; gives the address."""
+    """Return a function that serves requests with a handler's class until the test ends, and returns the address."""
     running: list[tuple[ThreadingHTTPServer, threading.Thread]] = []
 
     def start(handler: Any) -> str:
@@ -109,7 +109,7 @@ def serve() -> Iterator[Callable[[Any], str]]:
 
 @pytest.fixture
 def probe_apart() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs a command in a process of its own, with this environment."""
+    """Return a function that runs a command in a separate process with the given environment."""
 
     def run(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
         program = "from ckpt_probe.cli.app import main; main()"
@@ -121,22 +121,30 @@ def probe_apart() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @dataclass
 class Web:
-    """A web server of a folder. failing: the status that it answers with so many times; moved: path → where to."""
+    """A web server of a folder.
+
+    Attributes:
+        failing: Status codes of the next answers, one for each request.
+        moved: Targets of redirects by path.
+        accept_ranges: Header of this name.
+        required: Text that a request's address or authorization has to contain.
+        claims: Sizes stated in place of the true ones, by path.
+    """
 
     folder: Path
     port: int = 0
     ranges: bool = True
-    says: str = "bytes"
+    accept_ranges: str = "bytes"
     failing: list[int] = field(default_factory=list)
     moved: dict[str, str] = field(default_factory=dict)
     pages: dict[str, str] = field(default_factory=dict)
     claims: dict[str, int] = field(default_factory=dict)
-    needs: str = ""
-    asked: list[str] = field(default_factory=list)
+    required: str = ""
+    requests: list[str] = field(default_factory=list)
     sent: int = 0
 
     def at(self, path: str, user: str = "") -> str:
-        """The address of a path."""
+        """Return the address of a path."""
         return f"http://{user}{'@' if user else ''}127.0.0.1:{self.port}/{path}"
 
 
@@ -148,22 +156,22 @@ class _Handler(SimpleHTTPRequestHandler):
         super().__init__(*arguments, directory=str(web.folder))
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Write nothing."""
 
     def do_HEAD(self) -> None:
-        """Headers alone."""
+        """Answer with headers only."""
         self._answer(body=False)
 
     def do_GET(self) -> None:
-        """A file, a part of it, or a page of links."""
+        """Answer with a file, a part of it, or a page of links."""
         self._answer(body=True)
 
     def _answer(self, *, body: bool) -> None:
         web, path = self.web, self.path.partition("?")[0]
-        web.asked.append(f"{self.command} {self.path} {self.headers.get('Range', '')}".strip())
+        web.requests.append(f"{self.command} {self.path} {self.headers.get('Range', '')}".strip())
         if web.failing:
             return self._send(web.failing.pop(0), b"", body=body)
-        if web.needs and web.needs not in f"{self.headers.get('Authorization', '')} {self.path}":
+        if web.required and web.required not in f"{self.headers.get('Authorization', '')} {self.path}":
             return self._send(403, b"", body=body)
         if path in web.moved:
             return self._send(302, b"", body=body, Location=web.moved[path])
@@ -182,14 +190,14 @@ class _Handler(SimpleHTTPRequestHandler):
 
     def _send_file(self, file: Path, path: str, *, body: bool) -> None:
         data = file.read_bytes()
-        told = {"ETag": f'"{file.stat().st_mtime_ns:x}"', "Accept_Ranges": self.web.says}
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        file_headers = {"ETag": f'"{file.stat().st_mtime_ns:x}"', "Accept_Ranges": self.web.accept_ranges}
+        requested_range = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         size = self.web.claims.get(path, len(data))
-        if asked and self.web.ranges:
-            start, stop = int(asked[1]), int(asked[2]) + 1
+        if requested_range and self.web.ranges:
+            start, stop = int(requested_range[1]), int(requested_range[2]) + 1
             part = data[start:stop]
-            return self._send(206, part, body=body, Content_Range=f"bytes {start}-{stop - 1}/{size}", **told)
-        return self._send(200, data, body=body, size=size, **told)
+            return self._send(206, part, body=body, Content_Range=f"bytes {start}-{stop - 1}/{size}", **file_headers)
+        return self._send(200, data, body=body, size=size, **file_headers)
 
     def _send(self, status: int, data: bytes, *, body: bool, size: int | None = None, **headers: str) -> None:
         self.send_response(status)
@@ -206,7 +214,7 @@ class _Handler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def web(tmp_path: Path, serve: Callable[[Any], str]) -> Web:
-    """A web server of the folder `web` of this test's directory."""
+    """Return a web server of the folder `web` in this test's directory."""
     (tmp_path / "web").mkdir()
     server = Web(tmp_path / "web")
     server.port = int(serve(partial(_Handler, server)).rpartition(":")[2])
@@ -215,7 +223,7 @@ def web(tmp_path: Path, serve: Callable[[Any], str]) -> Web:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of this test's own, and no address remembered from another."""
+    """Return an empty cache directory, and forget the credentials and listings of earlier tests."""
     monkeypatch.setattr(addresses, "_credentials", addresses.Credentials())
     for name, empty in (("_roots", set()), ("_entries", {}), ("_listings", {})):
         monkeypatch.setattr(paths, name, empty)

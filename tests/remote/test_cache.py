@@ -1,4 +1,4 @@
-"""The cache: a file is downloaded once for each of its versions, and is complete or absent."""
+"""Tests of the cache: a file is downloaded once for each of its versions, and is complete or absent."""
 
 import subprocess
 import textwrap
@@ -32,9 +32,9 @@ def contents(cache: Path) -> list[Path]:
 
 def bodies(web: Any) -> int:
     """Return how many files or parts the server has sent since the last call."""
-    requests = [line for line in web.asked if line.startswith("GET")]
-    web.asked.clear()
-    return len(requests)
+    downloads = [line for line in web.requests if line.startswith("GET")]
+    web.requests.clear()
+    return len(downloads)
 
 
 def test_a_file_is_downloaded_once_under_its_own_name(web: Any, file: Path, cache: Path) -> None:
@@ -43,7 +43,7 @@ def test_a_file_is_downloaded_once_under_its_own_name(web: Any, file: Path, cach
     [copy] = contents(cache)
     assert copy.name == "a.pt"
     assert copy.read_bytes() == file.read_bytes()
-    assert bodies(web) == 2  # its first bytes, and all of it
+    assert bodies(web) == 2  # One download is its first bytes, the other the complete file.
     assert torch.equal(read(address), torch.arange(20_000.0))
     assert bodies(web) == 0
 
@@ -81,7 +81,7 @@ def test_a_file_in_use_outlives_its_copy_in_the_cache(web: Any, file: Path, cach
         assert torch.equal(checkpoint.read("w"), torch.arange(20_000.0))
 
 
-def test_processes_that_download_the_same_file_at_once_all_have_it(
+def test_concurrent_downloads_of_a_file_give_every_process_the_complete_file(
     web: Any, file: Path, cache: Path, commands: Any
 ) -> None:
     program = textwrap.dedent("""
@@ -105,7 +105,7 @@ def test_a_cache_that_cannot_be_written_is_reported(web: Any, file: Path, monkey
         read(web.at("a.pt"))
 
 
-def test_an_interrupted_download_leaves_nothing(
+def test_an_interrupted_download_leaves_no_file(
     web: Any, file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def halfway(_entries: list[Entry], files: list[Path]) -> None:
@@ -125,16 +125,16 @@ def test_a_directory_is_downloaded_once_for_each_version_of_its_files(web: Any, 
     copy = Path(resolve(web.at("a")).__fspath__())
     assert copy.name == "a"
     assert sorted(file.relative_to(copy).as_posix() for file in copy.rglob("*.txt")) == ["b/y.txt", "x.txt"]
-    web.asked.clear()
+    web.requests.clear()
     assert Path(resolve(web.at("a")).__fspath__()) == copy
-    assert not [line for line in web.asked if line.startswith("GET") and line.endswith(".txt")]
+    assert not [line for line in web.requests if line.startswith("GET") and line.endswith(".txt")]
     (web.folder / "a/x.txt").write_text("new")
-    other = Path(resolve(web.at("a")).__fspath__())
+    second_version = Path(resolve(web.at("a")).__fspath__())
     assert (copy / "x.txt").read_text() == "a/x.txt"
-    assert (other / "x.txt").read_text() == "new"
+    assert (second_version / "x.txt").read_text() == "new"
 
 
-def test_a_cache_that_others_may_write_is_refused(web: Any, file: Path, cache: Path) -> None:
+def test_a_cache_that_other_users_may_write_is_refused(web: Any, file: Path, cache: Path) -> None:
     cache.mkdir(mode=0o755)
     cache.chmod(0o777)
     with pytest.raises(DataError, match=r"others may use this cache \(mode 777\); chmod 700 it"):

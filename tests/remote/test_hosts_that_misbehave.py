@@ -1,4 +1,4 @@
-"""What a host may do: fail for a while or for good, redirect, list what is elsewhere, lie about sizes, be no host."""
+"""Tests of hosts that fail, redirect, list files of other directories, state false sizes, or do not exist."""
 
 import contextlib
 import ssl
@@ -28,9 +28,9 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def file(web: Any) -> Path:
-    place = web.folder / "step-1.safetensors"
-    save_file({"w": torch.arange(50_000.0)}, place)
-    return place
+    path = web.folder / "step-1.safetensors"
+    save_file({"w": torch.arange(50_000.0)}, path)
+    return path
 
 
 def read(address: str) -> torch.Tensor:
@@ -38,64 +38,66 @@ def read(address: str) -> torch.Tensor:
         return checkpoint.read("w")
 
 
-def refused(address: str) -> str:
-    with pytest.raises(DataError) as found:
+def error_of(address: str) -> str:
+    with pytest.raises(DataError) as error:
         read(address)
-    assert "\n" not in str(found.value)
-    return str(found.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
-def test_a_host_that_fails_for_a_while_is_asked_again(web: Any, file: Path) -> None:
+def test_requests_to_a_host_that_fails_temporarily_are_repeated(web: Any, file: Path) -> None:
     web.failing = [503, 500]
     assert torch.equal(read(web.at("step-1.safetensors")), torch.arange(50_000.0))
-    # fsspec asks for a file's facts twice in each attempt, by HEAD and by GET.
-    assert web.asked[:3] == ["HEAD /step-1.safetensors", "GET /step-1.safetensors", "HEAD /step-1.safetensors"]
+    # fsspec requests a file's metadata twice in each attempt, by HEAD and by GET.
+    assert web.requests[:3] == ["HEAD /step-1.safetensors", "GET /step-1.safetensors", "HEAD /step-1.safetensors"]
 
 
-def test_a_host_that_fails_between_two_parts_of_a_file_is_asked_for_that_part_again(web: Any, file: Path) -> None:
+def test_a_part_of_a_file_is_requested_again_after_a_failure(web: Any, file: Path) -> None:
     with open_checkpoint(web.at("step-1.safetensors")) as checkpoint:
         web.failing = [502, 429, 503]
         assert torch.equal(checkpoint.read("w"), torch.arange(50_000.0))
 
 
-def test_a_host_that_goes_on_failing_is_one_line_after_five_attempts(web: Any, file: Path) -> None:
+def test_a_permanent_failure_is_an_error_of_one_line_after_five_attempts(web: Any, file: Path) -> None:
     with open_checkpoint(web.at("step-1.safetensors")) as checkpoint:
-        web.failing, web.asked = [503] * 99, []
+        web.failing, web.requests = [503] * 99, []
         with pytest.raises(
             DataError, match=r"step-1.safetensors: the host answers with HTTP status 503 \(5 attempts\)"
         ):
             checkpoint.read("w")
-        assert len(web.asked) == 5
+        assert len(web.requests) == 5
         web.failing = []
 
 
 @pytest.mark.parametrize(
-    ("status", "told"),
+    ("status", "message"),
     [(403, "access denied; sign the address anew"), (401, "access denied"), (404, "no such file"), (410, "status 410")],
 )
-def test_what_will_not_change_is_told_at_once(web: Any, file: Path, status: int, told: str) -> None:
+def test_permanent_errors_are_reported_without_further_attempts(
+    web: Any, file: Path, status: int, message: str
+) -> None:
     web.failing = [status] * 2
-    assert told in refused(web.at("step-1.safetensors"))
-    assert len(web.asked) == 2
+    assert message in error_of(web.at("step-1.safetensors"))
+    assert len(web.requests) == 2
 
 
-def test_a_host_that_does_not_answer_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 
     monkeypatch.setenv("CKPT_PROBE_TIMEOUT", "0.05")
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(16)
-        told = refused(f"http://127.0.0.1:{silent.getsockname()[1]}/a.pt")
-    assert "the host does not answer in time (5 attempts)" in told
-    assert "CKPT_PROBE_TIMEOUT" in told
+        message = error_of(f"http://127.0.0.1:{silent.getsockname()[1]}/a.pt")
+    assert "the host does not answer in time (5 attempts)" in message
+    assert "CKPT_PROBE_TIMEOUT" in message
 
 
 @pytest.mark.parametrize("part", ["headers", "body"])
-def test_a_host_that_sends_single_bytes_is_not_waited_for(
+def test_a_host_that_sends_single_bytes_is_an_error(
     serve: Callable[[Any], str], monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    """Each byte comes in time, and the answer never ends."""
+    """No single byte exceeds the timeout, but the answer never ends."""
     monkeypatch.setenv("CKPT_PROBE_TIMEOUT", "0.3")
     monkeypatch.setattr(hosts, "PATIENCE", 0.5)
     monkeypatch.setattr(hosts, "SLOWEST", 2**20)
@@ -120,19 +122,19 @@ def test_a_host_that_sends_single_bytes_is_not_waited_for(
                     time.sleep(0.05)
 
     started = time.monotonic()
-    told = refused(f"{serve(Dripping)}/a.safetensors")
-    assert "the host sends too slowly, its answer was not complete after 1 seconds" in told
+    message = error_of(f"{serve(Dripping)}/a.safetensors")
+    assert "the host sends too slowly, its answer was not complete after 1 seconds" in message
     assert time.monotonic() - started < 8
 
 
-def test_a_host_that_is_not_there_is_told_as_such(web: Any, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "the host cannot be reached (5 attempts)" in refused("http://127.0.0.1:9/a.pt")
+def test_an_unreachable_host_is_an_error(web: Any, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "the host cannot be reached (5 attempts)" in error_of("http://127.0.0.1:9/a.pt")
     monkeypatch.setenv("CKPT_PROBE_TIMEOUT", "no time")
     with pytest.raises(UsageError, match="CKPT_PROBE_TIMEOUT: expected a number of seconds, found 'no time'"):
         read("http://127.0.0.1:9/a.pt")
 
 
-def test_a_certificate_of_nobody_s_is_one_line(tmp_path: Path) -> None:
+def test_an_unverified_certificate_is_an_error_of_one_line(tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(self_signed(tmp_path))
     running = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
@@ -140,17 +142,17 @@ def test_a_certificate_of_nobody_s_is_one_line(tmp_path: Path) -> None:
     running.handle_error = lambda *_: None  # type: ignore[method-assign]
     thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
-    told = refused(f"https://127.0.0.1:{running.server_port}/a.pt")
+    message = error_of(f"https://127.0.0.1:{running.server_port}/a.pt")
     running.shutdown()
     running.server_close()
     thread.join()
-    assert "the host's certificate cannot be verified" in told
+    assert "the host's certificate cannot be verified" in message
 
 
 def test_a_redirect_is_followed_without_the_credentials_of_the_address(web: Any, file: Path, serve: Any) -> None:
     headers: list[str] = []
 
-    class Other(Quiet):
+    class OtherHost(Quiet):
         def do_HEAD(self) -> None:
             headers.append(f"{self.path} {self.headers}")
             self.send_response(404)
@@ -158,9 +160,9 @@ def test_a_redirect_is_followed_without_the_credentials_of_the_address(web: Any,
 
         do_GET = do_HEAD
 
-    web.moved = {"/old.safetensors": "/step-1.safetensors", "/moved.safetensors": f"{serve(Other)}/x"}
+    web.moved = {"/old.safetensors": "/step-1.safetensors", "/moved.safetensors": f"{serve(OtherHost)}/x"}
     assert len(read(web.at("old.safetensors"))) == 50_000
-    message = refused(web.at("moved.safetensors", "ann:hunter22") + "?sig=sig-nature")
+    message = error_of(web.at("moved.safetensors", "ann:hunter22") + "?sig=sig-nature")
     assert message.endswith("moved.safetensors: no such file or directory there")
     assert headers
     assert not [text for text in headers if "sig-nature" in text or "Authorization" in text]
@@ -169,13 +171,13 @@ def test_a_redirect_is_followed_without_the_credentials_of_the_address(web: Any,
 @pytest.mark.parametrize(
     "link", ["../../etc/passwd.pt", "%2e%2e/%2e%2e/etc.pt", "a/../../b.pt", "sub%2f..%2f..%2fx.pt"]
 )
-def test_a_listing_that_leads_out_of_its_directory_is_refused(web: Any, link: str) -> None:
+def test_a_listing_with_names_outside_its_directory_is_refused(web: Any, link: str) -> None:
     web.pages = {"/run/": f'<a href="{link}">x</a>', "/run": "<p>"}
     with pytest.raises(DataError, match="a name that leads out of the directory"):
         open_series(resolve(web.at("run")))
 
 
-def test_links_to_other_hosts_and_directories_are_no_files_of_the_listing(web: Any, file: Path) -> None:
+def test_links_to_other_hosts_and_directories_are_ignored(web: Any, file: Path) -> None:
     (web.folder / "run").mkdir()
     file.rename(web.folder / "run" / file.name)
     links = ["http://evil.example/step-2.pt", "/etc/step-3.pt", "step-1.safetensors", "../", "?order=name"]
@@ -183,7 +185,7 @@ def test_links_to_other_hosts_and_directories_are_no_files_of_the_listing(web: A
     assert [member.name for member in open_series(resolve(web.at("run")))] == ["step-1"]
 
 
-def test_an_s3_key_with_dots_for_directories_is_refused(s3: Any) -> None:
+def test_an_s3_key_with_parent_directories_is_refused(s3: Any) -> None:
     s3.put("escape", "run/../../../step-1.pt", b"x")
     with pytest.raises(DataError, match="a name that leads out of the directory"):
         open_series(resolve("s3://escape/run"))
@@ -191,33 +193,33 @@ def test_an_s3_key_with_dots_for_directories_is_refused(s3: Any) -> None:
         open_series(resolve("s3://escape/run/../other"))
 
 
-def test_a_key_that_is_file_and_directory_is_told(s3: Any) -> None:
+def test_a_key_that_is_file_and_directory_is_an_error(s3: Any) -> None:
     s3.put("both", "run/a", b"x")
     s3.put("both", "run/a/step-1.pt", b"x")
     with pytest.raises(DataError, match="a file and a directory of one name"):
         open_series(resolve("s3://both/run"))
 
 
-@pytest.mark.parametrize("says", ["none", "bytes"])
+@pytest.mark.parametrize("accept_ranges", ["none", "bytes"])
 @pytest.mark.parametrize("numbers", [50, 50_000, 3_000_000])
-def test_a_host_without_ranges_gives_the_whole_file_whatever_it_says(web: Any, says: str, numbers: int) -> None:
-    web.ranges, web.says = False, says
+def test_files_of_a_host_without_ranges_are_read_completely(web: Any, accept_ranges: str, numbers: int) -> None:
+    web.ranges, web.accept_ranges = False, accept_ranges
     save_file({"w": torch.arange(float(numbers))}, web.folder / "whole.safetensors")
     torch.save({"w": torch.arange(float(numbers))}, web.folder / "whole.pt")
     for name in ("whole.safetensors", "whole.pt"):
         assert torch.equal(read(web.at(name)), torch.arange(float(numbers)))
 
 
-def test_a_false_size_is_found_before_memory_is_allocated_for_it(web: Any, file: Path) -> None:
+def test_a_false_size_is_an_error_before_memory_is_allocated(web: Any, file: Path) -> None:
     web.claims = {"/step-1.safetensors": 10**13}
-    message = refused(web.at("step-1.safetensors"))
+    message = error_of(web.at("step-1.safetensors"))
     assert "longer than its header says (10,000,000,000,000 bytes instead of" in message
     file.rename(web.folder / "other.safetensors")
-    web.claims, web.ranges, web.says = {"/other.safetensors": 10**13}, False, "none"
-    assert "(5 attempts)" in refused(web.at("other.safetensors"))
+    web.claims, web.ranges, web.accept_ranges = {"/other.safetensors": 10**13}, False, "none"
+    assert "(5 attempts)" in error_of(web.at("other.safetensors"))
 
 
-def test_a_page_without_an_end_is_not_read_into_memory(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_page_is_not_read_into_memory(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[int] = []
 
     class Endless(Quiet):
@@ -240,22 +242,22 @@ def test_a_page_without_an_end_is_not_read_into_memory(serve: Any, monkeypatch: 
     assert sum(sent) < 2**28
 
 
-def test_credentials_in_an_s3_address_are_refused_without_being_told(s3: Any) -> None:
-    with pytest.raises(UsageError) as found:
+def test_credentials_in_an_s3_address_are_refused_and_not_repeated_in_the_message(s3: Any) -> None:
+    with pytest.raises(UsageError) as error:
         read("s3://AKID:verysecret@bucket/a.pt")
-    assert "credentials within the address" in str(found.value)
-    assert "verysecret" not in str(found.value)
+    assert "credentials within the address" in str(error.value)
+    assert "verysecret" not in str(error.value)
 
 
 class Quiet(SimpleHTTPRequestHandler):
-    """Says nothing."""
+    """A handler that writes no log."""
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing."""
+        """Write nothing."""
 
 
 def self_signed(folder: Path) -> Path:
-    """A key and its certificate, signed by itself."""
+    """Write a key and a certificate signed by it, and return the file."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec

@@ -1,4 +1,4 @@
-"""Checkpoints at an address: read by ranges where the format allows it, the same as the local file."""
+"""Tests of checkpoints at an address: read by ranges if the format allows it, with the contents of the local file."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ LARGE = 20_000_000
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of 20 MB: three tensors, of which one is small."""
+    """Return a file of 20 MB with three tensors, of which one is small."""
     file = tmp_path_factory.mktemp("large") / "step-000100.safetensors"
     tensors = {"backbone.0": torch.randn(1000, 2500), "head.weight": torch.randn(10, 64).bfloat16()}
     save_file({**tensors, "backbone.1": torch.randn(1000, 2500)}, file)
@@ -40,7 +40,7 @@ def test_the_header_and_one_tensor_cost_half_a_percent_of_a_large_file(s3: Any, 
         assert torch.equal(local.read("head.weight"), head)
 
 
-def test_every_tensor_is_that_of_the_local_file_read_by_ranges_or_whole(s3: Any, large: Path) -> None:
+def test_tensors_read_by_ranges_or_completely_equal_those_of_the_local_file(s3: Any, large: Path) -> None:
     s3.put("bucket", "whole/step-000100.safetensors", large)
     with (
         open_checkpoint("s3://bucket/whole/step-000100.safetensors") as away,
@@ -59,7 +59,7 @@ def test_every_tensor_is_that_of_the_local_file_read_by_ranges_or_whole(s3: Any,
         assert bytes(part) == stored["backbone.1"].numpy().tobytes()[12_345:13_345]
 
 
-def test_every_dtype_of_a_file_elsewhere_is_read_as_safetensors_reads_it(s3: Any, tmp_path: Path) -> None:
+def test_tensors_of_every_dtype_equal_those_of_the_local_file(s3: Any, tmp_path: Path) -> None:
     dtypes = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn)
     tensors = {str(dtype): torch.arange(12).reshape(3, 4).to(dtype) for dtype in dtypes}
     save_file({**tensors, "scalar": torch.tensor(3.5), "empty": torch.zeros(0, 4)}, tmp_path / "all.safetensors")
@@ -69,12 +69,15 @@ def test_every_dtype_of_a_file_elsewhere_is_read_as_safetensors_reads_it(s3: Any
         open_checkpoint(tmp_path / "all.safetensors") as local,
     ):
         for name in local.names:
-            one, other = away.read(name), local.read(name)
-            assert (one.dtype, one.shape) == (other.dtype, other.shape)
-            assert one.reshape(-1).view(torch.uint8).tolist() == other.reshape(-1).view(torch.uint8).tolist()
+            remote_tensor, local_tensor = away.read(name), local.read(name)
+            assert (remote_tensor.dtype, remote_tensor.shape) == (local_tensor.dtype, local_tensor.shape)
+            assert (
+                remote_tensor.reshape(-1).view(torch.uint8).tolist()
+                == local_tensor.reshape(-1).view(torch.uint8).tolist()
+            )
 
 
-def test_a_damaged_tensor_elsewhere_is_an_error_that_names_the_address(s3: Any, tmp_path: Path) -> None:
+def test_a_damaged_remote_tensor_is_an_error_that_names_the_address(s3: Any, tmp_path: Path) -> None:
     file = tmp_path / "step-1.safetensors"
     save_checkpoint(file, {"w": torch.ones(1000)}, CheckpointMetadata(step=1))
     data = bytearray(file.read_bytes())
@@ -87,7 +90,7 @@ def test_a_damaged_tensor_elsewhere_is_an_error_that_names_the_address(s3: Any, 
         checkpoint.read("w")
 
 
-def test_a_run_is_listed_by_steps_and_each_member_opens_by_its_address(s3: Any, tmp_path: Path) -> None:
+def test_a_remote_run_is_listed_by_step_and_its_members_can_be_opened(s3: Any, tmp_path: Path) -> None:
     for step in (10, 2, 300):
         save_checkpoint(tmp_path / f"step-{step}.safetensors", {"w": torch.full((4,), float(step))})
     torch.save({"model": {"w": torch.full((4,), 7.0)}, "step": 7}, tmp_path / "seven.pth")
@@ -101,7 +104,7 @@ def test_a_run_is_listed_by_steps_and_each_member_opens_by_its_address(s3: Any, 
             assert checkpoint.read("w")[0] == member.step
 
 
-def test_shards_and_a_trainer_s_directories_are_read_from_their_prefix(s3: Any, tmp_path: Path) -> None:
+def test_shards_and_directories_of_trainers_are_read_from_their_prefix(s3: Any, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint-5"
     folder.mkdir()
     save_file({"a": torch.ones(2)}, folder / "model-00001-of-00002.safetensors")
@@ -134,7 +137,7 @@ def test_pickles_and_distributed_checkpoints_are_read_from_the_cache(s3: Any, tm
     assert names == {"last.pt", ".metadata", "__0_0.distcp"}
 
 
-def test_what_is_not_there_is_told_with_its_address(s3: Any) -> None:
+def test_a_missing_file_is_an_error_that_names_the_address(s3: Any) -> None:
     s3.put("bucket", "x", b"1")
     for address in ("s3://bucket/none.safetensors", "s3://no-such-bucket/a.pt"):
         with pytest.raises(DataError, match=f"^{address}: no such file or directory there$"), open_checkpoint(address):
@@ -146,7 +149,7 @@ def test_what_is_not_there_is_told_with_its_address(s3: Any) -> None:
         pass
 
 
-def test_a_web_server_s_directory_is_a_series_too(web: Any) -> None:
+def test_a_directory_of_a_web_server_is_a_series(web: Any) -> None:
     folder = web.folder / "run"
     folder.mkdir()
     for step in (1, 2):
