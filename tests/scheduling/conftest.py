@@ -1,4 +1,4 @@
-"""Tasks that workers in other processes can import, and a real Dask cluster on loopback."""
+"""Tasks that workers in other processes can import, and a Dask cluster on loopback."""
 
 import os
 import signal
@@ -77,7 +77,7 @@ def overlapping(number):
 
 @pytest.fixture
 def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The tasks above, as a module that processes started from here find too."""
+    """Return the tasks above as a module that processes started by the test can import."""
     (tmp_path / "tasks_of_a_test.py").write_text(TASKS)
     monkeypatch.syspath_prepend(tmp_path)
     import tasks_of_a_test
@@ -88,15 +88,15 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleTyp
 
 @dataclass
 class LoopbackCluster:
-    """A scheduler and its workers, each a process of its own."""
+    """A scheduler and its workers, each in a separate process."""
 
-    place: Path
+    directory: Path
     commands: Any
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @staticmethod
     def until(done: Callable[[], object], seconds: float = 120) -> None:
-        """Wait for something that is sure to come; the limit is only there for when it does not."""
+        """Wait for a condition that will become true; the limit only ends the test if it does not."""
         end = time.monotonic() + seconds
         while not done():
             assert time.monotonic() < end, "waited in vain"
@@ -114,8 +114,8 @@ class LoopbackCluster:
             self.join(f"worker-{number}", threads, **environment)
 
     def join(self, name: str, threads: int = 1, **environment: str) -> None:
-        alone = ["--nthreads", str(threads), "--no-nanny"]
-        self._start(name, "dask_worker", *alone, "--scheduler-file", self.scheduler_file, **environment)
+        options = ["--nthreads", str(threads), "--no-nanny"]
+        self._start(name, "dask_worker", *options, "--scheduler-file", self.scheduler_file, **environment)
 
     def kill(self, name: str) -> None:
         self.processes[name].kill()
@@ -126,7 +126,7 @@ class LoopbackCluster:
             self.kill(name)
 
     def kill_process(self, process: int) -> None:
-        """Kill the process in which a task runs, and wait until it has ended."""
+        """Kill the process that runs a task, and wait until it has ended."""
         running = self.running()
         os.kill(process, signal.SIGKILL)
         self.until(lambda: self.running() < running)
@@ -135,13 +135,13 @@ class LoopbackCluster:
         return [process.poll() for process in self.processes.values()].count(None)
 
     def _start(self, name: str, program: str, *arguments: str, **environment: str) -> None:
-        """Start a program of Dask; with a PYTHONPATH of its own in a Python of its own."""
+        """Start a program of Dask; if `environment` has a PYTHONPATH, in a separate Python process."""
         code = f"from distributed.cli.{program} import main; main()"
         words = [*arguments, "--no-dashboard"]
-        alone = "PYTHONPATH" in environment
+        separate = "PYTHONPATH" in environment
         with (self.place / f"{name}.log").open("wb") as log:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-c", code, *words] if alone else self.commands.python(code, *words),
+                [sys.executable, "-c", code, *words] if separate else self.commands.python(code, *words),
                 stdout=log,
                 stderr=log,
                 cwd=self.place,
@@ -151,7 +151,7 @@ class LoopbackCluster:
 
 @pytest.fixture
 def cluster(tmp_path: Path, commands: Any) -> Iterator[LoopbackCluster]:
-    """A cluster that is not started yet; whatever of it runs at the end is killed."""
-    made = LoopbackCluster(tmp_path, commands)
-    yield made
-    made.stop()
+    """Return a cluster that is not started yet; its processes are killed at the end."""
+    loopback = LoopbackCluster(tmp_path, commands)
+    yield loopback
+    loopback.stop()

@@ -1,4 +1,4 @@
-"""Claims on files: one holder at a time, taken over where he is dead, and nothing left."""
+"""Tests of claims on files: one holder at a time, takeover from a dead holder, and no files left behind."""
 
 import json
 import os
@@ -21,84 +21,84 @@ with claimed(Path(sys.argv[1])) as claim:
 """
 
 
-def hidden(place: Path) -> list[str]:
-    return sorted(entry.name for entry in place.iterdir())
+def names_in(directory: Path) -> list[str]:
+    return sorted(entry.name for entry in directory.iterdir())
 
 
-def test_one_holder_at_a_time_and_nothing_is_left(tmp_path: Path) -> None:
+def test_a_claim_has_one_holder_and_leaves_no_file(tmp_path: Path) -> None:
     with claimed(tmp_path / "dumps" / "a.h5") as mine:
         assert isinstance(mine, Claim)
-        with claimed(tmp_path / "dumps" / "a.h5") as other, claimed(tmp_path / "dumps" / "b.h5") as another:
-            assert other == Busy(f"process {os.getpid()} of {socket.gethostname()}")
-            assert isinstance(another, Claim)
-        assert hidden(tmp_path / "dumps") == [".a.h5.claim-1"]
-    assert hidden(tmp_path / "dumps") == []
+        with claimed(tmp_path / "dumps" / "a.h5") as second_claim, claimed(tmp_path / "dumps" / "b.h5") as third_claim:
+            assert second_claim == Busy(f"process {os.getpid()} of {socket.gethostname()}")
+            assert isinstance(third_claim, Claim)
+        assert names_in(tmp_path / "dumps") == [".a.h5.claim-1"]
+    assert names_in(tmp_path / "dumps") == []
 
 
-def test_a_claim_ends_with_an_error_too(tmp_path: Path) -> None:
+def test_a_claim_ends_with_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="x"), claimed(tmp_path / "a.h5"):
         raise ValueError("x")
-    assert hidden(tmp_path) == []
+    assert names_in(tmp_path) == []
 
 
-def test_another_process_holds_it_until_it_is_killed(tmp_path: Path) -> None:
+def test_a_claim_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     with subprocess.Popen(
         [sys.executable, "-c", HELD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "Claim\n"
-        with claimed(path) as found:
-            assert found == Busy(f"process {holder.pid} of {socket.gethostname()}")
+        with claimed(path) as claim:
+            assert claim == Busy(f"process {holder.pid} of {socket.gethostname()}")
         holder.kill()
         holder.wait()
-        with claimed(path) as found:
-            assert isinstance(found, Claim)
-            assert found.file.name == ".a.h5.claim-2"
-    assert hidden(tmp_path) == []
+        with claimed(path) as claim:
+            assert isinstance(claim, Claim)
+            assert claim.file.name == ".a.h5.claim-2"
+    assert names_in(tmp_path) == []
 
 
-def elsewhere(path: Path) -> Path:
-    """A claim of a machine that shares this directory."""
+def claim_of_another_machine(path: Path) -> Path:
+    """Write a claim of another machine that shares this directory."""
     file = path.with_name(f".{path.name}.claim-1")
-    file.write_text(json.dumps({"host": "elsewhere", "process": 7, "token": "t"}))
+    file.write_text(json.dumps({"host": "claim_of_another_machine", "process": 7, "token": "t"}))
     return file
 
 
-def test_a_claim_of_another_machine_is_stale_once_no_beat_was_seen_for_long(
+def test_a_claim_of_another_machine_is_stale_after_a_long_time_without_a_beat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
     monkeypatch.setattr("ckpt_probe.scheduling.claims.monotonic", lambda: now[0])
     path = tmp_path / "a.h5"
-    file = elsewhere(path)
+    file = claim_of_another_machine(path)
     for beat in range(3):
-        with claimed(path, stale=60) as found:
-            assert found == Busy("process 7 of elsewhere")
-        # What the clock of that machine says does not matter, only that it changes.
+        with claimed(path, stale=60) as claim:
+            assert claim == Busy("process 7 of elsewhere")
+        # The other machine's clock may differ, so that only changes of the file's time count.
         os.utime(file, (beat, beat))
         now[0] += 59
-    with claimed(path, stale=60) as found:
-        assert isinstance(found, Busy)
+    with claimed(path, stale=60) as claim:
+        assert isinstance(claim, Busy)
     now[0] += 60
-    with claimed(path, stale=60) as found:
-        assert isinstance(found, Claim)
-    assert hidden(tmp_path) == []
+    with claimed(path, stale=60) as claim:
+        assert isinstance(claim, Claim)
+    assert names_in(tmp_path) == []
 
 
-def test_a_damaged_claim_holds_until_it_is_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_claim_is_valid_until_it_is_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr("ckpt_probe.scheduling.claims.monotonic", lambda: now[0])
     path = tmp_path / "a.h5"
     path.with_name(".a.h5.claim-1").write_bytes(b"\xff{")
-    with claimed(path) as found:
-        assert found == Busy("another process")
+    with claimed(path) as claim:
+        assert claim == Busy("another process")
     now[0] += 61
-    with claimed(path) as found:
-        assert isinstance(found, Claim)
+    with claimed(path) as claim:
+        assert isinstance(claim, Claim)
 
 
-def test_a_holder_shows_that_he_lives(tmp_path: Path) -> None:
+def test_a_beat_updates_the_time_of_a_claim(tmp_path: Path) -> None:
     with claimed(tmp_path / "a.h5") as claim:
         assert isinstance(claim, Claim)
         os.utime(claim.file, (0, 0))
@@ -106,13 +106,13 @@ def test_a_holder_shows_that_he_lives(tmp_path: Path) -> None:
         assert claim.file.stat().st_mtime > 0
 
 
-def test_where_nothing_can_be_written_the_error_says_so(tmp_path: Path) -> None:
+def test_a_claim_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UnclaimedError, match=r"file/a\.h5: cannot be written"), claimed(tmp_path / "file" / "a.h5"):
         pass
 
 
-def test_a_claim_of_a_dead_process_on_what_is_there_is_removed_and_no_other(tmp_path: Path) -> None:
+def test_only_claims_of_dead_processes_on_existing_files_are_removed(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     host = socket.gethostname()
@@ -121,36 +121,36 @@ def test_a_claim_of_a_dead_process_on_what_is_there_is_removed_and_no_other(tmp_
         "done.claim-2": (host, dead.pid),
         "missing.claim-1": (host, dead.pid),
         "mine.claim-1": (host, os.getpid()),
-        "theirs.claim-1": ("elsewhere", dead.pid),
+        "theirs.claim-1": ("claim_of_another_machine", dead.pid),
     }
-    for name, (where, process) in claims.items():
-        (tmp_path / f".{name}").write_text(json.dumps({"host": where, "process": process, "token": "t"}))
+    for name, (host_of_claim, process) in claims.items():
+        (tmp_path / f".{name}").write_text(json.dumps({"host": host_of_claim, "process": process, "token": "t"}))
     (tmp_path / ".torn.claim-1").write_text("{")
     for name in ("done", "mine", "theirs", "torn"):
         (tmp_path / name).touch()
     remove_abandoned(tmp_path)
-    left = {file.name for file in tmp_path.iterdir() if ".claim-" in file.name}
-    assert left == {".missing.claim-1", ".mine.claim-1", ".theirs.claim-1", ".torn.claim-1"}
+    remaining = {file.name for file in tmp_path.iterdir() if ".claim-" in file.name}
+    assert remaining == {".missing.claim-1", ".mine.claim-1", ".theirs.claim-1", ".torn.claim-1"}
     remove_abandoned(tmp_path / "nowhere")
 
 
-def test_a_claim_with_a_long_number_is_taken_over_and_not_repeated(tmp_path: Path) -> None:
-    ended = json.dumps({"host": socket.gethostname(), "process": 2**22 + 1, "token": "t"})
-    (tmp_path / f".x.h5.claim-{10**9 - 1}").write_text(ended)
+def test_a_claim_with_the_largest_number_is_taken_over_repeatedly(tmp_path: Path) -> None:
+    claim_of_ended_process = json.dumps({"host": socket.gethostname(), "process": 2**22 + 1, "token": "t"})
+    (tmp_path / f".x.h5.claim-{10**9 - 1}").write_text(claim_of_ended_process)
     for _ in range(2):
         with claimed(tmp_path / "x.h5") as claim:
             assert isinstance(claim, Claim)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_process_of_another_container_of_the_same_name_is_not_looked_up_here(tmp_path: Path) -> None:
+def test_a_process_of_another_container_with_the_same_host_name_counts_as_alive(tmp_path: Path) -> None:
     holder = {"host": socket.gethostname(), "process": 2**22 + 1, "token": "t", "machine": "f" * 16}
     (tmp_path / ".x.h5.claim-1").write_text(json.dumps(holder))
     with claimed(tmp_path / "x.h5") as claim:
         assert claim == Busy(f"process {2**22 + 1} of {socket.gethostname()}")
 
 
-def test_a_pipe_in_the_place_of_a_claim_is_taken_over_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_named_pipe_as_a_claim_is_taken_over_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / ".a.h5.claim-1")
     (tmp_path / "a.h5").write_bytes(b"")
     remove_abandoned(tmp_path)

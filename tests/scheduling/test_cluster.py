@@ -1,4 +1,4 @@
-"""A real Dask cluster on loopback: workers that are killed cost nothing, a scheduler that is costs one line."""
+"""Tests of a Dask cluster on loopback: killed workers lose no result, a killed scheduler gives an error of one line."""
 
 import os
 import shutil
@@ -26,26 +26,26 @@ NAMES = [f"step-{number}" for number in range(8)]
 
 
 class Gate:
-    """Where gated tasks leave word of who is at them, and wait."""
+    """A directory in which gated tasks state their processes and wait until it is opened."""
 
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        place.mkdir()
-        self.items = [(number, str(place)) for number in range(len(NAMES))]
+    def __init__(self, directory: Path) -> None:
+        self.place = directory
+        directory.mkdir()
+        self.items = [(number, str(directory)) for number in range(len(NAMES))]
 
     def at_work(self) -> set[int]:
-        """Processes that have begun a task."""
+        """Return the processes that have begun a task."""
         return {int(file.stem.partition("-")[2]) for file in self.place.glob("*.began")}
 
     def open(self) -> None:
         (self.place / "open").touch()
 
 
-def test_two_workers_killed_one_after_the_other_cost_nothing(tasks: ModuleType, cluster: Any, tmp_path: Path) -> None:
+def test_results_are_complete_after_two_workers_are_killed(tasks: ModuleType, cluster: Any, tmp_path: Path) -> None:
     gate = Gate(tmp_path / "gate")
     cluster.start(3)
 
-    def kills() -> None:
+    def kill_workers() -> None:
         try:
             cluster.until(lambda: len(gate.at_work()) == 3)
             first, second, _ = gate.at_work()
@@ -54,27 +54,27 @@ def test_two_workers_killed_one_after_the_other_cost_nothing(tasks: ModuleType, 
         finally:
             gate.open()
 
-    killing = threading.Thread(target=kills)
-    killing.start()
+    killer = threading.Thread(target=kill_workers)
+    killer.start()
     staff = Workers(scheduler=cluster.scheduler_file)
-    found = list(in_turn(results(tasks.gated, gate.items, names=NAMES, workers=staff, say=print)))
-    killing.join()
-    assert found == [2 * number for number in range(len(NAMES))]
+    values = list(in_turn(results(tasks.gated, gate.items, names=NAMES, workers=staff, say=print)))
+    killer.join()
+    assert values == [2 * number for number in range(len(NAMES))]
     assert cluster.running() == 2
 
-    # The cluster goes on; and relative names are those of whoever asks.
+    # The cluster still works; relative paths refer to the client's directory.
     (tmp_path / "note.txt").write_text("here")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         assert dict(results(tasks.relative, ["note.txt"], names=["a"], workers=staff, say=print)) == {0: "here"}
-        # Ranges of rows of one dump, whose records are those that this process alone gives.
+        # Records of ranges of rows equal those of a single process.
         with h5py.File("step-1.h5", "w") as file:
             generator = np.random.default_rng(0)
             file["train/features"], file["train/labels"] = generator.normal(size=(60, 5)), np.arange(60) % 3
             file["classifier/weights"] = generator.normal(size=(3, 5))
         shared = analyze("step-1.h5", rows_per_task=25, scheduler=cluster.scheduler_file)
         assert list(shared) == list(analyze("step-1.h5", rows_per_task=25))
-        # Weights of a series.
+        # The weights of a series are shared out by checkpoint.
         Path("run").mkdir()
         for step in range(4):
             tensors = {"a.weight": generator.normal(size=(30, 40)), "b.weight": generator.normal(size=(5, 30))}
@@ -82,34 +82,32 @@ def test_two_workers_killed_one_after_the_other_cost_nothing(tasks: ModuleType, 
         for by in ("network", "tensor"):
             alone, shared = (list(weights("run", by=by, scheduler=at)) for at in (None, cluster.scheduler_file))
             assert len(alone) == (4 if by == "network" else 8)
-            for record, other in zip(alone, shared, strict=True):
-                assert record.keys() == other.keys()
+            for record, shared_record in zip(alone, shared, strict=True):
+                assert record.keys() == shared_record.keys()
                 for name in ("motion.norm", "spectrum.norm"):
-                    assert other[name] == pytest.approx(record[name], rel=1e-9)
+                    assert shared_record[name] == pytest.approx(record[name], rel=1e-9)
 
 
-def test_a_scheduler_that_is_killed_is_one_line_and_ends_the_wait(
-    tasks: ModuleType, cluster: Any, tmp_path: Path
-) -> None:
+def test_a_killed_scheduler_is_an_error_of_one_line(tasks: ModuleType, cluster: Any, tmp_path: Path) -> None:
     gate = Gate(tmp_path / "gate")
     cluster.start(1)
 
-    def kills() -> None:
+    def kill_scheduler() -> None:
         cluster.until(gate.at_work)
         cluster.kill("scheduler")
 
-    killing = threading.Thread(target=kills)
-    killing.start()
+    killer = threading.Thread(target=kill_scheduler)
+    killer.start()
     staff = Workers(scheduler=cluster.scheduler_file)
     with pytest.raises(DataError, match=r"scheduler was lost after 0 tasks.*run the same command again"):
         list(results(tasks.gated, gate.items, names=NAMES, workers=staff, say=print))
-    killing.join()
-    # The address that it has left behind leads nowhere.
+    killer.join()
+    # The scheduler's file still exists, but its address does not answer.
     with pytest.raises(UsageError, match="no scheduler answers there"):
         list(results(tasks.double, [1], names=["a"], workers=staff, say=print))
 
 
-def test_a_task_that_kills_its_workers_is_set_aside(tasks: ModuleType, cluster: Any) -> None:
+def test_a_task_that_kills_its_workers_is_an_error_after_the_others_are_done(tasks: ModuleType, cluster: Any) -> None:
     cluster.start(4, DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="0")
     done: dict[int, int] = {}
     staff = Workers(scheduler=cluster.scheduler_file)
@@ -118,18 +116,18 @@ def test_a_task_that_kills_its_workers_is_set_aside(tasks: ModuleType, cluster: 
     assert done == {0: 0, 1: 2, 3: 6}
 
 
-def test_a_worker_of_other_code_that_joins_late_refuses_the_tasks(
-    tasks: ModuleType, cluster: Any, tmp_path: Path
-) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(Path(ckpt_probe.__file__).parent, other / "ckpt_probe")
-    with (other / "ckpt_probe" / "errors.py").open("a", encoding="utf-8") as file:
+def test_a_late_worker_with_other_code_is_refused(tasks: ModuleType, cluster: Any, tmp_path: Path) -> None:
+    other_version = tmp_path / "other_version"
+    shutil.copytree(Path(ckpt_probe.__file__).parent, other_version / "ckpt_probe")
+    with (other_version / "ckpt_probe" / "errors.py").open("a", encoding="utf-8") as file:
         file.write("# other code\n")
     cluster.start(0)
 
     def join(message: str) -> None:
         if "no worker yet" in message:
-            cluster.join("late", PYTHONPATH=os.pathsep.join([str(other), str(tmp_path), os.environ["PYTHONPATH"]]))
+            cluster.join(
+                "late", PYTHONPATH=os.pathsep.join([str(other_version), str(tmp_path), os.environ["PYTHONPATH"]])
+            )
 
     staff = Workers(scheduler=cluster.scheduler_file)
     with pytest.raises(UsageError, match=r"has another ckpt-probe \(.* / here .*\); install the same"):
@@ -138,33 +136,35 @@ def test_a_worker_of_other_code_that_joins_late_refuses_the_tasks(
 
 def test_a_worker_of_many_threads_runs_one_task_at_a_time(tasks: ModuleType, cluster: Any) -> None:
     cluster.start(1, threads=4)
-    said: list[str] = []
+    messages: list[str] = []
     staff = Workers(scheduler=cluster.scheduler_file)
-    # Once it has answered it has joined, and is counted from the beginning of the next call.
+    # A worker that has returned a result has joined, so that the next call counts it from its start.
     assert dict(results(tasks.double, [1], names=["a"], workers=staff, say=print)) == {0: 2}
-    found = dict(results(tasks.overlapping, list(range(8)), names=list("abcdefgh"), workers=staff, say=said.append))
-    assert set(found.values()) == {1}
-    assert any("a worker has 4 threads" in told for told in said)
+    counts = dict(
+        results(tasks.overlapping, list(range(8)), names=list("abcdefgh"), workers=staff, say=messages.append)
+    )
+    assert set(counts.values()) == {1}
+    assert any("a worker has 4 threads" in text for text in messages)
 
 
-def test_what_a_worker_has_opened_for_one_call_is_not_taken_for_the_next(
+def test_a_file_opened_for_one_call_is_not_used_for_the_next(
     tasks: ModuleType, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.start(1)
-    staff, found = Workers(scheduler=cluster.scheduler_file), []
-    place = tmp_path / "here"
+    staff, contents = Workers(scheduler=cluster.scheduler_file), []
+    directory = tmp_path / "here"
     for text in ("first", "second", "third"):
-        # The directory of the same name is another one, too: a worker may still stand in the one that is gone.
-        place.mkdir()
-        (place / "note.txt").write_text(text)
-        monkeypatch.chdir(place)
-        found += list(results(tasks.opened, ["note.txt"], names=["a"], workers=staff, say=print))
+        # The directory is also replaced, while a worker's working directory may still be the removed one.
+        directory.mkdir()
+        (directory / "note.txt").write_text(text)
+        monkeypatch.chdir(directory)
+        contents += list(results(tasks.opened, ["note.txt"], names=["a"], workers=staff, say=print))
         monkeypatch.chdir(tmp_path)
-        shutil.rmtree(place)
-    assert found == [(0, "first"), (0, "second"), (0, "third")]
+        shutil.rmtree(directory)
+    assert contents == [(0, "first"), (0, "second"), (0, "third")]
 
 
-def test_ranges_of_samples_on_a_cluster_whose_worker_is_killed_give_the_same_dump(cluster: Any, tmp_path: Path) -> None:
+def test_extraction_by_ranges_gives_the_same_dump_after_a_worker_is_killed(cluster: Any, tmp_path: Path) -> None:
     settings = {
         "data": {"name": "digits"},
         "model": {"name": "mlp", "arguments": {"hidden": [8]}},
@@ -173,22 +173,22 @@ def test_ranges_of_samples_on_a_cluster_whose_worker_is_killed_give_the_same_dum
     }
     train(TrainingConfig.model_validate(settings), tmp_path / "run", device="cpu")
     cluster.start(2)
-    how = {"batch_size": 16, "device": "cpu", "splits": ["train"]}
+    options = {"batch_size": 16, "device": "cpu", "splits": ["train"]}
     parts = tmp_path / "shared"
 
-    def kills() -> None:
+    def kill_worker() -> None:
         cluster.until(lambda: any(parts.glob(".*.parts/*.safetensors")))
         cluster.kill("worker-0")
 
-    killing = threading.Thread(target=kills)
-    killing.start()
+    killer = threading.Thread(target=kill_worker)
+    killer.start()
     scheduler = cluster.scheduler_file
-    extract_series(tmp_path / "run", parts, rows_per_task=16, scheduler=scheduler, **how)
-    killing.join()
-    extract_series(tmp_path / "run", tmp_path / "whole", **how)
+    extract_series(tmp_path / "run", parts, rows_per_task=16, scheduler=scheduler, **options)
+    killer.join()
+    extract_series(tmp_path / "run", tmp_path / "whole", **options)
     names = sorted(file.name for file in (tmp_path / "whole").iterdir())
     assert sorted(file.name for file in parts.iterdir()) == names
     for name in names:
-        with h5py.File(parts / name) as shared, h5py.File(tmp_path / "whole" / name) as whole:
+        with h5py.File(parts / name) as shared, h5py.File(tmp_path / "single_process" / name) as single_process:
             for array in ("features", "labels", "logits"):
-                assert np.array_equal(shared[f"train/{array}"], whole[f"train/{array}"])
+                assert np.array_equal(shared[f"train/{array}"], single_process[f"train/{array}"])
