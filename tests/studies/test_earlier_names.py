@@ -1,4 +1,4 @@
-"""Sources and models that became functions of the studies: errors name the function, and earlier checkpoints work."""
+"""Tests of earlier names of data and models: errors name the study's function, and earlier checkpoints still work."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +39,9 @@ MODULAR, SHIFTED = "grokking/modular.py:modular_table", "cma/shifted.py:shifted"
         ),
     ],
 )
-def test_earlier_data_name_their_function(name: str, arguments: dict, function: str, converted: str) -> None:
+def test_an_earlier_name_of_data_is_an_error_with_the_functions_name(
+    name: str, arguments: dict, function: str, converted: str
+) -> None:
     with pytest.raises(UsageError) as caught:
         load_data(name, arguments)
     assert f"`data='sample_configs/{function}'`" in str(caught.value)
@@ -47,7 +49,7 @@ def test_earlier_data_name_their_function(name: str, arguments: dict, function: 
 
 
 @pytest.mark.parametrize("name", ["grokking/modular.py:modular_mlp", "cma/two_source.py:two_source"])
-def test_earlier_models_name_their_function(name: str) -> None:
+def test_an_earlier_name_of_a_model_is_an_error_with_the_functions_name(name: str) -> None:
     with pytest.raises(UsageError, match=rf"moved to the studies: name it with `model='sample_configs/{name}'`"):
         build_model(name.rpartition(":")[2])
 

@@ -1,4 +1,4 @@
-"""Modular arithmetic against a table by hand, its network, and invalid arguments."""
+"""Tests of modular arithmetic against a table computed in the test, of its network, and of invalid arguments."""
 
 import json
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def modular(study: Study) -> Callable[..., LabelledData]:
 
 @pytest.mark.parametrize("op", BY_HAND)
 @pytest.mark.parametrize("p", [2, 7, 59])
-def test_the_two_splits_are_the_whole_table(modular: Callable[..., LabelledData], p: int, op: str) -> None:
+def test_the_two_splits_make_up_the_complete_table(modular: Callable[..., LabelledData], p: int, op: str) -> None:
     data = modular(p=p, op=op, fraction=0.3)
     first, second = table(data, "train"), table(data, "test")
     assert len(first) == round(0.3 * p * p)
@@ -45,12 +45,12 @@ def test_the_two_splits_are_the_whole_table(modular: Callable[..., LabelledData]
     assert (data.classes, data.input_shape) == (p, (2,))
 
 
-def test_the_seed_chooses_the_part(modular: Callable[..., LabelledData]) -> None:
-    first, again, other = (
+def test_the_seed_determines_the_split(modular: Callable[..., LabelledData]) -> None:
+    first, again, with_other_seed = (
         table(modular(p=11, op="add", fraction=0.5, **seed), "train")
         for seed in ({}, {"split_seed": 0}, {"split_seed": 1})
     )
-    assert first == again != other
+    assert first == again != with_other_seed
     arguments = {"p": 11, "op": "add", "fraction": 0.5, "split_seed": 1}
     assert modular(**arguments).arguments == arguments
 
@@ -84,7 +84,7 @@ def test_the_modulus_is_required(modular: Callable[..., LabelledData]) -> None:
         modular(op="add")
 
 
-def test_the_network_treats_both_operands_alike(study: Study) -> None:
+def test_the_network_is_symmetric_in_its_operands(study: Study) -> None:
     name = study("grokking/modular.py:modular_mlp")
     model = build_model(name, {"modulus": 7, "embedding": 4, "hidden": 6}).eval()
     pairs = torch.tensor([[1, 5], [5, 1], [0, 6]])
@@ -94,7 +94,7 @@ def test_the_network_treats_both_operands_alike(study: Study) -> None:
     assert find_head(model, pairs).name == "classifier"
 
 
-def test_a_network_trains_on_it(study: Study, tmp_path: Path) -> None:
+def test_a_network_can_be_trained_on_the_table(study: Study, tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "data": {"name": study("grokking/modular.py:modular_table"), "arguments": {"p": 59, "fraction": 0.3}},
         "model": {

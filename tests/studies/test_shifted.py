@@ -1,4 +1,4 @@
-"""Each shift against another computation, and invalid arguments and images."""
+"""Tests of every shift of images against an independent computation, and of invalid arguments and images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +12,14 @@ from ckpt_probe.data import LabelledData, load_data
 from ckpt_probe.errors import DataError, UsageError
 
 CHUNK = 2048
-"""Number of images that are shifted at a time."""
+"""Number of images that are shifted at once."""
 
 Load = Callable[..., LabelledData]
 
 
 @pytest.fixture
 def shifted(study: Callable[[str], str]) -> Load:
-    """Loads the shifted images of a source, its name and arguments."""
+    """Return a function that loads the shifted images of a source by its name and arguments."""
     return lambda source, shift, **more: load_data(
         study("cma/shifted.py:shifted"), {"source": source, "shift": shift, **more}
     )
@@ -27,7 +27,7 @@ def shifted(study: Callable[[str], str]) -> Load:
 
 @pytest.fixture
 def images(tmp_path: Path) -> tuple[str, np.ndarray]:
-    """An npz of uint8 images (40, 2, 9, 7), all for split train."""
+    """Return an npz of uint8 images (40, 2, 9, 7) for the split train, and the images."""
     x = np.random.default_rng(5).integers(0, 256, (40, 2, 9, 7), dtype=np.uint8)
     np.savez(tmp_path / "bytes.npz", x_train=x, y_train=np.arange(40) % 4)
     return f"npz:{tmp_path / 'bytes.npz'}", x
@@ -41,11 +41,11 @@ def by_plane(images: np.ndarray, change) -> np.ndarray:
     return np.array([[change(plane) for plane in image] for image in images])
 
 
-def turned(plane: np.ndarray, degrees: float) -> np.ndarray:
-    """Linear interpolation at the coordinates turned back about the middle, nothing outside."""
+def rotate(plane: np.ndarray, degrees: float) -> np.ndarray:
+    """Rotate about the centre by linear interpolation; pixels from outside the image are zero."""
     middle = (np.array(plane.shape) - 1) / 2
     c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
-    found = np.zeros_like(plane)
+    result = np.zeros_like(plane)
     for i, j in np.ndindex(plane.shape):
         y, x = np.array([[c, s], [-s, c]]) @ (np.array([i, j]) - middle) + middle
         if not (0 <= y <= plane.shape[0] - 1 and 0 <= x <= plane.shape[1] - 1):
@@ -54,12 +54,12 @@ def turned(plane: np.ndarray, degrees: float) -> np.ndarray:
         for a, b in np.ndindex(2, 2):
             weight = (1 - abs(y - top - a)) * (1 - abs(x - left - b))
             if weight > 0:
-                found[i, j] += weight * plane[min(top + a, plane.shape[0] - 1), min(left + b, plane.shape[1] - 1)]
-    return found
+                result[i, j] += weight * plane[min(top + a, plane.shape[0] - 1), min(left + b, plane.shape[1] - 1)]
+    return result
 
 
-def blurred(plane: np.ndarray, sigma: float) -> np.ndarray:
-    """Every pixel a Gaussian mean of its neighbourhood up to four sigma, mirrored at the borders."""
+def blur(plane: np.ndarray, sigma: float) -> np.ndarray:
+    """Return the Gaussian mean of each pixel's neighbourhood up to four sigma, mirrored at the borders."""
     reach = int(4 * sigma + 0.5)
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     weights /= weights.sum()
@@ -70,9 +70,9 @@ def blurred(plane: np.ndarray, sigma: float) -> np.ndarray:
 
 EXPECTED = {
     "invert": lambda x: 1 - x,
-    "rotate:30": lambda x: by_plane(x, lambda plane: turned(plane, 30)),
-    "rotate:-17.5": lambda x: by_plane(x, lambda plane: turned(plane, -17.5)),
-    "blur:1.5": lambda x: by_plane(x, lambda plane: blurred(plane, 1.5)),
+    "rotate:30": lambda x: by_plane(x, lambda plane: rotate(plane, 30)),
+    "rotate:-17.5": lambda x: by_plane(x, lambda plane: rotate(plane, -17.5)),
+    "blur:1.5": lambda x: by_plane(x, lambda plane: blur(plane, 1.5)),
     "contrast:0.5": lambda x: np.array([image.mean() + 0.5 * (image - image.mean()) for image in x]),
     "contrast:3": lambda x: np.array([np.clip(image.mean() + 3 * (image - image.mean()), 0, 1) for image in x]),
     "contrast:0.5+invert": lambda x: 1 - EXPECTED["contrast:0.5"](x),
@@ -83,14 +83,16 @@ EXPECTED = {
 
 @pytest.mark.parametrize("shift", EXPECTED)
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_floats(shifted: Load, shift: str, split: str) -> None:
-    found = rows(shifted("digits", shift), split)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, EXPECTED[shift](rows(load_data("digits"), split).astype(np.float64)), atol=1e-6)
+def test_shifted_floats_equal_the_independent_computation(shifted: Load, shift: str, split: str) -> None:
+    shifted_images = rows(shifted("digits", shift), split)
+    assert shifted_images.dtype == np.float32
+    np.testing.assert_allclose(
+        shifted_images, EXPECTED[shift](rows(load_data("digits"), split).astype(np.float64)), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("shift", EXPECTED)
-def test_bytes_stay_bytes(shifted: Load, images: tuple[str, np.ndarray], shift: str) -> None:
+def test_shifted_bytes_stay_bytes(shifted: Load, images: tuple[str, np.ndarray], shift: str) -> None:
     name, x = images
     data = shifted(name, shift)
     assert (data.split("train").inputs.dtype, data.arguments) == (torch.uint8, {"source": name, "shift": shift})
@@ -109,8 +111,8 @@ def test_noise_is_gaussian_clipped_and_follows_the_seed(shifted: Load, tmp_path:
     assert noise.std() == pytest.approx(0.05, rel=0.01)
     assert abs((np.abs(noise) < 0.05).mean() - 0.6827) < 0.005
     np.testing.assert_array_equal(noise, rows(shifted(name, "noise:0.05")) - 0.5)
-    others = [rows(shifted(name, "noise:0.05", subset_seed=1)), rows(shifted(name, "noise:0.05"), "test")]
-    assert all((other[:600] != noise[:600] + 0.5).mean() > 0.99 for other in others)
+    other_draws = [rows(shifted(name, "noise:0.05", subset_seed=1)), rows(shifted(name, "noise:0.05"), "test")]
+    assert all((draw[:600] != noise[:600] + 0.5).mean() > 0.99 for draw in other_draws)
     assert (noise[:500] != noise[CHUNK:]).mean() > 0.99
     twice = rows(shifted(name, "noise:0.03+noise:0.04")) - 0.5
     assert twice.std() == pytest.approx(0.05, rel=0.01)
@@ -119,17 +121,17 @@ def test_noise_is_gaussian_clipped_and_follows_the_seed(shifted: Load, tmp_path:
     np.testing.assert_allclose(rows(shifted(name, "noise:0.05+invert")), 0.5 - noise, atol=1e-6)
 
 
-def test_more_images_than_are_shifted_at_a_time(shifted: Load, tmp_path: Path) -> None:
+def test_images_are_shifted_in_several_chunks(shifted: Load, tmp_path: Path) -> None:
     x = np.random.default_rng(1).integers(0, 256, (2 * CHUNK + 3, 4, 4), dtype=np.uint8)
     np.savez(tmp_path / "many.npz", x_train=x, y_train=np.arange(len(x)) % 2)
-    found = shifted(f"npz:{tmp_path / 'many.npz'}", "invert").split("train")
-    np.testing.assert_array_equal(found.inputs.numpy(), 255 - x)
-    turned_all = shifted(f"npz:{tmp_path / 'many.npz'}", "rotate:90").split("train").inputs.numpy()
-    np.testing.assert_array_equal(turned_all, np.rot90(x, 1, (1, 2)))
-    np.testing.assert_array_equal(turned_all[-1], ndimage.rotate(x[-1], 90, order=1, reshape=False))
+    split = shifted(f"npz:{tmp_path / 'many.npz'}", "invert").split("train")
+    np.testing.assert_array_equal(split.inputs.numpy(), 255 - x)
+    rotated = shifted(f"npz:{tmp_path / 'many.npz'}", "rotate:90").split("train").inputs.numpy()
+    np.testing.assert_array_equal(rotated, np.rot90(x, 1, (1, 2)))
+    np.testing.assert_array_equal(rotated[-1], ndimage.rotate(x[-1], 90, order=1, reshape=False))
 
 
-def test_shifts_come_after_the_choice_of_samples(shifted: Load) -> None:
+def test_shifts_are_applied_after_the_choice_of_samples(shifted: Load) -> None:
     data = shifted("digits", "invert", per_class=10, validation_per_class=5)
     chosen = load_data("digits", {"per_class": 10, "validation_per_class": 5})
     for name in ("train", "test", "validation"):

@@ -1,4 +1,4 @@
-"""Two encoders into one space: captions as tokens, cosines against brute force, a linear layer that owns no weights."""
+"""Tests of a model with two encoders: captions as tokens, cosines against brute force, a classifier without weights."""
 
 import copy
 import math
@@ -44,16 +44,16 @@ SMALL = {"captions": CAPTIONS, "channels": [2, 4], "features": 5, "text_width": 
 
 @pytest.fixture(autouse=True)
 def _search_path(study: Callable[[str], str]) -> None:
-    """The study's file changes `sys.path` when it is loaded."""
+    """Load the study's file first, since loading it changes `sys.path`."""
 
 
 def tokenise(captions: list[list[str]]) -> torch.Tensor:
     return load_function(f"{FILE}:tokenise")(captions)
 
 
-def build(**other: Any) -> Any:
+def build(**changes: Any) -> Any:
     torch.manual_seed(0)
-    return build_model(NAME, {**SMALL, **other}, **SHAPE)
+    return build_model(NAME, {**SMALL, **changes}, **SHAPE)
 
 
 def images(count: int = 7) -> torch.Tensor:
@@ -61,10 +61,10 @@ def images(count: int = 7) -> torch.Tensor:
 
 
 def test_tokens_are_lower_case_words_numbered_in_alphabetic_order() -> None:
-    found = tokenise([["b  a!", "A"], ["c-d, it's B"]])
-    # a 1, b 2, c-d 3, it's 4
-    assert found.tolist() == [[[2, 1, 0], [1, 0, 0]], [[3, 4, 2], [0, 0, 0]]]
-    assert found.dtype == torch.int64
+    tokens = tokenise([["b  a!", "A"], ["c-d, it's B"]])
+    # Numbers of the words: a 1, b 2, c-d 3, it's 4.
+    assert tokens.tolist() == [[[2, 1, 0], [1, 0, 0]], [[3, 4, 2], [0, 0, 0]]]
+    assert tokens.dtype == torch.int64
     assert torch.equal(tokenise([["Straße Ελλάδα", "2 boots"]]), torch.tensor([[[3, 4], [1, 2]]]))
 
 
@@ -89,7 +89,7 @@ def test_models_with_one_encoder_are_not_two_source() -> None:
     assert not isinstance(build_model("cnn", **SHAPE), TwoSource)
 
 
-def by_hand(text: nn.Module, caption: str) -> torch.Tensor:
+def encode_caption(text: nn.Module, caption: str) -> torch.Tensor:
     words = caption.lower().replace(".", "").split()
     vocabulary = sorted({w for group in CAPTIONS for c in group for w in c.lower().replace(".", "").split()})
     state = text.state_dict()
@@ -102,10 +102,10 @@ def by_hand(text: nn.Module, caption: str) -> torch.Tensor:
 def test_captions_anchors_and_logits_against_brute_force() -> None:
     model = build()
     text = model.classifier.text
-    rows = [[by_hand(text, caption) for caption in group] for group in CAPTIONS]
-    which = [(2, 2), (0, 1), (1, 0), (2, 0)]
-    found = model.encode_captions(*torch.tensor(which).T)
-    torch.testing.assert_close(found, torch.stack([rows[a][b] for a, b in which]))
+    rows = [[encode_caption(text, caption) for caption in group] for group in CAPTIONS]
+    indices = [(2, 2), (0, 1), (1, 0), (2, 0)]
+    encoded = model.encode_captions(*torch.tensor(indices).T)
+    torch.testing.assert_close(encoded, torch.stack([rows[a][b] for a, b in indices]))
     means = [torch.stack(group).mean(dim=0) for group in rows]
     anchors = torch.stack([mean / mean.norm() for mean in means])
     torch.testing.assert_close(model.anchors(), anchors)
@@ -113,7 +113,7 @@ def test_captions_anchors_and_logits_against_brute_force() -> None:
     torch.testing.assert_close(model(images()), torch.stack(cosines, dim=1) / 0.07)
 
 
-def test_captions_are_drawn_in_training_and_anchors_given_in_evaluation() -> None:
+def test_captions_are_drawn_in_training_and_anchors_used_in_evaluation() -> None:
     model = build()
     classes = torch.arange(3).repeat(200)
     torch.manual_seed(3)
@@ -121,18 +121,18 @@ def test_captions_are_drawn_in_training_and_anchors_given_in_evaluation() -> Non
     torch.manual_seed(3)
     assert torch.equal(model.encode_captions(classes), drawn)
     for number, group in enumerate(CAPTIONS):
-        own = torch.stack([by_hand(model.classifier.text, caption) for caption in group])
-        mine = drawn[classes == number]
-        nearest = (mine @ own.T).argmax(dim=1)
-        torch.testing.assert_close(mine, own[nearest])
+        rows_of_class = torch.stack([encode_caption(model.classifier.text, caption) for caption in group])
+        drawn_of_class = drawn[classes == number]
+        nearest = (drawn_of_class @ rows_of_class.T).argmax(dim=1)
+        torch.testing.assert_close(drawn_of_class, rows_of_class[nearest])
         assert set(nearest.tolist()) == set(range(len(group)))
     torch.testing.assert_close(model.eval().encode_captions(torch.tensor([2, 0])), model.anchors()[[2, 0]])
 
 
-def test_a_caption_that_a_class_does_not_have() -> None:
-    for which in (1, -1):
-        with pytest.raises(IndexError, match=f"class 1 has no caption {which}"):
-            build().encode_captions(torch.tensor([0, 1]), torch.tensor([1, which]))
+def test_a_missing_caption_of_a_class_is_an_error() -> None:
+    for caption in (1, -1):
+        with pytest.raises(IndexError, match=f"class 1 has no caption {caption}"):
+            build().encode_captions(torch.tensor([0, 1]), torch.tensor([1, caption]))
 
 
 def test_gradients_reach_both_encoders_and_the_scale() -> None:
@@ -141,7 +141,7 @@ def test_gradients_reach_both_encoders_and_the_scale() -> None:
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     assert {name.partition(".")[0] for name in gradients} == {"image", "classifier"}
     assert all(gradient is not None and gradient.abs().max() > 0 for gradient in gradients.values())
-    assert gradients["classifier.text.words.weight"][0].abs().max() == 0  # padding is no word
+    assert gradients["classifier.text.words.weight"][0].abs().max() == 0  # Padding is no word.
 
 
 def test_the_scale_stays_at_most_100() -> None:
@@ -153,7 +153,7 @@ def test_the_scale_stays_at_most_100() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_precisions_and_copies(dtype: torch.dtype) -> None:
+def test_copies_in_other_precisions_work(dtype: torch.dtype) -> None:
     model = copy.deepcopy(build()).to(dtype).eval()
     logits = model(images().to(dtype))
     assert logits.dtype == dtype
@@ -219,12 +219,12 @@ def test_extraction_taps_image_features_and_anchors(tmp_path: Path) -> None:
         ({"input_shape": [64]}, r"2 convolutions with pooling need images larger than \(64,\); try \[\]"),
     ],
 )
-def test_captions_and_shapes_that_do_not_fit(arguments: dict[str, Any], message: str) -> None:
+def test_invalid_captions_and_shapes_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=f"two_source.py:two_source: cannot be built.*{message}"):
         build(**arguments)
 
 
-def test_captions_are_asked_for() -> None:
+def test_missing_captions_are_an_error() -> None:
     with pytest.raises(UsageError, match="missing 1 required positional argument: 'captions'"):
         build_model(NAME, **SHAPE)
 
@@ -232,7 +232,7 @@ def test_captions_are_asked_for() -> None:
 TEXT_LAYERS = ("classifier.text.words", "classifier.text.hidden", "classifier.text.projection")
 
 
-def test_layers_of_descriptions_give_a_sample_the_mean_row_of_its_class(tmp_path: Path) -> None:
+def test_a_samples_row_of_a_text_layer_is_the_mean_over_the_captions_of_its_class(tmp_path: Path) -> None:
     model, labels = build().eval(), np.array([2, 0, 1, 1, 2, 0, 2])
     save_checkpoint(tmp_path / "a.safetensors", model.state_dict())
     np.savez(tmp_path / "data.npz", x_test=images().numpy(), y_test=labels)
@@ -252,8 +252,8 @@ def test_layers_of_descriptions_give_a_sample_the_mean_row_of_its_class(tmp_path
         words = [
             [text.words(caption[caption > 0][None])[0] for caption in group if caption.any()] for group in text.tokens
         ]
-        hidden = [[text.hidden(one) for one in group] for group in words]
-        projected = [[text.projection(one.relu()) for one in group] for group in hidden]
+        hidden = [[text.hidden(word) for word in group] for group in words]
+        projected = [[text.projection(word.relu()) for word in group] for group in hidden]
     with open_dump(tmp_path / "out" / "a.h5") as dump:
         layers = {layer.name: layer for layer in dump["test"].layers}
         assert list(layers) == ["image.1", "image.4", *TEXT_LAYERS, "penultimate"]
@@ -265,14 +265,14 @@ def test_layers_of_descriptions_give_a_sample_the_mean_row_of_its_class(tmp_path
         if record["layer"] in TEXT_LAYERS:
             assert record["nc1.cdnv"] == pytest.approx(0, abs=1e-9)
             assert (record["separation"], record["nc1.pinv"]) == (None, 0)
-    (found,) = similarity(tmp_path / "out" / "a.h5", measures=["cka"])
-    image, words_row = found.rows.index("image.4"), found.rows.index("classifier.text.words")
+    (matrix,) = similarity(tmp_path / "out" / "a.h5", measures=["cka"])
+    image, words_row = matrix.rows.index("image.4"), matrix.rows.index("classifier.text.words")
     expected = cka(*(layers_of(tmp_path, name) for name in ("image.4", "classifier.text.words")))
-    assert found.values[image][words_row] == pytest.approx(expected, rel=1e-9)
+    assert matrix.values[image][words_row] == pytest.approx(expected, rel=1e-9)
 
 
-def layers_of(place: Path, name: str) -> np.ndarray:
-    with open_dump(place / "out" / "a.h5") as dump:
+def layers_of(directory: Path, name: str) -> np.ndarray:
+    with open_dump(directory / "out" / "a.h5") as dump:
         return next(layer for layer in dump["test"].layers if layer.name == name).features[()].astype(float)
 
 
