@@ -1,4 +1,4 @@
-"""A small run on the packaged digits, and series made of its checkpoints."""
+"""A small run on the packaged digits, and a function that writes its checkpoints as a series."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ def network() -> nn.Sequential:
 
 @pytest.fixture(scope="session")
 def states() -> States:
-    """State dicts of a network at ten steps of its training."""
+    """Return state dicts of a network at ten steps of its training."""
     torch.manual_seed(0)
     inputs, labels = load_data("digits").split("train").batch(slice(None))
     inputs, model = inputs.flatten(1).float(), network()
@@ -41,7 +41,7 @@ def states() -> States:
 
 @pytest.fixture
 def series(tmp_path: Path) -> Callable[..., Path]:
-    """Write state dicts as checkpoints of a series and return its directory."""
+    """Return a function that writes state dicts as checkpoints of a series and returns its directory."""
 
     def write(states: Sequence[Mapping[str, Tensor]], steps: Sequence[int] = STEPS, suffix: str = ".pt") -> Path:
         directory = tmp_path / "run"
@@ -59,6 +59,6 @@ def series(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def vectors(states: States) -> np.ndarray:
-    """Parameters of every step, shape (T, P) float64; buffers are left out."""
+    """Return the parameters of every step, without buffers, shape (T, P) float64."""
     names = [name for name, _ in network().named_parameters()]
     return np.stack([torch.cat([state[name].flatten() for name in names]).double().numpy() for state in states])

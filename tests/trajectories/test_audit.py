@@ -1,4 +1,4 @@
-"""Audit of real series with planted faults, and of clean ones."""
+"""Tests of the audit on series with planted faults and without faults."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,19 +16,19 @@ Series = Callable[..., Path]
 
 
 def audit(path: Path, **options):
-    found = audit_series(open_series(path), **options)
-    assert found is not None
-    return found
+    report = audit_series(open_series(path), **options)
+    assert report is not None
+    return report
 
 
 def test_a_clean_run_has_no_alarm(states, series: Series, vectors: np.ndarray) -> None:
-    found = audit(series(states))
-    assert found.alarms == ()
-    assert found.verdict.startswith("audit: 10 checkpoints, nothing wrong; largest turn ratio 1.")
+    report = audit(series(states))
+    assert report.alarms == ()
+    assert report.verdict.startswith("audit: 10 checkpoints, nothing wrong; largest turn ratio 1.")
     for t in range(1, 9):
         before, after = (np.linalg.norm(vectors[t] - vectors[s]) for s in (t - 1, t + 1))
         expected = (before + after) / np.linalg.norm(vectors[t + 1] - vectors[t - 1])
-        assert found.turns.ratios[t] == pytest.approx(expected, rel=1e-10)
+        assert report.turns.ratios[t] == pytest.approx(expected, rel=1e-10)
 
 
 def test_every_copy_and_every_inner_exchange_is_found(vectors: np.ndarray) -> None:
@@ -49,30 +49,30 @@ def test_every_copy_and_every_inner_exchange_is_found(vectors: np.ndarray) -> No
 def test_a_file_with_the_weights_of_another_step_is_named(states, series: Series) -> None:
     wrong = list(states)
     wrong[4] = {name: tensor.clone() for name, tensor in states[9].items()}
-    found = audit(series(wrong))
-    assert "step 60 holds the weights of step 200 (turn ratio " in found.verdict
-    assert found.alarms[0].checkpoints == ("step-60",)
+    report = audit(series(wrong))
+    assert "step 60 holds the weights of step 200 (turn ratio " in report.verdict
+    assert report.alarms[0].checkpoints == ("step-60",)
 
 
 def test_many_copies_of_the_last_weights_are_one_finding(states, series: Series) -> None:
-    found = audit(series([*states[:4], *[states[9]] * 6]))
-    [finding] = found.alarms
+    report = audit(series([*states[:4], *[states[9]] * 6]))
+    [finding] = report.alarms
     assert finding.text.startswith("6 of 10 checkpoints hold the same weights: step 60, step 80")
 
 
 def test_copies_between_other_checkpoints_are_distinguished_from_the_original(states, series: Series) -> None:
     wrong = list(states)
     wrong[2] = wrong[5] = states[9]
-    found = audit(series(wrong))
-    assert "2 of 10 checkpoints hold the weights of step 200: step 20, step 80" in found.verdict
+    report = audit(series(wrong))
+    assert "2 of 10 checkpoints hold the weights of step 200: step 20, step 80" in report.verdict
 
 
 def test_exchanged_files_are_named_with_both_ratios(states, series: Series) -> None:
     wrong = list(states)
     wrong[3], wrong[6] = states[6], states[3]
-    found = audit(series(wrong))
-    clean, ratios = np.nanmax(audit(series(states)).turns.ratios), found.turns.ratios
-    assert found.verdict == (
+    report = audit(series(wrong))
+    clean, ratios = np.nanmax(audit(series(states)).turns.ratios), report.turns.ratios
+    assert report.verdict == (
         "audit: step 40 and step 100 are exchanged: in the other order the largest turn ratio falls from "
         f"{max(ratios[3], ratios[6]):.3g} to {clean:.3g}"
     )
@@ -105,20 +105,20 @@ def test_a_fall_out_of_noise_at_the_end_is_no_exchange() -> None:
     assert find_turns(distances).exchanged == ()
 
 
-def test_a_first_update_of_a_warm_up_is_no_alarm(states, series: Series) -> None:
-    found = audit(series([states[0], *states], (0, 1, *STEPS[1:])))
-    assert found.alarms == ()
-    assert "nothing wrong" in found.verdict
-    assert found.verdict.endswith("step 0 and step 1 hold the same weights, as after an update with learning rate 0")
+def test_a_first_update_with_learning_rate_zero_is_no_alarm(states, series: Series) -> None:
+    report = audit(series([states[0], *states], (0, 1, *STEPS[1:])))
+    assert report.alarms == ()
+    assert "nothing wrong" in report.verdict
+    assert report.verdict.endswith("step 0 and step 1 hold the same weights, as after an update with learning rate 0")
 
 
-def test_oscillation_is_described_and_no_alarm() -> None:
+def test_oscillation_is_described_without_an_alarm() -> None:
     points = np.random.default_rng(0).normal(size=(12, 400))
     points[:, 0] += np.linspace(0, 1, 12)
     distances = np.linalg.norm(points[:, None] - points[None], axis=2)
-    found = find_turns(distances)
-    assert (found.exchanged, found.strays, found.copies) == ((), (), ())
-    assert found.oscillation >= 8
+    report = find_turns(distances)
+    assert (report.exchanged, report.strays, report.copies) == ((), (), ())
+    assert report.oscillation >= 8
 
 
 def test_a_checkpoint_of_another_run_is_far_from_the_route(vectors: np.ndarray) -> None:
@@ -128,7 +128,7 @@ def test_a_checkpoint_of_another_run_is_far_from_the_route(vectors: np.ndarray) 
     assert find_turns(distances).strays == (5,)
 
 
-def test_turn_ratios_of_known_routes() -> None:
+def test_turn_ratios_of_known_routes_equal_their_closed_forms() -> None:
     def ratios(points: np.ndarray) -> np.ndarray:
         return turn_ratios(np.linalg.norm(points[:, None] - points[None], axis=2))[1:-1]
 
@@ -138,7 +138,7 @@ def test_turn_ratios_of_known_routes() -> None:
     assert ratios(np.array([[0.0], [1], [0]])) == [np.inf]
 
 
-def changed(states, step: int, name: str, change: Callable[[torch.Tensor], torch.Tensor]):
+def states_with(states, step: int, name: str, change: Callable[[torch.Tensor], torch.Tensor]):
     states = [dict(state) for state in states]
     states[step][name] = change(states[step][name].clone())
     return states
@@ -155,29 +155,29 @@ def changed(states, step: int, name: str, change: Callable[[torch.Tensor], torch
         ("1.weight", lambda t: t[:-1], "1.weight changes its shape at step 80: (32,) to (31,)"),
     ],
 )
-def test_the_health_of_tensors(states, series: Series, name: str, change, text: str) -> None:
-    found = audit(series(changed(states, 5, name, change)))
-    assert text in " ".join(finding.text for finding in found.alarms)
+def test_unhealthy_tensors_are_alarms(states, series: Series, name: str, change, text: str) -> None:
+    report = audit(series(states_with(states, 5, name, change)))
+    assert text in " ".join(finding.text for finding in report.alarms)
 
 
-def test_tensors_that_appear_and_disappear_and_another_network(states, series: Series, tmp_path: Path) -> None:
+def test_new_and_missing_tensors_and_another_network_are_alarms(states, series: Series, tmp_path: Path) -> None:
     mixed = [dict(state) for state in states]
     for state in mixed[4:]:
         state["extra.weight"] = torch.randn(5, 5)
         del state["5.bias"]
     mixed[7] = {"other.weight": torch.randn(200, 200)}
-    found = audit(series(mixed))
-    texts = [finding.text for finding in found.alarms]
+    report = audit(series(mixed))
+    texts = [finding.text for finding in report.alarms]
     assert "step-130 is of another network: it has no 0.bias, 0.weight, 1.bias and 7 more" in texts
     assert "extra.weight appears at step 60" in texts
     assert "5.bias disappears at step 60" in texts
 
 
-def test_tied_frozen_and_repeated_tensors(states, series: Series) -> None:
+def test_tied_tensors_give_no_alarm_and_frozen_and_repeated_ones_are_reported(states, series: Series) -> None:
     tied = [{**state, "head.weight": state["5.weight"], "0.weight": states[0]["0.weight"]} for state in states]
-    found = audit(series(tied))
-    assert found.alarms == ()
-    assert "0.weight does not change from step 0 to step 200" in [finding.text for finding in found.findings]
+    report = audit(series(tied))
+    assert report.alarms == ()
+    assert "0.weight does not change from step 0 to step 200" in [finding.text for finding in report.findings]
     repeated = [dict(state, again=state["5.bias"] + 1) for state in states]
     repeated[6]["3.copy"] = repeated[6]["3.weight"]
     for t, state in enumerate(repeated):
@@ -188,7 +188,7 @@ def test_tied_frozen_and_repeated_tensors(states, series: Series) -> None:
     )
 
 
-def test_a_step_that_contradicts_the_name(states, tmp_path: Path) -> None:
+def test_a_step_that_contradicts_the_file_name_is_an_alarm(states, tmp_path: Path) -> None:
     for t, state in enumerate(states[:3]):
         torch.save({"state_dict": state, "global_step": 10 * t if t != 1 else 77}, tmp_path / f"step={10 * t}.ckpt")
     texts = " ".join(finding.text for finding in audit(tmp_path).alarms)
@@ -198,14 +198,14 @@ def test_a_step_that_contradicts_the_name(states, tmp_path: Path) -> None:
 
 def test_quantised_and_integer_tensors_are_named_and_the_rest_is_compared(states, series: Series) -> None:
     codes = {"codes.qweight": torch.zeros(4, 4, dtype=torch.int32), "ids": torch.arange(3)}
-    found = audit(series([{**state, **codes} for state in states]))
-    texts = [finding.text for finding in found.findings]
+    report = audit(series([{**state, **codes} for state in states]))
+    texts = [finding.text for finding in report.findings]
     assert any(text.startswith("quantised, not compared: 1 tensors, first codes.qweight") for text in texts)
     assert any(text.startswith("not floating-point numbers, not compared: ids") for text in texts)
-    assert found.alarms == ()
+    assert report.alarms == ()
 
 
-def test_one_checkpoint_and_two(states, series: Series) -> None:
+def test_series_of_one_or_two_checkpoints_have_no_turns(states, series: Series) -> None:
     assert audit(series(states[:1])).verdict == (
         "audit: one checkpoint, nothing wrong with its tensors; turns need at least three"
     )

@@ -1,4 +1,4 @@
-"""Numbers of motion against formulas on the parameters themselves."""
+"""Tests of the numbers of motion against formulas on the parameters."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from ckpt_probe.trajectories.motion import distances_of, gram_from_first, trajec
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_every_number_by_its_formula(states, series: Callable[..., Path], vectors: np.ndarray, suffix: str) -> None:
+def test_every_number_equals_its_formula(states, series: Callable[..., Path], vectors: np.ndarray, suffix: str) -> None:
     records = cp.weights(series(states, suffix=suffix), only="motion")
     steps = np.diff(vectors, axis=0)
     lengths = np.linalg.norm(steps, axis=1)
@@ -34,7 +34,7 @@ def test_every_number_by_its_formula(states, series: Callable[..., Path], vector
     assert records[0]["motion.step"] is None
 
 
-def test_the_numbers_of_blocks_and_tensors(states, series: Callable[..., Path]) -> None:
+def test_numbers_of_tensors_and_blocks_add_up_to_those_of_the_network(states, series: Callable[..., Path]) -> None:
     path = series(states)
     tensors = [state["3.weight"].double().numpy() for state in states]
     for record in cp.weights(path, only="motion", by="tensor"):
@@ -42,20 +42,20 @@ def test_the_numbers_of_blocks_and_tensors(states, series: Callable[..., Path]) 
             assert record["motion.step"] == pytest.approx(np.linalg.norm(tensors[3] - tensors[2]), rel=1e-12)
     blocks = [r for r in cp.weights(path, only=["motion"], by="block") if r["step"] == 40]
     assert [record["block"] for record in blocks] == ["0", "1", "3", "5"]
-    whole = next(r for r in cp.weights(path, only="motion") if r["step"] == 40)
+    of_network = next(r for r in cp.weights(path, only="motion") if r["step"] == 40)
     squares = sum(record["motion.step"] ** 2 for record in blocks)
-    assert whole["motion.step"] == pytest.approx(math.sqrt(squares), rel=1e-12)
+    assert of_network["motion.step"] == pytest.approx(math.sqrt(squares), rel=1e-12)
 
 
-def test_the_plane_of_the_trajectory_is_that_of_principal_components(
+def test_coordinates_of_the_trajectory_are_its_principal_components(
     states, series: Callable[..., Path], vectors: np.ndarray
 ) -> None:
     records = list(cp.weights(series(states), only="motion"))
     _, values, axes = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
     for i in (0, 1):
-        found = np.array([record[f"motion.pca_{i + 1}"] for record in records])
+        coordinates = np.array([record[f"motion.pca_{i + 1}"] for record in records])
         expected = (vectors - vectors.mean(axis=0)) @ axes[i]
-        np.testing.assert_allclose(np.abs(found), np.abs(expected), rtol=1e-8, atol=1e-10)
+        np.testing.assert_allclose(np.abs(coordinates), np.abs(expected), rtol=1e-8, atol=1e-10)
         assert records[0][f"motion.pca_share_{i + 1}"] == pytest.approx(values[i] ** 2 / (values**2).sum(), rel=1e-9)
 
 
@@ -66,7 +66,7 @@ def test_a_long_random_walk_has_the_published_shares() -> None:
     assert plane.shares == pytest.approx(plane.walk_shares, rel=1e-9)
 
 
-def test_gram_matrices_and_distances_of_small_steps_far_from_the_start() -> None:
+def test_distances_of_small_steps_far_from_the_start_are_accurate() -> None:
     random = np.random.default_rng(0)
     points = np.cumsum(random.normal(size=(6, 50)), axis=0)
     points[4:] = points[3] + 1e-9 * random.normal(size=(2, 50))
@@ -98,10 +98,10 @@ def test_nan_in_one_tensor_of_one_step_leaves_the_other_steps(
 def test_sketches_are_within_their_error(states, series: Callable[..., Path]) -> None:
     path = series(states)
     exact = list(cp.weights(path, only="motion"))
-    for record, whole in zip(cp.weights(path, only="motion", sketch=True, cache=True), exact, strict=True):
+    for record, exact_record in zip(cp.weights(path, only="motion", sketch=True, cache=True), exact, strict=True):
         for name in ("motion.norm", "motion.step", "motion.from_first"):
-            if whole[name] is not None:
-                assert record[name] == pytest.approx(whole[name], rel=0.1)
+            if exact_record[name] is not None:
+                assert record[name] == pytest.approx(exact_record[name], rel=0.1)
         assert record["motion.sign_changes"] is None
 
 
@@ -111,5 +111,7 @@ def test_workers_and_the_cache_give_equal_numbers(states, series: Callable[..., 
     assert list(cp.weights(path, only="motion,spectra", cache=True)) == alone
     assert list((user_cache / "trajectories").glob("*.npz"))
     shared = list(cp.weights(path, only="motion,spectra", workers=2))
-    for one, other in zip(alone, shared, strict=True):
-        assert one == {name: pytest.approx(v, rel=1e-12) if isinstance(v, float) else v for name, v in other.items()}
+    for single_record, shared_record in zip(alone, shared, strict=True):
+        assert single_record == {
+            name: pytest.approx(v, rel=1e-12) if isinstance(v, float) else v for name, v in shared_record.items()
+        }

@@ -1,4 +1,4 @@
-"""Spectra against numpy's singular values, draws of known laws, and planted eigenvalues."""
+"""Tests of spectra against numpy's singular values, draws from known laws, and planted eigenvalues."""
 
 import math
 
@@ -12,24 +12,24 @@ from ckpt_probe.trajectories.tails import edge_of, fit_tail, goodness, median_of
 
 
 @pytest.mark.parametrize("shape", [(30, 50), (50, 30), (24, 4, 3, 3)])
-def test_numbers_of_a_matrix_by_its_singular_values(shape: tuple[int, ...]) -> None:
+def test_numbers_of_a_matrix_equal_those_of_its_singular_values(shape: tuple[int, ...]) -> None:
     weights = np.random.default_rng(0).normal(size=shape)
     matrix = weights.reshape(shape[0], -1)
     singular = np.linalg.svd(matrix, compute_uv=False)
     values = singular**2 / max(matrix.shape)
-    found = spectrum_of(weights).numbers
-    assert found["norm"] == pytest.approx(singular[0], rel=1e-12)
-    assert found["stable_rank"] == pytest.approx((singular**2).sum() / singular[0] ** 2, rel=1e-12)
-    assert found["effective_rank"] == pytest.approx(math.exp(stats.entropy(values)), rel=1e-10)
-    assert found["mean_log"] == pytest.approx(np.log(values).mean(), rel=1e-10)
+    spectrum = spectrum_of(weights).numbers
+    assert spectrum["norm"] == pytest.approx(singular[0], rel=1e-12)
+    assert spectrum["stable_rank"] == pytest.approx((singular**2).sum() / singular[0] ** 2, rel=1e-12)
+    assert spectrum["effective_rank"] == pytest.approx(math.exp(stats.entropy(values)), rel=1e-10)
+    assert spectrum["mean_log"] == pytest.approx(np.log(values).mean(), rel=1e-10)
 
 
 def test_the_mean_logarithm_keeps_the_digits_of_small_singular_values() -> None:
     random = np.random.default_rng(0)
     left, right = (np.linalg.qr(random.normal(size=(40, 40)))[0] for _ in range(2))
     singular = np.geomspace(1, 1e-11, 40)
-    found = spectrum_of(left * singular @ right)
-    assert found.numbers["mean_log"] == pytest.approx((2 * np.log(singular) - math.log(40)).mean(), rel=1e-4)
+    spectrum = spectrum_of(left * singular @ right)
+    assert spectrum.numbers["mean_log"] == pytest.approx((2 * np.log(singular) - math.log(40)).mean(), rel=1e-4)
     singular[-1] = 0
     deficient = spectrum_of(left * singular @ right)
     assert deficient.numbers["mean_log"] is None
@@ -38,12 +38,12 @@ def test_the_mean_logarithm_keeps_the_digits_of_small_singular_values() -> None:
 
 def test_a_diagonal_matrix_has_its_own_eigenvalues() -> None:
     diagonal = np.arange(1.0, 31)
-    found = spectrum_of(np.diag(diagonal))
-    np.testing.assert_allclose(found.values, np.sort(diagonal**2 / 30)[::-1], rtol=1e-12)
-    assert found.numbers["stable_rank"] == pytest.approx((diagonal**2).sum() / 900, rel=1e-12)
+    spectrum = spectrum_of(np.diag(diagonal))
+    np.testing.assert_allclose(spectrum.values, np.sort(diagonal**2 / 30)[::-1], rtol=1e-12)
+    assert spectrum.numbers["stable_rank"] == pytest.approx((diagonal**2).sum() / 900, rel=1e-12)
 
 
-def test_the_tail_by_the_smallest_kolmogorov_distance() -> None:
+def test_the_tail_starts_where_the_kolmogorov_distance_is_smallest() -> None:
     values = np.random.default_rng(1).pareto(2.0, size=80) + 1
     tail = fit_tail(values)
     assert tail is not None
@@ -55,8 +55,8 @@ def test_the_tail_by_the_smallest_kolmogorov_distance() -> None:
         fits.append((distance, exponent, len(inside)))
     best = min(fits)
     assert (tail.distance, tail.alpha, tail.count) == pytest.approx(best, rel=1e-9)
-    others = [exponent for distance, exponent, _ in fits if distance <= 2 * best[0]]
-    choice = np.square(np.array(others) - tail.alpha).mean()
+    plausible = [exponent for distance, exponent, _ in fits if distance <= 2 * best[0]]
+    choice = np.square(np.array(plausible) - tail.alpha).mean()
     assert tail.stderr == pytest.approx(math.sqrt((tail.alpha - 1) ** 2 / tail.count + choice), rel=1e-9)
 
 
@@ -68,7 +68,7 @@ def test_exponents_of_pareto_draws_are_within_two_standard_errors(exponent: floa
         tail = fit_tail(random.uniform(size=200) ** (-1 / (exponent - 1)))
         assert tail is not None
         inside.append(abs(tail.alpha - exponent) <= 2 * tail.stderr)
-    assert np.mean(inside) >= 0.92  # 0.95 to 0.97 in the long run, with a standard error of 0.02 here
+    assert np.mean(inside) >= 0.92  # In the long run it is 0.95 to 0.97, with a standard error of 0.02 here.
 
 
 def test_few_eigenvalues_and_no_power_law_are_missing_with_the_reason() -> None:
@@ -96,14 +96,14 @@ def test_the_bulk_of_random_matrices_has_no_spikes_and_a_planted_one_is_found() 
         false += spectrum_of(weights).numbers["spikes"] > 0
     assert false <= 1
     u, v = random.normal(size=60), random.normal(size=120)
-    strength = 1.6 * (60 * 120) ** 0.25  # the threshold of Baik, Ben Arous and Péché is (m n)^(1/4)
+    strength = 1.6 * (60 * 120) ** 0.25  # The threshold of Baik, Ben Arous and Péché is (m n)^(1/4).
     planted = weights + strength * np.outer(u / np.linalg.norm(u), v / np.linalg.norm(v))
-    found = spectrum_of(planted).numbers
-    assert found["spikes"] == 1
+    numbers = spectrum_of(planted).numbers
+    assert numbers["spikes"] == 1
     singular = np.linalg.svd(planted, compute_uv=False)
-    assert found["spike_share"] == pytest.approx(singular[0] ** 2 / (singular**2).sum(), rel=1e-10)
+    assert numbers["spike_share"] == pytest.approx(singular[0] ** 2 / (singular**2).sum(), rel=1e-10)
     change = spectrum_of(planted, weights).numbers
-    assert change["change_spikes"] is None  # a change of rank one has no bulk
+    assert change["change_spikes"] is None  # A change of rank one has no bulk.
 
 
 def test_the_median_of_the_bulk_is_that_of_a_large_random_matrix() -> None:
@@ -121,12 +121,12 @@ def test_large_matrices_by_lanczos_agree_with_all_eigenvalues(monkeypatch: pytes
     weights = random.normal(size=(300, 500)) + 3 * np.outer(random.normal(size=300), random.normal(size=500))
     exact = spectrum_of(weights)
     monkeypatch.setattr(spectra, "EXACT_SIDE", 200)
-    found = spectrum_of(weights)
+    spectrum = spectrum_of(weights)
     assert exact.exact
-    assert not found.exact
+    assert not spectrum.exact
     for name, error in {"norm": 1e-6, "stable_rank": 1e-6, "effective_rank": 0.02, "mean_log": 0.05}.items():
-        assert found.numbers[name] == pytest.approx(exact.numbers[name], rel=error), name
-    assert found.numbers["spikes"] == exact.numbers["spikes"] == 1
+        assert spectrum.numbers[name] == pytest.approx(exact.numbers[name], rel=error), name
+    assert spectrum.numbers["spikes"] == exact.numbers["spikes"] == 1
 
 
 def test_zero_and_nan_matrices_have_a_reason_and_groups_have_means() -> None:

@@ -1,4 +1,4 @@
-"""The command weights and its function: levels, parts, formats, following, bad input, and further commands."""
+"""Tests of the command weights and its function: levels, parts, formats, following, invalid input, further commands."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ Series = Callable[..., Path]
         ("scale", "scale"),
     ],
 )
-def test_the_block_of_a_tensor(name: str, block: str) -> None:
+def test_the_block_of_a_tensor_comes_from_its_name(name: str, block: str) -> None:
     assert block_of(name) == block
 
 
@@ -46,7 +46,7 @@ def test_one_record_per_checkpoint_with_every_part(states, series: Series) -> No
     assert all(not name.startswith(("motion.", "audit.", "class")) for name in only[0])
 
 
-def test_every_level_prints_in_every_format(states, series: Series, tmp_path: Path, capsys) -> None:
+def test_every_level_can_be_printed_in_every_format(states, series: Series, tmp_path: Path, capsys) -> None:
     path = str(series(states[:3]))
     assert run(["weights", path, "--by", "tensor", "--only", "spectra,motion", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -55,9 +55,9 @@ def test_every_level_prints_in_every_format(states, series: Series, tmp_path: Pa
     assert run(["weights", path, "--by", "block", "--csv", "-o", str(tmp_path / "w.parquet")]) == 0
     assert capsys.readouterr().out.splitlines()[0].startswith("checkpoint,step,block,")
     assert run(["weights", path]) == 0
-    shown = capsys.readouterr()
-    assert "turn" in shown.out
-    assert shown.err.splitlines()[-1].startswith("audit: 3 checkpoints, nothing wrong; largest turn ratio")
+    captured = capsys.readouterr()
+    assert "turn" in captured.out
+    assert captured.err.splitlines()[-1].startswith("audit: 3 checkpoints, nothing wrong; largest turn ratio")
     assert run(["weights", path, "--only", "motoin"]) == 2
     assert "--only: unknown part 'motoin'; did you mean motion?" in capsys.readouterr().err
 
@@ -84,7 +84,7 @@ def test_adapters_on_their_base_are_a_series_of_the_merged_weights(states, tmp_p
     assert last["spectrum.norm"] == pytest.approx(float(torch.linalg.svdvals(merged)[0]), rel=1e-5)
 
 
-def test_sharded_checkpoints_by_their_files(states, tmp_path: Path) -> None:
+def test_sharded_checkpoints_are_read_as_one_series(states, tmp_path: Path) -> None:
     for step in (0, 1, 2):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
@@ -109,7 +109,7 @@ def test_checkpoints_of_another_network_have_a_reason_and_the_rest_is_computed(s
 
 
 def _with(states, step: int, **tensors: torch.Tensor | None):
-    """Return states of which one, or with a negative step all, have other tensors; None leaves a tensor out."""
+    """Return states in which one, or all if `step` is negative, have other tensors; None leaves a tensor out."""
     changed = [dict(state) for state in states[:5]]
     for state in changed if step < 0 else changed[step : step + 1]:
         for name, tensor in tensors.items():
@@ -138,9 +138,9 @@ def test_bad_tensors_are_named_and_the_rest_is_computed(
 ) -> None:
     path = str(series(_with(states, step, **tensors)))
     assert run(["weights", path, "--by", "tensor", "--only", "audit,motion,spectra", "--json"]) == 0
-    shown = capsys.readouterr()
-    assert all(text in shown.err for text in texts)
-    rows = [json.loads(line) for line in shown.out.splitlines()]
+    captured = capsys.readouterr()
+    assert all(text in captured.err for text in texts)
+    rows = [json.loads(line) for line in captured.out.splitlines()]
     [last] = [row for row in rows if (row["tensor"], row["step"]) == ("0.weight", 60)]
     assert last["motion.step"] > 0
     assert last["spectrum.alpha"] is not None
@@ -148,7 +148,7 @@ def test_bad_tensors_are_named_and_the_rest_is_computed(
         assert all(name in row["missing"] for row in rows if row["tensor"] == name)
 
 
-def test_a_single_checkpoint_and_one_without_a_head(states, series: Series) -> None:
+def test_a_single_checkpoint_has_no_steps_and_a_missing_head_has_a_reason(states, series: Series) -> None:
     [record] = cp.weights(series(states[:1]))
     assert record["motion.norm"] > 0
     assert record["motion.step"] is None
@@ -158,7 +158,7 @@ def test_a_single_checkpoint_and_one_without_a_head(states, series: Series) -> N
     assert "no tensor looks like classifier weights" in records[1]["missing"]
 
 
-def test_half_precision_tied_and_frozen_weights(states, series: Series) -> None:
+def test_half_precision_weights_are_read_and_tied_ones_are_counted_once(states, series: Series) -> None:
     half = [{name: t.bfloat16() if t.is_floating_point() else t for name, t in state.items()} for state in states[:4]]
     tied = [{**state, "lm_head.weight": state["5.weight"]} for state in half]
     records = [list(cp.weights(series(part), only="motion")) for part in (half, tied)]
@@ -167,7 +167,7 @@ def test_half_precision_tied_and_frozen_weights(states, series: Series) -> None:
     assert all("tied to 5.weight" in record["missing"] for record in shared)
 
 
-def test_a_run_that_is_followed(states, series: Series, tmp_path: Path) -> None:
+def test_a_followed_run_has_records_of_new_checkpoints(states, series: Series, tmp_path: Path) -> None:
     path = series(states[:2])
 
     def write() -> None:
@@ -204,11 +204,11 @@ def test_inspect_extract_and_compare_use_the_audit_and_the_records(states, serie
     assert json.loads(capsys.readouterr().out.splitlines()[1])["difference"] == 0
 
 
-def test_runs_of_a_tree_have_group_and_seed(states, series: Series, tmp_path: Path, capsys) -> None:
+def test_runs_in_a_directory_tree_have_group_and_seed(states, series: Series, tmp_path: Path, capsys) -> None:
     directory = series(states[:2])
-    for place in ("plain/seed-0", "plain/seed-1", "decay/seed-0"):
-        (tmp_path / "runs" / place).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(directory, tmp_path / "runs" / place)
+    for seed_path in ("plain/seed-0", "plain/seed-1", "decay/seed-0"):
+        (tmp_path / "runs" / seed_path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(directory, tmp_path / "runs" / seed_path)
     records = cp.weights(tmp_path / "runs", only="motion")
     assert [(r["group"], r["seed"], r["step"]) for r in records][::2] == [
         ("decay", "seed-0", 0),
