@@ -308,7 +308,7 @@ def test_a_header_longer_than_the_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (
             lambda d: (d / "model-00002-of-00002.safetensors").unlink(),
@@ -370,7 +370,7 @@ LIMITED = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-# A module compiled now would leave a part of its cached bytecode to whoever imports it next.
+# Bytecode files would be cut off at the limit, and the next import of the module would read them.
 sys.dont_write_bytecode = True
 from ckpt_probe.cli.app import run
 sys.exit(run(sys.argv[1:]))
