@@ -1,4 +1,4 @@
-"""What tests of training share."""
+"""Progress that interrupts training, for tests of resumed runs."""
 
 from collections.abc import Callable
 
@@ -8,22 +8,22 @@ from ckpt_probe.progress import NullProgress
 
 
 class Interrupting(NullProgress):
-    """Progress that breaks off after some steps, as Ctrl-C would; keeps what is said."""
+    """Progress that raises KeyboardInterrupt after a number of steps, and keeps the messages."""
 
     def __init__(self, steps: int) -> None:
-        self.left = steps
-        self.said: list[str] = []
+        self.remaining = steps
+        self.messages: list[str] = []
 
     def message(self, text: str) -> None:
-        self.said.append(text)
+        self.messages.append(text)
 
     def advance(self, amount: int = 1, **facts: object) -> None:
-        self.left -= amount
-        if self.left < 0:
+        self.remaining -= amount
+        if self.remaining < 0:
             raise KeyboardInterrupt
 
 
 @pytest.fixture
 def interrupting() -> Callable[[int], Interrupting]:
-    """Makes a progress that interrupts whoever shows it after so many steps."""
+    """Return the class of progress that interrupts training after a given number of steps."""
     return Interrupting

@@ -1,4 +1,4 @@
-"""Training on the embedded digits: what is kept, what is restored, and what is refused."""
+"""Tests of training on the embedded digits: what a run writes, how it resumes, and what it refuses."""
 
 import json
 from collections.abc import Callable
@@ -34,9 +34,9 @@ steps = [5, 20]
 """
 
 
-def config(where: Path, **changes: object) -> TrainingConfig:
+def config(directory: Path, **changes: object) -> TrainingConfig:
     values = {"seed": 3, "steps": 40, "batch": 64, "optimizer": "sgd", "rate": 0.05, "extra": ""} | changes
-    path = where / "config.toml"
+    path = directory / "config.toml"
     path.write_text(CONFIG.format(**values) + str(values["extra"]))
     return load_config(path)
 
@@ -47,8 +47,8 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def lines(run: Path) -> list[dict]:
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in rows]
 
 
 def same(first: Path, second: Path) -> bool:
@@ -56,7 +56,7 @@ def same(first: Path, second: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_run_keeps_checkpoints_that_rebuild_the_model_and_its_numbers(tmp_path: Path) -> None:
+def test_a_runs_checkpoints_rebuild_the_model_and_its_numbers(tmp_path: Path) -> None:
     run = tmp_path / "run"
     summary = train(config(tmp_path, steps=300, rate=0.1), run, device="cpu")
     members = open_series(run)
@@ -80,7 +80,7 @@ def test_a_run_keeps_checkpoints_that_rebuild_the_model_and_its_numbers(tmp_path
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("stopped_after", [3, 27])
-def test_resume_ends_bit_for_bit_where_an_uninterrupted_run_does(
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     tmp_path: Path,
     optimizer: str,
     stopped_after: int,
@@ -98,7 +98,7 @@ def test_resume_ends_bit_for_bit_where_an_uninterrupted_run_does(
     assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
 
 
-def test_a_log_line_cut_off_midway_is_dropped_on_resume(tmp_path: Path, interrupting: Callable[..., Any]) -> None:
+def test_an_incomplete_line_of_the_log_is_dropped_on_resume(tmp_path: Path, interrupting: Callable[..., Any]) -> None:
     settings = config(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         train(settings, tmp_path / "run", device="cpu", progress=interrupting(30))
@@ -109,7 +109,7 @@ def test_a_log_line_cut_off_midway_is_dropped_on_resume(tmp_path: Path, interrup
     assert steps == sorted(steps)
 
 
-def test_resuming_a_finished_run_does_nothing(tmp_path: Path) -> None:
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     settings = config(tmp_path)
     train(settings, tmp_path / "run", device="cpu")
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
@@ -118,7 +118,7 @@ def test_resuming_a_finished_run_does_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
-def test_an_existing_run_is_refused_and_another_configuration_too(tmp_path: Path) -> None:
+def test_an_existing_run_and_a_changed_configuration_are_refused(tmp_path: Path) -> None:
     train(config(tmp_path), tmp_path / "run", device="cpu")
     with pytest.raises(UsageError, match=r"exists already; `resume=True`"):
         train(config(tmp_path), tmp_path / "run", device="cpu")
@@ -128,7 +128,7 @@ def test_an_existing_run_is_refused_and_another_configuration_too(tmp_path: Path
     assert [member.step for member in open_series(tmp_path / "run")] == [0, 5, 10]
 
 
-def test_two_runs_part_from_a_shared_trunk(tmp_path: Path) -> None:
+def test_two_runs_start_from_a_shared_trunk(tmp_path: Path) -> None:
     train(config(tmp_path), tmp_path / "a", device="cpu")
     trunk = tmp_path / "a" / "checkpoints" / "step-000005.safetensors"
     start = f'[start]\nfrom = "{trunk}"\nkeep_step = true\n'
@@ -140,21 +140,23 @@ def test_two_runs_part_from_a_shared_trunk(tmp_path: Path) -> None:
     assert not same(tmp_path / "a" / last, tmp_path / "b" / last)
 
 
-def test_a_start_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
+def test_a_start_of_another_shape_is_an_error(tmp_path: Path) -> None:
     train(config(tmp_path), tmp_path / "a", device="cpu")
     start = f'[start]\nfrom = "{tmp_path}/a/checkpoints/step-000005.safetensors"\n'
-    other = config(tmp_path, extra=start)
-    other = other.model_copy(update={"model": other.model.model_copy(update={"arguments": {"hidden": [8]}})})
+    mismatched = config(tmp_path, extra=start)
+    mismatched = mismatched.model_copy(
+        update={"model": mismatched.model.model_copy(update={"arguments": {"hidden": [8]}})}
+    )
     with pytest.raises(DataError, match="other shape"):
-        train(other, tmp_path / "b", device="cpu")
+        train(mismatched, tmp_path / "b", device="cpu")
 
 
-def test_full_batch_sees_every_sample_in_one_step(tmp_path: Path) -> None:
+def test_a_full_batch_contains_every_sample(tmp_path: Path) -> None:
     train(config(tmp_path, steps=3, batch='"full"'), tmp_path / "run", device="cpu")
     assert [line["epoch"] for line in lines(tmp_path / "run") if line.get("split") == "train"] == [0, 3]
 
 
-def test_a_loss_that_is_no_longer_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
     with pytest.raises(DataError, match=r"the loss is (nan|inf); try a lower learning rate"):
         train(config(tmp_path, rate=1e30), tmp_path / "run", device="cpu")
@@ -181,7 +183,7 @@ def test_a_loss_of_matrix_information_that_diverges_is_reported_with_its_step(
         train(TrainingConfig.model_validate(settings), tmp_path / "run", device="cpu")
 
 
-def test_a_network_that_has_diverged_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_diverged_network_is_not_written(tmp_path: Path) -> None:
     settings = config(tmp_path, rate=1e30)
     settings = settings.model_copy(update={"checkpoints": settings.checkpoints.model_copy(update={"steps": [1]})})
     with pytest.raises(DataError, match=r"step 1: the loss on train is (nan|inf)"):
@@ -193,35 +195,35 @@ def test_a_network_that_has_diverged_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_checkpoints_beyond_the_last_step_are_reported(tmp_path: Path, interrupting: Callable[..., Any]) -> None:
-    listening = interrupting(1000)
-    train(config(tmp_path, steps=10), tmp_path / "run", device="cpu", progress=listening)
-    assert listening.said == ["no checkpoint at step 20: training ends at step 10"]
+    progress_log = interrupting(1000)
+    train(config(tmp_path, steps=10), tmp_path / "run", device="cpu", progress=progress_log)
+    assert progress_log.messages == ["no checkpoint at step 20: training ends at step 10"]
 
 
-def test_an_overwrite_killed_midway_is_not_taken_for_the_new_run(
+def test_a_run_killed_while_it_is_overwritten_is_not_resumed_as_the_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
     train(config(tmp_path), run, device="cpu")
-    whole = len([file for file in run.rglob("*") if file.is_file()])
-    other = config(tmp_path, seed=5)
-    for killed_after in range(whole):
+    number_of_files = len([file for file in run.rglob("*") if file.is_file()])
+    changed = config(tmp_path, seed=5)
+    for killed_after in range(number_of_files):
         train(config(tmp_path), run, device="cpu", overwrite=True)
-        left, unlink = [killed_after], Path.unlink
+        remaining, unlink = [killed_after], Path.unlink
 
-        def dying(path: Path, left=left, unlink=unlink, **options) -> None:
+        def dying(path: Path, remaining=remaining, unlink=unlink, **options) -> None:
             if path.parent in {run, run / "checkpoints"} and not path.name.startswith("."):
-                if not left[0]:
+                if not remaining[0]:
                     raise KeyboardInterrupt
-                left[0] -= 1
+                remaining[0] -= 1
             unlink(path, **options)
 
         with monkeypatch.context() as patch:
             patch.setattr(Path, "unlink", dying)
             with pytest.raises(KeyboardInterrupt):
-                train(other, run, device="cpu", overwrite=True)
+                train(changed, run, device="cpu", overwrite=True)
         with pytest.raises(UsageError, match="`resume=True` needs the same configuration, which changed: seed 3 → 5"):
-            train(other, run, device="cpu", resume=True)
+            train(changed, run, device="cpu", resume=True)
 
 
 def test_a_run_without_its_configuration_is_not_resumed(tmp_path: Path) -> None:
@@ -232,7 +234,7 @@ def test_a_run_without_its_configuration_is_not_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "told"),
+    ("section", "message"),
     [
         (
             {"model": {"name": "mlp", "arguments": {"hidden": [8], "classes": 2}}},
@@ -242,21 +244,21 @@ def test_a_run_without_its_configuration_is_not_resumed(tmp_path: Path) -> None:
         ({"data": {"name": "npz:pairs.npz"}}, r"take inputs of shape \(2,\) of int64 \(RuntimeError"),
     ],
 )
-def test_a_model_and_data_that_do_not_fit_each_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: dict, told: str
+def test_a_model_that_does_not_fit_the_data_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: dict, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     np.savez("pairs.npz", x_train=np.arange(24).reshape(12, 2) % 7, y_train=np.arange(12) % 7)
     settings = {"data": {"name": "digits"}, "model": {"name": "mlp"}, "training": {"steps": 3}, **section}
-    with pytest.raises(DataError, match=r"^\[model\] \w+, \[data\] [^\n]*" + told) as caught:
+    with pytest.raises(DataError, match=r"^\[model\] \w+, \[data\] [^\n]*" + message) as caught:
         train(TrainingConfig.model_validate(settings), tmp_path / "run", device="cpu")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("evaluate", "where"), [(None, ""), ([], r"step 1: ")])
-def test_an_index_that_the_model_does_not_have_is_reported(
-    study: Callable[[str], str], tmp_path: Path, evaluate: list | None, where: str
+@pytest.mark.parametrize(("evaluate", "prefix"), [(None, ""), ([], r"step 1: ")])
+def test_an_index_beyond_the_models_embedding_is_an_error(
+    study: Callable[[str], str], tmp_path: Path, evaluate: list | None, prefix: str
 ) -> None:
     pairs, labels = np.arange(24).reshape(12, 2) % 7, np.arange(12) % 7
     pairs[9] = 7
@@ -270,24 +272,24 @@ def test_an_index_that_the_model_does_not_have_is_reported(
         "training": {"steps": 3, "batch_size": "full"},
         "checkpoints": {"evaluate": evaluate},
     }
-    told = f"^{where}the model does not take some of the samples: they hold an index out of its range"
-    with pytest.raises(DataError, match=told):
+    message = f"^{prefix}the model does not take some of the samples: they hold an index out of its range"
+    with pytest.raises(DataError, match=message):
         train(TrainingConfig.model_validate(settings), tmp_path / "run", device="cpu")
 
 
 def test_an_overwrite_does_not_remove_the_start_of_a_run(tmp_path: Path) -> None:
     run = tmp_path / "seeds" / "seed-1"
     train(config(tmp_path), run, device="cpu")
-    held = run / "checkpoints" / "step-000040.safetensors"
-    settings = config(tmp_path, extra=f'[start]\nfrom = "{held}"\n')
+    checkpoint = run / "checkpoints" / "step-000040.safetensors"
+    settings = config(tmp_path, extra=f'[start]\nfrom = "{checkpoint}"\n')
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     with pytest.raises(
         UsageError, match=r"step-000040\.safetensors: the run starts from this file and would remove it"
     ):
         train(settings, run, device="cpu", overwrite=True)
-    places = [tmp_path / "seeds" / f"seed-{seed}" for seed in (0, 1)]
+    directories = [tmp_path / "seeds" / f"seed-{seed}" for seed in (0, 1)]
     with pytest.raises(UsageError, match="the run starts from this file"):
-        require_free(places, [settings, settings], resume=False, overwrite=True)
+        require_free(directories, [settings, settings], resume=False, overwrite=True)
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
     assert train(settings, tmp_path / "other", device="cpu").last_step == 40
 

@@ -1,4 +1,4 @@
-"""The losses against the float64 analysis, the golden values, brute force and finite differences; and what they do."""
+"""Tests of the losses against the float64 analysis, golden values, brute force and finite differences."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from ckpt_probe.training.losses import cma, hdr_loss, mir_loss
 CASES = json.loads((Path(__file__).parents[1] / "metrics" / "golden.json").read_text())["cases"]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 SHAPES = [(24, 40, 5), (60, 6, 4), (300, 5, 3), (20, 7, 90), (128, 64, 10)]
-"""(n, D, C): more columns than rows, fewer, more rows than D·C, more classes than rows, and the usual."""
+"""Shapes (n, D, C): more columns than rows, fewer columns, more rows than D·C, more classes than rows, a usual one."""
 
 
 def batch(n: int, D: int, C: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -29,22 +29,22 @@ def batch(n: int, D: int, C: int, dtype: torch.dtype = torch.float64, seed: int 
     return features.to(dtype).requires_grad_(), labels, weights.to(dtype).requires_grad_()
 
 
-def brute_cma(features: Tensor, labels: Tensor, other: Tensor, other_labels: Tensor) -> float:
-    rows, both = torch.cat([features, other]).detach().double(), torch.cat([labels, other_labels])
-    found = []
-    for label in both.unique():
-        mine = rows[both == label]
+def brute_cma(features: Tensor, labels: Tensor, anchors: Tensor, other_labels: Tensor) -> float:
+    rows, all_labels = torch.cat([features, anchors]).detach().double(), torch.cat([labels, other_labels])
+    entropies = []
+    for label in all_labels.unique():
+        mine = rows[all_labels == label]
         mine = mine[mine.norm(dim=1) > 0]
         n = len(mine)
         values = torch.linalg.eigvalsh(cp.gram(mine) / n) if n > 1 else torch.ones(1)
         values = values[values > 1e-14]
-        found.append(float(-(values * values.log()).sum()) / math.log(n) if n > 1 else 0.0)
-    return sum(found) / len(found)
+        entropies.append(float(-(values * values.log()).sum()) / math.log(n) if n > 1 else 0.0)
+    return sum(entropies) / len(entropies)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_mir_and_hdr_are_those_of_the_analysis(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+def test_mir_and_hdr_losses_equal_the_analysis(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     features, labels, weights = batch(*shape, dtype)
     pairs = ((-mir_loss(features, labels, weights), cp.mir), (hdr_loss(features, labels, weights), cp.hdr))
     for loss, analysis in pairs:
@@ -56,7 +56,7 @@ def test_mir_and_hdr_are_those_of_the_analysis(shape: tuple[int, int, int], dtyp
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"seed{case['seed']}")
-def test_golden_values(case: dict, dtype: torch.dtype) -> None:
+def test_losses_have_the_golden_values(case: dict, dtype: torch.dtype) -> None:
     seed, N, D, C = (case[key] for key in ("seed", "N", "D", "C"))
     labels = torch.tensor([i % C if seed % 2 == 0 else (i * i + seed) % C for i in range(N)])
     weights = torch.tensor(
@@ -75,30 +75,30 @@ def test_golden_values(case: dict, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_cma_is_the_mean_over_classes_written_out(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+def test_cma_equals_the_mean_over_classes_by_brute_force(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     features, labels, _ = batch(*shape, dtype)
-    other, other_labels, _ = batch(shape[0] // 2 + 1, *shape[1:], dtype, seed=1)
-    found = cma(features, labels, other, other_labels + 1)
-    assert found.dtype == dtype
-    assert found.item() == pytest.approx(brute_cma(features, labels, other, other_labels + 1), abs=TOLERANCE[dtype])
+    anchors, other_labels, _ = batch(shape[0] // 2 + 1, *shape[1:], dtype, seed=1)
+    value = cma(features, labels, anchors, other_labels + 1)
+    assert value.dtype == dtype
+    assert value.item() == pytest.approx(brute_cma(features, labels, anchors, other_labels + 1), abs=TOLERANCE[dtype])
 
 
-def test_cma_counts_every_class_of_either_source_and_a_single_row_as_zero() -> None:
+def test_cma_counts_classes_of_both_sources_and_a_single_row_as_zero() -> None:
     orthogonal = torch.eye(4, dtype=torch.float64)
     anchors = torch.stack([orthogonal[1], orthogonal[0]])
-    # Class 7: e0 and the anchor e1, entropy log 2; class −3 has one row; class 9 only an anchor.
+    # Class 7 has e0 and the anchor e1, entropy log 2; class −3 has one row; class 9 has only an anchor.
     value = cma(orthogonal[[0, 2]], torch.tensor([7, -3]), anchors, torch.tensor([7, 9]))
     assert value.item() == pytest.approx(1 / 3, abs=1e-12)
 
 
-def test_rows_without_a_direction_are_left_out() -> None:
+def test_zero_rows_are_left_out() -> None:
     features, labels, weights = batch(30, 8, 4)
     with torch.no_grad():
         features[:5], weights[2] = 0, 0
     for loss, sign, analysis in ((mir_loss, -1, cp.mir), (hdr_loss, 1, cp.hdr)):
         exact = analysis(features.detach().numpy(), weights[labels].detach().numpy())
         assert sign * loss(features, labels, weights).item() == pytest.approx(exact, abs=1e-10)
-    # A class whose rows are all zero is a class of the batch nonetheless.
+    # A class with zero rows only still counts as a class of the batch.
     labels[:5] = 9
     assert cma(features, labels, weights, torch.arange(4)).item() == pytest.approx(
         brute_cma(features, labels, weights, torch.arange(4)), abs=1e-10
@@ -124,25 +124,25 @@ def test_gradients_agree_with_finite_differences(loss: Callable, shape: tuple[in
 
 
 @NAMED
-def test_and_in_batches_of_low_rank_and_repeated_rows(loss: Callable) -> None:
+def test_gradients_agree_for_low_rank_and_repeated_rows(loss: Callable) -> None:
     features, labels, weights = batch(8, 6, 3)
     generator = torch.Generator().manual_seed(2)
-    left, right = (
+    left_factor, right_factor = (
         torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in ((8, 2), (2, 6))
     )
-    # Along directions that keep the rank, of repeated rows, and along all others: the entropy has a derivative there.
+    # The entropy is differentiable along directions that preserve the rank, along repeated rows, and along all others.
     twice = torch.cat([labels, labels])
-    assert torch.autograd.gradcheck(lambda A, B, W: loss(A @ B, labels, W), (left, right, weights))
+    assert torch.autograd.gradcheck(lambda A, B, W: loss(A @ B, labels, W), (left_factor, right_factor, weights))
     assert torch.autograd.gradcheck(lambda Z, W: loss(torch.cat([Z, Z]), twice, W), (features, weights))
-    whole = (left @ right).detach().requires_grad_()
-    assert torch.autograd.gradcheck(lambda Z, W: loss(Z, labels, W), (whole, weights))
+    product = (left_factor @ right_factor).detach().requires_grad_()
+    assert torch.autograd.gradcheck(lambda Z, W: loss(Z, labels, W), (product, weights))
     flat = weights.detach().clone()
     flat[2] = flat[0] + flat[1]
     assert torch.autograd.gradcheck(lambda Z, W: loss(Z, labels, W), (features, flat.requires_grad_()))
 
 
-def test_the_gradient_through_the_smaller_joint_side_where_the_heads_are_a_simplex() -> None:
-    # n > D·C, and heads of rank C − 1: the basis of their span is one dimension too large.
+def test_the_gradient_is_right_for_a_simplex_of_classifier_rows_and_many_samples() -> None:
+    # n > D·C, and classifier rows of rank C − 1: the basis of their span has one dimension too many.
     features, labels, _ = batch(40, 5, 4)
     simplex = simplex_etf(4, 5).requires_grad_()
     assert torch.autograd.gradcheck(lambda Z, W: mir_loss(Z, labels, W), (features, simplex))
@@ -189,24 +189,24 @@ CORNERS = [_zero_rows, _all_zero, _repeated, _collapsed, _one_class, _tiny, _hug
 @pytest.mark.parametrize("corner", CORNERS, ids=lambda corner: corner.__name__[1:])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(32, 48, 4), (100, 5, 3)])
-def test_corners_give_finite_values_and_gradients(
+def test_edge_cases_have_finite_values_and_gradients(
     loss: Callable, corner: Callable, dtype: torch.dtype, shape: tuple[int, int, int]
 ) -> None:
     features, labels, weights = batch(*shape, dtype)
     with torch.no_grad():
         corner(features, labels, weights)
-    others = (labels, weights) if loss is not cma else (labels, weights, torch.arange(len(weights)))
-    value = loss(features, *others)
+    arguments = (labels, weights) if loss is not cma else (labels, weights, torch.arange(len(weights)))
+    value = loss(features, *arguments)
     value.backward()
     assert torch.isfinite(value)
-    for given in (features, weights):
-        assert given.grad is not None
-        assert torch.isfinite(given.grad).all()
+    for tensor in (features, weights):
+        assert tensor.grad is not None
+        assert torch.isfinite(tensor.grad).all()
 
 
 @pytest.mark.parametrize("loss", [mir_loss, hdr_loss])
 @pytest.mark.parametrize("corner", ["one class", "one sample", "no direction", "one direction"])
-def test_where_a_ratio_is_undefined_the_loss_is_zero_and_so_is_its_gradient(loss: Callable, corner: str) -> None:
+def test_an_undefined_ratio_has_zero_loss_and_gradient(loss: Callable, corner: str) -> None:
     features, labels, weights = batch(16, 8, 4, torch.float32)
     rows = features[:1] if corner == "one sample" else features
     rows = rows * 0 if corner == "no direction" else rows
@@ -215,7 +215,7 @@ def test_where_a_ratio_is_undefined_the_loss_is_zero_and_so_is_its_gradient(loss
     if corner == "one class" or (corner == "one direction" and loss is hdr_loss):
         labels = torch.full_like(labels, 2)
     if corner == "one class" and loss is hdr_loss:
-        # Only where both entropies are zero is this ratio undefined.
+        # This ratio is undefined only if both entropies are zero.
         rows = features[:1].expand(16, -1)
     value = loss(rows, labels[: len(rows)], weights)
     value.backward()
@@ -239,7 +239,7 @@ def test_a_class_of_one_row_has_no_gradient_in_cma() -> None:
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-def test_half_precision_and_autocast(half: torch.dtype) -> None:
+def test_half_precision_and_autocast_agree_with_single_precision(half: torch.dtype) -> None:
     features, labels, weights = batch(32, 48, 4, torch.float32)
     plain = [mir_loss(features, labels, weights), cma(features, labels, weights, torch.arange(4))]
     with torch.autocast("cpu", torch.bfloat16):
@@ -259,9 +259,9 @@ def test_half_precision_and_autocast(half: torch.dtype) -> None:
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("scale", [2.0**-7, 2.0**-12, 2.0**-13])
 @pytest.mark.parametrize("loss", [mir_loss, hdr_loss, lambda Z, y, W: cma(Z, y, W, torch.arange(len(W)))])
-def test_small_rows_of_half_precision_count_as_large_ones(loss: Callable, scale: float, half: torch.dtype) -> None:
+def test_small_rows_in_half_precision_count_like_large_ones(loss: Callable, scale: float, half: torch.dtype) -> None:
     features, labels, weights = (tensor.detach() for tensor in batch(40, 12, 6, torch.float32))
-    # Whole eighths, which no power of two rounds, though it may leave rows of denormal entries beside others.
+    # Multiples of an eighth are exact under powers of two, except that small ones become denormal.
     features, weights = ((2 * tensor).round().clamp(-7, 7) / 2 + torch.eye(6, 12)[0] for tensor in (features, weights))
     large, small = (
         [(factor * tensor).to(half).requires_grad_() for tensor in (features, weights)] for factor in (1.0, scale)
@@ -287,7 +287,7 @@ def descend(loss: Callable[[], Tensor], parameters: list[Tensor], steps: int, ra
     return first, loss().item()
 
 
-def test_minimising_cma_draws_two_sources_of_a_class_into_one_direction() -> None:
+def test_minimising_cma_aligns_the_two_sources_of_a_class() -> None:
     features, labels, _ = batch(40, 16, 5, torch.float32)
     anchors = torch.randn(5, 16, generator=torch.Generator().manual_seed(9)).requires_grad_()
     classes = torch.arange(5)
@@ -295,7 +295,7 @@ def test_minimising_cma_draws_two_sources_of_a_class_into_one_direction() -> Non
     first, last = descend(lambda: cma(features, labels, anchors, classes), [features, anchors], 120, 0.05)
     assert first > 0.4
     assert last < 0.02
-    # A direction is a line: entropy does not tell a vector from its negative.
+    # Entropy does not distinguish a vector from its negative.
     assert torch.cosine_similarity(features, anchors[labels]).abs().min() > 0.98
 
 
@@ -331,14 +331,14 @@ NOT_FINITE = torch.tensor([[1.0, 1, 1], [1, torch.nan, 1], [1, 1, 1], [torch.inf
         ((ROWS, NUMBERS, ROWS[:, :2]), r"weights: expected shape \(classes, 3\), found \(4, 2\)"),
     ],
 )
-def test_bad_input_is_named(arguments: tuple[Tensor, Tensor, Tensor], message: str) -> None:
+def test_invalid_arguments_are_named(arguments: tuple[Tensor, Tensor, Tensor], message: str) -> None:
     for loss in (mir_loss, hdr_loss):
         with pytest.raises(DataError, match=message) as caught:
             loss(*arguments)
         assert "\n" not in str(caught.value)
 
 
-def test_bad_input_of_the_other_source_is_named() -> None:
+def test_invalid_arguments_of_the_other_source_are_named() -> None:
     with pytest.raises(DataError, match=r"features have 3 columns and other_features 2"):
         cma(ROWS, NUMBERS, ROWS[:, :2], NUMBERS)
     with pytest.raises(DataError, match=r"other_labels: expected one a row, \(4,\)"):
@@ -347,7 +347,7 @@ def test_bad_input_of_the_other_source_is_named() -> None:
         cma(ROWS, NUMBERS, NOT_FINITE, NUMBERS)
 
 
-def test_the_package_names_the_module() -> None:
+def test_the_package_exports_the_losses() -> None:
     assert cp.losses is losses
     assert cp.losses.matrix_entropy is cp.matrix_entropy
 
@@ -359,7 +359,7 @@ def test_the_package_names_the_module() -> None:
 def test_cuda_gives_the_same_values_and_gradients(loss: Callable, dtype: torch.dtype) -> None:
     results = []
     for device in ("cpu", "cuda"):
-        features, labels, weights = (given.to(device) for given in batch(64, 32, 6, dtype))
+        features, labels, weights = (tensor.to(device) for tensor in batch(64, 32, 6, dtype))
         value = loss(features, labels, weights)
         results.append((value, *torch.autograd.grad(value, [features, weights])))
     for ours, theirs in zip(*results, strict=True):

@@ -1,4 +1,4 @@
-"""The configured loss against its parts, and the contrastive loss against sums written out."""
+"""Tests of the configured loss against its parts, and of the contrastive loss against sums computed in loops."""
 
 import math
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def batch(classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.rand(12, 1, 8, 8, generator=generator), torch.arange(12) % classes
 
 
-def test_mir_and_hdr_are_added_at_the_classifiers_input() -> None:
+def test_mir_and_hdr_losses_use_the_classifiers_input() -> None:
     torch.manual_seed(0)
     model = build_model("mlp", {"hidden": [6]}, input_shape=(1, 8, 8), classes=3)
     inputs, labels = batch()
@@ -46,11 +46,11 @@ def test_mir_and_hdr_are_added_at_the_classifiers_input() -> None:
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
 
 
-def test_two_sources_are_trained_contrastively_or_to_classify_with_cma_beside(study: Callable[[str], str]) -> None:
+def test_two_sources_are_trained_contrastively_or_by_classification_with_cma(study: Callable[[str], str]) -> None:
     torch.manual_seed(0)
     model = build_model(study(TWO_SOURCE), {"captions": CAPTIONS, "channels": []}, input_shape=(1, 8, 8), classes=3)
     assert isinstance(model, TwoSource)
-    model.eval()  # captions are then the anchors, and nothing is drawn
+    model.eval()  # The captions are then the anchors, and nothing is random.
     inputs, labels = batch()
     images, captions = model.encode_images(inputs), model.encode_captions(labels)
     loss, logits = build_objective(settings(cma=0.3), model, inputs)(inputs, labels)
@@ -61,15 +61,17 @@ def test_two_sources_are_trained_contrastively_or_to_classify_with_cma_beside(st
     torch.testing.assert_close(loss, contrastive_loss(images, captions, labels, model.scale()))
 
 
-def test_a_loss_that_the_model_cannot_have_is_refused(study: Callable[[str], str]) -> None:
+def test_a_loss_that_needs_another_model_is_refused(study: Callable[[str], str]) -> None:
     inputs, _ = batch()
     mlp = build_model("mlp", {"hidden": [6]}, input_shape=(1, 8, 8), classes=3)
-    for wrong in ({"cma": 0.1}, {"task": "contrastive"}):
+    for values_of_loss in ({"cma": 0.1}, {"task": "contrastive"}):
         with pytest.raises(UsageError, match="need a model with two encoders"):
-            build_objective(settings(**wrong), mlp, inputs)
-    both = build_model(study(TWO_SOURCE), {"captions": CAPTIONS, "channels": []}, input_shape=(1, 8, 8), classes=3)
+            build_objective(settings(**values_of_loss), mlp, inputs)
+    two_encoders = build_model(
+        study(TWO_SOURCE), {"captions": CAPTIONS, "channels": []}, input_shape=(1, 8, 8), classes=3
+    )
     with pytest.raises(UsageError, match="cannot be combined with cma"):
-        build_objective(settings(cma=0.1, mir=0.1), both, inputs)
+        build_objective(settings(cma=0.1, mir=0.1), two_encoders, inputs)
 
 
 def test_each_part_of_the_loss_changes_the_run(tmp_path) -> None:
@@ -95,27 +97,27 @@ def pairs(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def written_out(u: Tensor, v: Tensor, labels: list[int], scale: float) -> float:
-    """Yang et al. 2022, both directions, one exponential at a time."""
+def contrastive_by_loops(u: Tensor, v: Tensor, labels: list[int], scale: float) -> float:
+    """Return the loss of Yang et al. 2022 in both directions, summed in loops."""
     total, n = 0.0, len(labels)
     for a, b in ((u.tolist(), v.tolist()), (v.tolist(), u.tolist())):
         for i in range(n):
             scores = [scale * sum(x * y for x, y in zip(a[i], b[j], strict=True)) for j in range(n)]
-            rest = math.log(sum(math.exp(score) for score in scores))
+            normaliser = math.log(sum(math.exp(score) for score in scores))
             same = [j for j in range(n) if labels[j] == labels[i]]
-            total -= sum(scores[j] - rest for j in same) / len(same)
+            total -= sum(scores[j] - normaliser for j in same) / len(same)
     return total / (2 * n)
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 2, 3, 4], [3, 0, 3, 3, 1], [2, 2, 2, 2, 2]])
 @pytest.mark.parametrize("scale", [1.0, 1 / 0.07])
-def test_against_sums_written_out(labels: list[int], scale: float) -> None:
+def test_the_contrastive_loss_equals_sums_in_loops(labels: list[int], scale: float) -> None:
     u, v = pairs(5)
-    found = contrastive_loss(u, v, torch.tensor(labels), scale)
-    assert found.item() == pytest.approx(written_out(u, v, labels, scale), rel=1e-12)
+    loss = contrastive_loss(u, v, torch.tensor(labels), scale)
+    assert loss.item() == pytest.approx(contrastive_by_loops(u, v, labels, scale), rel=1e-12)
 
 
-def test_distinct_labels_give_the_loss_of_clip() -> None:
+def test_the_contrastive_loss_of_distinct_labels_is_that_of_clip() -> None:
     u, v = pairs(6, seed=1)
     logits = 20.0 * u @ v.T
     diagonal = torch.arange(6)
@@ -124,14 +126,14 @@ def test_distinct_labels_give_the_loss_of_clip() -> None:
         torch.testing.assert_close(contrastive_loss(u, v, labels, 20.0), clip, rtol=1e-14, atol=0)
 
 
-def test_the_least_value_is_the_entropy_of_the_targets() -> None:
+def test_the_smallest_loss_is_the_entropy_of_the_targets() -> None:
     labels = torch.tensor([0, 0, 0, 1, 1, 2])
     rows = torch.eye(3, dtype=torch.float64)[labels]
     least = (3 * math.log(3) + 2 * math.log(2)) / 6
     assert contrastive_loss(rows, rows, labels, 100.0).item() == pytest.approx(least, rel=1e-12)
 
 
-def test_gradient_against_finite_differences() -> None:
+def test_the_gradient_agrees_with_finite_differences() -> None:
     u, v = (rows.requires_grad_() for rows in pairs(5, seed=2))
     scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([0, 1, 0, 2, 1])
@@ -139,12 +141,12 @@ def test_gradient_against_finite_differences() -> None:
 
 
 @pytest.mark.parametrize(("rows", "columns", "count"), [(4, 4, 5), (5, 3, 5), (5, 4, 4)])
-def test_shapes_that_do_not_fit(rows: int, columns: int, count: int) -> None:
+def test_mismatched_shapes_are_errors(rows: int, columns: int, count: int) -> None:
     with pytest.raises(DataError, match=r"expected \(n, features\) twice and labels \(n,\)"):
         contrastive_loss(torch.ones(rows, columns), torch.ones(5, 4), torch.arange(count), 1.0)
 
 
-def test_it_teaches_digits_by_their_captions_alone(study: Callable[[str], str]) -> None:
+def test_the_contrastive_loss_learns_digits_from_captions(study: Callable[[str], str]) -> None:
     names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     captions = [[f"a photo of the digit {name}", f"a handwritten {name}", name] for name in names]
     data = load_data("digits")

@@ -1,4 +1,4 @@
-"""Pruning: exactly so many zeros, the same ones as torch's own pruning, nested, held while training goes on."""
+"""Tests of pruning: the exact number of zeros, those of torch's pruning, nested levels, and zeros kept in training."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -47,7 +47,7 @@ def settings(**changes: object) -> TrainingConfig:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The last checkpoint of a short run on the digits; read only."""
+    """Return the last checkpoint of a short run on the digits; tests only read it."""
     run = tmp_path_factory.mktemp("trained")
     train(settings(training={"steps": 60}), run, device="cpu")
     return run / "checkpoints" / "step-000060.safetensors"
@@ -60,7 +60,7 @@ def opened(path: Path) -> tuple[dict[str, Tensor], CheckpointMetadata]:
 
 @pytest.mark.parametrize("scope", ["global", "layer"])
 @pytest.mark.parametrize("sparsity", [0, 0.001, 0.3, 1 / 3, 0.5, 0.987])
-def test_exactly_the_share_is_zero_and_all_else_is_as_it_was(scope: str, sparsity: float) -> None:
+def test_the_exact_share_becomes_zero_and_other_entries_are_unchanged(scope: str, sparsity: float) -> None:
     generator = torch.Generator().manual_seed(1)
     state = {
         "embedding": torch.randn(11, 7, generator=generator).half(),
@@ -77,10 +77,10 @@ def test_exactly_the_share_is_zero_and_all_else_is_as_it_was(scope: str, sparsit
         zeros, entries = count_zeros(pruned, part)
         assert zeros == round(sparsity * entries)
     for name, tensor in before.items():
-        kept = pruned[name] != 0
+        nonzero = pruned[name] != 0
         assert torch.equal(state[name], tensor)
         assert pruned[name].dtype == tensor.dtype
-        assert torch.equal(pruned[name][kept], tensor[kept])
+        assert torch.equal(pruned[name][nonzero], tensor[nonzero])
     assert torch.equal(pruned["bias"], before["bias"])
     assert torch.equal(pruned["table"], before["table"])
 
@@ -88,7 +88,7 @@ def test_exactly_the_share_is_zero_and_all_else_is_as_it_was(scope: str, sparsit
 @pytest.mark.parametrize("sparsity", LEVELS)
 @pytest.mark.parametrize("scope", ["global", "layer"])
 @pytest.mark.parametrize("name", ["cnn", "resnet"])
-def test_the_zeros_are_those_of_torchs_own_pruning(name: str, scope: str, sparsity: float) -> None:
+def test_the_zeros_are_those_of_torchs_pruning(name: str, scope: str, sparsity: float) -> None:
     model = network(name)
     ours, names = prune_state(model.state_dict(), sparsity, scope=scope)
     if scope == "global":
@@ -102,16 +102,16 @@ def test_the_zeros_are_those_of_torchs_own_pruning(name: str, scope: str, sparsi
         assert torch.equal(ours[key] != 0, theirs[f"{key}_mask"].bool()), key
 
 
-def test_batch_norm_and_biases_are_not_touched() -> None:
+def test_batch_norm_and_biases_are_not_pruned() -> None:
     state = network("resnet").state_dict()
     pruned, names = prune_state(state, 0.9)
-    others = [name for name in state if name not in names]
-    assert any("running_var" in name for name in others)
-    assert all(pruned[name] is state[name] for name in others)
+    unpruned = [name for name in state if name not in names]
+    assert any("running_var" in name for name in unpruned)
+    assert all(pruned[name] is state[name] for name in unpruned)
 
 
 @pytest.mark.parametrize("scope", ["global", "layer"])
-def test_rising_sparsity_is_nested_and_pruning_on_is_pruning_at_once(scope: str) -> None:
+def test_levels_are_nested_and_repeated_pruning_equals_pruning_at_once(scope: str) -> None:
     state = network().state_dict()
     names = prunable(state)
     step_by_step, masks = state, []
@@ -123,7 +123,7 @@ def test_rising_sparsity_is_nested_and_pruning_on_is_pruning_at_once(scope: str)
     assert all(bool((later | ~earlier).all()) for earlier, later in pairwise(masks))
 
 
-def test_of_equal_magnitudes_the_first_go() -> None:
+def test_entries_of_equal_magnitude_are_pruned_in_order() -> None:
     state = {"b": torch.tensor([[3.0, -2.0], [2.0, 2.0]]), "a": torch.tensor([[-2.0, 1.0]])}
     pruned, _ = prune_state(state, 0.5)
     assert pruned["b"].tolist() == [[3, 0], [0, 2]]
@@ -132,7 +132,7 @@ def test_of_equal_magnitudes_the_first_go() -> None:
     assert (pruned["a"] == 0).flatten().tolist() == [True] * 37 + [False] * 63
 
 
-def test_less_than_is_zero_already_is_refused_and_none_leaves_all() -> None:
+def test_less_than_the_present_sparsity_is_refused_and_zero_changes_nothing() -> None:
     state, names = prune_state(network().state_dict(), 0.5)
     assert torch.equal(zero(prune_state(state, 0)[0], names), zero(state, names))
     assert torch.equal(zero(prune_state(state, 0.5)[0], names), zero(state, names))
@@ -143,13 +143,13 @@ def test_less_than_is_zero_already_is_refused_and_none_leaves_all() -> None:
 
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1, 1.5, float("nan"), float("inf")])
-def test_a_sparsity_that_is_no_share_is_refused(sparsity: float) -> None:
+def test_a_sparsity_outside_zero_to_one_is_refused(sparsity: float) -> None:
     with pytest.raises(UsageError, match="at least 0 and below 1, found"):
         prune_state({"a": torch.ones(2, 2)}, sparsity)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_without_a_rank_are_an_error_that_names_their_tensor(value: float) -> None:
+def test_weights_that_are_not_finite_are_an_error_that_names_the_tensor(value: float) -> None:
     state = {"a": torch.ones(2, 2), "b": torch.tensor([[1.0, value]])}
     with pytest.raises(DataError, match="tensor 'b' contains 1 weights that are NaN or infinite"):
         prune_state(state, 0.5)
@@ -166,7 +166,7 @@ def test_tensors_that_cannot_be_pruned_are_an_error() -> None:
         prune_state({"a": torch.ones(2, 2)}, 0.5, scope="row")
 
 
-def test_zeros_are_held_through_an_optimizer_with_momentum() -> None:
+def test_zeros_stay_zero_under_an_optimizer_with_momentum() -> None:
     model = network("mlp")
     state, names = prune_state(model.state_dict(), 0.8)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -182,7 +182,7 @@ def test_zeros_are_held_through_an_optimizer_with_momentum() -> None:
     assert all(parameter.requires_grad and parameter.is_leaf for parameter in model.parameters())
 
 
-def test_masks_that_do_not_fit_are_an_error() -> None:
+def test_masks_of_another_shape_are_an_error() -> None:
     with pytest.raises(DataError, match=r"tensors listed as pruned are missing: other\.weight"):
         pruned_masks(network("mlp").state_dict(), ["1.weight", "other.weight"])
     for name in ("other.weight", "3.weight"):
@@ -190,7 +190,7 @@ def test_masks_that_do_not_fit_are_an_error() -> None:
             hold_zeros(network("mlp"), {name: torch.ones(2, 2, dtype=torch.bool)})
 
 
-def test_metadata_of_pruning_returns_as_it_was_given(tmp_path: Path) -> None:
+def test_metadata_of_pruning_are_read_back_unchanged(tmp_path: Path) -> None:
     metadata = CheckpointMetadata(model="mlp", sparsity=0.5, pruned=["1.weight"])
     assert CheckpointMetadata.from_strings(metadata.to_strings()) == metadata
     zero = replace(metadata, sparsity=0.0, pruned=[])
@@ -198,7 +198,7 @@ def test_metadata_of_pruning_returns_as_it_was_given(tmp_path: Path) -> None:
     assert not {"ckpt_probe.pruned", "ckpt_probe.sparsity"} & set(CheckpointMetadata().to_strings())
 
 
-def test_a_series_is_the_checkpoint_at_each_sparsity(trained: Path, tmp_path: Path) -> None:
+def test_a_series_has_the_checkpoint_at_each_sparsity(trained: Path, tmp_path: Path) -> None:
     summary = prune(trained, tmp_path / "out", [0.98, 0, 0.25])
     names = ["sparsity-0.000", "sparsity-0.250", "sparsity-0.980"]
     assert [member.name for member in open_series(tmp_path / "out")] == names
@@ -215,7 +215,7 @@ def test_a_series_is_the_checkpoint_at_each_sparsity(trained: Path, tmp_path: Pa
     assert torch.equal(opened(summary.levels[0].path)[0]["1.weight"], original["1.weight"])
 
 
-def test_names_have_the_digits_that_the_finest_needs(trained: Path, tmp_path: Path) -> None:
+def test_file_names_have_the_digits_of_the_finest_sparsity(trained: Path, tmp_path: Path) -> None:
     prune(trained, tmp_path / "out", [0.5, 0.9995, 0.99])
     names = [member.name for member in open_series(tmp_path / "out")]
     assert names == ["sparsity-0.5000", "sparsity-0.9900", "sparsity-0.9995"]
@@ -231,16 +231,16 @@ def test_existing_results_are_reused_if_they_fit_and_refused_otherwise(trained: 
     before = {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in out.iterdir()}
     again = prune(trained, out, [0.5, 0.7, 0.9])
     assert [level.written for level in again.levels] == [False, True, False]
-    assert all((out / name).read_bytes() == held for name, (_, held) in before.items())
+    assert all((out / name).read_bytes() == contents for name, (_, contents) in before.items())
     assert all((out / name).stat().st_mtime_ns == when for name, (when, _) in before.items())
     with pytest.raises(UsageError, match=r"sparsity-0\.500\.safetensors: was pruned with another scope; choose"):
         prune(trained, out, [0.5], scope="layer")
-    other = trained.with_name("step-000010.safetensors")
+    second_checkpoint = trained.with_name("step-000010.safetensors")
     with pytest.raises(UsageError, match="was pruned from another checkpoint"):
-        prune(other, out, [0.9])
+        prune(second_checkpoint, out, [0.9])
     with pytest.raises(UsageError, match="`overwrite=True` would remove it before it is read"):
         prune(out / "sparsity-0.500.safetensors", out, [0.9], overwrite=True)
-    assert [level.written for level in prune(other, out, [0.9], overwrite=True).levels] == [True]
+    assert [level.written for level in prune(second_checkpoint, out, [0.9], overwrite=True).levels] == [True]
     assert [member.name for member in open_series(out)] == ["sparsity-0.900"]
 
 
@@ -253,7 +253,7 @@ def test_a_list_of_none_or_with_repeats_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_classifier_may_be_kept(trained: Path, tmp_path: Path) -> None:
+def test_the_classifier_can_be_left_unpruned(trained: Path, tmp_path: Path) -> None:
     summary = prune(trained, tmp_path / "found", [0.9], keep_classifier=True)
     state, metadata = opened(summary.levels[0].path)
     assert torch.equal(state["3.weight"], opened(trained)[0]["3.weight"])
@@ -286,7 +286,7 @@ def test_a_broken_checkpoint_is_named(tmp_path: Path) -> None:
         prune(tmp_path / "a.safetensors", tmp_path / "file", [0.5])
 
 
-def test_retraining_holds_the_zeros_and_prunes_on_from_its_result(trained: Path, tmp_path: Path) -> None:
+def test_retraining_keeps_the_zeros_and_the_next_level_starts_from_its_result(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     summary = prune(trained, out, LEVELS[::-1], retrain=settings(), device="cpu")
     assert [level.sparsity for level in summary.levels] == list(LEVELS)
@@ -300,67 +300,69 @@ def test_retraining_holds_the_zeros_and_prunes_on_from_its_result(trained: Path,
         assert (metadata.sparsity, metadata.pruned) == (level.zeros / level.weights, names)
         assert level.accuracy == {split: values["accuracy"] for split, values in metadata.metrics.items()}
         for member in open_series(out / "retrain" / level.path.stem):
-            kept, of_run = opened(member.path)
-            assert torch.equal(zero(kept, names), zero(expected, names))
+            state_in_run, of_run = opened(member.path)
+            assert torch.equal(zero(state_in_run, names), zero(expected, names))
             assert (of_run.sparsity, of_run.pruned) == (metadata.sparsity, names)
         before = state
     assert [member.name for member in open_series(out)] == [f"sparsity-{level:.3f}" for level in LEVELS]
 
 
-def test_an_interrupted_series_ends_as_an_uninterrupted_one(
+def test_an_interrupted_series_equals_an_uninterrupted_one(
     trained: Path, tmp_path: Path, interrupting: Callable[..., Any]
 ) -> None:
-    whole = prune(trained, tmp_path / "whole", LEVELS[:3], retrain=settings(), device="cpu")
+    complete = prune(trained, tmp_path / "complete", LEVELS[:3], retrain=settings(), device="cpu")
     with pytest.raises(KeyboardInterrupt):
         prune(trained, tmp_path / "cut", LEVELS[:3], retrain=settings(), device="cpu", progress=interrupting(45))
     assert [file.stem for file in (tmp_path / "cut").glob("*.safetensors")] == ["sparsity-0.200"]
     cut = prune(trained, tmp_path / "cut", LEVELS[:3], retrain=settings(), device="cpu")
     assert [level.written for level in cut.levels] == [False, True, True]
-    for a, b in zip(whole.levels, cut.levels, strict=True):
+    for a, b in zip(complete.levels, cut.levels, strict=True):
         first, second = opened(a.path)[0], opened(b.path)[0]
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_an_interrupted_series_goes_on_where_it_was_moved_to(
+def test_an_interrupted_series_can_be_moved_and_resumed(
     trained: Path, tmp_path: Path, interrupting: Callable[..., Any]
 ) -> None:
-    how = {"retrain": settings(), "device": "cpu"}
-    whole = prune(trained, tmp_path / "whole", LEVELS[:3], **how)
+    options = {"retrain": settings(), "device": "cpu"}
+    complete = prune(trained, tmp_path / "complete", LEVELS[:3], **options)
     with pytest.raises(KeyboardInterrupt):
-        prune(trained, tmp_path / "cut", LEVELS[:3], progress=interrupting(45), **how)
+        prune(trained, tmp_path / "cut", LEVELS[:3], progress=interrupting(45), **options)
     (tmp_path / "elsewhere").mkdir()
-    place = (tmp_path / "cut").rename(tmp_path / "elsewhere" / "moved")
-    cut = prune(trained, place, LEVELS[:3], **how)
+    moved = (tmp_path / "cut").rename(tmp_path / "elsewhere" / "moved")
+    cut = prune(trained, moved, LEVELS[:3], **options)
     assert [level.written for level in cut.levels] == [False, True, True]
-    for a, b in zip(whole.levels, cut.levels, strict=True):
+    for a, b in zip(complete.levels, cut.levels, strict=True):
         first, second = opened(a.path)[0], opened(b.path)[0]
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_finished_series_is_not_trained_again_and_a_lost_result_costs_nothing(trained: Path, tmp_path: Path) -> None:
+def test_a_finished_series_is_not_trained_again_even_if_a_result_is_missing(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prune(trained, out, [0.5, 0.9], retrain=settings(), device="cpu")
-    held = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    contents = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
     (out / "sparsity-0.500.safetensors").unlink()
-    spelled = tmp_path / "out" / ".." / "out"
-    again = prune(trained, spelled, [0.5, 0.9], retrain=settings(), device="cpu")
+    another_path = tmp_path / "out" / ".." / "out"
+    again = prune(trained, another_path, [0.5, 0.9], retrain=settings(), device="cpu")
     assert [level.written for level in again.levels] == [True, False]
-    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == held
-    other = settings(optimizer={"learning_rate": 0.01})
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == contents
+    other_settings = settings(optimizer={"learning_rate": 0.01})
     with pytest.raises(UsageError, match=r"was pruned .*with another retraining configuration"):
-        prune(trained, out, [0.5, 0.9], retrain=other, device="cpu")
+        prune(trained, out, [0.5, 0.9], retrain=other_settings, device="cpu")
     with pytest.raises(UsageError, match="was pruned from another checkpoint"):
         prune(trained, out, [0.9], retrain=settings(), device="cpu")
-    anew = prune(trained, out, [0.9], retrain=other, device="cpu", overwrite=True)
+    anew = prune(trained, out, [0.9], retrain=other_settings, device="cpu", overwrite=True)
     assert [level.written for level in anew.levels] == [True]
     assert [entry.name for entry in (out / "retrain").iterdir()] == ["sparsity-0.900"]
 
 
-def test_the_configurations_own_start_gives_way_aloud(
+def test_a_start_in_the_configuration_is_ignored_with_a_message(
     trained: Path, tmp_path: Path, interrupting: Callable[..., Any]
 ) -> None:
     start = StartSettings.model_validate({"from": "other.safetensors", "keep_step": True})
     config = settings().model_copy(update={"start": start})
-    listening = interrupting(10**6)
-    prune(trained, tmp_path / "out", [0.5], retrain=config, device="cpu", progress=listening)
-    assert listening.said == ["[start] other.safetensors is ignored: training starts from the pruned checkpoints"]
+    progress_log = interrupting(10**6)
+    prune(trained, tmp_path / "out", [0.5], retrain=config, device="cpu", progress=progress_log)
+    assert progress_log.messages == [
+        "[start] other.safetensors is ignored: training starts from the pruned checkpoints"
+    ]

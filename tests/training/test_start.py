@@ -1,4 +1,4 @@
-"""What a run starts with: steps and learning rates, a checkpoint's weights, step and zeros, and a saved state."""
+"""Tests of the start of a run: steps and learning rates, a checkpoint's weights, step and zeros, and a saved state."""
 
 import math
 from pathlib import Path
@@ -39,7 +39,7 @@ def settings(path: Path, **more: object) -> StartSettings:
     return StartSettings.model_validate({"from": str(path), **more})
 
 
-def test_the_backbone_alone_leaves_the_classifier_fresh_whatever_its_size(tmp_path: Path) -> None:
+def test_a_start_from_a_backbone_initialises_the_classifier(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.safetensors", classes=4, step=30)
     torch.manual_seed(1)
     model = network()
@@ -59,7 +59,7 @@ def test_missing_pruned_tensors_are_reported_with_the_file(tmp_path: Path) -> No
         begin(network(), settings(path), torch.zeros(2, 1, 8, 8))
 
 
-def test_the_step_is_kept_where_asked_for(tmp_path: Path) -> None:
+def test_the_step_of_a_start_is_kept_on_request(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.safetensors", step=30)
     assert begin(network(), settings(path, keep_step=True), torch.zeros(2, 1, 8, 8))[0] == 30
     nameless = saved(tmp_path / "b.safetensors")
@@ -69,7 +69,7 @@ def test_the_step_is_kept_where_asked_for(tmp_path: Path) -> None:
         begin(network(), settings(tmp_path / "absent.safetensors"), torch.zeros(2, 1, 8, 8))
 
 
-def test_a_run_from_a_pruned_checkpoint_keeps_its_zeros_and_says_so(tmp_path: Path) -> None:
+def test_a_run_from_a_pruned_checkpoint_keeps_its_zeros_and_states_its_sparsity(tmp_path: Path) -> None:
     torch.manual_seed(0)
     state = network().state_dict()
     state["1.weight"][torch.rand(6, 64) < 0.75] = 0
@@ -88,11 +88,11 @@ def test_a_run_from_a_pruned_checkpoint_keeps_its_zeros_and_says_so(tmp_path: Pa
     train(config, tmp_path / "run", device="cpu")
     for step in (0, 10, 30):
         with open_checkpoint(tmp_path / "run" / "checkpoints" / f"step-{step:06d}.safetensors") as checkpoint:
-            found, metadata = checkpoint.read("1.weight"), checkpoint.metadata
-        assert torch.equal(found == 0, zeros)
+            weights, metadata = checkpoint.read("1.weight"), checkpoint.metadata
+        assert torch.equal(weights == 0, zeros)
         assert metadata.pruned == ["1.weight"]
         assert metadata.sparsity == pytest.approx(zeros.double().mean().item())
-    assert not torch.equal(found, state["1.weight"])
+    assert not torch.equal(weights, state["1.weight"])
 
 
 def test_a_pruned_start_of_a_wrapped_model_keeps_its_zeros(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_pruned_start_of_a_wrapped_model_keeps_its_zeros(tmp_path: Path) -> No
     assert int(masks["1.weight"].sum()) == 6 * 4
 
 
-def test_steps_of_an_epoch_and_of_a_run() -> None:
+def test_steps_per_epoch_and_per_run_are_computed() -> None:
     assert steps_per_epoch(TrainingSettings(epochs=2, batch_size=64), 1347) == 22
     assert steps_per_epoch(TrainingSettings(epochs=2, batch_size="full"), 1347) == 1
     assert total_steps(TrainingSettings(epochs=2.5), 22) == 55
@@ -113,7 +113,7 @@ def test_steps_of_an_epoch_and_of_a_run() -> None:
 
 
 @pytest.mark.parametrize(("step", "factor"), [(0, 1.0), (50, 0.5), (100, 0.0)])
-def test_cosine(step: int, factor: float) -> None:
+def test_the_cosine_schedule_has_its_closed_form(step: int, factor: float) -> None:
     assert learning_rate_factor(ScheduleSettings(name="cosine"), step, 100) == pytest.approx(factor)
 
 
@@ -124,10 +124,10 @@ def test_warmup_then_cosine_over_the_remaining_steps() -> None:
     assert learning_rate_factor(settings, 60, 110) == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))
 
 
-def test_step_and_constant() -> None:
+def test_step_and_constant_schedules_have_their_factors() -> None:
     settings = ScheduleSettings(name="step", milestones=[0.5, 0.75], factor=0.1)
-    found = [learning_rate_factor(settings, step, 100) for step in (49, 50, 74, 75)]
-    assert found == pytest.approx([1, 0.1, 0.1, 0.01])
+    factors = [learning_rate_factor(settings, step, 100) for step in (49, 50, 74, 75)]
+    assert factors == pytest.approx([1, 0.1, 0.1, 0.01])
     assert learning_rate_factor(ScheduleSettings(name="constant"), 99, 100) == 1.0
 
 
@@ -141,11 +141,11 @@ def test_step_and_constant() -> None:
         ({"log_spaced": 3}, [0, 2, 10]),
     ],
 )
-def test_checkpoint_steps(settings: dict, expected: list[int]) -> None:
+def test_checkpoint_steps_are_those_of_the_settings(settings: dict, expected: list[int]) -> None:
     assert checkpoint_steps(CheckpointSettings(**settings), 0, 10, per_epoch=4) == expected
 
 
-def test_checkpoints_of_a_run_that_starts_later() -> None:
+def test_a_run_that_starts_later_has_later_checkpoint_steps() -> None:
     assert checkpoint_steps(CheckpointSettings(every_steps=4), 5, 10, per_epoch=4) == [5, 8, 10]
 
 
@@ -157,19 +157,19 @@ def stepped(model: nn.Module, kind: type[torch.optim.Optimizer] = torch.optim.Ad
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other_model", "message"),
     [
         (nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), "1.bias"),
         (nn.Sequential(nn.Linear(3, 5)), r"other shape: 0\.bias \(4,\) for \(5,\), 0\.weight \(4, 3\) for \(5, 3\)"),
     ],
 )
-def test_a_state_of_another_model_gives_one_line(tmp_path: Path, other: nn.Module, told: str) -> None:
+def test_a_state_of_another_model_is_an_error_of_one_line(tmp_path: Path, other_model: nn.Module, message: str) -> None:
     model, path = nn.Sequential(nn.Linear(3, 4)), tmp_path / "state.safetensors"
     save_state(path, model, stepped(model), 7, 1.5)
     with pytest.raises(
-        DataError, match=rf"state\.safetensors: the state of a different model .*`overwrite=True`.*{told}"
+        DataError, match=rf"state\.safetensors: the state of a different model .*`overwrite=True`.*{message}"
     ) as caught:
-        restore_state(path, other, stepped(other))
+        restore_state(path, other_model, stepped(other_model))
     assert "\n" not in str(caught.value)
     fresh = nn.Sequential(nn.Linear(3, 4))
     assert restore_state(path, fresh, stepped(fresh)) == (7, 1.5)
