@@ -1,4 +1,4 @@
-"""Two short runs on digits with everything that a report can show of them: dumps, paths, a plane, records."""
+"""Two short runs on digits with all that a report can show: dumps, paths, a plane, records."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ STEPS = (0, 10, 30, 60)
 
 @dataclass(frozen=True)
 class Study:
-    """Where all of it lies; read, never written."""
+    """The files of the runs, which tests only read."""
 
     root: Path
 
@@ -32,7 +32,7 @@ class Study:
 
     @property
     def records(self) -> Path:
-        """What `analyze -o` writes of run a."""
+        """Return the records of run a, written by `analyze -o`."""
         return self.root / "a.jsonl"
 
 
@@ -55,7 +55,7 @@ def study(built_once: Callable[..., Path], train_digits: Any) -> Study:
 
 @pytest.fixture(scope="session")
 def layered(built_once: Callable[..., Path], train_digits: Any) -> Path:
-    """Dumps of two hidden layers and the penultimate one at four checkpoints."""
+    """Return dumps of two hidden layers and the penultimate one at four checkpoints."""
 
     def build(root: Path) -> None:
         train_digits(root / "run", STEPS, hidden=[16, 12, 8])

@@ -1,4 +1,4 @@
-"""Differences between groups of runs: the statistics of `compare`, and the page that is drawn by group."""
+"""Tests of differences between groups of runs: the statistics of `compare`, and the page drawn by group."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ VALUES: dict[tuple[str, str], Any] = {
 
 
 def records(group: str, seed: int) -> list[dict[str, Any]]:
-    """Records of three steps; those of seed 3 go on for one more step, which no other run has."""
+    """Return records of three steps; seed 3 has one more step, which no other run has."""
     names = ("accuracy", "nc1.pinv", "loss")
     last = {name: float(VALUES[group, name][seed]) for name in names}
     steps = [*STEPS, 200] if seed == 3 else STEPS
@@ -54,7 +54,7 @@ def test_metrics_are_ordered_by_p_of_the_paired_test_at_the_last_common_step() -
     }
     order = sorted(expected, key=lambda name: expected[name].pvalue)
     assert [(each.metric, each.group) for each in compared] == [(n, g) for n in order for g in ("plain", "decay")]
-    # Holm: the smallest p times 3, the next times 2, and none smaller than the one before.
+    # Holm's adjustment: the smallest p times 3, the next times 2, and no value smaller than the one before.
     adjusted = np.maximum.accumulate([min(1, expected[name].pvalue * (3 - i)) for i, name in enumerate(order)])
     for each, p in zip(compared[1::2], adjusted, strict=True):
         assert each.step == 100
@@ -63,7 +63,7 @@ def test_metrics_are_ordered_by_p_of_the_paired_test_at_the_last_common_step() -
         assert (each.verdict == "different") == (p <= 0.05)
 
 
-def test_equal_values_do_not_differ_and_one_run_says_nothing() -> None:
+def test_equal_values_do_not_differ_and_single_runs_have_no_p_value() -> None:
     equal = [
         Run(f"{g}/{s}", [{"step": 1, "split": "test", "loss": 1.0}], [], (), (), g, s) for g in "ab" for s in "012"
     ]
@@ -79,7 +79,7 @@ def test_equal_values_do_not_differ_and_one_run_says_nothing() -> None:
     assert differences(runs()[:4]) == []
 
 
-def test_three_groups_have_a_row_for_each_but_the_baseline() -> None:
+def test_each_of_three_groups_is_compared_with_the_baseline() -> None:
     draws = {group: DRAWS.normal(mean, 0.1, 3) for group, mean in (("a", 0), ("b", 0.1), ("c", 3))}
     some = [
         Run(f"{group}/{seed}", [{"step": 1, "split": "test", "loss": float(value)}], [], (), (), group, str(seed))
@@ -100,10 +100,10 @@ def test_three_groups_have_a_row_for_each_but_the_baseline() -> None:
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for group in ("plain", "decay"):
         for seed in range(4):
-            place = tmp_path / "runs" / group / f"seed-{seed}"
-            place.mkdir(parents=True)
+            directory = tmp_path / "runs" / group / f"seed-{seed}"
+            directory.mkdir(parents=True)
             lines = [json.dumps(record) for record in records(group, seed)]
-            (place / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+            (directory / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -129,7 +129,7 @@ def test_a_page_of_a_tree_is_drawn_by_group(tree: Path) -> None:
     assert sentences[0].startswith("acc on test is lower in plain than in decay: ")
     page = page_of(contents)
     assert '"kind":"RowTable"' in page
-    # A file of records with groups in them gives the same page as the runs.
+    # A file of records with groups gives the same page as the runs.
     rows = [
         {"group": group, "seed": f"seed-{seed}", **record}
         for group in ("decay", "plain")
@@ -140,18 +140,18 @@ def test_a_page_of_a_tree_is_drawn_by_group(tree: Path) -> None:
     assert repr(gather(open_sources(["all.jsonl"])).sections) == repr(contents.sections)
 
 
-def test_the_page_and_compare_have_the_same_verdicts(tree: Path) -> None:
+def test_the_page_and_compare_have_the_same_numbers(tree: Path) -> None:
     by_command = cp.compare(["runs/plain", "runs/decay"], metrics=["accuracy", "nc1.pinv", "loss"], step=100)
     of_page = {(each.metric, each.group): each for each in differences(runs())}
     for each in by_command:
-        other = of_page[each.metric, each.group]
-        assert (other.verdict, other.direction, other.collapse) == (each.verdict, each.direction, each.collapse)
+        on_page = of_page[each.metric, each.group]
+        assert (on_page.verdict, on_page.direction, on_page.collapse) == (each.verdict, each.direction, each.collapse)
         for name in ("difference", "p_value", "margin", "equivalence_p"):
             expected = getattr(each, name)
-            assert getattr(other, name) == (None if expected is None else pytest.approx(expected, rel=1e-9))
+            assert getattr(on_page, name) == (None if expected is None else pytest.approx(expected, rel=1e-9))
 
 
-def test_metrics_beyond_the_clearest_are_folded_and_shared_facts_are_stated_once(tree: Path) -> None:
+def test_metrics_beyond_the_clearest_are_folded_and_shared_notes_appear_once(tree: Path) -> None:
     for file in (tree / "runs").rglob("metrics.jsonl"):
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         more = [{**line, **{f"other.{i}": line["loss"] + i for i in range(8)}} for line in lines]
@@ -165,8 +165,8 @@ def test_metrics_beyond_the_clearest_are_folded_and_shared_facts_are_stated_once
     assert not any(group.folded for section in alone.sections for group in section.groups)
 
 
-def test_plots_and_exports_take_trees(tree: Path) -> None:
-    # One seed has a step that the others do not have.
+def test_plots_and_exports_accept_directory_trees(tree: Path) -> None:
+    # Seed 1 has a step that the others do not have.
     notes = cp.plot("runs", "a.svg", metrics="accuracy")
     assert notes == [f"{group}: accuracy: 3 values are missing; the line breaks there" for group in ("decay", "plain")]
     figure = Path("a.svg").read_text()

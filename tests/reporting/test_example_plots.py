@@ -1,4 +1,4 @@
-"""The section of examples: its numbers are those of `examples`, with pictures of the worst if the data are named."""
+"""Tests of the section of examples: the numbers of `examples`, and pictures of the worst if the data are named."""
 
 from typing import Any
 
@@ -25,16 +25,16 @@ def contents(study: Any) -> Contents:
 
 @pytest.fixture(scope="module")
 def section(contents: Contents) -> Section:
-    (found,) = [section for section in contents.sections if section.key == "examples"]
-    return found
+    (section_of_examples,) = [section for section in contents.sections if section.key == "examples"]
+    return section_of_examples
 
 
 def plot(section: Section, key: str) -> Any:
-    (found,) = [plot for plot in section.plots if plot.key == key]
-    return found
+    (match,) = [plot for plot in section.plots if plot.key == key]
+    return match
 
 
-def test_histograms_are_those_of_the_records(section: Section, study: Any) -> None:
+def test_histograms_have_the_numbers_of_the_records(section: Section, study: Any) -> None:
     learned, forgotten = plot(section, "examples-learned"), plot(section, "examples-forgotten")
     records = list(cp.examples(study.dumps, splits="test"))
     (frame,) = [frame for frame in learned.frames if frame.run == "a"]
@@ -61,7 +61,7 @@ def test_the_worst_examples_have_pictures(section: Section, study: Any) -> None:
     np.testing.assert_allclose(first.pictures[0, :, :, 1], expected, atol=1)
 
 
-def test_matrices_and_curves_are_those_of_the_functions(section: Section, study: Any) -> None:
+def test_matrices_and_curves_have_the_numbers_of_the_functions(section: Section, study: Any) -> None:
     for matrix in cp.function_similarity(study.dumps, splits="test"):
         (frame,) = [f for f in plot(section, f"examples-{matrix.measure}").frames if f.run == "a"]
         expected = np.array(matrix.values, dtype=float)
@@ -72,7 +72,7 @@ def test_matrices_and_curves_are_those_of_the_functions(section: Section, study:
     assert list(line.y) == [record["function.disagreement"] for record in records]
 
 
-def test_pairs_of_runs_are_a_table(section: Section, study: Any) -> None:
+def test_pairs_of_runs_have_a_table(section: Section, study: Any) -> None:
     ((row,),) = [table.cells for table in plot(section, "examples-runs").tables]
     (record,) = cp.examples({"a": study.sources[0], "b": study.sources[1]}, splits="test", by="run")
     assert row == tuple(record[name] for name in example_plots.PAIRS)
@@ -81,23 +81,23 @@ def test_pairs_of_runs_are_a_table(section: Section, study: Any) -> None:
 def test_long_runs_and_many_classes_are_thinned(study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("MOST_CHECKPOINTS", 2), ("MOST_CLASSES", 3), ("LOGARITHMS", 1000)):
         monkeypatch.setattr(example_plots, name, value)
-    found = gather(open_sources([str(study.dumps)]), ReportOptions(splits=("test",)))
-    (section,) = [section for section in found.sections if section.key == "examples"]
+    contents_found = gather(open_sources([str(study.dumps)]), ReportOptions(splits=("test",)))
+    (section,) = [section for section in contents_found.sections if section.key == "examples"]
     assert plot(section, "examples-disagreement").columns["a"] == ("0", "60")
     assert plot(section, "examples-divergence").meaning.endswith("in nats, on 100 rows")
     assert len(plot(section, "examples-learned").layers["a"]) == 3
     assert "a: 3 of 10 classes, those that were forgotten most often" in section.notes
 
 
-def test_data_of_other_rows_show_no_pictures_and_the_reason(study: Any) -> None:
+def test_data_of_other_rows_give_a_reason_instead_of_pictures(study: Any) -> None:
     options = ReportOptions(splits=("test",), data="digits", data_arguments={"split_seed": 5})
-    found = gather(open_sources([str(study.dumps)]), options)
-    (section,) = [section for section in found.sections if section.key == "examples"]
+    contents_found = gather(open_sources([str(study.dumps)]), options)
+    (section,) = [section for section in contents_found.sections if section.key == "examples"]
     assert plot(section, "examples-worst").tables[0].pictures is None
     assert any("no pictures of examples: digits: split test has other labels" in note for note in section.notes)
 
 
-def test_large_pictures_become_small() -> None:
+def test_large_pictures_are_scaled_down() -> None:
     from ckpt_probe.data import ArraySplit
 
     inputs = np.random.default_rng(0).normal(size=(3, 3, 100, 60)).astype(np.float32)
@@ -108,14 +108,14 @@ def test_large_pictures_become_small() -> None:
         pictures(ArraySplit(inputs[:, 0, 0], np.arange(3)), [0])
 
 
-def test_the_maps_are_figures(contents: Contents, section: Section, tmp_path: Any) -> None:
+def test_maps_are_exported_as_figures(contents: Contents, section: Section, tmp_path: Any) -> None:
     pytest.importorskip("matplotlib")
     alone = Contents(contents.title, (), (section,), contents.axis, contents.tracks, ())
     names = {file.name for file in draw_contents(alone, tmp_path, "png")}
     assert {"examples-learned-a.png", "examples-disagreement-b.png", "metric-function.forgotten.png"} <= names
 
 
-def test_records_of_examples_alone_make_no_page(study: Any, tmp_path: Any) -> None:
+def test_a_page_cannot_be_made_of_records_of_examples(study: Any, tmp_path: Any) -> None:
     records = tmp_path / "examples.jsonl"
     records.write_text("".join(to_json_line(record) + "\n" for record in cp.examples(study.dumps, splits="test")))
     with pytest.raises(cp.DataError, match="nothing to show: the sources have no number by step"):

@@ -1,4 +1,4 @@
-"""Events in a report: the section, its figure, the reading by run and by group, and new ones while following."""
+"""Tests of events in a report: the section, its figure, the sentences by run and group, and following a run."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def contents_of(*paths: Path) -> Contents:
     return gather(open_sources([str(path) for path in paths]))
 
 
-def test_findings_are_the_section_after_the_metrics_and_the_reading(tmp_path: Path) -> None:
+def test_findings_have_a_section_after_the_metrics_and_sentences_at_the_top(tmp_path: Path) -> None:
     contents = contents_of(write(tmp_path / "run.jsonl"))
     assert [section.key for section in contents.sections][:2] == ["metrics", "findings"]
     [plot] = contents.sections[1].plots
@@ -47,7 +47,7 @@ def test_findings_are_the_section_after_the_metrics_and_the_reading(tmp_path: Pa
     assert sentences[1].startswith("No event (smallest change that would be reported): test nc1.pinv")
 
 
-def test_a_group_is_read_together(tmp_path: Path) -> None:
+def test_runs_of_a_group_share_their_sentences(tmp_path: Path) -> None:
     for seed in range(3):
         write(tmp_path / "plain" / f"seed-{seed}" / "records.jsonl", seed)
     contents = contents_of(tmp_path / "plain")
@@ -57,7 +57,7 @@ def test_a_group_is_read_together(tmp_path: Path) -> None:
     assert end.startswith("In each of the 3 runs, test accuracy reached its final level between steps")
 
 
-def test_a_short_run_has_the_reason_in_place_of_events(tmp_path: Path) -> None:
+def test_a_short_run_has_a_reason_instead_of_events(tmp_path: Path) -> None:
     contents = contents_of(write(tmp_path / "run.jsonl", count=8))
     [(_, [sentence])] = contents.reading
     assert sentence.endswith("8 checkpoints with a value; events need at least 12.")

@@ -1,4 +1,4 @@
-"""Formats of records: JSON Lines, CSV, data frames, Parquet, and event files of TensorBoard."""
+"""Tests of formats of records: JSON Lines, CSV, data frames, Parquet, and event files of TensorBoard."""
 
 import sys
 from pathlib import Path
@@ -18,7 +18,7 @@ RECORDS = [
 ]
 
 
-def test_a_row_a_record_and_a_column_a_name() -> None:
+def test_a_data_frame_has_a_row_per_record_and_a_column_per_name() -> None:
     frame = cp.to_dataframe(iter(RECORDS))
     assert list(frame.columns) == ["checkpoint", "step", "split", "accuracy", "loss", "missing", "nc1.pinv", "own"]
     kinds = {name: str(kind) for name, kind in frame.dtypes.items()}
@@ -38,24 +38,24 @@ def test_a_row_a_record_and_a_column_a_name() -> None:
     assert frame["nc1.pinv"].isna().all()
 
 
-def test_a_real_record_goes_through_parquet_to_the_last_digit(tmp_path: Path) -> None:
+def test_parquet_keeps_every_digit_of_a_record(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     record = cp.analyze_features(rng.normal(size=(60, 5)), np.arange(60) % 3, rng.normal(size=(3, 5)))
     records = [{"step": step, **record} for step in (0, 10)]
     assert write_parquet(records, tmp_path / "r.parquet") == 2
     back = pd.read_parquet(tmp_path / "r.parquet")
     for name, value in record.items():
-        found = back[name].tolist()
-        assert found == [value, value] or (value is None and back[name].isna().all()), name
+        values = back[name].tolist()
+        assert values == [value, value] or (value is None and back[name].isna().all()), name
     assert back["step"].dtype == "int64"
 
 
-def test_no_records_are_an_empty_frame() -> None:
+def test_no_records_give_an_empty_data_frame() -> None:
     assert cp.to_dataframe([]).shape == (0, 0)
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         ([1.5, "a"], "value: some records hold a number, some a text"),
         ([1, True], "value: some records hold a truth value, some a whole number"),
@@ -63,12 +63,12 @@ def test_no_records_are_an_empty_frame() -> None:
         ([2**63, 1], "value: a whole number of more than 64 bits"),
     ],
 )
-def test_what_makes_no_column_is_told_with_its_name(values: list, told: str) -> None:
-    with pytest.raises(DataError, match=told):
+def test_values_of_different_types_are_an_error_that_names_the_column(values: list, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         cp.to_dataframe([{"value": value} for value in values])
 
 
-def test_a_file_that_exists_and_packages_that_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_files_and_missing_packages_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "r.parquet").write_text("mine")
     with pytest.raises(UsageError, match="exists already"):
         write_parquet(RECORDS, tmp_path / "r.parquet")
@@ -88,17 +88,17 @@ def records(*splits: str) -> list[dict]:
 
 
 def read(directory: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Run → tag → (step, value)."""
-    found = {}
+    """Return (step, value) pairs by run and tag."""
+    scalars = {}
     for run in sorted({file.parent for file in directory.rglob("events.out.tfevents.*")}):
         events = EventAccumulator(str(run))
         events.Reload()
         tags = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-        found[run.relative_to(directory).as_posix()] = tags
-    return found
+        scalars[run.relative_to(directory).as_posix()] = tags
+    return scalars
 
 
-def test_a_run_for_each_split_and_one_at_collapse(tmp_path: Path) -> None:
+def test_tensorboard_has_a_run_for_each_split_and_one_for_values_at_collapse(tmp_path: Path) -> None:
     values, notes = write_event_files({"run": records("train", "test")}, tmp_path / "events")
     mir, nc1 = [(0, 0.0), (2, 0.25), (4, 0.5)], [(0, 4.0), (4, 1.0)]
     assert read(tmp_path / "events") == {
@@ -110,31 +110,33 @@ def test_a_run_for_each_split_and_one_at_collapse(tmp_path: Path) -> None:
     assert notes == ["run: 2 values are missing"]
 
 
-def test_conditions_are_runs_of_their_own_and_no_name_leads_out(tmp_path: Path) -> None:
+def test_conditions_are_separate_runs_and_names_cannot_lead_out_of_the_directory(tmp_path: Path) -> None:
     write_event_files({"a": records("../../out"), "b/c": records("train")}, tmp_path / "events")
     assert set(read(tmp_path / "events")) == {"a/_.._out", "a/at-collapse", "b_c/train", "b_c/at-collapse"}
     assert [file.name for file in tmp_path.iterdir()] == ["events"]
 
 
-def test_other_places_of_a_record_are_part_of_its_run(tmp_path: Path) -> None:
+def test_other_coordinates_of_a_record_are_part_of_its_run(tmp_path: Path) -> None:
     write_event_files(
         {"run": [{"step": 1, "split": "test", "class": c, "variance": c / 2} for c in (0, 1)]}, tmp_path / "e"
     )
     assert set(read(tmp_path / "e")) == {"test/class-0", "test/class-1", "at-collapse"}
 
 
-def test_what_has_no_step_is_counted_and_what_is_twice_is_refused(tmp_path: Path) -> None:
-    held = records("test")
-    _, notes = write_event_files({"run": [*held, {"split": "test", "class.mir": 1.0}]}, tmp_path / "events")
+def test_records_without_step_are_counted_and_repeated_steps_refused(tmp_path: Path) -> None:
+    rows = records("test")
+    _, notes = write_event_files({"run": [*rows, {"split": "test", "class.mir": 1.0}]}, tmp_path / "events")
     assert notes[0] == "run: 1 of 4 records have no step, left out"
     with pytest.raises(DataError, match=r"test: class\.mir has several values at step 0; .* \(NAME=FILE\)"):
-        write_event_files({"run": held * 2}, tmp_path / "twice")
+        write_event_files({"run": rows * 2}, tmp_path / "twice")
     with pytest.raises(DataError, match="no record has a step and a number"):
         write_event_files({"run": [{"alpha": 0.5, "loss": 1.0}]}, tmp_path / "none")
     assert [file.name for file in tmp_path.iterdir()] == ["events"]
 
 
-def test_a_directory_that_exists_and_a_package_that_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_directory_and_a_missing_package_are_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "events").mkdir()
     with pytest.raises(UsageError, match="exists already"):
         write_event_files({"run": records("test")}, tmp_path / "events")

@@ -1,4 +1,4 @@
-"""The section of layers: its numbers are those of analysis and of similarity, in the page's plots and as figures."""
+"""Tests of the section of layers: numbers of the analysis and of similarity, in the page's plots and as figures."""
 
 import json
 from dataclasses import replace
@@ -48,8 +48,8 @@ def test_a_map_has_the_number_of_each_layer_at_each_checkpoint(contents: Content
     for frame in plot.frames:
         assert frame.values.shape == (1, len(layers), 4)
         for record in (record for record in records if record["split"] == frame.split):
-            place = layers.index(record["layer"]), plot.columns["dumps"].index(str(record["step"]))
-            assert frame.values[0][place] == pytest.approx(record["sample.effective_rank"], rel=1e-12)
+            position = layers.index(record["layer"]), plot.columns["dumps"].index(str(record["step"]))
+            assert frame.values[0][position] == pytest.approx(record["sample.effective_rank"], rel=1e-12)
 
 
 def test_colours_follow_the_logarithm_where_numbers_span_decades(contents: Contents) -> None:
@@ -60,30 +60,30 @@ def test_colours_follow_the_logarithm_where_numbers_span_decades(contents: Conte
         assert plot.log == (values.min() > 0 and values.max() > 100 * values.min())
 
 
-def test_matrices_are_those_of_similarity(contents: Contents, layered: Path) -> None:
+def test_matrices_have_the_numbers_of_similarity(contents: Contents, layered: Path) -> None:
     plots = {plot.key: plot for plot in section(contents).plots if isinstance(plot, MatrixPlot)}
     between = plots["layers-cka"]
     names = next(track for track in contents.tracks if track.run == "dumps").checkpoints
     for frame in between.frames:
-        for place, number in enumerate(frame.checkpoints):
-            (found,) = similarity(layered / f"{names[number]}.h5", splits=[frame.split], measures=["cka"])
-            assert found.rows == between.labels["dumps"]
-            np.testing.assert_array_equal(frame.values[place], np.array(found.values, dtype=float))
-    for found in similarity(layered, measures=["cka"]):
-        plot = plots[f"layers-cka-{found.layer}"]
+        for position, number in enumerate(frame.checkpoints):
+            (result,) = similarity(layered / f"{names[number]}.h5", splits=[frame.split], measures=["cka"])
+            assert result.rows == between.labels["dumps"]
+            np.testing.assert_array_equal(frame.values[position], np.array(result.values, dtype=float))
+    for result in similarity(layered, measures=["cka"]):
+        plot = plots[f"layers-cka-{result.layer}"]
         assert plot.of_run
-        frame = next(frame for frame in plot.frames if frame.split == found.split)
-        np.testing.assert_array_equal(frame.values[0], np.array(found.values, dtype=float))
+        frame = next(frame for frame in plot.frames if frame.split == result.split)
+        np.testing.assert_array_equal(frame.values[0], np.array(result.values, dtype=float))
 
 
-def mir_or_nan(one: np.ndarray, other: np.ndarray) -> float:
+def mir_or_nan(first: np.ndarray, second: np.ndarray) -> float:
     try:
-        return mir(one, other)
+        return mir(first, second)
     except DataError:
         return np.nan
 
 
-def test_information_between_layers_is_that_of_evenly_chosen_rows(layered: Path) -> None:
+def test_information_between_layers_uses_evenly_spaced_rows(layered: Path) -> None:
     contents = gather(open_sources([str(layered)]), ReportOptions(mir_rows=50))
     plot = next(plot for plot in section(contents).plots if plot.key == "layers-mir")
     assert isinstance(plot, MatrixPlot)
@@ -92,15 +92,15 @@ def test_information_between_layers_is_that_of_evenly_chosen_rows(layered: Path)
     for frame in plot.frames:
         assert frame.checkpoints == (0, 1, 2, 3)
         with open_dump(layered / f"{names[2]}.h5") as dump:
-            kept = stored_rows(dump, frame.split)
-        places = np.linspace(0, len(kept.indices) - 1, 50).round().astype(int)
-        rows = [values[places].astype(float) for values in kept.layers.values()]
-        expected = np.array([[mir_or_nan(one, other) for other in rows] for one in rows])
+            stored = stored_rows(dump, frame.split)
+        rows_chosen = np.linspace(0, len(stored.indices) - 1, 50).round().astype(int)
+        rows = [values[rows_chosen].astype(float) for values in stored.layers.values()]
+        expected = np.array([[mir_or_nan(first, second) for second in rows] for first in rows])
         assert np.isfinite(expected).mean() > 0.5
         np.testing.assert_allclose(frame.values[2], expected, rtol=1e-9)
 
 
-def test_separation_falls_along_the_line_that_analysis_fits(contents: Contents, records: list[dict]) -> None:
+def test_separation_is_drawn_with_the_line_that_the_analysis_fits(contents: Contents, records: list[dict]) -> None:
     plots = [plot for plot in section(contents).plots if isinstance(plot, LinePlot)]
     assert [plot.lines[0].split for plot in plots] == ["train", "test"]
     for plot in plots:
@@ -114,8 +114,8 @@ def test_separation_falls_along_the_line_that_analysis_fits(contents: Contents, 
             assert (y1 - y0) / (x1 - x0) == pytest.approx(last["separation.slope"])
 
 
-def test_the_penultimate_layer_alone_is_in_the_other_sections(contents: Contents, records: list[dict]) -> None:
-    plot = next(plot for one in contents.sections for plot in one.plots if plot.key == "metric-nc1.pinv")
+def test_other_sections_show_the_penultimate_layer_only(contents: Contents, records: list[dict]) -> None:
+    plot = next(plot for section in contents.sections for plot in section.plots if plot.key == "metric-nc1.pinv")
     assert isinstance(plot, LinePlot)
     for line in plot.lines:
         mine = [r["nc1.pinv"] for r in records if r["split"] == line.split and r["layer"] == "penultimate"]
@@ -128,11 +128,11 @@ def test_records_of_layers_have_maps_without_similarities(records: list[dict], t
     assert {type(plot) for plot in plots} == {LayerMap, LinePlot}
     plain = [{k: v for k, v in json.loads(to_json_line(r)).items() if k != "layer"} for r in records if r["depth"] == 1]
     (tmp_path / "plain.jsonl").write_text("".join(json.dumps(record) + "\n" for record in plain))
-    assert "layers" not in [one.key for one in gather(open_sources([str(tmp_path / "plain.jsonl")])).sections]
+    assert "layers" not in [section.key for section in gather(open_sources([str(tmp_path / "plain.jsonl")])).sections]
 
 
-def test_the_same_plots_as_figures(contents: Contents, tmp_path: Path) -> None:
-    """One of each kind: that every plot of a page is drawn is a test of figures."""
+def test_plots_of_layers_can_be_exported_as_figures(contents: Contents, tmp_path: Path) -> None:
+    """Cover one plot of each kind; tests/reporting/figures checks that every plot of a page is drawn."""
     keys = "layers-nc1.pinv", "layers-mir", "layers-cka", "layers-cka-penultimate", "separation"
     plots = tuple(plot for plot in section(contents).plots if plot.key.startswith("separation") or plot.key in keys)
     groups = (replace(section(contents).groups[0], plots=plots),)

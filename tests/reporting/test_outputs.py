@@ -1,4 +1,4 @@
-"""`report` and `plot` of Python take paths, mappings and records, and write the files of the commands."""
+"""Tests that `report` and `plot` of Python take paths, mappings and records, and write the files of the commands."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def write(file: Path, factor: float = 1.0) -> Path:
     return file
 
 
-def test_a_page_and_figures_of_one_source(tmp_path: Path) -> None:
+def test_report_writes_a_page_and_figures_of_one_source(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl")
     summary = cp.report(source, tmp_path / "r.html", figures=tmp_path / "figures", title="T")
     assert "<title>T</title>" in (tmp_path / "r.html").read_text(encoding="utf-8")
@@ -48,7 +48,7 @@ def test_a_report_needs_an_output(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["file", "directory", "records", "list", "mapping"])
-def test_a_figure_is_that_of_the_command(tmp_path: Path, form: str) -> None:
+def test_a_figure_equals_that_of_the_command(tmp_path: Path, form: str) -> None:
     file = write(tmp_path / "run" / "metrics.jsonl")
     records = {
         "file": file,
@@ -72,7 +72,7 @@ def test_a_figure_is_that_of_the_command(tmp_path: Path, form: str) -> None:
     assert (tmp_path / "b.svg").read_bytes() == (tmp_path / "a.svg").read_bytes()
 
 
-def test_conditions_of_several_seeds_and_marks(tmp_path: Path) -> None:
+def test_plot_accepts_conditions_of_several_seeds_and_marks(tmp_path: Path) -> None:
     seeds = [write(tmp_path / f"{number}.jsonl", 1 + number) for number in range(2)]
     out = tmp_path / "a.svg"
     cp.plot({"plain": seeds, "other": seeds[0]}, out, metrics="accuracy", splits="test", marks={5: "pruned"})
@@ -83,7 +83,7 @@ def test_conditions_of_several_seeds_and_marks(tmp_path: Path) -> None:
         cp.plot(tmp_path / "nowhere.jsonl", tmp_path / "b.svg", metrics="accuracy")
 
 
-def test_panels_are_texts_with_commas_or_sequences() -> None:
+def test_panels_can_be_a_text_with_commas_or_a_sequence() -> None:
     assert panels_of("class.mir, class.hdr") == [["class.mir", "class.hdr"]]
     assert panels_of(["class.mir", "loss"]) == [["class.mir"], ["loss"]]
     assert panels_of([["class.mir", "loss"], "accuracy"]) == [["class.mir", "loss"], ["accuracy"]]
@@ -92,7 +92,7 @@ def test_panels_are_texts_with_commas_or_sequences() -> None:
             panels_of(empty)
 
 
-def test_comparisons_are_a_data_frame(tmp_path: Path) -> None:
+def test_comparisons_become_a_data_frame(tmp_path: Path) -> None:
     pytest.importorskip("pandas")
     for group, factor in (("plain", 1.0), ("decay", 0.5)):
         for seed in range(3):

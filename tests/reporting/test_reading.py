@@ -1,4 +1,4 @@
-"""Sentences about paths."""
+"""Tests of the sentences about paths."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def test_a_path_without_a_barrier_has_no_sentence() -> None:
     assert read_path([{"split": "test", "barrier.error": None, "barrier.loss": None}]) == []
 
 
-def test_a_barrier_is_judged_by_the_published_rule() -> None:
+def test_a_barrier_is_called_low_or_high_by_the_published_rule() -> None:
     low = {"split": "test", "barrier.error": 0.001, "barrier.loss": 0.01}
     high = {"split": "test", "barrier.error": 0.3, "barrier.loss": 1.0}
     assert "within the 2%" in read_path([low])[0]

@@ -1,4 +1,4 @@
-"""What a report shows of its sources: sections, axes, references, pictures and their limits, and what it leaves out."""
+"""Tests of the contents of a report: sections, axes, references, thinned pictures, and notes on what is left out."""
 
 import json
 from pathlib import Path
@@ -23,22 +23,23 @@ def contents(study: Any) -> Contents:
     return gather(open_sources(study.sources))
 
 
-def report(tmp_path: Path, lines: list[dict[str, Any]], **wishes: Any) -> Contents:
+def report(tmp_path: Path, lines: list[dict[str, Any]], **options: Any) -> Contents:
     file = tmp_path / "run.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return gather(open_sources([str(file)]), ReportOptions(**wishes))
+    return gather(open_sources([str(file)]), ReportOptions(**options))
 
 
 def plots(contents: Contents, section: str) -> dict[str, Any]:
-    return {plot.key: plot for one in contents.sections if one.key == section for plot in one.plots}
+    sections = [each for each in contents.sections if each.key == section]
+    return {plot.key: plot for each in sections for plot in each.plots}
 
 
 def frame(plot: Any, run: str, split: str) -> Frames:
-    [found] = [one for one in plot.frames if (one.run, one.split) == (run, split)]
-    return found
+    [match] = [each for each in plot.frames if (each.run, each.split) == (run, split)]
+    return match
 
 
-def test_every_section_appears_where_there_is_something_to_show(contents: Contents, study: Any) -> None:
+def test_every_section_appears_if_it_has_contents(contents: Contents, study: Any) -> None:
     keys = [section.key for section in contents.sections]
     assert keys == ["metrics", "cosines", "spectra", "classes", "examples", "paths", "planes"]
     for source, expected in (
@@ -50,19 +51,19 @@ def test_every_section_appears_where_there_is_something_to_show(contents: Conten
         assert [section.key for section in gather(open_sources([str(source)])).sections] == expected
 
 
-def test_metrics_are_the_records_with_their_values_at_collapse(contents: Contents, study: Any) -> None:
-    found = plots(contents, "metrics")
+def test_plots_of_metrics_have_the_records_and_values_at_collapse(contents: Contents, study: Any) -> None:
+    plot_of = plots(contents, "metrics")
     records = [record for record in read_records(study.records) if record["split"] == "test"]
-    plot = found["metric-class.mir"]
-    [line] = [one for one in plot.lines if (one.condition, one.split) == ("a", "test")]
+    plot = plot_of["metric-class.mir"]
+    [line] = [line for line in plot.lines if (line.condition, line.split) == ("a", "test")]
     assert list(line.x) == [0, 10, 30, 60]
-    # A report has errors, for which the rows are added up by halves.
+    # A report computes errors, for which the rows are accumulated in halves.
     assert list(line.y) == pytest.approx([record["class.mir"] for record in records], rel=1e-12)
     assert [level.value for level in plot.levels] == [records[0]["reference.mir"]]
     assert (plot.title, plot.x.name, "arXiv 2409.16767" in plot.meaning) == ("MIR", "training step", True)
-    assert {(one.condition, one.split) for one in plot.lines} == {(r, s) for r in "ab" for s in ("train", "test")}
-    # A run is told by its colour, a split by dash and mark: none by colour alone.
-    styles = {(one.condition, one.split): one.style for one in plot.lines}
+    assert {(line.condition, line.split) for line in plot.lines} == {(r, s) for r in "ab" for s in ("train", "test")}
+    # A run has its colour and a split its dash and mark, so that colour alone distinguishes no two lines.
+    styles = {(line.condition, line.split): line.style for line in plot.lines}
     assert styles["a", "train"].colour == styles["a", "test"].colour != styles["b", "test"].colour
     assert styles["a", "train"].dash != styles["a", "test"].dash
     assert (styles["a", "train"].hollow, styles["a", "test"].hollow) == (False, True)
@@ -70,53 +71,53 @@ def test_metrics_are_the_records_with_their_values_at_collapse(contents: Content
     assert titles[:3] == ["Fit", "Class means and classifier", "Neural collapse"]
 
 
-def test_cosines_are_those_of_means_and_classifier_rows(contents: Contents, study: Any) -> None:
-    found = plots(contents, "cosines")
+def test_cosines_equal_those_of_class_means_and_classifier_rows(contents: Contents, study: Any) -> None:
+    plot_of = plots(contents, "cosines")
     with open_dump(study.dumps / "step-000060.h5") as dump:
         weights = dump.weights
         labels, features = dump["test"].labels[:], dump["test"].features[:].astype(float)
     means = np.stack([features[labels == c].mean(axis=0) for c in range(10)])
     assert weights is not None
     for key, split, rows in (("means", "test", means - means.mean(axis=0)), ("weights", "", weights)):
-        plot: MatrixPlot = found[f"cosines-{key}"]
+        plot: MatrixPlot = plot_of[f"cosines-{key}"]
         unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-        shown = frame(plot, "a", split)
-        assert shown.checkpoints == (0, 1, 2, 3)
-        assert shown.values[3] == pytest.approx(unit @ unit.T, abs=1e-9)
+        frame_of_split = frame(plot, "a", split)
+        assert frame_of_split.checkpoints == (0, 1, 2, 3)
+        assert frame_of_split.values[3] == pytest.approx(unit @ unit.T, abs=1e-9)
         assert plot.off_diagonal["a"] == pytest.approx(-1 / 9)
         assert plot.labels["a"] == tuple("0123456789")
 
 
 def test_spectra_are_eigenvalues_of_unit_trace(contents: Contents) -> None:
-    found = plots(contents, "spectra")
-    assert set(found) == {
+    plot_of = plots(contents, "spectra")
+    assert set(plot_of) == {
         "spectrum-class.means", "spectrum-class.weights", "spectrum-class.joint", "spectrum-sample.features",
         "spectrum-sample.label_rows", "spectrum-sample.joint", "spectrum-within",
     }  # fmt: skip
     for key in ("class.means", "class.weights", "sample.features", "sample.label_rows"):
-        plot: SpectrumPlot = found[f"spectrum-{key}"]
+        plot: SpectrumPlot = plot_of[f"spectrum-{key}"]
         values = frame(plot, "b", "train").values
         assert plot.ranks == tuple(range(1, values.shape[1] + 1))
         assert np.nansum(values, axis=1) == pytest.approx(1, abs=1e-6)
-    assert found["spectrum-class.means"].at_collapse == {"a": 9, "b": 9}
+    assert plot_of["spectrum-class.means"].at_collapse == {"a": 9, "b": 9}
 
 
-def test_a_path_has_its_chord_and_barrier_and_the_aligned_one_stands_beside_to_the_same_scale(
+def test_a_path_has_its_chord_and_barrier_and_shares_its_scale_with_the_aligned_path(
     contents: Contents, study: Any
 ) -> None:
-    found = plots(contents, "paths")
-    told = json.loads((study.root / "paths" / "plain" / "path.json").read_text())
-    summary = next(one for one in told["summary"] if one["split"] == "test")
-    plot: LinePlot = found["path-plain-loss"]
-    [span] = [one for one in plot.spans if "test" in one.label]
-    line = next(one for one in plot.lines if one.split == "test")
+    plot_of = plots(contents, "paths")
+    stored = json.loads((study.root / "paths" / "plain" / "path.json").read_text())
+    summary = next(entry for entry in stored["summary"] if entry["split"] == "test")
+    plot: LinePlot = plot_of["path-plain-loss"]
+    [span] = [span for span in plot.spans if "test" in span.label]
+    line = next(line for line in plot.lines if line.split == "test")
     at = list(line.x).index(summary["barrier.loss_alpha"])
     assert span.high == pytest.approx(line.y[at])
     assert span.high - span.low == pytest.approx(summary["barrier.loss"])
     assert f"barrier {summary['barrier.loss']:.3g}" in span.label
     [group] = next(section.groups for section in contents.sections if section.key == "paths")
-    losses = [one for one in group.plots if isinstance(one, LinePlot) and one.key.endswith("loss")]
-    assert ["not aligned" in one.title for one in losses] == [True, False]
+    losses = [plot for plot in group.plots if isinstance(plot, LinePlot) and plot.key.endswith("loss")]
+    assert ["not aligned" in plot.title for plot in losses] == [True, False]
     assert "aligned by permutation" in losses[1].title
     assert losses[0].y.bounds == losses[1].y.bounds
 
@@ -124,12 +125,12 @@ def test_a_path_has_its_chord_and_barrier_and_the_aligned_one_stands_beside_to_t
 def test_a_plane_has_its_checkpoints_and_levels(contents: Contents) -> None:
     [train, _] = plots(contents, "planes").values()
     assert train.values.shape == (4, 4)
-    assert [place.name for place in train.points] == ["A", "B", "C"]
+    assert [mark.name for mark in train.points] == ["A", "B", "C"]
     assert train.levels[0] == pytest.approx(np.nanmin(train.values))
     assert train.levels[-1] == pytest.approx(np.nanmax(train.values))
 
 
-def test_the_reading_and_where_it_comes_from(contents: Contents, study: Any) -> None:
+def test_the_report_has_sentences_and_the_origin_of_its_numbers(contents: Contents, study: Any) -> None:
     assert [about for about, _ in contents.reading] == ["a", "b", "plain", "aligned", "abc"]
     assert any("On the plane" in sentence for _, sentences in contents.reading for sentence in sentences)
     origin = contents.origins[0]
@@ -143,38 +144,36 @@ def test_the_reading_and_where_it_comes_from(contents: Contents, study: Any) -> 
     assert [file.name for file in path.files] == ["plan.json", "points.jsonl", "path.json"]
 
 
-def test_pictures_that_would_not_fit_are_thinned_evenly_and_that_is_said(
-    study: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = gather(open_sources([str(study.dumps)]))
-    assert not any(section.notes for section in whole.sections if section.key == "cosines")
-    # 4 checkpoints of 10 × 10: two splits of means, and the classifier's.
+def test_pictures_beyond_the_limit_are_thinned_evenly_with_a_note(study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    complete = gather(open_sources([str(study.dumps)]))
+    assert not any(section.notes for section in complete.sections if section.key == "cosines")
+    # At each of 4 checkpoints there are three 10 × 10 matrices: means of two splits, and the classifier.
     monkeypatch.setitem(portraits.MOST_NUMBERS, "cosines", 700)
     thinned = gather(open_sources([str(study.dumps)]))
-    found = plots(thinned, "cosines")
-    assert frame(found["cosines-means"], "a", "train").checkpoints == (0, 3)
-    [section] = [one for one in thinned.sections if one.key == "cosines"]
+    plot_of = plots(thinned, "cosines")
+    assert frame(plot_of["cosines-means"], "a", "train").checkpoints == (0, 3)
+    [section] = [section_of_page for section_of_page in thinned.sections if section_of_page.key == "cosines"]
     assert section.notes == ("a: cosines of 2 of 4 checkpoints, evenly spaced, to stay small",)
     assert len(frame(plots(thinned, "classes")["classes"], "a", "train").checkpoints) == 4
 
 
-def test_names_of_classes_stand_in_matrices_and_table(study: Any) -> None:
+def test_matrices_and_table_have_the_names_of_classes(study: Any) -> None:
     names = ("zero", "", "two")
-    found = gather(open_sources([str(study.dumps)]), ReportOptions(class_names=names))
+    contents_found = gather(open_sources([str(study.dumps)]), ReportOptions(class_names=names))
     expected = ("zero", "1", "two", *"3456789")
-    assert plots(found, "cosines")["cosines-means"].labels["a"] == expected
-    table = plots(found, "classes")["classes"]
+    assert plots(contents_found, "cosines")["cosines-means"].labels["a"] == expected
+    table = plots(contents_found, "classes")["classes"]
     assert table.labels["a"] == expected
     record = next(iter(analyze(study.dumps)))
     assert table.frames[0].values[0, :, 0].sum() == record["samples"]
-    assert any("zero: " in told for told in table.nearest[0][3])
+    assert any("zero: " in sentence for sentence in table.nearest[0][3])
 
 
-def test_the_axis_is_what_tells_checkpoints_apart(tmp_path: Path) -> None:
-    def records(**places: list[Any]) -> list[dict[str, Any]]:
-        count = len(next(iter(places.values())))
+def test_the_axis_is_the_quantity_that_distinguishes_checkpoints(tmp_path: Path) -> None:
+    def records(**coordinates: list[Any]) -> list[dict[str, Any]]:
+        count = len(next(iter(coordinates.values())))
         return [
-            {"split": split, "loss": 1.0 + i, **{name: values[i] for name, values in places.items()}}
+            {"split": split, "loss": 1.0 + i, **{name: values[i] for name, values in coordinates.items()}}
             for i in range(count)
             for split in ("train", "test")
         ]
@@ -189,34 +188,34 @@ def test_the_axis_is_what_tells_checkpoints_apart(tmp_path: Path) -> None:
     assert list(plots(unnamed, "metrics")["metric-loss"].lines[0].x) == [0, 1]
 
 
-def test_records_of_classes_alone_make_the_table(tmp_path: Path) -> None:
+def test_records_of_classes_alone_give_the_table_of_classes(tmp_path: Path) -> None:
     rows = [{"checkpoint": "a", "step": 3, "split": "test", "class": c, "samples": 5 + c} for c in (2, 0)]
-    found = report(tmp_path, rows)
-    assert [section.key for section in found.sections] == ["classes"]
-    table = plots(found, "classes")["classes"]
+    contents_found = report(tmp_path, rows)
+    assert [section.key for section in contents_found.sections] == ["classes"]
+    table = plots(contents_found, "classes")["classes"]
     assert (table.labels["run"], table.frames[0].values.tolist()) == (("0", "2"), [[[5.0], [7.0]]])
     with pytest.raises(DataError, match=r"class is 0\.5"):
         report(tmp_path, [{**rows[0], "class": 0.5}])
 
 
-def test_what_is_missing_is_said(tmp_path: Path) -> None:
+def test_missing_values_have_a_note(tmp_path: Path) -> None:
     lines = [{"step": s, "split": "test", "loss": None if s == 1 else 1.0} for s in range(3)]
     [section] = report(tmp_path, lines).sections
     assert any("loss: 1 values are missing" in note for note in section.notes)
     assert np.isnan(plots(report(tmp_path, lines), "metrics")["metric-loss"].lines[0].y[1])
 
 
-def test_runs_that_share_no_axis_are_told(tmp_path: Path) -> None:
+def test_a_run_without_the_common_axis_has_a_note(tmp_path: Path) -> None:
     first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
     first.write_text("".join(json.dumps({"step": s, "split": "test", "loss": 1.0}) + "\n" for s in range(3)))
     second.write_text(json.dumps({"checkpoint": "final", "split": "test", "loss": 2.0}) + "\n")
-    found = gather(open_sources([str(first), str(second)]))
-    [section] = found.sections
+    contents_found = gather(open_sources([str(first), str(second)]))
+    [section] = contents_found.sections
     assert section.notes == ("second: its records have no step that tells them apart; they are in no plot of metrics",)
-    assert {line.condition for line in plots(found, "metrics")["metric-loss"].lines} == {"first"}
+    assert {line.condition for line in plots(contents_found, "metrics")["metric-loss"].lines} == {"first"}
 
 
-def test_classes_have_the_names_that_the_dumps_hold(tmp_path: Path) -> None:
+def test_classes_have_the_names_stored_in_the_dumps(tmp_path: Path) -> None:
     names, labels = ("ant", "bee", "cat"), np.arange(30) % 3
     rows = np.random.default_rng(0).normal(size=(30, 4))
     with DumpWriter(tmp_path / "run-5.h5", None, classes=3, features=4) as writer:
@@ -224,7 +223,7 @@ def test_classes_have_the_names_that_the_dumps_hold(tmp_path: Path) -> None:
         writer.write_class_names(names)
         writer.start_split("test", len(labels), logits=False)
         writer.append("test", rows, labels)
-    for wishes, expected in ((ReportOptions(), names), (ReportOptions(class_names=("x", "y", "z")), ("x", "y", "z"))):
-        found = gather(open_sources([f"run={tmp_path / 'run-5.h5'}"]), wishes)
-        assert plots(found, "cosines")["cosines-means"].labels["run"] == expected
-        assert plots(found, "classes")["classes"].labels["run"] == expected
+    for options, expected in ((ReportOptions(), names), (ReportOptions(class_names=("x", "y", "z")), ("x", "y", "z"))):
+        contents_found = gather(open_sources([f"run={tmp_path / 'run-5.h5'}"]), options)
+        assert plots(contents_found, "cosines")["cosines-means"].labels["run"] == expected
+        assert plots(contents_found, "classes")["classes"].labels["run"] == expected

@@ -1,4 +1,4 @@
-"""What is given to a report is told by its content, named by what tells it apart, and refused in one line."""
+"""Tests that sources of a report are recognised by their contents, named by what differs, and refused in one line."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ def put(path: Path, *lines: Any) -> Path:
     return path
 
 
-def test_the_kind_is_told_by_the_content(study: Any, tmp_path: Path) -> None:
+def test_the_kind_of_a_source_is_recognised_by_its_contents(study: Any, tmp_path: Path) -> None:
     renamed = tmp_path / "anything.bin"
     renamed.write_bytes(sorted(study.dumps.glob("*.h5"))[0].read_bytes())
     places = {
@@ -34,7 +34,7 @@ def test_the_kind_is_told_by_the_content(study: Any, tmp_path: Path) -> None:
     assert {path: kind_of(path) for path in places} == places
 
 
-def test_names_are_given_or_what_tells_the_sources_apart(study: Any) -> None:
+def test_sources_have_stated_names_or_the_part_in_which_their_paths_differ(study: Any) -> None:
     named = open_sources([*study.sources, f"mine={study.records}", str(study.root / "runs" / "b")])
     assert [source.name for source in named] == [
         "dumps/a", "dumps/b", "paths/plain", "paths/aligned", "planes/abc", "mine", "runs/b",
@@ -45,22 +45,24 @@ def test_names_are_given_or_what_tells_the_sources_apart(study: Any) -> None:
     assert open_sources([str(points)])[0].path == points.parent
 
 
-def test_a_path_in_the_making_and_points_alone_have_the_barriers_of_their_points(study: Any, tmp_path: Path) -> None:
-    whole = study.root / "paths" / "plain"
-    finished = read_path(open_sources([str(whole)])[0])
+def test_unfinished_paths_and_files_of_points_have_barriers(study: Any, tmp_path: Path) -> None:
+    finished_path = study.root / "paths" / "plain"
+    finished = read_path(open_sources([str(finished_path)])[0])
     for name in ("plan.json", "points.jsonl"):
-        (tmp_path / name).write_bytes((whole / name).read_bytes())
+        (tmp_path / name).write_bytes((finished_path / name).read_bytes())
     [begun] = open_sources([str(tmp_path)])
     assert (begun.kind, plan_of(begun)["points"]) == ("path", 5)
     (tmp_path / "elsewhere").mkdir()
     alone = tmp_path / "elsewhere" / "points.jsonl"
-    alone.write_bytes((whole / "points.jsonl").read_bytes())
+    alone.write_bytes((finished_path / "points.jsonl").read_bytes())
     for source in (begun, open_sources([str(alone)])[0]):
-        found = read_path(source)
-        assert found.points == finished.points
-        assert [one["barrier.loss"] for one in found.summary] == [one["barrier.loss"] for one in finished.summary]
-        assert found.result == {}
-    # Without the other end there is no chord, and no barrier.
+        path = read_path(source)
+        assert path.points == finished.points
+        assert [entry["barrier.loss"] for entry in path.summary] == [
+            entry["barrier.loss"] for entry in finished.summary
+        ]
+        assert path.result == {}
+    # Without the second end there is neither a chord nor a barrier.
     alone.write_text("".join(line + "\n" for line in alone.read_text().splitlines()[:4]))
     assert read_path(open_sources([str(alone)])[0]).summary == []
 
@@ -72,7 +74,7 @@ def test_a_plane_is_read_back_as_it_was_evaluated(study: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "kind", "told"),
+    ("name", "content", "kind", "message"),
     [
         ("no.jsonl", None, DataError, "no.jsonl: cannot be read: No such file"),
         ("a.txt", "hello", DataError, "a.txt: is neither HDF5 nor JSON Lines; expected dumps (.h5"),
@@ -86,22 +88,24 @@ def test_a_plane_is_read_back_as_it_was_evaluated(study: Any) -> None:
         ("d/plan.json", '{"directions": "checkpoints"}', DataError, "d: no source of a report in this directory"),
     ],
 )
-def test_what_is_no_source_is_refused(name: str, content: str | None, kind: Any, told: str, tmp_path: Path) -> None:
+def test_files_that_are_no_source_are_refused(
+    name: str, content: str | None, kind: Any, message: str, tmp_path: Path
+) -> None:
     file = tmp_path / name
     file.parent.mkdir(exist_ok=True)
     if content is not None:
         file.write_text(content)
-    place = file.parent if name.startswith("d/") else file
+    source = file.parent if name.startswith("d/") else file
     if kind is None:
-        assert kind_of(place) == "dumps"
+        assert kind_of(source) == "dumps"
         return
     with pytest.raises(kind) as error:
-        records_of(open_sources([str(place)])[0])
-    assert told in str(error.value)
+        records_of(open_sources([str(source)])[0])
+    assert message in str(error.value)
 
 
-def test_what_is_damaged_in_a_path_or_a_plane_is_told_with_its_file(study: Any, tmp_path: Path) -> None:
-    for name, file, change, told in (
+def test_a_damaged_path_or_plane_is_an_error_that_names_the_file(study: Any, tmp_path: Path) -> None:
+    for name, file, change, message in (
         ("paths/plain", "path.json", {"summary": 3}, "path.json: summary: expected a list of JSON objects"),
         ("paths/plain", "path.json", None, "path.json: not the plan or summary of a path"),
         ("paths/plain", "plan.json", None, "plan.json: not the plan or summary of a path"),
@@ -109,30 +113,30 @@ def test_what_is_damaged_in_a_path_or_a_plane_is_told_with_its_file(study: Any, 
         ("planes/abc", "plane.json", {"marks": [{"name": "A"}]}, "marks: a record without x and y"),
         ("planes/abc", "plane.json", {"xs": [0, "x"]}, "xs is 'x', expected a number"),
     ):
-        place = tmp_path / f"{file}-{len(told)}"
-        place.mkdir(exist_ok=True)
-        for one in (study.root / name).glob("*.json*"):
-            (place / one.name).write_bytes(one.read_bytes())
-        content = {**json.loads((place / file).read_text()), **change} if change else "{"
-        (place / file).write_text(content if isinstance(content, str) else json.dumps(content))
-        [source] = open_sources([str(place)])
+        directory = tmp_path / f"{file}-{len(message)}"
+        directory.mkdir(exist_ok=True)
+        for original in (study.root / name).glob("*.json*"):
+            (directory / original.name).write_bytes(original.read_bytes())
+        content = {**json.loads((directory / file).read_text()), **change} if change else "{"
+        (directory / file).write_text(content if isinstance(content, str) else json.dumps(content))
+        [source] = open_sources([str(directory)])
         with pytest.raises(DataError) as error:
             read_path(source) if source.kind == "path" else read_plane(source)
-        assert told in str(error.value)
+        assert message in str(error.value)
 
 
-def test_two_of_one_name_or_place(study: Any) -> None:
+def test_sources_with_the_same_name_or_file_are_refused(study: Any) -> None:
     with pytest.raises(UsageError, match="called x; name each source once"):
         open_sources([f"x={study.records}", f"x={study.dumps}"])
     with pytest.raises(UsageError, match=r"read from .*name each source once"):
         open_sources([str(study.records), f"x={study.records}"])
 
 
-def test_names_of_classes_from_a_file(tmp_path: Path) -> None:
+def test_names_of_classes_are_read_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "labels.txt"
     file.write_text("cat\n\ndog \n", encoding="utf-8")
     assert class_names(file) == ("cat", "", "dog")
-    for content, told in ((b"\n \n", "contains no name"), (b"\xff\xfe\x00", "not a text file")):
+    for content, message in ((b"\n \n", "contains no name"), (b"\xff\xfe\x00", "not a text file")):
         file.write_bytes(content)
-        with pytest.raises(DataError, match=told):
+        with pytest.raises(DataError, match=message):
             class_names(file)

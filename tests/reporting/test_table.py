@@ -1,4 +1,4 @@
-"""Tables that fit their width, footnotes that hide nothing, lines that other programs read."""
+"""Tests of tables that fit their width, of footnotes, and of lines that other programs read."""
 
 import csv
 import io
@@ -19,40 +19,40 @@ def records(classes: int = 4) -> list[dict]:
     generator = np.random.default_rng(0)
     labels = np.arange(80) % classes
     weights = generator.normal(size=(classes, 6))
-    made = []
+    rows = []
     for step in (0, 500):
         features = weights[labels] + generator.normal(size=(80, 6))
         position = {"checkpoint": f"step-{step:06d}", "step": step, "split": "test"}
-        made.append(in_order({**position, **analyze_features(features, labels, weights)}))
-    return made
+        rows.append(in_order({**position, **analyze_features(features, labels, weights)}))
+    return rows
 
 
-def shown(held: list[dict], width: int | None) -> str:
+def printed_table(rows: list[dict], width: int | None) -> str:
     console = Console(width=width or 10_000, file=io.StringIO())
-    console.print(records_table(held, width=width))
+    console.print(records_table(rows, width=width))
     return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
-def test_a_table_keeps_to_its_width_and_says_what_it_leaves_out(width: int) -> None:
-    text = shown(records(), width)
+def test_a_table_fits_its_width_and_counts_the_columns_left_out(width: int) -> None:
+    text = printed_table(records(), width)
     assert max(len(line.rstrip()) for line in text.splitlines()) <= width
     assert "more columns with --wide" in text
     assert "acc" in text
 
 
-def test_checkpoints_of_one_step_are_told_apart_by_their_names() -> None:
-    held = [
+def test_checkpoints_of_the_same_step_are_shown_by_name() -> None:
+    rows = [
         {**record, "step": 880, "checkpoint": name} for record, name in zip(records(), ("dense", "sparse"), strict=True)
     ]
-    text = shown(held, 80)
+    text = printed_table(rows, 80)
     assert "sparse" in text
     assert "880" not in text
-    assert "step-000500" not in shown(records(), 80)
+    assert "step-000500" not in printed_table(records(), 80)
 
 
 def test_wide_shows_every_entry_and_the_values_at_collapse() -> None:
-    text = shown(records(), None)
+    text = printed_table(records(), None)
     for metric in METRICS:
         sometimes = {LAYERS, DOCUMENTS, TRAIN_MEANS} & set(metric.requires)
         if metric.family in DEFAULT and not metric.of_weights and not sometimes:
@@ -63,15 +63,15 @@ def test_wide_shows_every_entry_and_the_values_at_collapse() -> None:
     assert "1.099" in reference
 
 
-def test_measured_values_stand_in_their_rows() -> None:
-    held = records()
-    lines = shown(held, 120).splitlines()
-    assert f"{held[1]['accuracy']:.4f}" in lines[2]
+def test_values_are_printed_in_their_rows() -> None:
+    rows = records()
+    lines = printed_table(rows, 120).splitlines()
+    assert f"{rows[1]['accuracy']:.4f}" in lines[2]
     assert lines[2].split()[0] == "500"
 
 
 def many_classes(features: int, **options: int) -> dict:
-    """Return the record of 12 classes in `features` dimensions: 7 of ten samples, 3 of one, and 2 of none."""
+    """Return the record of 12 classes in `features` dimensions: 7 with ten samples, 3 with one, 2 without samples."""
     generator = np.random.default_rng(0)
     labels = np.repeat(np.arange(10), [10] * 7 + [1] * 3)
     weights = generator.normal(size=(12, features))
@@ -93,32 +93,32 @@ def test_footnotes_count_the_classes_left_out_by_reason() -> None:
     assert "12 of 12 classes left out (2: no sample, 10: fewer samples than `min_samples`)" in none
 
 
-def references(*held: dict) -> dict[str, str]:
+def references(*rows: dict) -> dict[str, str]:
     """Return the last row of the table of records, by the label of its column."""
-    table = records_table(held)
+    table = records_table(rows)
     return {str(column.header): str(list(column.cells)[-1]) for column in table.columns}
 
 
 def test_the_values_at_collapse_are_those_that_exist_for_each_record() -> None:
     simplex, without = many_classes(11), many_classes(3)
-    shown = references(simplex)
-    assert (shown["NC2"], shown["equiang. μ"], shown["NC1"]) == ("0", "0", "0")
-    assert shown["H means"] == short_number(np.log(9))
-    shown = references(without)
-    assert {shown[name] for name in ("MIR", "H means", "H weights", "NC2", "equiang. μ", "GNC2 s.d.")} == {"–"}
-    assert (shown["HDR"], shown["NC1"], shown["NC3"]) == ("0", "0", "0")
+    last_row = references(simplex)
+    assert (last_row["NC2"], last_row["equiang. μ"], last_row["NC1"]) == ("0", "0", "0")
+    assert last_row["H means"] == short_number(np.log(9))
+    last_row = references(without)
+    assert {last_row[name] for name in ("MIR", "H means", "H weights", "NC2", "equiang. μ", "GNC2 s.d.")} == {"–"}
+    assert (last_row["HDR"], last_row["NC1"], last_row["NC3"]) == ("0", "0", "0")
     assert references(simplex, without)["H means"] == "varies"
-    # A layer without the metric says nothing of its value at collapse.
+    # The record of a layer without the metric has no value at collapse, which does not count as a different one.
     assert references(simplex, {"layer": "1", "split": "test"})["H means"] == short_number(np.log(9))
-    # A record of an earlier version names the value of a simplex that does not exist.
+    # A record of an earlier version states the value of a simplex that does not exist.
     assert references({**without, "reference.entropy": 2.197})["H means"] == "–"
 
 
-def test_footnotes_tell_what_was_left_out_and_why_values_are_missing_once() -> None:
-    held = records(classes=2)
-    for record in held:
+def test_footnotes_state_each_reason_once() -> None:
+    rows = records(classes=2)
+    for record in rows:
         record["samples_left_out"] = 3
-    notes = footnotes(held)
+    notes = footnotes(rows)
     assert any(note.startswith("3 of 80 samples left out (zero-length") for note in notes)
     assert any("missing: class.mir" in note for note in notes)
     assert len(notes) == 2
@@ -131,7 +131,7 @@ def test_footnotes_tell_what_was_left_out_and_why_values_are_missing_once() -> N
     [(0.0, "0.0000"), (0.12345, "0.1235"), (1.23456, "1.235"), (12.3456, "12.35"), (123.456, "123.5"),
      (12345.6, "12346"), (123456.0, "1.235e+05"), (0.00012, "1.200e-04"), (-0.5, "-0.5000"), (9.99999, "10.000")],
 )  # fmt: skip
-def test_short_numbers(value: float, text: str) -> None:
+def test_short_numbers_have_the_stated_digits(value: float, text: str) -> None:
     assert short_number(value) == text
 
 
@@ -153,8 +153,8 @@ def test_csv_returns_every_number_exactly() -> None:
 
 
 @pytest.mark.parametrize("width", [None, 20, 33, 40, 60, 120])
-def test_a_matrix_keeps_every_column_in_blocks_that_fit(width: int | None) -> None:
-    columns = [f"blocks.{place}" for place in range(6)]
+def test_a_matrix_is_printed_in_blocks_with_every_column(width: int | None) -> None:
+    columns = [f"blocks.{index}" for index in range(6)]
     rows = [[name, *(f"{i}.{j:03d}" for j in range(6))] for i, name in enumerate(columns)]
     console = Console(width=width or 10_000, file=io.StringIO())
     console.print(blocks_of_columns(("layer",), columns, rows, width))
@@ -169,8 +169,8 @@ def test_a_matrix_keeps_every_column_in_blocks_that_fit(width: int | None) -> No
         assert max(len(line.rstrip()) for line in lines) <= width
 
 
-def test_a_grid_of_layers_and_a_similarity_are_shown_whole() -> None:
-    names = tuple(f"layer{place}" for place in range(6))
+def test_grids_of_layers_and_similarities_are_printed_completely() -> None:
+    names = tuple(f"layer{index}" for index in range(6))
     values = tuple(tuple(i + j / 8 for j in range(6)) for i in range(6))
     grid = Grid("test", "separation", names, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), names, values)
     matrix = Similarity("layers", "cka", "test", names, names, values, 9)

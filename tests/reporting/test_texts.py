@@ -1,4 +1,4 @@
-"""Text of anybody's files where it comes out: terminal, JSON, CSV, HTML and SVG show it, and none obeys it."""
+"""Tests that texts from files are escaped in the terminal, JSON, CSV, HTML and SVG."""
 
 import csv
 import io
@@ -27,11 +27,11 @@ NASTY = "\x1b]0;owned\x07[red]\u202egnp.exe\x9b2J"
         ("", ""), ("\x1b[2J", "␛[2J"), ("step-000010", "step-000010"),
     ],
 )  # fmt: skip
-def test_a_cell_is_no_formula(text: str, cell: str) -> None:
+def test_a_csv_cell_is_not_a_formula(text: str, cell: str) -> None:
     assert in_cell(text) == cell
 
 
-def test_csv_has_no_formula_in_a_name_or_a_value_and_every_number_as_it_was() -> None:
+def test_csv_escapes_formulas_and_leaves_numbers_unchanged() -> None:
     records = [
         {"=name": -1.5, "checkpoint": "=HYPERLINK(1)", "n": -3, "none": None},
         {"checkpoint": NASTY, "more": "x"},
@@ -43,7 +43,7 @@ def test_csv_has_no_formula_in_a_name_or_a_value_and_every_number_as_it_was() ->
     assert "\x1b" not in to_csv(records)
 
 
-def test_json_reads_back_and_has_no_sign_that_a_terminal_obeys() -> None:
+def test_json_is_read_back_and_has_no_control_characters() -> None:
     record = {"name": NASTY, "ä": "λ\u2003x", "far": "\U000e0001", "n": 1.5}
     line = to_json_line(record)
     assert json.loads(line) == record
@@ -68,7 +68,7 @@ def test_inspect_shows_names_and_metadata_as_text(checkpoint: Path, capsys: pyte
         assert "[bold]w[/bold]" in out
 
 
-def test_a_record_of_a_file_and_split_of_such_names_is_text_everywhere(
+def test_hostile_names_of_files_and_splits_are_escaped_everywhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / f"=x{NASTY.replace('/', '')}.h5"
@@ -81,15 +81,15 @@ def test_a_record_of_a_file_and_split_of_such_names_is_text_everywhere(
     assert record["checkpoint"] == path.stem
     for options in ([], ["--wide"], ["--json"], ["--csv"]):
         assert run(["analyze", str(path), "--set", "cache=false", *options]) == 0
-        out, said = capsys.readouterr()
-        assert not {"\x1b", "\x9b", "\x07", "\u202e"} & set(out + said)
+        out, messages = capsys.readouterr()
+        assert not {"\x1b", "\x9b", "\x07", "\u202e"} & set(out + messages)
     page = tmp_path / "page.html"
     assert run(["report", str(path), "-o", str(page)]) == 0
     assert not {"\x1b", "\x9b", "\x07", "\u202e"} & set(page.read_text() + "".join(capsys.readouterr()))
 
 
-def test_an_error_names_such_a_file_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_escapes_the_name_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["inspect", str(tmp_path / f"{NASTY}.pt")]) == 1
-    said = capsys.readouterr().err
-    assert not {"\x1b", "\x9b", "\x07", "\u202e"} & set(said)
-    assert len(said.splitlines()) == 1
+    messages = capsys.readouterr().err
+    assert not {"\x1b", "\x9b", "\x07", "\u202e"} & set(messages)
+    assert len(messages.splitlines()) == 1

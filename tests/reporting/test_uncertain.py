@@ -1,4 +1,4 @@
-"""Numbers with their standard errors: in tables, curves, sentences, and less their bias."""
+"""Tests of numbers with standard errors in tables, curves and sentences, and of subtracted biases."""
 
 import io
 import math
@@ -40,7 +40,7 @@ def record(split: str, mir: float, stderr: float | None = 0.004, step: int = 9, 
     return {"checkpoint": f"c{step}", "step": step, "split": split, "class.mir": mir, **errors, "missing": None, **more}
 
 
-def test_tables_print_errors_and_no_column_of_them() -> None:
+def test_tables_print_errors_with_their_values() -> None:
     text = io.StringIO()
     Console(file=text, width=100).print(records_table([record("test", 0.59912)]))
     assert "0.5991(40)" in text.getvalue()
@@ -63,7 +63,7 @@ def test_the_error_of_an_exponent_has_no_column() -> None:
     assert "± α" not in text.getvalue()
 
 
-def test_a_bias_is_subtracted_where_it_can_be_relied_on() -> None:
+def test_a_bias_is_subtracted_if_it_is_reliable() -> None:
     plain = record("test", 0.6)
     assert corrected(plain)["class.mir"] == pytest.approx(0.58)
     assert corrected(plain)["class.mir_stderr"] == 0.004

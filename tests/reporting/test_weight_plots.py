@@ -1,4 +1,4 @@
-"""The section Weights of a page: from a directory of checkpoints, and from records that weights has written."""
+"""Tests of the section Weights of a page: from a directory of checkpoints, and from records of `weights`."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from ckpt_probe.reporting.sources import open_sources
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """Five checkpoints of a small network, without records and without metadata."""
+    """Return five checkpoints of a small network, without records and metadata."""
     torch.manual_seed(0)
     state = {"first.weight": torch.randn(30, 40), "first.bias": torch.randn(30), "head.weight": torch.randn(24, 30)}
     for step in range(5):
@@ -29,7 +29,7 @@ def section(contents, key: str = "weights"):
     return next(part for part in contents.sections if part.key == key)
 
 
-def test_a_directory_of_checkpoints_alone_is_a_page(directory: Path, tmp_path: Path) -> None:
+def test_a_directory_of_checkpoints_gives_a_page(directory: Path, tmp_path: Path) -> None:
     summary = cp.report(directory, tmp_path / "page.html", figures=tmp_path / "figures")
     assert summary.sections == 2
     contents = gather(open_sources([str(directory)]))
@@ -61,15 +61,15 @@ def test_spectra_have_the_tail_and_the_edge(directory: Path) -> None:
     assert slope == pytest.approx(1 - records[0]["spectrum.alpha"], rel=1e-6)
 
 
-def test_records_of_weights_are_a_section_and_figures_by_block(directory: Path, tmp_path: Path, capsys) -> None:
+def test_records_of_weights_give_a_section_and_figures_by_block(directory: Path, tmp_path: Path, capsys) -> None:
     file = tmp_path / "blocks.jsonl"
     assert run(["weights", str(directory), "--by", "block", "-o", str(file)]) == 0
     contents = gather(open_sources([str(file)]))
     assert [group.title for group in section(contents).groups] == ["By block and checkpoint"]
     assert run(["plot", str(file), "-o", str(tmp_path / "a.svg"), "--metric", "motion.step,spectrum.alpha"]) == 0
     assert run(["weights", str(directory), "-o", str(tmp_path / "whole.jsonl"), "--only", "audit,motion"]) == 0
-    whole = gather(open_sources([str(tmp_path / "whole.jsonl")]))
-    assert [group.title for group in section(whole).groups] == ["Trajectory"]
+    complete = gather(open_sources([str(tmp_path / "whole.jsonl")]))
+    assert [group.title for group in section(complete).groups] == ["Trajectory"]
     first = json.loads((tmp_path / "whole.jsonl").read_text().splitlines()[0])
-    assert "shares of variance" in section(whole).plots[0].meaning
-    assert f"{first['motion.pca_share_1']:.0%}" in section(whole).plots[0].meaning
+    assert "shares of variance" in section(complete).plots[0].meaning
+    assert f"{first['motion.pca_share_1']:.0%}" in section(complete).plots[0].meaning

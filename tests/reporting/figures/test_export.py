@@ -1,4 +1,4 @@
-"""Figures of all plots of a report, and of planes."""
+"""Tests of figures of all plots of a report, and of planes."""
 
 import builtins
 import math
@@ -24,15 +24,15 @@ ESCAPE = "\x1b[31m"
 
 @pytest.fixture(scope="module")
 def contents(study: Any) -> Contents:
-    """One of each kind of plot."""
-    whole = gather(
+    """Return the contents of a report with one plot of each kind."""
+    complete = gather(
         open_sources([study.sources[i] for i in (0, 2, 4)]), ReportOptions(class_names=("zero", f"one{ESCAPE}", "$2$"))
     )
     sections = []
-    for section in whole.sections:
+    for section in complete.sections:
         groups = [type(group)(group.title, group.plots[:1]) for group in section.groups[:1]]
         sections.append(type(section)(section.key, section.title, section.lead, tuple(groups)))
-    return Contents(whole.title, whole.reading, tuple(sections), whole.axis, whole.tracks, whole.origins)
+    return Contents(complete.title, complete.reading, tuple(sections), complete.axis, complete.tracks, complete.origins)
 
 
 def first_of(contents: Contents) -> Contents:
@@ -43,17 +43,17 @@ def words(svg: Path) -> str:
     return " ".join("".join(e.itertext()) for e in ET.parse(svg).iter("{http://www.w3.org/2000/svg}text"))
 
 
-def test_every_plot_is_a_figure_that_says_what_the_page_says(contents: Contents, tmp_path: Path) -> None:
+def test_every_plot_is_a_figure_with_the_texts_of_the_page(contents: Contents, tmp_path: Path) -> None:
     files = draw_contents(contents, tmp_path / "figures", "svg")
     assert sorted(file.name for file in files) == [
         "cosines-means-a.svg", "examples-learned-a.svg", "metric-accuracy.svg", "path-plain-loss.svg",
         "plane-abc-train.svg", "spectrum-class.means-a.svg",
     ]  # fmt: skip
-    told = {file.name: words(file) for file in files}
-    assert "zero one␛[31m $2$ 3" in told["cosines-means-a.svg"]
-    assert "barrier" in told["path-plain-loss.svg"]
-    assert "at collapse" in told["spectrum-class.means-a.svg"]
-    assert {"A", "B", "C"} <= set(told["plane-abc-train.svg"].split())
+    text_of = {file.name: words(file) for file in files}
+    assert "zero one␛[31m $2$ 3" in text_of["cosines-means-a.svg"]
+    assert "barrier" in text_of["path-plain-loss.svg"]
+    assert "at collapse" in text_of["spectrum-class.means-a.svg"]
+    assert {"A", "B", "C"} <= set(text_of["plane-abc-train.svg"].split())
     with pytest.raises(UsageError, match=r"metric-accuracy\.svg: exists already"):
         draw_contents(contents, tmp_path / "figures", "svg")
     before = files[0].read_bytes()
@@ -62,12 +62,12 @@ def test_every_plot_is_a_figure_that_says_what_the_page_says(contents: Contents,
 
 
 @pytest.mark.parametrize(("kind", "magic"), [("png", b"\x89PNG"), ("pdf", b"%PDF")])
-def test_other_formats(contents: Contents, tmp_path: Path, kind: str, magic: bytes) -> None:
+def test_figures_can_be_written_in_other_formats(contents: Contents, tmp_path: Path, kind: str, magic: bytes) -> None:
     [file] = draw_contents(first_of(contents), tmp_path, kind)
     assert file.read_bytes().startswith(magic)
 
 
-def test_names_from_files_lead_nowhere_else(tmp_path: Path) -> None:
+def test_names_in_files_cannot_lead_out_of_the_directory(tmp_path: Path) -> None:
     names = ["../../up", "/abs", "a/b", "a b", "A/B", "." * 5, "x" * 300, "tab\x07"]
     lines = "".join(f'{{"step": {s}, {", ".join(f"{_json(n)}: {s + 1}" for n in names)}}}\n' for s in range(2))
     (tmp_path / "in.jsonl").write_text(lines)
@@ -90,7 +90,7 @@ def plane(loss: Any, splits: tuple[str, ...] = ("test",)) -> PlaneResult:
     return PlaneResult(points, marks, [{"split": split} for split in splits], {"cosine": 0.1}, xs, ys)
 
 
-def test_levels_are_spaced_in_the_logarithm() -> None:
+def test_levels_of_a_plane_are_evenly_spaced_in_the_logarithm() -> None:
     levels = loss_levels([1, 1e5], 5)
     assert levels == pytest.approx([10, 100, 1e3, 1e4, 1e5])
     assert [shade(loss, levels) for loss in (1, 11, 1e5, None)] == [" ", "░", "█", "?"]
@@ -99,7 +99,7 @@ def test_levels_are_spaced_in_the_logarithm() -> None:
     assert loss_levels([0.0, 2.0], 5)[0] > 0
 
 
-def test_the_same_plane_is_the_same_bytes(tmp_path: Path) -> None:
+def test_figures_of_the_same_plane_are_identical(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     bowl = plane(lambda x, y: 0.1 + x * x + y * y, ("train", "test"))
     files = [tmp_path / name for name in ("one.svg", "two.svg")]
@@ -107,9 +107,9 @@ def test_the_same_plane_is_the_same_bytes(tmp_path: Path) -> None:
         draw_plane(bowl, file)
     first, second = (file.read_bytes() for file in files)
     assert first == second
-    other = tmp_path / "other.svg"
-    draw_plane(plane(lambda x, y: 0.1 + x * x + 2 * y * y, ("train", "test")), other)
-    assert other.read_bytes() != first
+    second_figure = tmp_path / "other.svg"
+    draw_plane(plane(lambda x, y: 0.1 + x * x + 2 * y * y, ("train", "test")), second_figure)
+    assert second_figure.read_bytes() != first
     with pytest.raises(UsageError, match="exists already"):
         draw_plane(bowl, files[0])
     draw_plane(bowl, files[0], overwrite=True)
@@ -134,15 +134,15 @@ def test_planes_with_few_losses_are_drawn(loss: Any, tmp_path: Path) -> None:
     assert (tmp_path / "plane.svg").read_text(encoding="utf-8").rstrip().endswith("</svg>")
 
 
-def test_what_cannot_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_suffixes_and_a_missing_matplotlib_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"ends in \.svg, \.png, \.pdf"):
         draw_plane(plane(lambda x, y: 1.0), tmp_path / "plane.gif")
     real = builtins.__import__
 
-    def without(name: str, *rest: Any, **named: Any) -> Any:
+    def without(name: str, *arguments: Any, **keywords: Any) -> Any:
         if name.split(".")[0] == "matplotlib":
             raise ImportError(name)
-        return real(name, *rest, **named)
+        return real(name, *arguments, **keywords)
 
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)

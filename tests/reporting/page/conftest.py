@@ -1,4 +1,4 @@
-"""Texts that a file of anybody's could hold, where a page or a terminal could take them for more than text."""
+"""Texts from untrusted files which a page or a terminal might interpret as markup or control characters."""
 
 import json
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ TEXTS = (
 
 @dataclass(frozen=True)
 class Hostile:
-    """Such texts, and the words of a command that reports files which are full of them."""
+    """Such texts, and the arguments of a command that reports files full of them."""
 
     texts: tuple[str, ...]
     words: list[str]
@@ -33,13 +33,13 @@ def hostile(tmp_path: Path) -> Hostile:
 
 
 def _write(folder: Path) -> list[str]:
-    """Records, labels and rows of classes that are named so; the arguments of a report of them."""
+    """Write records, labels and rows of classes with such names, and return the arguments of a report of them."""
     records = folder / "<img src=x onerror=window.hurt=1>.jsonl"
     lines = [
         {"checkpoint": text, "step": step, "split": "train", "class.mir": 0.5, "reference.mir": 0.9, text: 1.0 + step}
         for step, text in enumerate(TEXTS)
     ]
-    # More than 12 classes, and every name in them.
+    # There are more than 12 classes, and every hostile text is the name of one.
     lines += [
         {**{k: line[k] for k in ("checkpoint", "step", "split")}, "class": c, "samples": c + 1}
         for line in lines

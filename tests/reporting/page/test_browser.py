@@ -1,4 +1,4 @@
-"""The page in a real browser: what is drawn, what the slider and the keyboard do, what assistive technology is told."""
+"""Tests of the page in a browser: drawings, the slider, the keyboard, and the texts for assistive technology."""
 
 import importlib.util
 import json
@@ -43,8 +43,8 @@ NAMES = ("zero", "one", "two")
 
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Any]:
-    with chromium.browser() as found:
-        yield found
+    with chromium.browser() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def page(study: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def opened(driver: Any, page: Path) -> Any:
-    """The page of everything, opened anew."""
+    """Return the page with all sections, loaded again."""
     return look(driver, page)
 
 
@@ -73,23 +73,23 @@ def look(driver: Any, page: Path, *, width: int = 1280, dark: bool = False, medi
 
 
 def card(driver: Any, key: str) -> Any:
-    """A card, in sight and up to date."""
-    [found] = driver.find_elements("css selector", f'[data-key="{key}"]')
-    driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", found)
+    """Return a card, scrolled into view and drawn."""
+    [element] = driver.find_elements("css selector", f'[data-key="{key}"]')
+    driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
     driver.execute_async_script(
         "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 30)))"
     )
-    return found
+    return element
 
 
-def slide(driver: Any, place: int) -> None:
+def slide(driver: Any, position: int) -> None:
     driver.execute_script(
         "const s = document.getElementById('checkpoint'); s.value = arguments[0]; s.dispatchEvent(new Event('input'))",
-        place,
+        position,
     )
 
 
-def test_every_plot_has_marks_and_nothing_is_asked_for_or_complained_of(opened: Any) -> None:
+def test_every_plot_has_marks_without_requests_or_console_errors(opened: Any) -> None:
     keys = opened.execute_script(CARDS)
     kinds = {"metric", "cosines", "spectrum", "classes", "examples", "path", "plane"}
     assert {key.partition("-")[0] for key in keys} == kinds
@@ -106,8 +106,8 @@ def test_every_plot_has_marks_and_nothing_is_asked_for_or_complained_of(opened: 
     assert chromium.requests(opened) == []
 
 
-def test_the_policy_is_in_force(opened: Any) -> None:
-    """What somebody might still get into the page neither runs nor is fetched."""
+def test_the_content_security_policy_is_in_force(opened: Any) -> None:
+    """Injected scripts are not run, and injected addresses are not loaded."""
     opened.execute_script(
         """const script = document.createElement("script"); script.textContent = "window.hurt = 1";
         const image = new Image(); image.src = "https://example.org/a.png";
@@ -128,26 +128,26 @@ SEEN: dict[str, tuple[str, str]] = {
 
 
 def test_the_slider_moves_every_plot_of_checkpoints_together(opened: Any) -> None:
-    def shown() -> dict[str, tuple[str, str]]:
-        found = {}
-        for key, (selector, what) in SEEN.items():
-            whole = card(opened, key)
-            [element] = whole.find_elements("css selector", selector)[:1]
-            title = whole.find_elements("css selector", ".readout, caption")[0]
-            found[key] = (element.get_attribute(what), title.text)
-        return found
+    def texts_of_plots() -> dict[str, tuple[str, str]]:
+        texts = {}
+        for key, (selector, attribute) in SEEN.items():
+            plot_card = card(opened, key)
+            [element] = plot_card.find_elements("css selector", selector)[:1]
+            title = plot_card.find_elements("css selector", ".readout, caption")[0]
+            texts[key] = (element.get_attribute(attribute), title.text)
+        return texts
 
-    before = shown()
+    before = texts_of_plots()
     slide(opened, 1)
-    after = shown()
+    after = texts_of_plots()
     for key in SEEN:
         assert before[key][0] != after[key][0], key
         assert before[key][1] != after[key][1], key
     assert "step-000010" in after["cosines-means"][1]
     assert opened.find_element("id", "place").text == "training step 10"
     slide(opened, 3)
-    assert shown() == before
-    # A point of a plot is a place of the slider too.
+    assert texts_of_plots() == before
+    # A click on a point of a plot moves the slider.
     plot = card(opened, "metric-loss").find_element("css selector", ".plot")
     opened.execute_script(
         """const box = arguments[0].querySelector("svg").getBoundingClientRect();
@@ -165,7 +165,7 @@ def test_the_keyboard_reaches_each_control_in_order_and_moves_the_slider(opened:
     wanted = opened.execute_script(FOCUSABLE)
     opened.find_element("tag name", "body").send_keys(Keys.TAB * len(wanted))
     assert opened.execute_script("return window.reached") == wanted
-    unnamed = [one.get_attribute("outerHTML") for one in wanted[:40] if not one.accessible_name]
+    unnamed = [control.get_attribute("outerHTML") for control in wanted[:40] if not control.accessible_name]
     assert unnamed == []
     slider = opened.find_element("id", "checkpoint")
     slider.send_keys(Keys.ARROW_LEFT)
@@ -175,7 +175,7 @@ def test_the_keyboard_reaches_each_control_in_order_and_moves_the_slider(opened:
     assert opened.find_element("id", "place").text == "training step 0"
 
 
-def test_runs_splits_and_axes_are_toggled(opened: Any) -> None:
+def test_runs_splits_and_axes_can_be_toggled(opened: Any) -> None:
     def lines() -> int:
         return len(card(opened, "metric-loss").find_elements("css selector", "g[aria-label=line] path"))
 
@@ -187,10 +187,10 @@ def test_runs_splits_and_axes_are_toggled(opened: Any) -> None:
     assert lines() == 1
     before = card(opened, "metric-loss").find_element("css selector", "g[aria-label=line] path").get_attribute("d")
     for button in ("[aria-label='Logarithmic x axis']", "[aria-label='loss: logarithmic y axis']"):
-        found = opened.find_element("css selector", button)
-        pressed = found.get_attribute("aria-pressed")
-        opened.execute_script("arguments[0].click()", found)
-        assert found.get_attribute("aria-pressed") != pressed
+        toggle = opened.find_element("css selector", button)
+        pressed = toggle.get_attribute("aria-pressed")
+        opened.execute_script("arguments[0].click()", toggle)
+        assert toggle.get_attribute("aria-pressed") != pressed
         after = card(opened, "metric-loss").find_element("css selector", "g[aria-label=line] path").get_attribute("d")
         assert after != before
         before = after
@@ -202,7 +202,7 @@ def test_runs_splits_and_axes_are_toggled(opened: Any) -> None:
     assert chromium.console(opened) == []
 
 
-def test_the_table_is_sorted_filtered_and_copied(opened: Any) -> None:
+def test_the_table_can_be_sorted_filtered_and_copied(opened: Any) -> None:
     table = card(opened, "classes")
 
     def column(number: int) -> list[str]:
@@ -250,7 +250,7 @@ def test_the_table_of_examples_shows_pictures_of_the_chosen_run(opened: Any) -> 
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (380, True)])
-def test_no_serious_accessibility_fault_and_nothing_wider_than_the_screen(
+def test_the_page_has_no_serious_accessibility_fault_and_fits_the_screen(
     driver: Any, page: Path, width: int, dark: bool
 ) -> None:
     axe = pytest.importorskip("axe_core_python", reason="no test of accessibility: pip install axe-core-python")
@@ -258,21 +258,21 @@ def test_no_serious_accessibility_fault_and_nothing_wider_than_the_screen(
     for details in driver.find_elements("css selector", "details"):
         driver.execute_script("arguments[0].open = true", details)
     driver.execute_script((Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
-    found = driver.execute_async_script("axe.run({resultTypes: ['violations']}).then(arguments[0])")
-    assert len(found["passes"]) > 20
+    result = driver.execute_async_script("axe.run({resultTypes: ['violations']}).then(arguments[0])")
+    assert len(result["passes"]) > 20
     faults = [
         (fault["id"], fault["impact"], [node["html"][:200] for node in fault["nodes"][:3]])
-        for fault in found["violations"]
+        for fault in result["violations"]
         if fault["impact"] in {"serious", "critical"}
     ]
     assert faults == []
     assert driver.execute_script("return document.documentElement.scrollWidth") <= width
 
 
-def test_on_paper_all_is_drawn_and_controls_are_gone(driver: Any, page: Path) -> None:
+def test_the_printed_page_draws_everything_and_hides_the_controls(driver: Any, page: Path) -> None:
     look(driver, page, dark=True, media="print")
     hidden = ".tools, nav, .slide input, .filter, .step"
-    assert not any(one.is_displayed() for one in driver.find_elements("css selector", hidden))
+    assert not any(element.is_displayed() for element in driver.find_elements("css selector", hidden))
     background = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert background == "rgb(255, 255, 255)"
     printed = driver.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
@@ -280,22 +280,22 @@ def test_on_paper_all_is_drawn_and_controls_are_gone(driver: Any, page: Path) ->
 
 
 @pytest.mark.parametrize("width", [1280, 380])
-def test_a_hostile_record_changes_nothing(driver: Any, hostile: Any, tmp_path: Path, width: int) -> None:
+def test_a_hostile_record_is_shown_as_text(driver: Any, hostile: Any, tmp_path: Path, width: int) -> None:
     out = tmp_path / "report.html"
     assert run(["report", *hostile.words, "-o", str(out)]) == 0
     look(driver, out, width=width)
     for key in driver.execute_script(CARDS)[:3]:
         driver.execute_script("arguments[0].scrollIntoView()", driver.find_element("css selector", "[data-key]"))
         assert key
-    for place in (0, 5):
-        slide(driver, place)
+    for position in (0, 5):
+        slide(driver, position)
     assert driver.execute_script("return window.hurt === undefined")
     assert driver.find_elements("css selector", "img") == []
     assert chromium.console(driver) == []
     assert chromium.requests(driver) == []
     assert driver.execute_script("return document.documentElement.scrollWidth") <= width
     assert driver.execute_script("return document.documentElement.scrollHeight") < 40_000
-    names = [one.text for one in driver.find_elements("css selector", "tbody th[scope=row]")]
+    names = [heading.text for heading in driver.find_elements("css selector", "tbody th[scope=row]")]
     assert hostile.texts[0] in names
 
 
@@ -321,19 +321,19 @@ def test_maps_of_layers_are_drawn_and_follow_the_slider(driver: Any, page_of_lay
     assert len(keys) > 15
     for key in keys:
         assert opened.execute_script(DRAWN, card(opened, key)) > 5, key
-    found = card(opened, "layers-nc1.pinv")
-    assert len(found.find_elements("css selector", "g[aria-label=cells] rect")) == 3 * 4 + 1
-    seen = []
-    for place in (0, 3):
-        slide(opened, place)
-        found = card(opened, "layers-nc1.pinv")
-        frame = found.find_elements("css selector", "g[aria-label=cells] rect")[-1]
-        image = found.find_element("css selector", ".plot")
-        seen.append((float(frame.get_attribute("x")), image.get_attribute("aria-label")))
-    assert seen[0][0] == 0 < seen[1][0]
-    assert "At 0:" in seen[0][1]
-    assert "At 60:" in seen[1][1]
-    assert "penultimate" in seen[1][1]
+    map_card = card(opened, "layers-nc1.pinv")
+    assert len(map_card.find_elements("css selector", "g[aria-label=cells] rect")) == 3 * 4 + 1
+    colours = []
+    for position in (0, 3):
+        slide(opened, position)
+        map_card = card(opened, "layers-nc1.pinv")
+        frame = map_card.find_elements("css selector", "g[aria-label=cells] rect")[-1]
+        image = map_card.find_element("css selector", ".plot")
+        colours.append((float(frame.get_attribute("x")), image.get_attribute("aria-label")))
+    assert colours[0][0] == 0 < colours[1][0]
+    assert "At 0:" in colours[0][1]
+    assert "At 60:" in colours[1][1]
+    assert "penultimate" in colours[1][1]
     slide(opened, 0)
     between = card(opened, "layers-cka")
     assert "CKA of 3 layers" in between.find_element("css selector", ".plot").get_attribute("aria-label")
@@ -341,7 +341,7 @@ def test_maps_of_layers_are_drawn_and_follow_the_slider(driver: Any, page_of_lay
     assert chromium.requests(opened) == []
 
 
-def test_a_page_of_groups_begins_with_their_differences_and_unfolds_the_rest(driver: Any, tmp_path: Path) -> None:
+def test_a_page_of_groups_begins_with_differences_and_unfolds_other_metrics(driver: Any, tmp_path: Path) -> None:
     for group in ("plain", "decay"):
         for seed in range(3):
             folder = tmp_path / "runs" / group / f"seed-{seed}"

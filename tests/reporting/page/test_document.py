@@ -1,4 +1,4 @@
-"""The file itself: its policy allows just its own parts, its data are the contents, and no text in it is more."""
+"""Tests of the page's file: its policy allows its own parts only, its data are the contents, texts are escaped."""
 
 import base64
 import hashlib
@@ -19,7 +19,7 @@ from ckpt_probe.reporting.sources import open_sources
 
 
 class Parts(HTMLParser):
-    """Elements by name with their attributes and text, as HTML reads the page."""
+    """The elements of a page by name, with their attributes and text."""
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -74,25 +74,25 @@ def test_the_policy_allows_the_pages_own_parts_and_nothing_else(contents: Conten
         ("default-src", "base-uri", "form-action"), "'none'"
     )
     assert "unsafe" not in policy
-    # The policy stands before anything that it rules.
+    # The policy comes before all elements to which it applies.
     assert [tag for tag, _, _ in parts.found][:4] == ["html", "head", "meta", "meta"]
     for _, attributes, _ in parts.found:
         assert {"src", "style", "onload", "onerror", "onclick"}.isdisjoint(attributes)
         assert (attributes.get("href") or "#").startswith("#")
 
 
-def test_the_data_are_the_contents(contents: Contents) -> None:
+def test_the_embedded_data_equal_the_contents(contents: Contents) -> None:
     data = data_of(page_of(contents, "ckpt-probe report x"))
     assert data["command"] == "ckpt-probe report x"
-    shown = {plot["key"]: plot for s in data["sections"] for g in s["groups"] for plot in g["plots"]}
+    plot_of = {plot["key"]: plot for s in data["sections"] for g in s["groups"] for plot in g["plots"]}
     count = 0
     for section in contents.sections:
         for plot in section.plots:
-            for line, described in zip(getattr(plot, "lines", ()), shown[plot.key].get("lines", ()), strict=True):
+            for line, described in zip(getattr(plot, "lines", ()), plot_of[plot.key].get("lines", ()), strict=True):
                 assert numbers(data, described["x"]).tolist() == list(line.x)
                 assert numbers(data, described["y"]) == pytest.approx(np.array(line.y), rel=1e-7, nan_ok=True)
                 count += 1
-            for frame, described in zip(getattr(plot, "frames", ()), shown[plot.key].get("frames", ()), strict=True):
+            for frame, described in zip(getattr(plot, "frames", ()), plot_of[plot.key].get("frames", ()), strict=True):
                 assert described["shape"] == list(frame.values.shape)
                 expected = frame.values.ravel()
                 assert numbers(data, described["values"]) == pytest.approx(expected, rel=1e-6, abs=1e-9, nan_ok=True)
@@ -100,12 +100,12 @@ def test_the_data_are_the_contents(contents: Contents) -> None:
     assert count > 100
 
 
-def test_the_same_sources_are_the_same_page(contents: Contents, study: Any) -> None:
+def test_pages_of_the_same_sources_are_identical(contents: Contents, study: Any) -> None:
     again = gather(open_sources(study.sources))
     assert page_of(contents) == page_of(again)
 
 
-def test_many_checkpoints_stay_small(tmp_path: Path) -> None:
+def test_a_page_of_many_checkpoints_stays_small(tmp_path: Path) -> None:
     lines = [
         json.dumps({"step": 100 * s, "split": t, **{f"m{n}": s * 0.37 + n for n in range(40)}})
         for s in range(500)
@@ -116,11 +116,11 @@ def test_many_checkpoints_stay_small(tmp_path: Path) -> None:
     assert len(page.encode()) < 1_500_000
 
 
-def test_no_text_of_a_file_is_more_than_text(hostile: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_texts_of_files_are_escaped(hostile: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "report.html"
     assert run(["report", *hostile.words, "-o", str(out)]) == 0
-    shown = capsys.readouterr()
-    assert re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", shown.out + shown.err) is None
+    captured = capsys.readouterr()
+    assert re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", captured.out + captured.err) is None
     page = out.read_bytes().decode("utf-8")
     parts = Parts(page)
     assert len(parts.of("script")) == 4
@@ -134,7 +134,7 @@ def test_no_text_of_a_file_is_more_than_text(hostile: Any, tmp_path: Path, capsy
     assert labels[4].startswith("␛[2J␛[31mred")
 
 
-def test_the_libraries_are_those_whose_hashes_stand_beside_them() -> None:
+def test_the_packaged_libraries_have_their_stated_hashes() -> None:
     listed = (STATIC / "vendor" / "LICENSES.txt").read_text(encoding="utf-8")
     files = sorted((STATIC / "vendor").glob("*.js"))
     assert len(files) == 2
