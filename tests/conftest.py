@@ -1,21 +1,22 @@
-"""What tests of every package share: an environment, commands, work that is interrupted, and a pretended device.
+"""Fixtures for all tests: the environment, commands, progress that interrupts an evaluation, and a simulated device.
 
-The device's tensors live on the CPU and obey the rules of a real device, as far as Python sees: they do not meet
-tensors of the CPU, they become numpy only through `.cpu()`, and MPS takes no float64 and no copy that is not waited
-for. No test of speed, nor of kernels; those marked `gpu` need the real thing.
+Tensors of the simulated device are stored on the CPU but follow the rules of a real device as far as Python code can
+observe them: an operation that mixes them with CPU tensors fails, only `.cpu()` makes them available to numpy, and
+MPS accepts neither float64 nor an asynchronous copy. Speed and kernels cannot be tested with it; tests marked `gpu`
+need a real device.
 """
 
-# ruff: noqa: E402, as the environment is prepared before torch is imported
+# ruff: noqa: E402 (the environment must be prepared before torch is imported)
 import os
 import runpy
 from pathlib import Path
 
 ENVIRONMENT = Path(__file__).parent / "environment"
-# Processes that tests start find its sitecustomize by themselves; this one has started already, and imports torch next.
+# Processes that tests start import its sitecustomize at startup; this one has started already and imports torch next.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ENVIRONMENT), os.environ.get("PYTHONPATH")]))
-# Kept, as what it declares is gone with the last of its names.
+# The declared operators exist only while this reference to their library exists.
 DECLARATIONS = runpy.run_path(str(ENVIRONMENT / "sitecustomize.py"))
-# One thread each, before torch is imported: tests compare bit for bit, and two processes share two cores.
+# Set before torch is imported: with one thread results are equal bit for bit, and two test processes share two cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import atexit
@@ -42,29 +43,29 @@ from torch.overrides import TorchFunctionMode
 from ckpt_probe.progress import NullProgress, Task
 
 WARM = ENVIRONMENT / "warm.py"
-# A test finds no records that another one, or an earlier run, has cached.
+# No test reads records that another test or an earlier run has cached.
 os.environ["CKPT_PROBE_CACHE"] = str(Path(tempfile.gettempdir(), f"ckpt-probe-tests-{os.getpid()}"))
 atexit.register(shutil.rmtree, os.environ["CKPT_PROBE_CACHE"], ignore_errors=True)
 VARIABLES = sorted(set(os.environ) - {"PYTEST_CURRENT_TEST"})
-"""What the environment holds before any test; libraries add to it when they are imported."""
+"""Names of the environment variables before the first test; libraries set more when they are imported."""
 
 
 @pytest.fixture(autouse=True)
 def user_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The cache of the user in this test, a directory that does not exist yet."""
+    """Set and return the path of the user's cache for this test: a directory that does not exist yet."""
     directory = tmp_path_factory.getbasetemp() / f"cache-{uuid4().hex}"
     monkeypatch.setenv("CKPT_PROBE_CACHE", str(directory))
     return directory
 
 
 def pytest_fixture_setup() -> None:
-    """Every fixture, and every test, draws the same numbers whatever ran before it."""
+    """Seed all generators, so that the random numbers of a fixture do not depend on what ran before it."""
     _seed()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call() -> None:
-    """As for fixtures."""
+    """Seed all generators before each test."""
     _seed()
 
 
@@ -78,17 +79,17 @@ def _seed() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    """A test that leaves something behind on which a later one might depend fails itself."""
-    before = _surroundings()
+def _global_state_is_restored() -> Iterator[None]:
+    """Fail a test that changes global state on which a later test might depend."""
+    before = _global_state()
     yield
-    after = _surroundings()
+    after = _global_state()
     assert {name: value for name, value in after.items() if value != before[name]} == {}
 
 
 @pytest.fixture(scope="session")
 def built_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
-    """Returns a directory by its name, which the first worker that needs it builds; all read it, none writes to it."""
+    """Return a function that returns a directory by name, built by the first worker that needs it; read only."""
     base = _shared(tmp_path_factory)
     before: dict[Path, dict[Path, tuple[int, int]]] = {}
 
@@ -114,36 +115,36 @@ def _sizes_and_times(directory: Path) -> dict[Path, tuple[int, int]]:
 
 @pytest.fixture(scope="session")
 def train_digits() -> Callable[..., Path]:
-    """Trains a network on the digits in a directory, with checkpoints at some steps, and returns the directory.
+    """Return a function that trains a network on the digits, with checkpoints at some steps, and returns its directory.
 
-    The last of the steps ends the training; sections of the configuration replace what they name.
+    The training ends at the last of the steps. Further keywords replace sections of the configuration by name.
     """
     from ckpt_probe.config import TrainingConfig
     from ckpt_probe.training import train
 
-    def run(where: Path, steps: Sequence[int] = (1,), hidden: Sequence[int] = (16,), **sections: object) -> Path:
+    def run(directory: Path, steps: Sequence[int] = (1,), hidden: Sequence[int] = (16,), **sections: object) -> Path:
         settings: dict[str, object] = {
             "data": {"name": "digits"},
             "model": {"name": "mlp", "arguments": {"hidden": list(hidden)}},
             "training": {"steps": steps[-1]},
             "checkpoints": {"steps": list(steps[:-1])},
         }
-        train(TrainingConfig.model_validate(settings | sections), where, device="cpu")
-        return where
+        train(TrainingConfig.model_validate(settings | sections), directory, device="cpu")
+        return directory
 
     return run
 
 
 @pytest.fixture(scope="session")
 def demo(commands: "Commands", built_once: Callable[..., Path]) -> Path:
-    """A directory with the files of `ckpt-probe demo`, its output in stdout.txt, and its cache; read only."""
+    """Return a directory with the files of `ckpt-probe demo`, its output in stdout.txt, and its cache; read only."""
 
-    def build(where: Path) -> None:
-        environment = {**os.environ, "COLUMNS": "120", "CKPT_PROBE_CACHE": str(where / "cache")}
+    def build(directory: Path) -> None:
+        environment = {**os.environ, "COLUMNS": "120", "CKPT_PROBE_CACHE": str(directory / "cache")}
         words = commands.ckpt_probe("demo")
-        done = subprocess.run(words, cwd=where, env=environment, capture_output=True, text=True, timeout=1200)
+        done = subprocess.run(words, cwd=directory, env=environment, capture_output=True, text=True, timeout=1200)
         assert done.returncode == 0, done.stderr
-        (where / "stdout.txt").write_text(done.stdout)
+        (directory / "stdout.txt").write_text(done.stdout)
 
     return built_once("demo", build)
 
@@ -153,20 +154,20 @@ STUDIES = Path(__file__).parents[1] / "sample_configs"
 
 @pytest.fixture
 def study(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """Returns the name of a study's function as users name it; loading it may change `sys.path`, which is restored."""
+    """Return a function that names a study's function as users do; changes of `sys.path` by loading it are reverted."""
     monkeypatch.setattr(sys, "path", sys.path.copy())
     return lambda function: f"{STUDIES}/{function}"
 
 
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
-    """Ctrl-C interrupts, also where whoever runs the tests in the background has it ignored."""
+    """Let SIGINT raise KeyboardInterrupt, also if the tests run in the background, where shells ignore the signal."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-def _surroundings() -> dict[str, object]:
+def _global_state() -> dict[str, object]:
     threads = {thread.name for thread in threading.enumerate()} & {"batches_0"}
     return {
         "working directory": Path.cwd(),
@@ -184,31 +185,34 @@ def _surroundings() -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Commands:
-    """How tests start a command: a fork of a Python that has imported torch already, where the system has such.
+    """Command lines that run in a fork of a Python process that has imported torch already (a new process on macOS).
 
-    `path` is what PATH begins with, so that a shell finds `ckpt-probe`. Tests of a kill, of the environment or of what
-    is imported start a Python of their own.
+    Tests of killed processes, of the environment and of imports start a new Python process instead.
+
+    Attributes:
+        path: Directory with the program `ckpt-probe`, to be put first in PATH.
+        start: Words that start Python.
     """
 
     path: Path
     start: tuple[str, ...]
 
     def ckpt_probe(self, *words: object) -> list[str]:
-        """The words that run `ckpt-probe` with these."""
+        """Return the command line that runs `ckpt-probe` with these arguments."""
         return [str(self.path / "ckpt-probe"), *map(str, words)]
 
     def python(self, code: str, *words: object) -> list[str]:
-        """The words that run Python code, with these as its arguments."""
+        """Return the command line that runs Python code with these arguments."""
         return [*self.start, "-c", code, *map(str, words)]
 
     def script(self, file: Path, *words: object) -> list[str]:
-        """The words that run a file of Python, with these as its arguments."""
+        """Return the command line that runs a Python file with these arguments."""
         return [str(self.path / "python"), str(file), *map(str, words)]
 
 
 @pytest.fixture(scope="session")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    """Starts commands; the server behind it ends with the tests."""
+    """Yield the command lines; the process that they fork ends with the tests."""
     with served(_shared(tmp_path_factory)) as started:
         yield started
 
@@ -228,20 +232,20 @@ FRAMEWORKS = (
 
 @pytest.fixture(scope="session")
 def framework_commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    """Starts commands in a Python that has imported other frameworks beside torch."""
+    """Yield command lines that run in a fork of a Python process that has also imported other frameworks."""
     with served(_shared(tmp_path_factory), *FRAMEWORKS) as started:
         yield started
 
 
 def _shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The temporary directory of all workers of this run of the tests."""
+    """Return the temporary directory that all workers of this test run share."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @contextmanager
 def served(base: Path, *modules: str) -> Iterator[Commands]:
-    """Start commands in forks of a Python that has imported these modules too, the same for all workers."""
+    """Yield command lines that run in forks of one Python process for all workers, which imports these modules."""
     if sys.platform != "linux":
         yield Commands(Path(sys.executable).parent, (sys.executable,))
         return
@@ -249,7 +253,7 @@ def served(base: Path, *modules: str) -> Iterator[Commands]:
     with FileLock(base / f"{name}.lock"):
         directory, alive = _joined(base / name)
         if alive is None:
-            # Not pytest's own directory: the name of a socket must be short.
+            # The path of a socket must be short, so it is not in pytest's directory.
             directory = Path(tempfile.mkdtemp())
             os.mkfifo(directory / "alive")
             _write_programs(directory)
@@ -267,7 +271,7 @@ def served(base: Path, *modules: str) -> Iterator[Commands]:
 
 
 def _joined(name: Path) -> tuple[Path, int | None]:
-    """The directory of a server, and the pipe that keeps it running; None if it has ended."""
+    """Return the directory of a server and its open pipe, which keeps it running; None for the pipe if it has ended."""
     directory = Path(name.read_text()) if name.exists() else name
     try:
         return directory, os.open(directory / "alive", os.O_WRONLY | os.O_NONBLOCK)
@@ -290,17 +294,17 @@ def _write_programs(directory: Path) -> None:
         (directory / name).chmod(0o755)
 
 
-HOME = torch.device("cpu")
-MAY_MEET = {"copy_", "__getitem__", "__setitem__"}
-"""Copies between devices, and indices, which may be on the CPU."""
+CPU = torch.device("cpu")
+MIXED_OPERATIONS = {"copy_", "__getitem__", "__setitem__"}
+"""Operations on a tensor of the device that accept CPU tensors: copies between devices, and indices."""
 
 
-class Elsewhere(Tensor):
-    """A tensor that says it is on the pretended device."""
+class DeviceTensor(Tensor):
+    """A tensor whose `device` is the simulated one."""
 
 
-class Pretended(TorchFunctionMode):
-    """While entered, `device` is there."""
+class SimulatedDevice(TorchFunctionMode):
+    """A context in which the simulated device is available."""
 
     def __init__(self, device: str) -> None:
         super().__init__()
@@ -310,58 +314,62 @@ class Pretended(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not all(issubclass(kind, Tensor) for kind in types):
-            # A proxy of torch.fx, which records the call.
+            # torch.fx passes a proxy, which records the call.
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             return self._call(func, getattr(func, "__name__", ""), args, kwargs)
 
     def _call(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         tensors = list(_tensors([args, kwargs]))
-        here = any(isinstance(tensor, Elsewhere) for tensor in tensors)
+        on_device = any(isinstance(tensor, DeviceTensor) for tensor in tensors)
         if func == Tensor.device.__get__:
-            return self.device if here else HOME
+            return self.device if on_device else CPU
         if func == Tensor.cpu or func == Tensor.to:
-            return self._moved(args[0], args[1:] if func == Tensor.to else (HOME,), kwargs)
+            return self._moved(args[0], args[1:] if func == Tensor.to else (CPU,), kwargs)
         if func is torch._has_compatible_shallow_copy_type:
-            return isinstance(args[0], Elsewhere) == isinstance(args[1], Elsewhere)
+            return isinstance(args[0], DeviceTensor) == isinstance(args[1], DeviceTensor)
         if func is torch._C._nn._parse_to:
             return func(*args, **kwargs)
-        if name == "numpy" and here:
+        if name == "numpy" and on_device:
             raise TypeError(f"can't convert a tensor of {self.device} to numpy")
         if kwargs.get("device") is not None and torch.device(kwargs["device"]) == self.device:
-            here, kwargs = True, {**kwargs, "device": HOME}
-        elif here and not (name in MAY_MEET and isinstance(args[0], Elsewhere)) and any(map(_at_home, tensors)):
+            on_device, kwargs = True, {**kwargs, "device": CPU}
+        elif (
+            on_device
+            and not (name in MIXED_OPERATIONS and isinstance(args[0], DeviceTensor))
+            and any(map(_on_cpu, tensors))
+        ):
             raise RuntimeError(f"{name}: expected all tensors on one device, found {self.device} and cpu")
         result = func(*args, **kwargs)
-        return self._claimed(result) if here else result
+        return self._marked(result) if on_device else result
 
     def _moved(self, tensor: Tensor, args: Any, kwargs: dict[str, Any]) -> Tensor:
         if args and isinstance(args[0], Tensor):
             like = args[0]
-            args = (self.device if isinstance(like, Elsewhere) else HOME, like.dtype, *args[1:])
+            args = (self.device if isinstance(like, DeviceTensor) else CPU, like.dtype, *args[1:])
         device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
-        there = isinstance(tensor, Elsewhere) if device is None else device.type == self.device.type
-        if non_blocking and self.device.type == "mps" and there != isinstance(tensor, Elsewhere):
-            raise RuntimeError("a copy to or from MPS that is not waited for may read what is gone")
-        if dtype is not None and isinstance(tensor, Elsewhere) and not there:
-            tensor = self._claimed(tensor.to(dtype)).as_subclass(Tensor)
+        to_device = isinstance(tensor, DeviceTensor) if device is None else device.type == self.device.type
+        if non_blocking and self.device.type == "mps" and to_device != isinstance(tensor, DeviceTensor):
+            raise RuntimeError("an asynchronous copy to or from MPS may read memory that was freed")
+        if dtype is not None and isinstance(tensor, DeviceTensor) and not to_device:
+            tensor = self._marked(tensor.to(dtype)).as_subclass(Tensor)
         moved = tensor.as_subclass(Tensor).to(dtype=dtype or tensor.dtype)
-        return self._claimed(moved) if there else moved
+        return self._marked(moved) if to_device else moved
 
-    def _claimed(self, result: Any) -> Any:
+    def _marked(self, result: Any) -> Any:
         if isinstance(result, Tensor):
             if result.dtype == torch.float64 and not self.float64:
                 raise TypeError(f"{self.device} has no float64")
-            return result if isinstance(result, Elsewhere) else result.as_subclass(Elsewhere)
+            return result if isinstance(result, DeviceTensor) else result.as_subclass(DeviceTensor)
         if isinstance(result, tuple | list):
-            claimed = [self._claimed(part) for part in result]
-            return type(result)(claimed) if type(result) in {tuple, list} else type(result)(iter(claimed))
+            marked = [self._marked(part) for part in result]
+            return type(result)(marked) if type(result) in {tuple, list} else type(result)(iter(marked))
         return result
 
 
-def _at_home(tensor: Tensor) -> bool:
-    # A number on the CPU may meet tensors anywhere.
-    return tensor.ndim > 0 and not isinstance(tensor, Elsewhere)
+def _on_cpu(tensor: Tensor) -> bool:
+    # A 0-d tensor on the CPU may be combined with tensors of any device.
+    return tensor.ndim > 0 and not isinstance(tensor, DeviceTensor)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -376,20 +384,20 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    """`with pretended("mps"):` or "cuda:0": the device is there, for tensors that are moved to it or made on it."""
+    """Return a context by device: in `with pretended("mps"):` tensors can be made on this device and moved to it."""
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.mps, "get_rng_state", lambda: torch.zeros(1, dtype=torch.uint8))
     monkeypatch.setattr(torch.mps, "set_rng_state", lambda state: None)
-    return Pretended
+    return SimulatedDevice
 
 
 class Interrupting(NullProgress):
-    """Progress that interrupts the evaluation of a split that follows `left` others; keeps what is said."""
+    """Progress that raises KeyboardInterrupt after `left` evaluated splits, and collects messages."""
 
     def __init__(self, left: int) -> None:
         self.left = left
         self.evaluated = 0
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def task(self, name: str, total: int | None, unit: str = "") -> AbstractContextManager[Task]:
         self.evaluated += name in {"train", "test"}
@@ -398,10 +406,10 @@ class Interrupting(NullProgress):
         return super().task(name, total, unit)
 
     def message(self, text: str) -> None:
-        self.said.append(text)
+        self.messages.append(text)
 
 
 @pytest.fixture
 def interrupting() -> Callable[[int], Interrupting]:
-    """Makes a progress that interrupts whoever shows it after so many evaluated splits."""
+    """Return a function that makes a progress which raises KeyboardInterrupt after a number of evaluated splits."""
     return Interrupting

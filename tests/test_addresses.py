@@ -1,4 +1,4 @@
-"""Addresses: what they look like again after they were paths, and that no credentials stay in them."""
+"""Tests of addresses: they survive a conversion to a path and back, and their credentials are removed."""
 
 import os
 import pickle
@@ -23,7 +23,7 @@ from ckpt_probe.errors import UsageError
 
 
 @pytest.fixture(autouse=True)
-def _nothing_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_stored_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(addresses, "_credentials", addresses.Credentials())
 
 
@@ -32,41 +32,41 @@ def cleaned(path: Path | str) -> Path:
 
 
 @pytest.mark.parametrize("text", ["s3://b/run/a.pt", "gs://b/run", "https://h/a.pt", "http://h:80/x", "hf://o/r/a.bin"])
-def test_an_address_that_was_a_path_reads_as_it_was_written(text: str) -> None:
-    found = cleaned(Path(text))
-    assert isinstance(found, Address)
-    assert (str(found), os.fspath(found), f"{found}") == (text, text, text)
-    assert str(found.parent / "b.pt") == f"{text.rpartition('/')[0]}/b.pt"
-    assert found.name == text.rpartition("/")[2]
-    assert str(pickle.loads(pickle.dumps(found))) == text
-    assert str(cleaned(found)) == text
+def test_an_address_made_from_a_path_has_its_original_spelling(text: str) -> None:
+    address = cleaned(Path(text))
+    assert isinstance(address, Address)
+    assert (str(address), os.fspath(address), f"{address}") == (text, text, text)
+    assert str(address.parent / "b.pt") == f"{text.rpartition('/')[0]}/b.pt"
+    assert address.name == text.rpartition("/")[2]
+    assert str(pickle.loads(pickle.dumps(address))) == text
+    assert str(cleaned(address)) == text
 
 
 @pytest.mark.parametrize(
     "text", ["runs/digits", "/s3/b", "s3", "C:/x", "npz:x.npz", "memory://x", "./s3:/b", "file:///x"]
 )
-def test_what_is_no_address_stays_a_path(text: str) -> None:
+def test_text_that_is_not_an_address_stays_a_path(text: str) -> None:
     assert not is_address(text)
 
 
-def test_user_and_parameters_are_put_aside_and_found_again() -> None:
-    whole = "https://ann:pa%40ss@host/run/a.pt?X-Amz-Signature=abcdef&versionId=7#part"
-    found = str(cleaned(whole))
-    assert found == "https://host/run/a.pt?versionId=7"
-    assert credentials(found) == ("ann:pa%40ss", "X-Amz-Signature=abcdef")
-    # A second look at the clean address takes nothing away, and what is below is asked by the same user.
-    assert str(cleaned(found)) == found
-    assert credentials(f"{found}/deeper") == ("ann:pa%40ss", "")
+def test_user_and_parameters_are_stored_apart_from_the_address() -> None:
+    original = "https://ann:pa%40ss@host/run/a.pt?X-Amz-Signature=abcdef&versionId=7#part"
+    address = str(cleaned(original))
+    assert address == "https://host/run/a.pt?versionId=7"
+    assert credentials(address) == ("ann:pa%40ss", "X-Amz-Signature=abcdef")
+    # Cleaning a clean address changes nothing, and addresses below it have the same user.
+    assert str(cleaned(address)) == address
+    assert credentials(f"{address}/deeper") == ("ann:pa%40ss", "")
     assert credentials("https://host/other") == ("", "")
 
 
 def test_credentials_reach_another_process_with_a_task_and_never_through_the_environment() -> None:
     cleaned("https://ann:hunter22@h/a?sig=sig-nature")
-    sent = pickle.loads(pickle.dumps(all_credentials()))
+    received = pickle.loads(pickle.dumps(all_credentials()))
     assert not [value for value in os.environ.values() if "hunter22" in value or "sig-nature" in value]
-    assert repr(sent) == "Credentials(1 addresses)"
+    assert repr(received) == "Credentials(1 addresses)"
     addresses._credentials.clear()
-    with use_credentials(sent):
+    with use_credentials(received):
         assert credentials("https://h/a") == ("ann:hunter22", "sig=sig-nature")
     assert credentials("https://h/a") == ("", "")
 
@@ -75,7 +75,7 @@ def test_the_slash_that_a_path_drops_does_not_hide_a_password() -> None:
     assert str(cleaned(Path("https://ann:secret@host/a.pt"))) == "https://host/a.pt"
 
 
-def test_a_new_signature_takes_the_place_of_an_old_one_but_another_file_is_refused() -> None:
+def test_a_new_signature_replaces_the_old_one_but_another_file_is_refused() -> None:
     cleaned("https://h/a?X-Amz-Signature=one&X-Amz-Date=1")
     cleaned("https://h/a?X-Amz-Signature=two&X-Amz-Date=2")
     assert credentials("https://h/a")[1].endswith("X-Amz-Date=2")
@@ -91,7 +91,7 @@ def test_an_address_within_a_word_is_cleaned() -> None:
     assert clean_words("--step=3") == "--step=3"
 
 
-def test_a_library_s_text_is_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_text_of_a_library_is_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "topsecretkey")
     cleaned("https://ann:hunter22@h/a?sig=sigsigsig")
     text = "GET https://ann:hunter22@h/a?sig=sigsigsig with topsecretkey, http://other:pw1234@x/"
@@ -105,7 +105,7 @@ def test_results_are_not_written_to_an_address() -> None:
 
 
 PARTS = ("hunter22", "sig-nature", "ann:")
-"""Parts of the credentials in the words below."""
+"""Parts of the credentials in the texts below."""
 
 
 @pytest.mark.parametrize(
@@ -132,16 +132,16 @@ PARTS = ("hunter22", "sig-nature", "ann:")
         ("hf://org/model@main/a.bin and a@b.org", "hf://org/model@main/a.bin and a@b.org"),
     ],
 )
-def test_no_credentials_stay_in_a_word_of_any_form(word: str, clean: str) -> None:
+def test_credentials_are_removed_from_an_argument_of_any_form(word: str, clean: str) -> None:
     assert without_credentials(word) == clean
     assert all_credentials() == {}
     assert clean_words(word) == clean
     assert without_credentials({word: [word, 3, None]}) == {clean: [clean, 3, None]}
-    # A second time changes nothing, and what was put aside is in no text of a library either.
+    # Cleaning again changes nothing, and the stored credentials are redacted in texts of libraries too.
     assert clean_words(clean) == clean
     assert not [part for part in PARTS if part in redacted(clean_words(word))]
 
 
-def test_a_password_is_redacted_also_as_it_reads_without_percent_signs() -> None:
+def test_a_password_is_redacted_percent_encoded_and_decoded() -> None:
     cleaned("https://ann:hunter%4022@h/a")
     assert redacted("wrong password hunter@22 or hunter%4022") == "wrong password [redacted] or [redacted]"

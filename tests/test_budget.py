@@ -1,4 +1,4 @@
-"""The budget of a file refuses what its size does not justify, and nothing that a real file of that size has."""
+"""Tests of memory budgets: content out of proportion to its file is refused, that of real files is accepted."""
 
 import io
 import json
@@ -34,14 +34,14 @@ def test_json_is_counted_before_it_is_parsed() -> None:
 
 
 def spent(budget: Budget) -> int:
-    """Return the bytes that were counted so far, from the message of an error."""
+    """Return the number of bytes counted so far, from the message of an error."""
     with pytest.raises(OverBudget) as caught:
         budget.spend(2**60)
     return int(str(caught.value).partition("unpacks to ")[2].partition(" ")[0].replace(",", "")) - 2**60
 
 
 def test_files_that_are_large_for_a_reason_are_within_the_budget(tmp_path: Path) -> None:
-    """What is counted for a byte of the file does not depend on its size, so small files stand for large ones."""
+    """The bytes counted per byte of a file do not depend on its size, so small files represent large ones."""
     import torch.distributed.checkpoint as dcp
 
     state = {f"model.layers.{number}.mlp.experts.weight": torch.zeros(1) for number in range(2000)}

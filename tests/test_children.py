@@ -1,4 +1,4 @@
-"""No file of the working directory is imported by a process that was started, unless it is named to be."""
+"""Checks that a new process imports files of the working directory only if the user names them."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ AS_MODULE = [sys.executable, "-m", "ckpt_probe"]
 
 
 def hostile(folder: Path, names: set[str]) -> Path:
-    """Return the file that any of these modules of a directory writes when it is imported."""
+    """Write modules of these names; return the file to which each writes its name when it is imported."""
     mark = folder / "executed"
     for name in names:
         (folder / f"{name}.py").write_text(f"open({str(mark)!r}, 'a').write({name!r} + ' ')\n")
@@ -62,15 +62,15 @@ def run_in(folder: Path, words: list[str]) -> None:
     ids=lambda words: words[0],
 )
 def test_the_command_imports_no_module_of_the_working_directory(tmp_path: Path, dumps: Path, words: list[str]) -> None:
-    elsewhere = checkpoints(tmp_path, dumps.parent / "run")
+    module = checkpoints(tmp_path, dumps.parent / "run")
     mark = hostile(tmp_path, set(sys.stdlib_module_names) | LIBRARIES)
-    named = {"MODEL": f"{elsewhere}:model", "DATA": f"{elsewhere}:data"}
-    run_in(tmp_path, [*COMMAND, *(named.get(word, word) for word in words)])
+    replacements = {"MODEL": f"{module}:model", "DATA": f"{module}:data"}
+    run_in(tmp_path, [*COMMAND, *(replacements.get(word, word) for word in words)])
     assert not mark.exists(), mark.read_text()
 
 
 def checkpoints(folder: Path, run: Path) -> Path:
-    """Make a run of two checkpoints; return the file, in a directory of its own, of their model and data."""
+    """Write a run of two checkpoints; return the file with their model and data, which is in another directory."""
     import torch
     from safetensors.torch import save_file
 
@@ -105,7 +105,7 @@ def test_python_m_imports_no_library_of_the_working_directory(tmp_path: Path, du
     assert not mark.exists(), mark.read_text()
 
 
-def test_a_function_of_the_working_directory_that_is_named_runs_also_in_workers(tmp_path: Path) -> None:
+def test_a_named_function_of_the_working_directory_runs_in_workers_too(tmp_path: Path) -> None:
     checkpoints(tmp_path, tmp_path / "run")
     (tmp_path / "nets.py").write_text(NETS)
     words = ["extract", "run", "-o", "out", "--model", "nets:model", "--data", "nets:data", "--workers", "2"]
@@ -113,7 +113,7 @@ def test_a_function_of_the_working_directory_that_is_named_runs_also_in_workers(
     assert len(list((tmp_path / "out").glob("*.h5"))) == 2
 
 
-def test_a_function_of_an_installed_package_brings_no_neighbours(tmp_path: Path) -> None:
+def test_a_function_of_an_installed_package_imports_no_module_of_the_working_directory(tmp_path: Path) -> None:
     mark = hostile(tmp_path, (LIBRARIES | {"colorsys"}) - {"click"})
     program = "from ckpt_probe.plugins import load_function; load_function('click.testing:CliRunner'); import colorsys"
     run_in(tmp_path, [sys.executable, "-P", "-c", program])

@@ -1,4 +1,4 @@
-"""A configuration is refused whole, every fault named with its line, before anything runs."""
+"""Tests of configurations: every invalid value is reported with its line before anything runs."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def fault(tmp_path: Path, text: str) -> str:
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
-def test_every_sample_is_valid(path: Path) -> None:
+def test_every_sample_configuration_is_valid(path: Path) -> None:
     assert load_config(path).checkpoints is not None
 
 
@@ -41,16 +41,16 @@ def test_defaults_and_the_seed_of_the_command_line(tmp_path: Path) -> None:
     assert load_config(path, seed=9).seed == 9
 
 
-def test_all_faults_are_told_at_once_with_their_lines(tmp_path: Path) -> None:
+def test_all_faults_are_reported_at_once_with_their_lines(tmp_path: Path) -> None:
     text = (
         GOOD.replace("epochs = 2", "epochs = -2\nbatchsize = 3") + "[optimizer]\nname = 'adam'\nlearning_rate = 'x'\n"
     )
-    told = fault(tmp_path, text)
-    assert "4 problems" in told
-    assert "line 7, training.epochs" in told
-    assert "line 8, training.batchsize: unknown key (did you mean batch_size?)" in told
-    assert "line 10, optimizer.name" in told
-    assert "line 11, optimizer.learning_rate" in told
+    message = fault(tmp_path, text)
+    assert "4 problems" in message
+    assert "line 7, training.epochs" in message
+    assert "line 8, training.batchsize: unknown key (did you mean batch_size?)" in message
+    assert "line 10, optimizer.name" in message
+    assert "line 11, optimizer.learning_rate" in message
 
 
 @pytest.mark.parametrize(
@@ -77,11 +77,11 @@ def test_all_faults_are_told_at_once_with_their_lines(tmp_path: Path) -> None:
         (("epochs = 2", "epochs = 2\n[start]\nkeep_step = true"), "start.from: missing"),
     ],
 )
-def test_impossible_values(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+def test_impossible_values_are_refused(tmp_path: Path, change: tuple[str, str], message: str) -> None:
     assert message in fault(tmp_path, GOOD.replace(*change))
 
 
-def test_what_is_no_toml_or_no_file(tmp_path: Path) -> None:
+def test_invalid_toml_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     assert "not valid TOML" in fault(tmp_path, "seed = ")
     with pytest.raises(UsageError, match=r"missing\.toml: cannot be read: No such file"):
         load_config(tmp_path / "missing.toml")
@@ -90,11 +90,11 @@ def test_what_is_no_toml_or_no_file(tmp_path: Path) -> None:
         load_config(tmp_path / "binary.toml")
 
 
-def test_overrides_are_toml_where_they_can_be_and_text_elsewhere(tmp_path: Path) -> None:
+def test_overrides_are_parsed_as_toml_and_otherwise_as_text(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text(GOOD)
-    given = ("loss.mir=0.01", "model.arguments.hidden=[8, 4]", "optimizer.name=adamw", "data.name = npz:a=b.npz")
-    config = load_config(path, overrides=given)
+    overrides = ("loss.mir=0.01", "model.arguments.hidden=[8, 4]", "optimizer.name=adamw", "data.name = npz:a=b.npz")
+    config = load_config(path, overrides=overrides)
     assert config.loss.mir == 0.01
     assert config.model.arguments == {"hidden": [8, 4]}
     assert (config.optimizer.name, config.data.name) == ("adamw", "npz:a=b.npz")
@@ -117,7 +117,7 @@ def test_overrides_are_toml_where_they_can_be_and_text_elsewhere(tmp_path: Path)
         ("checkpoints.evaluate=test", r"`overrides='checkpoints.evaluate"),
     ],
 )
-def test_an_override_that_means_nothing_names_itself(tmp_path: Path, override: str, message: str) -> None:
+def test_an_invalid_override_is_named_in_the_message(tmp_path: Path, override: str, message: str) -> None:
     path = tmp_path / "config.toml"
     path.write_text(GOOD)
     with pytest.raises(UsageError, match=message) as error:
@@ -125,7 +125,7 @@ def test_an_override_that_means_nothing_names_itself(tmp_path: Path, override: s
     assert "\n" not in str(error.value)
 
 
-def test_texts_name_the_seed(tmp_path: Path) -> None:
+def test_seed_in_braces_is_replaced_by_the_seed(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     start = '[start]\nfrom = "runs/seed-{seed}/step.safetensors"\n'
     path.write_text(GOOD.replace("[model]", 'arguments = { subset_seed = "{seed}", per_class = 5 }\n[model]') + start)
@@ -142,7 +142,7 @@ def test_the_contrastive_task_takes_no_label_smoothing(tmp_path: Path) -> None:
     )
 
 
-def test_thousands_of_problems_are_counted_and_the_first_described(tmp_path: Path) -> None:
+def test_thousands_of_problems_are_counted_and_the_first_are_described(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text("[data]\n" + "".join(f"k{number} = 1\n" for number in range(3000)))
     with pytest.raises(UsageError, match=r"a\.toml: 3003 problems: .*line 2, data\.k0: unknown key.*; and 2983 more$"):
         load_config(tmp_path / "a.toml")

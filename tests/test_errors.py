@@ -1,4 +1,4 @@
-"""Text of files as a terminal or a page may show it."""
+"""Tests of `printable`: text of files cannot control a terminal or a page."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from ckpt_probe.errors import printable
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "expected"),
     [
         ("plain, Größe 日本 😀", "plain, Größe 日本 😀"),
         ("\x1b[31mred\x1b[0m", "␛[31mred␛[0m"),
@@ -18,5 +18,5 @@ from ckpt_probe.errors import printable
         ("\ud800", "\ufffd"),
     ],
 )
-def test_what_would_command_a_terminal_is_a_visible_sign(text: str, shown: str) -> None:
-    assert printable(text) == shown
+def test_control_characters_become_visible_signs(text: str, expected: str) -> None:
+    assert printable(text) == expected

@@ -1,4 +1,4 @@
-"""Replacing files: whole or untouched, whatever happens."""
+"""Tests of replacing files: after an error or a kill the old file is unchanged, otherwise the new one is complete."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.files import read_object, replacing, replacing_directory, write_text
 
 
-def test_a_file_appears_whole_and_no_temporary_stays(tmp_path: Path) -> None:
+def test_a_file_is_written_completely_and_no_temporary_file_stays(tmp_path: Path) -> None:
     target = tmp_path / "new" / "a.txt"
     write_text(target, "gräm")
     assert target.read_text(encoding="utf-8") == "gräm"
@@ -51,7 +51,7 @@ def test_an_error_midway_leaves_the_old_file_and_nothing_else(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_where_nothing_can_be_written_one_clear_error_names_the_file(tmp_path: Path) -> None:
+def test_if_nothing_can_be_written_one_clear_error_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for below in ("below", "deeper/below", "deeper/still/below"):
         with pytest.raises(DataError, match=r"below: cannot be written"):
@@ -74,7 +74,7 @@ with replacing(Path(sys.argv[1]), overwrite=True) as temporary:
 """
 
 
-def test_kill_9_leaves_the_old_file_and_the_next_writer_clears_up(tmp_path: Path) -> None:
+def test_kill_9_leaves_the_old_file_and_the_next_writer_removes_the_temporary_file(tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
     write_text(target, "old")
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(target)], stdout=subprocess.PIPE)
@@ -89,7 +89,7 @@ def test_kill_9_leaves_the_old_file_and_the_next_writer_clears_up(tmp_path: Path
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_temporary_file_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
+def test_a_temporary_file_of_a_running_process_is_not_removed(tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(target)], stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -123,7 +123,7 @@ with replacing_directory(out, overwrite=True) as folder:
 
 
 @pytest.mark.parametrize("moment", ["before", "between"])
-def test_a_directory_whose_replacement_was_killed_is_put_back(tmp_path: Path, moment: str) -> None:
+def test_a_directory_is_restored_if_its_replacement_was_killed(tmp_path: Path, moment: str) -> None:
     out = tmp_path / "folder"
     out.mkdir()
     (out / "file").write_text("old")
@@ -140,7 +140,7 @@ def test_a_directory_whose_replacement_was_killed_is_put_back(tmp_path: Path, mo
     assert (out / "file").read_text() == "new"
 
 
-def test_a_directory_moved_aside_is_put_back_at_once_where_the_new_one_does_not_come(
+def test_a_directory_is_restored_at_once_if_the_new_one_cannot_be_moved_into_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, rename = tmp_path / "folder", Path.rename
@@ -161,28 +161,30 @@ def test_a_directory_moved_aside_is_put_back_at_once_where_the_new_one_does_not_
 
 def test_only_files_of_ended_processes_are_removed(tmp_path: Path) -> None:
     out, dead, random = tmp_path / "folder", 2**22 + 1, "0123456789abcdef"  # no process has a number that high
-    here, elsewhere = files.machine_id(), "f" * 16
-    alive = [f".folder.{here}-{os.getppid()}-{random}.{kind}" for kind in ("old", "part")]
-    theirs = [f".folder.{elsewhere}-{dead}-{random}.old", f".folder.{elsewhere}-{dead}-{random}.part"]
-    theirs += [f".folder2.{here}-{dead}-{random}.old", f".folder.host-{dead}.part"]
-    left = [f".folder.{here}-{process}-{random}.{kind}" for kind in ("old", "part") for process in (dead, os.getpid())]
-    for name in (*alive, *theirs, *left):
+    machine, other_machine = files.machine_id(), "f" * 16
+    alive = [f".folder.{machine}-{os.getppid()}-{random}.{kind}" for kind in ("old", "part")]
+    of_others = [f".folder.{other_machine}-{dead}-{random}.old", f".folder.{other_machine}-{dead}-{random}.part"]
+    of_others += [f".folder2.{machine}-{dead}-{random}.old", f".folder.host-{dead}.part"]
+    abandoned = [
+        f".folder.{machine}-{process}-{random}.{kind}" for kind in ("old", "part") for process in (dead, os.getpid())
+    ]
+    for name in (*alive, *of_others, *abandoned):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
     with replacing_directory(out, overwrite=True) as folder:
         (folder / "file").write_text("new")
-    assert {path.name for path in tmp_path.iterdir()} == {"folder", *alive, *theirs}
-    (tmp_path / f".a.txt.{here}-{dead}-{random}.part").mkdir()
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", *alive, *of_others}
+    (tmp_path / f".a.txt.{machine}-{dead}-{random}.part").mkdir()
     write_text(tmp_path / "a.txt", "new")
-    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "folder", *alive, *theirs}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "folder", *alive, *of_others}
 
 
 def test_files_of_another_machine_are_removed_by_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    left = [tmp_path / f".a.txt.{'f' * 16}-7-0123456789abcdef.part", tmp_path / ".a.txt.oldhost-7.part"]
-    for path in left:
+    abandoned = [tmp_path / f".a.txt.{'f' * 16}-7-0123456789abcdef.part", tmp_path / ".a.txt.oldhost-7.part"]
+    for path in abandoned:
         path.write_text("half")
     write_text(tmp_path / "a.txt", "1")
-    assert all(path.exists() for path in left)
+    assert all(path.exists() for path in abandoned)
     now = files.time.time()
     monkeypatch.setattr(files.time, "time", lambda: now + files.ABANDONED_SECONDS + 60)
     write_text(tmp_path / "a.txt", "2", overwrite=True)
@@ -206,7 +208,7 @@ def test_a_temporary_file_cannot_be_predicted_and_links_are_not_followed(
     assert precious.read_text() == "precious"
 
 
-def test_what_has_no_name_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_without_a_file_name_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for writer in (replacing, replacing_directory):
         for path in (Path(), Path("..")):
@@ -215,7 +217,7 @@ def test_what_has_no_name_cannot_be_written(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"{", "not a table (Expecting"),
         (b"[1]", "not a table (expected a JSON object, found list)"),
@@ -224,18 +226,21 @@ def test_what_has_no_name_cannot_be_written(tmp_path: Path, monkeypatch: pytest.
         (None, "cannot be read: No such file"),
     ],
 )
-def test_a_file_that_is_no_json_object(content: bytes | None, told: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_json_object_is_refused(content: bytes | None, message: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(DataError) as caught:
         read_object(tmp_path / "x.json", "a table")
-    assert str(caught.value).startswith(f"{tmp_path / 'x.json'}: {told}")
+    assert str(caught.value).startswith(f"{tmp_path / 'x.json'}: {message}")
 
 
-def test_a_json_object_too_large_or_no_file(tmp_path: Path) -> None:
+def test_a_json_file_that_is_too_large_or_not_regular_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "large.json").open("wb") as file:
         file.truncate(2**30)
     os.mkfifo(tmp_path / "pipe.json")
-    for name, told in (("large.json", "unpacks to 1,073,741,824 bytes"), ("pipe.json", "a pipe, a socket or a device")):
-        with pytest.raises(DataError, match=told):
+    for name, message in (
+        ("large.json", "unpacks to 1,073,741,824 bytes"),
+        ("pipe.json", "a pipe, a socket or a device"),
+    ):
+        with pytest.raises(DataError, match=message):
             read_object(tmp_path / name, "a table")

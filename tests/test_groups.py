@@ -1,4 +1,4 @@
-"""Groups of runs: what directories, trees of them, names and patterns stand for."""
+"""Tests of groups of runs, given as directories, trees of directories, names and patterns."""
 
 from pathlib import Path
 
@@ -14,39 +14,39 @@ def is_run(path: Path) -> bool:
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two recipes of two and three seeds, the present directory."""
+    """Create runs of two recipes with two and three seeds in the working directory, and return it."""
     for name in ("plain/seed-2", "plain/seed-10", "decay/seed-2", "decay/seed-10", "decay/seed-3"):
-        place = tmp_path / "runs" / name
-        place.mkdir(parents=True)
-        (place / "weights").touch()
+        run = tmp_path / "runs" / name
+        run.mkdir(parents=True)
+        (run / "weights").touch()
     (tmp_path / "runs" / "plain" / "notes.txt").touch()
     (tmp_path / "runs" / ".hidden").mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def places(sources, said: list[str] | None = None) -> list[tuple[str, str | None, str | None]]:
-    runs = find_runs(sources, is_run, "a run", (said if said is not None else []).append)
+def runs_of(sources, messages: list[str] | None = None) -> list[tuple[str, str | None, str | None]]:
+    runs = find_runs(sources, is_run, "a run", (messages if messages is not None else []).append)
     return [(Path(run.path).as_posix(), run.group, run.seed) for run in runs]
 
 
 def test_a_tree_has_groups_and_a_directory_of_runs_has_seeds(tree: Path) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     decay = [(f"runs/decay/seed-{seed}", "decay", f"seed-{seed}") for seed in (2, 3, 10)]
     plain = [(f"runs/plain/seed-{seed}", "plain", f"seed-{seed}") for seed in (2, 10)]
-    assert places("runs", said) == [*decay, *plain]
-    assert places(Path("runs/decay"), said) == decay
-    assert places(["runs/plain", "runs/decay"], said) == [*plain, *decay]
-    assert said == ["runs/plain: 1 names are neither runs nor groups and were left out: notes.txt"] * 2
-    assert places(["a=runs"])[0][1:] == ("a/decay", "seed-2")
-    assert places(["a=runs/plain"])[0][1:] == ("a", "seed-2")
-    assert places({"a": "runs/plain"}) == places(["a=runs/plain"])
+    assert runs_of("runs", messages) == [*decay, *plain]
+    assert runs_of(Path("runs/decay"), messages) == decay
+    assert runs_of(["runs/plain", "runs/decay"], messages) == [*plain, *decay]
+    assert messages == ["runs/plain: 1 names are neither runs nor groups and were left out: notes.txt"] * 2
+    assert runs_of(["a=runs"])[0][1:] == ("a/decay", "seed-2")
+    assert runs_of(["a=runs/plain"])[0][1:] == ("a", "seed-2")
+    assert runs_of({"a": "runs/plain"}) == runs_of(["a=runs/plain"])
 
 
-def test_a_run_alone_has_no_group_and_several_have_their_names(tree: Path) -> None:
-    assert places("runs/plain/seed-2") == [("runs/plain/seed-2", None, None)]
-    assert places("x=runs/plain/seed-2") == [("runs/plain/seed-2", "x", None)]
-    assert [run[1:] for run in places(["runs/plain/seed-2", "runs/decay/seed-2"])] == [
+def test_a_single_run_has_no_group_and_several_runs_have_their_names(tree: Path) -> None:
+    assert runs_of("runs/plain/seed-2") == [("runs/plain/seed-2", None, None)]
+    assert runs_of("x=runs/plain/seed-2") == [("runs/plain/seed-2", "x", None)]
+    assert [run[1:] for run in runs_of(["runs/plain/seed-2", "runs/decay/seed-2"])] == [
         ("plain/seed-2", None),
         ("decay/seed-2", None),
     ]
@@ -55,21 +55,21 @@ def test_a_run_alone_has_no_group_and_several_have_their_names(tree: Path) -> No
     assert GroupedRun("a", "plain", "seed-2").name == "plain/seed-2"
 
 
-def test_patterns_and_lists_are_the_seeds_of_a_group(tree: Path) -> None:
-    assert [run[1:] for run in places(["a=runs/*/seed-2", "b=runs/plain/seed-10,runs/decay/seed-10"])] == [
+def test_runs_of_a_pattern_or_a_list_are_the_seeds_of_a_group(tree: Path) -> None:
+    assert [run[1:] for run in runs_of(["a=runs/*/seed-2", "b=runs/plain/seed-10,runs/decay/seed-10"])] == [
         ("a", "decay/seed-2"),
         ("a", "plain/seed-2"),
         ("b", "plain/seed-10"),
         ("b", "decay/seed-10"),
     ]
-    assert [run[1:] for run in places("runs/plain/seed-*")] == [("plain", "seed-2"), ("plain", "seed-10")]
+    assert [run[1:] for run in runs_of("runs/plain/seed-*")] == [("plain", "seed-2"), ("plain", "seed-10")]
     (tree / "x=1,2.run").touch()
     assert named_paths("x=1,2.run") == (None, [Path("x=1,2.run")])
     assert named_paths("s3://bucket/a=b") == (None, ["s3://bucket/a=b"])
     assert named_paths("a=s3://bucket/x,y") == ("a", ["s3://bucket/x,y"])
 
 
-def test_wrong_sources_have_their_reason(tree: Path) -> None:
+def test_invalid_sources_are_refused_with_the_reason(tree: Path) -> None:
     for sources, error, message in (
         (["a=none/*"], UsageError, "none/*: no file matches this pattern"),
         (["a=runs/plain", "a=runs/decay"], UsageError, "two sources are called a; name each source once"),
@@ -80,8 +80,8 @@ def test_wrong_sources_have_their_reason(tree: Path) -> None:
         with pytest.raises(error) as raised:
             find_runs(sources, is_run, "a run", print)
         assert message in str(raised.value)
-    # A reader of the path states why it is no run.
-    assert places("nowhere") == [("nowhere", None, None)]
+    # A missing path is returned: opening it reports the reason.
+    assert runs_of("nowhere") == [("nowhere", None, None)]
     (tree / "runs" / "plain" / "gone").symlink_to("nothing")
     with pytest.raises(DataError, match="gone: a broken symbolic link"):
-        places("runs")
+        runs_of("runs")

@@ -1,4 +1,4 @@
-"""`inspect` of Python returns the object that the command prints as JSON."""
+"""Checks that `inspect` in Python returns the object that the command prints as JSON."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def series(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("options", [{}, {"statistics": True}, {"verify": True}])
-def test_a_checkpoint_is_described_as_by_the_command(series: Path, options: dict, capsys) -> None:
+def test_a_checkpoint_has_the_description_that_the_command_prints(series: Path, options: dict, capsys) -> None:
     path = series / "step-1.safetensors"
     description = cp.inspect(path, **options)
     assert run(["inspect", str(path), "--json", *(f"--{name}" for name in options)]) == 0

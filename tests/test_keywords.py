@@ -1,4 +1,4 @@
-"""Unknown keywords of public functions are refused with the nearest name; a single string is a sequence of one."""
+"""Tests of keywords: unknown ones are refused with the nearest name, and a single string is a sequence of one."""
 
 import dataclasses
 import inspect
@@ -139,19 +139,19 @@ def test_a_module_in_place_of_a_name_gets_an_explanation(tmp_path: Path) -> None
         cp.extract("run", [], tmp_path / "out.h5")  # pyright: ignore[reportArgumentType]
 
 
-def test_moments_start_again_and_take_a_state(tmp_path: Path) -> None:
+def test_moments_can_be_reset_and_loaded_from_a_state(tmp_path: Path) -> None:
     features, labels = np.random.default_rng(0).normal(size=(60, 5)), np.arange(60) % 3
-    moments, again = cp.Moments(3), cp.Moments(3)
+    moments, loaded = cp.Moments(3), cp.Moments(3)
     moments.update(features[:40], labels[:40])
-    again.load_state_dict(moments.state_dict())
-    again.update(features[40:], labels[40:])
+    loaded.load_state_dict(moments.state_dict())
+    loaded.update(features[40:], labels[40:])
     moments.reset()
     assert moments.samples == 0
     with pytest.raises(cp.DataError, match="no samples were added"):
         moments.state_dict()
     moments.update(features, labels)
     expected = moments.compute()
-    assert {name: value for name, value in again.compute().items() if isinstance(value, float)} == pytest.approx(
+    assert {name: value for name, value in loaded.compute().items() if isinstance(value, float)} == pytest.approx(
         {name: value for name, value in expected.items() if isinstance(value, float)}, rel=1e-10
     )
 

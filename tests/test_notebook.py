@@ -1,4 +1,4 @@
-"""HTML for notebooks: well formed, every text escaped, lines where the numbers are."""
+"""Tests of HTML for notebooks: it is well formed, texts are escaped, and lines go through the values."""
 
 import re
 import xml.etree.ElementTree as ET
@@ -11,7 +11,7 @@ HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "\x1b[
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_texts_are_shown_and_do_nothing(name: str) -> None:
+def test_hostile_texts_are_escaped_and_shortened(name: str) -> None:
     html = table(name, [name], [[text(name), sparkline([1, 2], name)]])
     root = ET.fromstring(html)
     assert {e.tag for e in root.iter()} == {"table", "caption", "thead", "tr", "th", "td", "svg", "path", "circle"}
@@ -20,19 +20,19 @@ def test_hostile_texts_are_shown_and_do_nothing(name: str) -> None:
     assert root.findtext("caption").startswith(name[:5].replace("\x1b", "\N{REPLACEMENT CHARACTER}"))
 
 
-def places(svg: str) -> list[list[tuple[float, float]]]:
+def points_of(svg: str) -> list[list[tuple[float, float]]]:
     path = ET.fromstring(svg).find("path").attrib["d"]
     return [[(float(x), float(y)) for x, y in re.findall(r"([\d.]+) ([\d.]+)", part)] for part in path.split("M")[1:]]
 
 
 def test_a_line_goes_from_edge_to_edge_and_breaks_where_a_value_is_missing() -> None:
-    [first, second] = places(sparkline([0.0, 5.0, None, 10.0, 2.5], "a"))
+    [first, second] = points_of(sparkline([0.0, 5.0, None, 10.0, 2.5], "a"))
     bottom, top, right = HEIGHT - EDGE, EDGE, WIDTH - EDGE
     assert first == [(EDGE, bottom), (pytest.approx(31), pytest.approx(bottom - (bottom - top) / 2))]
     assert second == [(pytest.approx(89), top), (right, pytest.approx(bottom - (bottom - top) / 4))]
 
 
 def test_lines_of_one_value_of_equal_values_and_of_none() -> None:
-    assert places(sparkline([3.0], "a")) == [[(EDGE, HEIGHT - EDGE)]]
-    assert {y for _, y in places(sparkline([3.0, 3.0, 3.0], "a"))[0]} == {HEIGHT - EDGE}
+    assert points_of(sparkline([3.0], "a")) == [[(EDGE, HEIGHT - EDGE)]]
+    assert {y for _, y in points_of(sparkline([3.0, 3.0, 3.0], "a"))[0]} == {HEIGHT - EDGE}
     assert sparkline([None, None], "a") == ""

@@ -1,4 +1,4 @@
-"""What importing the package and asking for help may cost."""
+"""Tests of the public names, and checks that importing the package and printing help load no large library."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     assert loaded.isdisjoint(HEAVY)
 
 
-def test_every_public_name_loads_and_says_what_it_is() -> None:
+def test_every_public_name_can_be_loaded_and_has_a_docstring() -> None:
     for name in ckpt_probe.__all__:
         assert getattr(ckpt_probe, name).__doc__, name
 
@@ -37,7 +37,7 @@ def test_earlier_names_of_public_functions_stay() -> None:
     assert ckpt_probe.similarity.CKA is ckpt_probe.CKA
 
 
-def test_dir_lists_the_public_names_alone() -> None:
+def test_dir_lists_only_the_public_names() -> None:
     listed = {name for name in dir(ckpt_probe) if not (name.startswith("__") and name.endswith("__"))}
     assert listed == set(ckpt_probe.__all__)
     assert "__version__" in dir(ckpt_probe)

@@ -1,4 +1,4 @@
-"""Functions by name, from the working directory and from installed packages; files for transformers to read."""
+"""Tests of functions by name, from files and installed packages, and of files that transformers loads."""
 
 import ast
 import io
@@ -22,27 +22,27 @@ from ckpt_probe.plugins import (
 
 
 @pytest.mark.parametrize(
-    ("name", "is_one"),
+    ("name", "expected"),
     [("a.b:c", True), ("a:c", True), ("a:", False), (":c", False), ("idx:/some/dir", False), ("a b:c", False)],
 )
-def test_function_names(name: str, is_one: bool) -> None:
-    assert is_function_name(name) is is_one
+def test_only_module_colon_function_is_a_function_name(name: str, expected: bool) -> None:
+    assert is_function_name(name) is expected
 
 
-def test_functions_within_arguments_of_any_depth() -> None:
-    found = functions_within({"a": ["x", "m:f", {"deep:er": ("n.o:g", 3)}], "b": None, "c": "no function: this"})
-    assert found == ["m:f", "deep:er", "n.o:g"]
+def test_function_names_are_collected_from_arguments_of_any_depth() -> None:
+    names = functions_within({"a": ["x", "m:f", {"deep:er": ("n.o:g", 3)}], "b": None, "c": "no function: this"})
+    assert names == ["m:f", "deep:er", "n.o:g"]
 
 
-def test_what_only_a_file_names_is_refused() -> None:
+def test_a_function_that_only_a_file_names_is_refused() -> None:
     require_named(["m:f"], "m:f", Path("a.safetensors"), "--model m:f")
     require_named([], None, Path("a.safetensors"), "")
-    told = r"^a\.safetensors: names the function n:g, which is not called .* yourself: --model m:f"
-    with pytest.raises(UsageError, match=told):
+    message = r"^a\.safetensors: names the function n:g, which is not called .* yourself: --model m:f"
+    with pytest.raises(UsageError, match=message):
         require_named(["m:f", "n:g"], "m:f", Path("a.safetensors"), "--model m:f")
 
 
-def test_a_module_beside_the_caller_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_of_the_working_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "plugin_under_test.py").write_text("def build():\n    return 7\nnumber = 3\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path.copy())
@@ -56,7 +56,7 @@ def test_a_module_beside_the_caller_is_found(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("name", "message"), [("no_such_module_at_all:f", "cannot import"), ("nonsense", "package.module:function")]
 )
-def test_what_cannot_be_loaded_is_a_usage_error(name: str, message: str) -> None:
+def test_a_function_that_cannot_be_loaded_is_a_usage_error(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load_function(name)
 
@@ -80,8 +80,8 @@ FILES = {
 }
 
 
-class Careless:
-    """A loader that calls another without saying what becomes of code that comes with the files."""
+class UncheckedLoader:
+    """A loader that calls another one without `trust_remote_code`."""
 
     @staticmethod
     def from_pretrained(source: Path, **options: Any) -> Any:
@@ -90,8 +90,8 @@ class Careless:
         return transformers.AutoFeatureExtractor.from_pretrained(source, local_files_only=True)
 
 
-@pytest.mark.parametrize("loader", [*FILES, "Careless"])
-def test_code_of_a_directory_is_not_run_and_nobody_is_asked(
+@pytest.mark.parametrize("loader", [*FILES, "UncheckedLoader"])
+def test_code_of_a_directory_is_not_run_and_no_question_is_asked(
     loader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import transformers
@@ -105,14 +105,14 @@ def test_code_of_a_directory_is_not_run_and_nobody_is_asked(
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
     before = dynamic_module_utils.TIME_OUT_REMOTE_CODE
     with pytest.raises(ValueError):
-        load_pretrained(Careless if loader == "Careless" else getattr(transformers, loader), tmp_path)
+        load_pretrained(UncheckedLoader if loader == "UncheckedLoader" else getattr(transformers, loader), tmp_path)
     assert sys.stdin.read() == "y\n" * 9
     assert not (tmp_path / "ran").exists()
     assert before == dynamic_module_utils.TIME_OUT_REMOTE_CODE > 0
     assert "Do you wish" not in capsys.readouterr().out
 
 
-def test_all_that_transformers_reads_goes_through_one_function() -> None:
+def test_only_one_function_calls_from_pretrained() -> None:
     root = Path(ckpt_probe.__file__).parent
     trees = {path: ast.parse(path.read_text()) for path in root.rglob("*.py")}
     nodes = [(path, node) for path, tree in trees.items() for node in ast.walk(tree)]

@@ -1,4 +1,4 @@
-"""Steps spelled in names, and the one order of a run's files."""
+"""Tests of steps in names of files, and of the order of a run's files."""
 
 import random
 from pathlib import Path
@@ -38,7 +38,7 @@ from ckpt_probe.series import Member, in_order, natural, step_from_name, step_wa
         ("epoch_1k", 1000),
     ],
 )
-def test_step_from_name(name: str, step: int | None) -> None:
+def test_the_step_is_read_from_the_name(name: str, step: int | None) -> None:
     assert step_from_name(name) == step
 
 

@@ -1,4 +1,4 @@
-"""The package is worded for a reader who does not know it: docstrings open with a verb, and names are nouns."""
+"""Checks the wording of the package: docstrings open with a verb, and names are nouns."""
 
 import ast
 import io
@@ -46,8 +46,8 @@ def test_wording_is_plain() -> None:
     for file in FILES:
         source = file.read_text(encoding="utf-8")
         tree = ast.parse(source)
-        found = [text for text in docstrings(tree) if OPENINGS.match(text)]
-        found += [name for name in assigned_names(tree) if name in NAMES]
-        found += [match[0] for text in texts(source) for match in WORDS.finditer(text)]
-        strays += [f"{file}: {text}" for text in found]
+        matches = [text for text in docstrings(tree) if OPENINGS.match(text)]
+        matches += [name for name in assigned_names(tree) if name in NAMES]
+        matches += [match[0] for text in texts(source) for match in WORDS.finditer(text)]
+        strays += [f"{file}: {text}" for text in matches]
     assert strays == []

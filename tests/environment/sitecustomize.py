@@ -1,11 +1,11 @@
-"""Only for tests: keeps compiled modules, and lets torchvision from the package index load beside a CPU build of torch.
+"""Store bytecode in tests, and let torchvision from the package index be imported with a CPU build of torch.
 
-Images of containers often have Python keep no bytecode. Then every process compiles what it imports once more, which
-takes three times as long as to import torch.
+Container images often set PYTHONDONTWRITEBYTECODE. Each process would then compile every module that it imports,
+which takes three times as long as importing torch.
 
-That build of torchvision holds kernels that need CUDA's libraries. Without them it registers no operator, then fails
-where it describes those operators to torch. Declared here without a kernel they can be described, and everything that
-does not call them works. The package itself must never do this to its users.
+That build of torchvision contains kernels that need CUDA's libraries. Without these libraries it registers no
+operators, and its import fails when it adds meta functions to them. If the operators are declared here without a
+kernel, the import succeeds, and everything works that does not call them. Only tests may do this; the package must not.
 """
 
 import importlib.abc
@@ -32,11 +32,11 @@ OPERATORS = (
     "roi_align",
     "roi_pool",
 )
-held = []
+libraries = []
 
 
 class BeforeTorchvision(importlib.abc.MetaPathFinder):
-    """Declares the operators when torchvision is first imported, so that starting Python stays cheap."""
+    """A finder that declares the operators when torchvision is first imported, so that Python itself starts fast."""
 
     def find_spec(self, fullname, path=None, target=None):
         if fullname != "torchvision":
@@ -49,12 +49,12 @@ class BeforeTorchvision(importlib.abc.MetaPathFinder):
             library = torch.library.Library("torchvision", "FRAGMENT")
             for name in OPERATORS:
                 library.define(f"{name}(Tensor x) -> Tensor")
-            held.append(library)
+            libraries.append(library)
         return spec
 
 
 def loads(package):
-    """Whether torchvision's own library of operators can be loaded beside this torch."""
+    """Return whether torchvision's library of operators can be loaded with the installed torch."""
     import torch
 
     for library in package.glob("_C*.so"):
@@ -65,6 +65,6 @@ def loads(package):
     return True
 
 
-# By its name: a process that runs this file twice has two such classes.
+# Compare names: a process that runs this file twice has two classes of this name.
 if not any(type(finder).__name__ == BeforeTorchvision.__name__ for finder in sys.meta_path):
     sys.meta_path.insert(0, BeforeTorchvision())

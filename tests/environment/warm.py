@@ -1,13 +1,13 @@
-"""A Python that has its imports behind it, for tests that run many short commands.
+"""Run commands in forks of a process that has imported torch and the package, for tests with many short commands.
 
-Importing torch takes seconds of a processor. The server imports it and this package once, and forks for every command,
-which has a process, a directory, an environment, streams and an exit code of its own, as if it had been started anew.
-One server serves all processes of a test run: it ends when the last of them has closed the pipe `alive`.
+Importing torch takes seconds of processor time. The server imports torch and this package once and forks for each
+command, which has its own process, working directory, environment, streams and exit code, as a newly started process
+does. One server serves all processes of a test run and ends when the last of them has closed the pipe `alive`.
 
-    python warm.py serve DIRECTORY MODULE …          listens at DIRECTORY/socket; imports these modules too
-    python warm.py SOCKET ckpt-probe WORD …          as the installed command
-    python warm.py SOCKET -c CODE                    as python -c
-    python warm.py SOCKET python FILE WORD …         as python FILE
+    python warm.py serve DIRECTORY MODULE …          listen at DIRECTORY/socket; import these modules too
+    python warm.py SOCKET ckpt-probe ARGUMENT …      run the installed command
+    python warm.py SOCKET -c CODE                    run python -c CODE
+    python warm.py SOCKET python FILE ARGUMENT …     run python FILE
 """
 
 import contextlib
@@ -20,7 +20,7 @@ import socket
 import sys
 from importlib import import_module
 
-BEFOREHAND = (
+LIBRARIES = (
     "click",
     "h5py",
     "matplotlib.figure",
@@ -61,38 +61,38 @@ PARTS = (
     "training",
     "trajectories",
 )
-"""Parts of the package that commands import; not those that import other frameworks, nor clients of the network."""
+"""Parts of the package that commands import, except those that import other frameworks or network clients."""
 
 
-def ask(place):
-    """The client: has a command run with this process's own streams, and ends as it did."""
+def ask(address):
+    """Have the server run a command with the streams of this process, and exit with its code or signal."""
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(place)
-        told = {"words": sys.argv[2:], "where": os.getcwd(), "environment": dict(os.environ)}  # noqa: PTH109
-        data = json.dumps(told).encode()
+        connection.connect(address)
+        request = {"words": sys.argv[2:], "directory": os.getcwd(), "environment": dict(os.environ)}  # noqa: PTH109
+        data = json.dumps(request).encode()
         socket.send_fds(connection, [len(data).to_bytes(8, "little")], [0, 1, 2])
         connection.sendall(data)
         status = connection.recv(4)
     code = os.waitstatus_to_exitcode(int.from_bytes(status, "little")) if status else 1
     if code < 0:
-        # Ends by the signal that ended the command.
-        with contextlib.suppress(OSError):  # kill -9 has no handler to be taken away
+        # End by the signal that ended the command.
+        with contextlib.suppress(OSError):  # SIGKILL has no handler to reset
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     sys.exit(code)
 
 
 def serve(directory, modules):
-    """The server; returns the words of a command, in the process that has become the one to run it."""
+    """Serve until no test process is left; in each forked process return the arguments of the command to run."""
     from select import select
 
     with socket.socket(socket.AF_UNIX) as listener:
         alive = os.open(f"{directory}/alive", os.O_RDONLY | os.O_NONBLOCK)
         listener.bind(f"{directory}/socket")
         listener.listen()
-        # Clients wait from now on until all is imported.
+        # From now on clients can connect; they wait until the imports are done.
         print("listening", flush=True)
-        _import_beforehand(modules)
+        _import_modules(modules)
         running = {}  # for each descriptor of a child: its process, and the connection to its client
         open_ended = [alive]
         while open_ended or running:
@@ -104,20 +104,20 @@ def serve(directory, modules):
                     connection.sendall(os.waitpid(process, 0)[1].to_bytes(4, "little"))
                 os.close(ended)
             for connection in {each for each in ready if connections.get(each) in running}:
-                os.kill(running[connections[connection]][0], signal.SIGKILL)  # the client has gone
+                os.kill(running[connections[connection]][0], signal.SIGKILL)  # the client has ended
             if alive in ready:
                 open_ended.clear()
             elif listener in ready:
                 connection, _ = listener.accept()
-                if asked := _request(connection):
+                if request := _request(connection):
                     process = os.fork()
                     if not process:
                         for descriptor in (alive, *running):
                             os.close(descriptor)
                         for each in (listener, connection, *connections):
                             each.close()
-                        return _become(*asked)
-                    for stream in asked[1]:
+                        return _become(*request)
+                    for stream in request[1]:
                         os.close(stream)
                     running[os.pidfd_open(process)] = process, connection
     import shutil
@@ -126,21 +126,21 @@ def serve(directory, modules):
     os._exit(0)
 
 
-def _import_beforehand(modules):
-    for name in (*BEFOREHAND, *modules):
+def _import_modules(modules):
+    for name in (*LIBRARIES, *modules):
         with contextlib.suppress(ImportError):
             import_module(name)
     for name in ("ckpt_probe", *(f"ckpt_probe.{part}" for part in PARTS)):
         for module in pkgutil.iter_modules(import_module(name).__path__, f"{name}."):
             if module.name != "ckpt_probe.__main__":
                 import_module(module.name)
-    # Imported objects stay: memory that a child does not write is not copied for it.
+    # Exempt imported objects from collection: a fork then shares their memory, as it does not write to it.
     gc.collect()
     gc.freeze()
 
 
 def _request(connection):
-    """The command that a client sends, and its streams; None if the client has gone."""
+    """Return the command that a client sends, and its streams; None if the client has ended."""
     length, streams, _, _ = socket.recv_fds(connection, 8, 3)
     data = b""
     while len(data) < int.from_bytes(length, "little"):
@@ -151,38 +151,38 @@ def _request(connection):
     return (json.loads(data), streams) if data else None
 
 
-def _become(told, streams):
+def _become(request, streams):
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
     sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", closefd=False, errors="backslashreplace", buffering=1)  # noqa: SIM115
-    # Whoever runs the tests in the background has Ctrl-C ignored.
+    # If the tests run in the background, SIGINT is ignored, and the forks inherit this.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.chdir(told["where"])
+    os.chdir(request["directory"])
     os.environ.clear()
-    os.environ.update(told["environment"])
+    os.environ.update(request["environment"])
     import random
 
     import numpy as np
 
     random.seed()
     np.random.seed()  # noqa: NPY002
-    return told["words"]
+    return request["words"]
 
 
 def leave(words):
-    """Run a command and end the process, all but taking apart what was imported."""
+    """Run a command and end the process as Python does, but without destroying the imported modules."""
     import atexit
     import threading
 
     code = 0
     try:
         _run(words)
-    except SystemExit as left:
-        code = left.code if isinstance(left.code, int) else int(left.code is not None)
-        if isinstance(left.code, str):
-            print(left.code, file=sys.stderr)
+    except SystemExit as exit_request:
+        code = exit_request.code if isinstance(exit_request.code, int) else int(exit_request.code is not None)
+        if isinstance(exit_request.code, str):
+            print(exit_request.code, file=sys.stderr)
     except BaseException:
         sys.excepthook(*sys.exc_info())
         code = 1

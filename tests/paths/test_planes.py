@@ -225,7 +225,7 @@ def test_points_where_the_network_overflows_have_a_reason_in_place_of_a_loss(
             assert "overflow to infinity" in point["missing"]
             assert list(point) == list(with_loss[0])
     assert result.summary[0]["without_loss"] == 8
-    assert progress_log.said[0].startswith("test: 8 of 9 points have no loss (")
+    assert progress_log.messages[0].startswith("test: 8 of 9 points have no loss (")
 
 
 def test_points_with_dead_features_have_a_loss(mlp: list[Path], tmp_path: Path) -> None:
