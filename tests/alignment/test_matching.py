@@ -1,4 +1,4 @@
-"""Permutation groups from the trace alone, and B in A's order by weights or activations: exact copies come back."""
+"""Tests of aligning B with A by weights or activations: symmetries are traced, and permuted copies are restored."""
 
 import itertools
 import json
@@ -32,7 +32,7 @@ def align(
     return proved(a, b, symmetry, match_weights(a, b, symmetry, **search), model, inputs)
 
 
-class Everything(nn.Module):
+class AllLayers(nn.Module):
     """Grouped and depthwise convolutions, every norm, residual sums, concatenation, flatten, functions and methods."""
 
     def __init__(self) -> None:
@@ -80,12 +80,12 @@ MODELS = {
         lambda: build_model("resnet", {"blocks": [2, 1], "width": 6}, input_shape=(3, 8, 8), classes=10),
         (4, 3, 8, 8),
     ),
-    "everything": (Everything, (4, 3, 4, 4)),
+    "everything": (AllLayers, (4, 3, 4, 4)),
 }
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_permuted_copy_has_the_same_outputs_and_comes_back(name: str) -> None:
+def test_a_permuted_copy_has_the_same_outputs_and_is_restored(name: str) -> None:
     build, shape = MODELS[name]
     model = build().eval()
     inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -95,22 +95,22 @@ def test_a_permuted_copy_has_the_same_outputs_and_comes_back(name: str) -> None:
     generator = torch.Generator().manual_seed(2)
     shuffled = {group: torch.randperm(size, generator=generator) for group, size in symmetry.sizes.items()}
     b = permuted(a, symmetry, shuffled)
-    apart = sum(float((a[n] - b[n]).abs().sum()) for n in a)
-    assert apart > 1
+    distance_before = sum(float((a[n] - b[n]).abs().sum()) for n in a)
+    assert distance_before > 1
     assert output_change(model, a, b, inputs) < 1e-5
-    found = align(a, b, symmetry, model, inputs)
-    assert found.before > 0
-    assert found.after == 0
-    own = {n: tensor.clone() for n, tensor in model.state_dict().items()}
+    alignment = align(a, b, symmetry, model, inputs)
+    assert alignment.before > 0
+    assert alignment.after == 0
+    before = {n: tensor.clone() for n, tensor in model.state_dict().items()}
     align(a, model.state_dict(), symmetry, model, inputs, restarts=1)
-    assert all(torch.equal(own[n], tensor) for n, tensor in model.state_dict().items())
-    assert all(torch.equal(found.state[n], a[n]) for n in a)
-    middle = linear(a, found.state, 0.5)
+    assert all(torch.equal(before[n], tensor) for n, tensor in model.state_dict().items())
+    assert all(torch.equal(alignment.state[n], a[n]) for n in a)
+    middle = linear(a, alignment.state, 0.5)
     assert output_change(model, a, middle, inputs) < 1e-6
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_activations_bring_a_permuted_copy_back(name: str) -> None:
+def test_a_permuted_copy_is_restored_by_its_activations(name: str) -> None:
     build, shape = MODELS[name]
     model = build().eval()
     inputs = torch.randn(64, *shape[1:], generator=torch.Generator().manual_seed(0))
@@ -121,31 +121,31 @@ def test_activations_bring_a_permuted_copy_back(name: str) -> None:
     generator = torch.Generator().manual_seed(2)
     shuffled = {group: torch.randperm(size, generator=generator) for group, size in symmetry.sizes.items()}
     b = permuted(a, symmetry, shuffled)
-    own = {n: tensor.clone() for n, tensor in model.state_dict().items()}
-    found = match_activations(a, b, symmetry, model, inputs.split(20))
-    assert all(torch.equal(shuffled[group][order], torch.arange(len(order))) for group, order in found.items())
-    assert proved(a, b, symmetry, found, model, inputs).after == 0
-    assert all(torch.equal(own[n], tensor) for n, tensor in model.state_dict().items())
+    before = {n: tensor.clone() for n, tensor in model.state_dict().items()}
+    permutations = match_activations(a, b, symmetry, model, inputs.split(20))
+    assert all(torch.equal(shuffled[group][order], torch.arange(len(order))) for group, order in permutations.items())
+    assert proved(a, b, symmetry, permutations, model, inputs).after == 0
+    assert all(torch.equal(before[n], tensor) for n, tensor in model.state_dict().items())
 
 
 def test_activations_are_matched_by_their_correlation() -> None:
     model = nn.Sequential(nn.Conv2d(2, 5, 3), nn.Flatten(), nn.Linear(5 * 4, 3)).eval()
     a, b = randomised(model, 1), randomised(model, 2)
-    # A channel that never varies correlates with none, and takes the place that is left.
+    # A constant channel correlates with no other; it is assigned to the remaining one.
     b["0.weight"][3] = 0
     inputs = torch.randn(30, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     symmetry = trace_symmetry(model, inputs)
     [group] = symmetry.sizes
-    found = match_activations(a, b, symmetry, model, inputs.split(7))[group]
+    order_found = match_activations(a, b, symmetry, model, inputs.split(7))[group]
     rows = []
     for state in (a, b):
         activations = F.conv2d(inputs, state["0.weight"], state["0.bias"]).double()
         rows.append(activations.movedim(1, 0).flatten(1).numpy())
-    alike = np.zeros((5, 5))
+    correlations = np.zeros((5, 5))
     for i, j in itertools.product(range(5), (0, 1, 2, 4)):
-        alike[i, j] = np.corrcoef(rows[0][i], rows[1][j])[0, 1]
-    best = max(itertools.permutations(range(5)), key=lambda order: sum(alike[i, j] for i, j in enumerate(order)))
-    assert found.tolist() == list(best)
+        correlations[i, j] = np.corrcoef(rows[0][i], rows[1][j])[0, 1]
+    best = max(itertools.permutations(range(5)), key=lambda order: sum(correlations[i, j] for i, j in enumerate(order)))
+    assert order_found.tolist() == list(best)
     b["0.weight"][0] = torch.inf
     with pytest.raises(DataError, match="activations at _0 are NaN or infinite"):
         match_activations(a, b, symmetry, model, [inputs])
@@ -168,7 +168,7 @@ def test_the_groups_of_a_multilayer_perceptron_are_its_hidden_layers() -> None:
     ]
 
 
-def test_a_residual_sum_makes_one_group_and_what_is_grouped_or_an_output_stays() -> None:
+def test_a_residual_sum_makes_one_group_and_grouped_layers_and_outputs_are_in_none() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -187,8 +187,8 @@ def test_a_residual_sum_makes_one_group_and_what_is_grouped_or_an_output_stays()
     assert groups_of(normed, (1, 3, 2, 2)) == []
 
 
-def test_what_is_not_known_is_named() -> None:
-    class Turned(nn.Module):
+def test_an_unknown_operation_is_named() -> None:
+    class Flipped(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.first, self.attention = nn.Linear(4, 4), nn.Linear(4, 4)
@@ -197,7 +197,7 @@ def test_what_is_not_known_is_named() -> None:
             return self.attention(self.first(x).flip(1))
 
     with pytest.raises(DataError, match=r"unknown operation, function flip .*`align_spec=`"):
-        trace_symmetry(Turned(), torch.randn(2, 4))
+        trace_symmetry(Flipped(), torch.randn(2, 4))
     with pytest.raises(DataError, match="module 1, a Softmax"):
         trace_symmetry(nn.Sequential(nn.Linear(4, 4), nn.Softmax(1)), torch.randn(2, 4))
 
@@ -209,7 +209,7 @@ def test_what_is_not_known_is_named() -> None:
         trace_symmetry(Branching(), torch.randn(2, 4))
 
 
-def test_groups_from_a_file_prove_themselves(tmp_path: Path) -> None:
+def test_groups_from_a_file_are_checked_against_the_outputs(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     a, inputs = randomised(model, 1), torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     good = {"hidden": [["0.weight", 0], ["0.bias", 0], ["2.weight", 1]]}
@@ -222,54 +222,54 @@ def test_groups_from_a_file_prove_themselves(tmp_path: Path) -> None:
     spec.write_text(json.dumps({"hidden": good["hidden"][:2]}))
     with pytest.raises(DataError, match="no symmetries of this model"):
         align(a, b, read_spec(spec, a), model, inputs)
-    for text, told in (
+    for text, message in (
         ("{", "not a file of permutation groups"),
         ('{"g": [["9.weight", 0]]}', "no tensor '9.weight' with an axis 0"),
         ('{"g": [["0.weight", 2]]}', "with an axis 2"),
         ('{"g": [["0.weight", 0], ["0.weight", 1]]}', "has 4 entries in a group of 6, or is listed twice"),
     ):
         spec.write_text(text)
-        with pytest.raises(DataError, match=told):
+        with pytest.raises(DataError, match=message):
             read_spec(spec, a)
 
 
-def test_what_is_asked_of_the_search_reaches_it_and_the_error_is_that_of_the_outputs() -> None:
+def test_arguments_of_the_search_are_used_and_the_error_is_the_change_of_the_outputs() -> None:
     build, shape = MODELS["mlp"]
     model, inputs = build().eval(), torch.randn(shape, generator=torch.Generator().manual_seed(0))
     a, b, symmetry = randomised(model, 1), randomised(model, 2), trace_symmetry(model, inputs)
     with pytest.raises(DataError, match="expected at least one restart, found 0"):
         align(a, b, symmetry, model, inputs, restarts=0)
-    found = align(a, b, symmetry, model, inputs, restarts=2, seed=3)
-    assert found.error == output_change(model, b, found.state, inputs)
-    assert 0 <= found.error < 1e-4
+    alignment = align(a, b, symmetry, model, inputs, restarts=2, seed=3)
+    assert alignment.error == output_change(model, b, alignment.state, inputs)
+    assert 0 <= alignment.error < 1e-4
     best = match_weights(a, b, symmetry, restarts=2, seed=3)
-    assert all(torch.equal(found.permutations[group], order) for group, order in best.items())
-    assert found.after < found.before == pytest.approx(distance(a, b))
-    assert found.after == pytest.approx(distance(a, found.state))
+    assert all(torch.equal(alignment.permutations[group], order) for group, order in best.items())
+    assert alignment.after < alignment.before == pytest.approx(distance(a, b))
+    assert alignment.after == pytest.approx(distance(a, alignment.state))
 
 
 def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return sum(float((a[n].double() - b[n].double()).square().sum()) for n in a) ** 0.5
 
 
-def test_no_swap_of_two_channels_brings_the_weights_nearer() -> None:
+def test_no_swap_of_two_channels_makes_the_distance_smaller() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 7), nn.ReLU(), nn.Linear(7, 5)).eval()
     inputs = torch.randn(4, 12, generator=torch.Generator().manual_seed(0))
     a, b, symmetry = randomised(model, 1), randomised(model, 2), trace_symmetry(model, inputs)
     [group] = symmetry.sizes
-    found = match_weights(a, b, symmetry)[group]
-    best = distance(a, permuted(b, symmetry, {group: found}))
+    order = match_weights(a, b, symmetry)[group]
+    best = distance(a, permuted(b, symmetry, {group: order}))
     for i, j in itertools.combinations(range(7), 2):
-        other = found.clone()
-        other[[i, j]] = found[[j, i]]
-        assert distance(a, permuted(b, symmetry, {group: other})) >= best
+        swapped = order.clone()
+        swapped[[i, j]] = order[[j, i]]
+        assert distance(a, permuted(b, symmetry, {group: swapped})) >= best
 
 
-def test_correlations_keep_their_digits_where_activations_are_far_from_zero() -> None:
+def test_correlations_of_activations_far_from_zero_are_accurate() -> None:
     random = torch.Generator().manual_seed(0)
-    mine, theirs = (1e4 + torch.randn(3, 500, generator=random, dtype=torch.float64) for _ in range(2))
+    first, second = (1e4 + torch.randn(3, 500, generator=random, dtype=torch.float64) for _ in range(2))
     sums = _Sums(3)
     for part in torch.arange(500).split(64):
-        sums.update(mine[:, part], theirs[:, part])
-    expected = np.corrcoef(mine.numpy(), theirs.numpy())[:3, 3:]
+        sums.update(first[:, part], second[:, part])
+    expected = np.corrcoef(first.numpy(), second.numpy())[:3, 3:]
     np.testing.assert_allclose(sums.correlation("x").numpy(), expected, atol=1e-6)

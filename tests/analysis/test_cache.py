@@ -1,4 +1,4 @@
-"""The key of a kept record: every module that a number may depend on, every library that computes, every option."""
+"""Tests of the key of a cached record: it contains the code, the versions of libraries, and the options."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copytree(PACKAGE, folder, ignore=shutil.ignore_patterns("__pycache__", "static")))
 
 
-def test_a_change_of_any_module_but_those_that_show_is_another_key(copied: Path) -> None:
+def test_a_change_of_any_module_outside_cli_and_reporting_changes_the_key(copied: Path) -> None:
     before = files.code_hash(copied)
     assert before == files.code_hash()
     unchanged = []
@@ -36,8 +36,8 @@ def test_a_change_of_any_module_but_those_that_show_is_another_key(copied: Path)
     assert not any(module.parts[0] in {"cli", "reporting"} for module in set(MODULES) - set(unchanged))
 
 
-def test_modules_that_compute_import_none_that_show() -> None:
-    """As they may import neither `cli` nor `report`, no number depends on these."""
+def test_no_module_that_computes_imports_cli_or_reporting() -> None:
+    """Modules that compute must import neither `cli` nor `reporting`, so that no number depends on these."""
     for module in MODULES:
         if module.parts[0] not in {"cli", "reporting", "integrations", "__init__.py", "__main__.py"}:
             text = (PACKAGE / module).read_text()
@@ -45,7 +45,7 @@ def test_modules_that_compute_import_none_that_show() -> None:
             assert "from ckpt_probe.cli" not in text, module
 
 
-def test_a_module_that_comes_goes_or_is_renamed_is_another_key(copied: Path) -> None:
+def test_a_new_or_renamed_module_changes_the_key(copied: Path) -> None:
     keys = {files.code_hash(copied)}
     module = copied / "moments" / "new.py"
     module.write_text("x = 1\n")
@@ -55,12 +55,12 @@ def test_a_module_that_comes_goes_or_is_renamed_is_another_key(copied: Path) -> 
     assert len(keys) == 3
 
 
-def test_code_and_libraries_are_in_the_key_with_the_options() -> None:
-    found = cache.Cache.of(Settings(), None)
-    assert found is not None
-    asked = json.loads(found.key)
-    assert asked["code"] == files.code_hash()
-    assert {name: asked[name] for name in cache.LIBRARIES} == {name: version(name) for name in cache.LIBRARIES}
+def test_the_key_contains_code_libraries_and_options() -> None:
+    current = cache.Cache.of(Settings(), None)
+    assert current is not None
+    key = json.loads(current.key)
+    assert key["code"] == files.code_hash()
+    assert {name: key[name] for name in cache.LIBRARIES} == {name: version(name) for name in cache.LIBRARIES}
     assert {"h5py", "numpy", "scipy", "torch"} <= set(cache.LIBRARIES)
-    assert cache.Cache.of(Settings(centred=True), None) != found
-    assert cache.Cache.of(Settings(), ["test"]) != found
+    assert cache.Cache.of(Settings(centred=True), None) != current
+    assert cache.Cache.of(Settings(), ["test"]) != current

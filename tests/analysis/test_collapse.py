@@ -1,4 +1,4 @@
-"""NC1 to NC4 of arrays are the values of their record."""
+"""Checks that the functions for NC1 to NC4 return the values of a record."""
 
 import numpy as np
 import pytest

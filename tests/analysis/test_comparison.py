@@ -1,4 +1,4 @@
-"""Groups of seeds: means and differences by hand, intervals by brute force, entries of each kind, and bad input."""
+"""Tests of comparing groups of seeds: means, differences, intervals, kinds of entries, and refused input."""
 
 import json
 import math
@@ -24,17 +24,17 @@ PLAIN = {"seed-0": 0.90, "seed-1": 0.94, "seed-2": 0.92}
 OTHER = {"seed-0": 0.93, "seed-1": 0.95, "seed-2": 0.97}
 
 
-class Listening:
-    """A progress that keeps what it is told."""
+class Messages:
+    """Progress that collects its messages."""
 
     def __init__(self) -> None:
         from ckpt_probe.progress import NullProgress
 
-        self.said: list[str] = []
+        self.messages: list[str] = []
         self.task = NullProgress().task
 
     def message(self, text: str) -> None:
-        self.said.append(text)
+        self.messages.append(text)
 
 
 def lines(file: Path, *records: dict) -> Path:
@@ -43,21 +43,21 @@ def lines(file: Path, *records: dict) -> Path:
     return file
 
 
-def group(where: Path, values: dict[str, float], metric: str = "accuracy", step: int = 880) -> Path:
+def group(directory: Path, values: dict[str, float], metric: str = "accuracy", step: int = 880) -> Path:
     for name, value in values.items():
         early = {"step": 0, "split": "test", metric: 0.1}
         train = {"step": step, "split": "train", metric: 1.0}
         logged = {"step": step, "epoch": 40.0, "batch_loss": 0.1}
-        lines(where / name / "metrics.jsonl", early, logged, train, {"step": step, "split": "test", metric: value})
-    return where
+        lines(directory / name / "metrics.jsonl", early, logged, train, {"step": step, "split": "test", metric: value})
+    return directory
 
 
 @pytest.mark.parametrize("size", [1.0, 2.0**1020, 2.0**-900])
 @pytest.mark.parametrize("method", ["bootstrap", "t"])
-def test_sums_that_overflow_change_no_digit(tmp_path: Path, size: float, method: str) -> None:
+def test_values_whose_sums_overflow_have_accurate_differences(tmp_path: Path, size: float, method: str) -> None:
     values = {"plain": [3.0, 5.5, 4.0, 7.0], "other": [9.0, 8.5, 11.0, 9.5]}
-    for name, held in values.items():
-        group(tmp_path / name, {f"seed-{seed}": value * size for seed, value in enumerate(held)})
+    for name, by_seed in values.items():
+        group(tmp_path / name, {f"seed-{seed}": value * size for seed, value in enumerate(by_seed)})
     plain, other = compare([tmp_path / "plain", tmp_path / "other"], method=method)
     differences = np.subtract(values["other"], values["plain"])
     assert (plain.mean / size, other.mean / size) == (4.875, 9.5)
@@ -68,7 +68,7 @@ def test_sums_that_overflow_change_no_digit(tmp_path: Path, size: float, method:
     assert (other.verdict, other.direction) == ("different", "higher")
 
 
-def test_values_too_far_apart_for_a_difference_are_told(tmp_path: Path) -> None:
+def test_values_too_far_apart_for_a_difference_are_refused(tmp_path: Path) -> None:
     low, high = ({f"seed-{seed}": size * (1.5e308 - seed) for seed in range(3)} for size in (-1, 1))
     with pytest.raises(DataError, match="other against plain: accuracy: the values lie too far apart"):
         compare([group(tmp_path / "plain", low), group(tmp_path / "other", high)])
@@ -98,16 +98,16 @@ def brute_force(differences: np.ndarray, level: float, resamples: int = 200_000)
 
 
 @pytest.mark.parametrize("pairs", [4, 6, 10])
-def test_the_interval_is_that_of_a_brute_force_bootstrap(pairs: int) -> None:
+def test_the_interval_agrees_with_a_brute_force_bootstrap(pairs: int) -> None:
     differences = np.random.default_rng(pairs).normal(0.02, 0.01, pairs)
-    found = Interval(confidence=0.9, resamples=50_000, seed=3).bounds(list(differences))
+    bounds = Interval(confidence=0.9, resamples=50_000, seed=3).bounds(list(differences))
     expected = brute_force(differences, expanded(0.9, pairs))
-    assert found == pytest.approx(expected, abs=0.04 * np.ptp(expected))
-    assert Interval(confidence=0.9, resamples=50_000, seed=3).bounds(list(differences)) == found
+    assert bounds == pytest.approx(expected, abs=0.04 * np.ptp(expected))
+    assert Interval(confidence=0.9, resamples=50_000, seed=3).bounds(list(differences)) == bounds
 
 
-def test_the_expanded_level_gives_normal_means_the_width_of_students_interval() -> None:
-    # By tables: the normal tail beyond √(n/(n−1)) · t, t = 2.7764, 2.2622, 2.0930 with n − 1 degrees of freedom.
+def test_the_expanded_level_gives_intervals_of_normal_means_the_width_of_students() -> None:
+    # From tables: the normal tail beyond √(n/(n−1)) · t, t = 2.7764, 2.2622, 2.0930 with n − 1 degrees of freedom.
     for pairs, tail in ((5, 0.0010), (10, 0.0086), (20, 0.0159)):
         assert (1 - expanded(0.95, pairs)) / 2 == pytest.approx(tail, abs=6e-5)
 
@@ -116,14 +116,14 @@ def test_the_expanded_level_gives_normal_means_the_width_of_students_interval() 
 def test_intervals_of_simulated_seeds_cover_the_true_difference(method: str, pairs: int, least: float) -> None:
     generator = np.random.default_rng(1)
     interval = Interval(method=method, resamples=999)
-    rounds, held = 400, 0
+    rounds, covered = 400, 0
     for _ in range(rounds):
         low, high = interval.bounds(list(generator.normal(0.5, 1.0, pairs))) or (np.nan, np.nan)
-        held += low <= 0.5 <= high
-    assert least <= held / rounds <= 0.985
+        covered += low <= 0.5 <= high
+    assert least <= covered / rounds <= 0.985
 
 
-def test_students_interval_against_its_formula() -> None:
+def test_students_interval_agrees_with_its_formula() -> None:
     # t with 2 degrees of freedom: 4.302653 at 0.975.
     low, high = Interval(method="t").bounds([1.0, 2.0, 6.0]) or (0.0, 0.0)
     half = 4.302653 * np.std([1, 2, 6], ddof=1) / np.sqrt(3)
@@ -143,18 +143,18 @@ def test_few_pairs_have_no_interval_and_equal_differences_one_point(tmp_path: Pa
     assert Interval(method="t").coverage_at_most(3) is None
 
 
-def test_verdicts_are_those_of_students_test_and_of_two_one_sided_tests(tmp_path: Path) -> None:
+def test_verdicts_agree_with_students_test_and_two_one_sided_tests(tmp_path: Path) -> None:
     mixed = {"seed-0": 0.95, "seed-1": 0.90, "seed-2": 0.99}
     lower = {name: value - 0.1 + 0.001 * seed for seed, (name, value) in enumerate(PLAIN.items())}
     close = {name: value + 0.001 * (seed - 1) for seed, (name, value) in enumerate(PLAIN.items())}
     names = {"plain": PLAIN, "mixed": mixed, "lower": lower, "close": close}
     compared = compare([group(tmp_path / name, values) for name, values in names.items()])
-    assert [each.verdict for each in compared] == ["baseline", "undecided", "different", "equivalent"]
-    assert [each.direction for each in compared] == [None, None, "lower", None]
-    assert {each.tests for each in compared[1:]} == {3}
-    # The range over training is that of 0.1 at step 0 and 0.99.
+    assert [entry.verdict for entry in compared] == ["baseline", "undecided", "different", "equivalent"]
+    assert [entry.direction for entry in compared] == [None, None, "lower", None]
+    assert {entry.tests for entry in compared[1:]} == {3}
+    # Over training the accuracy ranges from 0.1 at step 0 to 0.99.
     assert compared[1].margin == pytest.approx(0.05 * 0.89)
-    p_values = [stats.ttest_rel(list(each.values()), list(PLAIN.values())).pvalue for each in (mixed, lower, close)]
+    p_values = [stats.ttest_rel(list(entry.values()), list(PLAIN.values())).pvalue for entry in (mixed, lower, close)]
     order = np.argsort(p_values)
     by_hand = np.maximum.accumulate([min(1, (3 - rank) * p_values[index]) for rank, index in enumerate(order)])
     assert [compared[1 + index].p_value for index in order] == pytest.approx(by_hand)
@@ -179,17 +179,17 @@ def course(directory: Path, shift: float, noise: float = 0.004, seeds: int = 6, 
     return directory
 
 
-def test_every_step_is_compared_and_the_first_lasting_difference_named(tmp_path: Path) -> None:
+def test_every_step_is_compared_and_the_first_lasting_difference_is_named(tmp_path: Path) -> None:
     pair = [course(tmp_path / "a", 0), course(tmp_path / "b", 0.1, seed=1)]
     compared = compare(pair, step="all")
-    other = [each for each in compared if each.group == "b"]
-    assert [each.step for each in other] == list(range(0, 100, 10))
-    assert {each.differs_from for each in other} == {30}
-    assert {each.tests for each in other} == {10}
-    assert [each.verdict for each in other][3:] == ["different"] * 7
+    other = [entry for entry in compared if entry.group == "b"]
+    assert [entry.step for entry in other] == list(range(0, 100, 10))
+    assert {entry.differs_from for entry in other} == {30}
+    assert {entry.tests for entry in other} == {10}
+    assert [entry.verdict for entry in other][3:] == ["different"] * 7
     same = compare([pair[0], course(tmp_path / "c", 0, seed=2)], step="all")
-    assert not any(each.verdict == "different" for each in same)
-    assert {each.differs_from for each in same} == {None}
+    assert not any(entry.verdict == "different" for entry in same)
+    assert {entry.differs_from for entry in same} == {None}
 
 
 def test_equal_loss_has_one_band_for_all_losses(tmp_path: Path) -> None:
@@ -222,12 +222,12 @@ def test_the_band_at_equal_loss_has_its_confidence_with_three_pairs() -> None:
 def test_groups_of_one_pool_rarely_differ(pairs: int) -> None:
     """Draw A/A groups, at one level and along a correlated curve: at most 5 %, with three standard errors."""
     differences = np.random.default_rng(0).normal(size=(120, pairs, 8)).cumsum(axis=2)
-    single = np.mean([difference_p(each[:, 0].tolist()) <= 0.05 for each in differences])
-    bands = np.mean([band(each, 0.95, 200, 1).p_value <= 0.05 for each in differences])
+    single = np.mean([difference_p(sample[:, 0].tolist()) <= 0.05 for sample in differences])
+    bands = np.mean([band(sample, 0.95, 200, 1).p_value <= 0.05 for sample in differences])
     assert max(single, bands) < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 120)
 
 
-def test_one_run_per_group_is_no_claim_about_recipes(tmp_path: Path) -> None:
+def test_with_one_run_per_group_nothing_is_claimed_about_the_recipes(tmp_path: Path) -> None:
     pair = [group(tmp_path / "a", {"seed-0": 0.9}), group(tmp_path / "b", {"seed-0": 0.99})]
     _, other = compare(pair)
     assert (other.verdict, other.p_value) == ("undecided", None)
@@ -252,7 +252,7 @@ def test_one_dump_per_group_has_the_interval_of_the_two_networks(tmp_path: Path,
     assert other.high - other.difference == pytest.approx(1.959964 * expected["accuracy_stderr"], rel=1e-5)
 
 
-def test_different_groups_are_nearer_to_collapse_or_further(tmp_path: Path) -> None:
+def test_different_groups_are_nearer_to_collapse_or_further_from_it(tmp_path: Path) -> None:
     values = {"a": 0.5, "b": 0.2, "c": 0.9}
     for name, value in values.items():
         group(tmp_path / name, {f"seed-{n}": value + 0.01 * n * (n + len(name)) for n in range(6)}, "nc1.pinv")
@@ -260,18 +260,18 @@ def test_different_groups_are_nearer_to_collapse_or_further(tmp_path: Path) -> N
     assert (near.collapse, far.collapse) == ("nearer", "further")
 
 
-def test_entries_are_paired_by_name_and_the_rest_is_said(tmp_path: Path) -> None:
-    progress = Listening()
+def test_entries_are_paired_by_name_and_others_are_reported(tmp_path: Path) -> None:
+    progress = Messages()
     plain = group(tmp_path / "plain", PLAIN)
-    # In another order of values: paired by place in the list, the differences would be others.
+    # In this order, pairs by index in place of name would have other differences.
     other = group(tmp_path / "other", {"seed-2": 0.93, "seed-1": 0.95, "seed-9": 0.5})
     (tmp_path / "other" / "notes.txt").write_text("mine")
     (tmp_path / "other" / ".hidden").mkdir()
-    found = compare([plain, other], progress=progress)[1]
-    assert (found.seeds, found.pairs, found.unpaired) == (3, 2, 2)
-    assert found.difference == pytest.approx(0.01)
-    assert found.mean == pytest.approx((0.93 + 0.95 + 0.5) / 3)
-    assert progress.said == [
+    comparison = compare([plain, other], progress=progress)[1]
+    assert (comparison.seeds, comparison.pairs, comparison.unpaired) == (3, 2, 2)
+    assert comparison.difference == pytest.approx(0.01)
+    assert comparison.mean == pytest.approx((0.93 + 0.95 + 0.5) / 3)
+    assert progress.messages == [
         "other: 1 of 4 names are not a run, dumps or records and were ignored: notes.txt",
         "other: 2 entries have no entry of the same name to pair with; they count in the means but not in the "
         "difference from plain: seed-0, seed-9",
@@ -292,57 +292,59 @@ def dump(path: Path, seed: int) -> Path:
 
 def test_dumps_are_analyzed_at_the_step_and_a_records_file_gives_the_same(tmp_path: Path, user_cache: Path) -> None:
     for seed in range(2):
-        place = tmp_path / "dumps" / f"seed-{seed}"
-        held = [dump(place / f"step-{step}.h5", 10 * seed + step) for step in (5, 10)]
-        lines(tmp_path / "records" / f"seed-{seed}.jsonl", *(analyze(one)[0] for one in held))
+        run = tmp_path / "dumps" / f"seed-{seed}"
+        paths = [dump(run / f"step-{step}.h5", 10 * seed + step) for step in (5, 10)]
+        lines(tmp_path / "records" / f"seed-{seed}.jsonl", *(analyze(path)[0] for path in paths))
     metrics = ["class.mir", "nc1.pinv", "accuracy"]
-    found = compare([tmp_path / "dumps", tmp_path / "records"], metrics=metrics)
-    assert [(one.metric, one.group) for one in found] == [(m, g) for m in metrics for g in ("dumps", "records")]
-    assert all(one.difference == pytest.approx(0, abs=1e-12) for one in found if one.group == "records")
+    compared = compare([tmp_path / "dumps", tmp_path / "records"], metrics=metrics)
+    assert [(entry.metric, entry.group) for entry in compared] == [
+        (m, g) for m in metrics for g in ("dumps", "records")
+    ]
+    assert all(entry.difference == pytest.approx(0, abs=1e-12) for entry in compared if entry.group == "records")
     last = [analyze(tmp_path / "dumps" / f"seed-{seed}" / "step-10.h5")[0]["class.mir"] for seed in range(2)]
-    assert found[0].mean == pytest.approx(np.mean(last))
-    assert (found[0].step, found[1].step) == (10, 10)
+    assert compared[0].mean == pytest.approx(np.mean(last))
+    assert (compared[0].step, compared[1].step) == (10, 10)
     early = compare([tmp_path / "dumps", tmp_path / "records"], metrics=["class.mir"], step=5)
     assert early[0].step == early[1].step == 5
     assert early[0].mean == pytest.approx(early[1].mean, rel=1e-12)
-    assert early[0].mean != found[0].mean
+    assert early[0].mean != compared[0].mean
     assert list((user_cache / "records").iterdir())
 
 
 def test_barriers_of_a_directory_of_paths_can_be_compared(tmp_path: Path) -> None:
     for name, height in (("a", 0.1), ("b", 0.3)):
         for seed in range(3):
-            place = tmp_path / name / f"seed-{seed}"
-            lines(place / "barriers.jsonl", {"step": 4, "split": "test", "barrier.loss": height + seed})
-    found = compare([tmp_path / "a", tmp_path / "b"], metrics=["barrier.loss"])
-    assert found[1].difference == pytest.approx(0.2)
+            path = tmp_path / name / f"seed-{seed}"
+            lines(path / "barriers.jsonl", {"step": 4, "split": "test", "barrier.loss": height + seed})
+    compared = compare([tmp_path / "a", tmp_path / "b"], metrics=["barrier.loss"])
+    assert compared[1].difference == pytest.approx(0.2)
 
 
-def test_other_last_steps_are_said(tmp_path: Path) -> None:
-    progress = Listening()
+def test_different_last_steps_are_reported(tmp_path: Path) -> None:
+    progress = Messages()
     pair = [group(tmp_path / "a", PLAIN), group(tmp_path / "b", OTHER, step=1200)]
-    assert [one.step for one in compare(pair, progress=progress)] == [880, 1200]
-    assert progress.said == ["the entries' last steps differ: 880, 1200"]
+    assert [entry.step for entry in compare(pair, progress=progress)] == [880, 1200]
+    assert progress.messages == ["the entries' last steps differ: 880, 1200"]
 
 
-def test_what_is_missing_names_the_entry_and_what_there_is(tmp_path: Path) -> None:
-    good, again = group(tmp_path / "good", PLAIN), group(tmp_path / "again", PLAIN)
-    run = f"{good}/seed-0/metrics.jsonl"
-    for options, told in (
+def test_a_missing_metric_split_or_step_is_reported_with_the_entry_and_the_existing_ones(tmp_path: Path) -> None:
+    first, second = group(tmp_path / "first", PLAIN), group(tmp_path / "second", PLAIN)
+    run = f"{first}/seed-0/metrics.jsonl"
+    for options, message in (
         ({"metrics": ["class.mir"]}, f"{run}: test: no metric 'class.mir'; there are: accuracy"),
         ({"split": "validation"}, f"{run}: no record of split 'validation'; there are: test, train"),
         ({"step": 7}, f"{run}: test: nothing at step 7; there are: 0, 880"),
     ):
         with pytest.raises(DataError) as error:
-            compare([good, again], **options)
-        assert str(error.value) == told
+            compare([first, second], **options)
+        assert str(error.value) == message
 
 
-def test_bad_lines_name_file_and_line(tmp_path: Path) -> None:
+def test_invalid_lines_are_reported_with_file_and_line(tmp_path: Path) -> None:
     good = group(tmp_path / "good", PLAIN)
     bad = tmp_path / "bad" / "seed-0.jsonl"
     bad.parent.mkdir()
-    for text, told in (
+    for text, message in (
         ('{"step": 1, "split": "test", "accuracy": 1}\n{"step": 2, "spl', "line 2 is not JSON"),
         ("[1, 2]\n", "line 1 is not a record"),
         ('{"step": 1, "split": "test", "accuracy": NaN}\n', "accuracy is nan, expected a number"),
@@ -356,7 +358,7 @@ def test_bad_lines_name_file_and_line(tmp_path: Path) -> None:
         with pytest.raises(DataError) as error:
             compare([good, bad.parent])
         assert str(bad) in str(error.value)
-        assert told in str(error.value)
+        assert message in str(error.value)
     bad.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="not a text file"):
         compare([good, bad.parent])
@@ -368,7 +370,7 @@ def test_a_group_is_a_directory_of_entries(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     twice = group(tmp_path / "twice", PLAIN)
     lines(twice / "seed-0.jsonl", {"split": "test", "accuracy": 1})
-    for wrong, told in (
+    for path, message in (
         (good / "seed-0", "is itself a run; pass the directory above it"),
         (tmp_path / "dumps", "is itself a directory of dumps; pass the directory above it"),
         (tmp_path / "empty", "nothing to compare; expected one entry per seed"),
@@ -377,14 +379,14 @@ def test_a_group_is_a_directory_of_entries(tmp_path: Path) -> None:
         (twice, "two entries are called seed-0"),
     ):
         with pytest.raises(DataError) as error:
-            compare([good, wrong])
-        assert str(error.value).startswith(f"{wrong}: ")
-        assert told in str(error.value)
+            compare([good, path])
+        assert str(error.value).startswith(f"{path}: ")
+        assert message in str(error.value)
 
 
-def test_wrong_use(tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused(tmp_path: Path) -> None:
     good = group(tmp_path / "good", PLAIN)
-    for groups, options, told in (
+    for groups, options, message in (
         ([good], {}, "at least two groups"),
         ([good, good], {}, "the same group is given twice"),
         ([good, good], {"metrics": []}, "at least one metric"),
@@ -392,11 +394,11 @@ def test_wrong_use(tmp_path: Path) -> None:
         ([good, good], {"method": "bca"}, "bootstrap or t"),
         ([good, good], {"resamples": 3}, "at least 100"),
     ):
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=message):
             compare(groups, **options)
 
 
-def test_a_link_to_nothing_is_named_and_other_files_are_left_out(tmp_path: Path) -> None:
+def test_a_broken_link_is_an_error_and_other_files_are_ignored(tmp_path: Path) -> None:
     plain, other = group(tmp_path / "plain", PLAIN), group(tmp_path / "other", OTHER)
     os.mkfifo(other / "pipe")
     assert compare([plain, other])[1].pairs == 3
@@ -406,7 +408,7 @@ def test_a_link_to_nothing_is_named_and_other_files_are_left_out(tmp_path: Path)
 
 
 @pytest.mark.parametrize("method", ["t", "bootstrap"])
-def test_the_largest_confidence_there_is_has_bounds(tmp_path: Path, method: str) -> None:
+def test_the_largest_confidence_below_one_has_finite_bounds(tmp_path: Path, method: str) -> None:
     groups = [group(tmp_path / "plain", PLAIN), group(tmp_path / "other", OTHER)]
     confidence = math.nextafter(1, 0)
     _, other = compare(groups, method=method, confidence=confidence)
@@ -422,10 +424,10 @@ def test_the_largest_confidence_there_is_has_bounds(tmp_path: Path, method: str)
 @pytest.mark.parametrize("metrics", ["accuracy", "ACC", "acc*", ["Accuracy", "acc"]])
 def test_metrics_are_compared_by_name_label_and_pattern(tmp_path: Path, metrics: str | list[str]) -> None:
     compared = compare([group(tmp_path / "a", PLAIN), group(tmp_path / "b", OTHER)], metrics=metrics)
-    assert [(each.metric, each.group) for each in compared] == [("accuracy", "a"), ("accuracy", "b")]
+    assert [(entry.metric, entry.group) for entry in compared] == [("accuracy", "a"), ("accuracy", "b")]
 
 
-def test_a_tree_and_patterns_are_groups(tmp_path: Path) -> None:
+def test_directories_of_a_tree_and_patterns_are_groups(tmp_path: Path) -> None:
     for group, value in (("plain", 0.5), ("decay", 0.7)):
         for seed in range(3):
             folder = tmp_path / "runs" / group / f"seed-{seed}"
@@ -433,8 +435,8 @@ def test_a_tree_and_patterns_are_groups(tmp_path: Path) -> None:
             lines(folder / "metrics.jsonl", {"step": 4, "split": "test", "accuracy": value + seed / 100})
     expected = compare([tmp_path / "runs" / "decay", tmp_path / "runs" / "plain"])
     assert compare([tmp_path / "runs"]) == expected
-    named = compare([f"a={tmp_path}/runs/decay/*", f"b={tmp_path}/runs/plain/seed-[012]"])
-    assert [(each.group, each.seeds, each.pairs) for each in named] == [("a", 3, None), ("b", 3, 3)]
-    assert [each.difference for each in named] == [each.difference for each in expected]
+    compared = compare([f"a={tmp_path}/runs/decay/*", f"b={tmp_path}/runs/plain/seed-[012]"])
+    assert [(entry.group, entry.seeds, entry.pairs) for entry in compared] == [("a", 3, None), ("b", 3, 3)]
+    assert [entry.difference for entry in compared] == [entry.difference for entry in expected]
     renamed = compare([f"x={tmp_path}/runs/decay", tmp_path / "runs" / "plain"])
-    assert [each.group for each in renamed] == ["x", "plain"]
+    assert [entry.group for entry in renamed] == ["x", "plain"]

@@ -1,4 +1,4 @@
-"""Records by layer: against those of the same rows analyzed alone, and the line through separation."""
+"""Tests of records by layer: they equal records of the same rows analyzed alone; and the line through separation."""
 
 import math
 from pathlib import Path
@@ -22,14 +22,14 @@ FEATURES = 7
 
 
 def rows() -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Layers, features, labels and weights: classes lie further apart from layer to layer."""
+    """Return features of layers, features, labels and weights; the classes are further apart in each later layer."""
     draw = torch.Generator().manual_seed(0)
     labels = torch.arange(SAMPLES) % CLASSES
-    found = {}
+    layers = {}
     for number, (name, width) in enumerate({**WIDTHS, "penultimate": FEATURES}.items()):
         means = torch.randn(CLASSES, width, generator=draw)
-        found[name] = means[labels] * (1 + number) + torch.randn(SAMPLES, width, generator=draw)
-    return found, found.pop("penultimate"), labels, torch.randn(CLASSES, FEATURES, generator=draw).double()
+        layers[name] = means[labels] * (1 + number) + torch.randn(SAMPLES, width, generator=draw)
+    return layers, layers.pop("penultimate"), labels, torch.randn(CLASSES, FEATURES, generator=draw).double()
 
 
 def write(path: Path, layer_store: str, **options: Any) -> Path:
@@ -47,7 +47,7 @@ def write(path: Path, layer_store: str, **options: Any) -> Path:
 
 
 @pytest.mark.parametrize("layer_store", ["moments", "features", "both"])
-def test_records_by_layer(tmp_path: Path, layer_store: str) -> None:
+def test_a_layer_has_the_record_of_its_rows_analyzed_alone(tmp_path: Path, layer_store: str) -> None:
     layers, _, labels, weights = rows()
     path = write(tmp_path / "a.h5", layer_store)
     records = list(cp.analyze(path, layers=True))
@@ -80,7 +80,7 @@ def test_records_by_layer(tmp_path: Path, layer_store: str) -> None:
         assert not {"accuracy", "class.mir", "nc3.duality", "nc2.equinorm_weights"} & set(record)
 
 
-def test_depth_1_is_the_record_without_layers(tmp_path: Path) -> None:
+def test_the_record_at_depth_1_is_that_without_layers(tmp_path: Path) -> None:
     path = write(tmp_path / "a.h5", "moments")
     [alone] = cp.analyze(path, layers=False)
     last = cp.analyze(path, layers=True)[-1]
@@ -88,7 +88,7 @@ def test_depth_1_is_the_record_without_layers(tmp_path: Path) -> None:
     assert set(last) - set(alone) == {"layer", "depth", "separation.slope", "separation.r2"}
 
 
-def test_the_line_through_separation(tmp_path: Path) -> None:
+def test_the_separation_has_a_line_over_the_layers(tmp_path: Path) -> None:
     records = list(cp.analyze(write(tmp_path / "a.h5", "moments"), layers=True))
     x, y = np.array([(record["depth"], record["separation"]) for record in records]).T
     slope, intercept = np.polyfit(x, y, 1)
@@ -100,13 +100,13 @@ def test_the_line_through_separation(tmp_path: Path) -> None:
     assert line_through([(0, 1), (1, 0)]) is None
 
 
-def test_too_few_samples_for_the_line(tmp_path: Path) -> None:
+def test_with_too_few_samples_there_is_no_line(tmp_path: Path) -> None:
     last = cp.analyze(write(tmp_path / "a.h5", "moments"), layers=True, min_samples=31)[-1]
     assert last["separation.slope"] is None
     assert "separation.slope, separation.r2: separation is known of fewer than three layers" in last["missing"]
 
 
-def test_only_some_families(tmp_path: Path) -> None:
+def test_only_the_requested_families_are_in_records_of_layers(tmp_path: Path) -> None:
     records = list(cp.analyze(write(tmp_path / "a.h5", "moments"), layers=True, only=("quality",)))
     assert "nc1.pinv" not in records[0]
     assert "separation.slope" not in records[-1]
@@ -116,13 +116,13 @@ def test_only_some_families(tmp_path: Path) -> None:
     assert "sample.mir" not in first
 
 
-def test_layers_from_the_cache(tmp_path: Path) -> None:
+def test_records_of_layers_are_read_from_the_cache(tmp_path: Path) -> None:
     path, settings = write(tmp_path / "a.h5", "both"), Settings(layers=True, per_class=True)
-    computed, kept = ([*read_series(path, settings, cache=True)] for _ in range(2))
-    assert [(one.record, one.per_class) for one in computed] == [(one.record, one.per_class) for one in kept]
+    computed, cached = ([*read_series(path, settings, cache=True)] for _ in range(2))
+    assert [(r.record, r.per_class) for r in computed] == [(r.record, r.per_class) for r in cached]
     assert len(computed) == 4
     assert [row["layer"] for row in computed[0].per_class] == ["stem"] * CLASSES
-    # The cache knows that without layers there is another answer.
+    # Without layers the key of the cache is another one.
     assert len([*read_series(path, Settings(layers=False), cache=True)]) == 1
 
 
@@ -137,20 +137,20 @@ def test_a_layer_that_is_not_finite_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("features", "width", "classes"), [(40, 12, 20), (20, 40, 18), (16, 40, 18)])
-def test_sampled_mir_of_another_width(features: int, width: int, classes: int) -> None:
-    """Where the joint entropy is sampled, the widths of rows and classifier may differ too."""
+def test_sampled_mir_accepts_rows_and_classifier_of_different_widths(features: int, width: int, classes: int) -> None:
+    """Check MIR with a sampled joint entropy if rows and classifier have different widths."""
     draw = torch.Generator().manual_seed(0)
     labels = torch.arange(600) % classes
     means, weights = torch.randn(classes, features, generator=draw), torch.randn(classes, width, generator=draw)
     values, weights = (means[labels] + torch.randn(600, features, generator=draw)).double(), weights.double()
     moments = cp.Moments(classes, memory=2000)
     moments.update(values, labels)
-    how: dict[str, Any] = {"only": ["sample"], "sampling": Sampling(2e-2)}
-    found = compute_record(moments.inputs(label_rows=weights, rows=lambda: [(values, labels)], **how)).record
+    options: dict[str, Any] = {"only": ["sample"], "sampling": Sampling(2e-2)}
+    record = compute_record(moments.inputs(label_rows=weights, rows=lambda: [(values, labels)], **options)).record
     if features < classes < width:
-        assert found["sample.mir"] is None
-        assert "sampling needs classifier rows that are no wider than the features, or fewer" in str(found["missing"])
+        assert record["sample.mir"] is None
+        assert "sampling needs classifier rows that are no wider than the features, or fewer" in str(record["missing"])
         return
-    assert found["route"] == "stochastic"
+    assert record["route"] == "stochastic"
     exact = float(cp.mir(values, weights[labels]))
-    assert found["sample.mir"] == pytest.approx(exact, rel=0.1)
+    assert record["sample.mir"] == pytest.approx(exact, rel=0.1)

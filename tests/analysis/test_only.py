@@ -1,4 +1,4 @@
-"""Only the families asked for: passes that are not made, what a record then has, scores in place of logits, caches."""
+"""Tests of the option `only`: contents of the record, omitted passes, scores in place of logits, and the cache."""
 
 import sys
 from pathlib import Path
@@ -35,16 +35,16 @@ def data(samples: int = 120, classes: int = 4) -> tuple[np.ndarray, np.ndarray, 
         ("quality,nc3", {"accuracy", "loss", "ece", "nc3.duality", "nc3.uniformity", "nc3.simplex"}),
     ],
 )
-def test_a_record_has_what_was_asked_for_with_the_numbers_of_the_whole(only: str, names: set[str]) -> None:
-    whole = analyze_features(*data(), centred=True)
+def test_a_record_has_the_requested_metrics_with_the_numbers_of_the_full_record(only: str, names: set[str]) -> None:
+    full = analyze_features(*data(), centred=True)
     record = analyze_features(*data(), only=only)
     assert set(record) == names | COMMON
-    assert {name: record[name] for name in names} == {name: whole[name] for name in names}
+    assert {name: record[name] for name in names} == {name: full[name] for name in names}
     assert record["missing"] is None
     assert analyze_features(*data(), only=tuple(only.split(","))) == record
 
 
-def test_what_is_not_asked_for_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_that_are_not_requested_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels, weights, bias = data()
     passes = []
 
@@ -53,7 +53,7 @@ def test_what_is_not_asked_for_is_not_computed(monkeypatch: pytest.MonkeyPatch) 
         yield features, labels, None
 
     def never(*_, **__):
-        raise AssertionError("computed though nobody asked for it")
+        raise AssertionError("computed although it was not requested")
 
     monkeypatch.setattr("ckpt_probe.moments.inputs.sample_level", never)
     monkeypatch.setattr("ckpt_probe.moments.inputs.within_level", never)
@@ -65,7 +65,7 @@ def test_what_is_not_asked_for_is_not_computed(monkeypatch: pytest.MonkeyPatch) 
     assert len(passes) == 3
 
 
-def test_nearest_means_without_predictions_only_where_asked_for() -> None:
+def test_without_predictions_nearest_means_are_computed_only_on_request() -> None:
     features, labels, _, _ = data()
     usual = analyze_features(features, labels)
     assert usual["nearest_mean_accuracy"] is None
@@ -78,15 +78,15 @@ def test_nearest_means_without_predictions_only_where_asked_for() -> None:
     assert record["nearest_mean_accuracy"] == (nearest == labels).mean()
 
 
-def test_samples_of_classes_that_do_not_count_have_no_mean_to_be_near() -> None:
+def test_samples_of_classes_that_are_too_small_have_no_nearest_mean() -> None:
     features, labels, weights, _ = data()
     labels = np.where(labels == 3, 0, labels)
     labels[17] = 3
     record = analyze_features(features, labels, weights, only=("nc4", "nc3"), min_samples=2)
-    kept = labels != 3
+    counted = labels != 3
     means = np.stack([features[labels == c].mean(axis=0) for c in range(3)])
     nearest = ((features[:, None] - means) ** 2).sum(axis=2).argmin(axis=1)
-    assert record["nearest_mean_accuracy"] == (nearest == labels)[kept].mean()
+    assert record["nearest_mean_accuracy"] == (nearest == labels)[counted].mean()
     assert record["nc4.disagreement"] == (nearest != (features @ weights.T).argmax(axis=1)).mean()
     assert record["classes_left_out"] == 1
 
@@ -97,14 +97,14 @@ def test_scores_in_place_of_logits_give_the_same_record() -> None:
     losses, confidence = F.cross_entropy(logits, torch.tensor(labels), reduction="none"), logits.softmax(1).amax(1)
     scored = Scored(logits.argmax(dim=1), losses.numpy(), confidence.numpy())
     expected = analyze_features(features, labels, weights, bias)
-    found = compute_from_blocks(lambda: [(features, labels, scored)], weights, bias).record
-    assert found == {**expected, **{name: pytest.approx(expected[name], rel=1e-12) for name in ("loss", "ece")}}
-    # Without a head too, as for layers below it.
+    record = compute_from_blocks(lambda: [(features, labels, scored)], weights, bias).record
+    assert record == {**expected, **{name: pytest.approx(expected[name], rel=1e-12) for name in ("loss", "ece")}}
+    # This holds without a head too, as for layers before it.
     assert compute_from_blocks(lambda: [(features, labels, scored)], None).record["nc4.disagreement"] is not None
 
 
 @pytest.mark.parametrize("room", [2**31, 100])
-def test_predictions_of_the_first_pass_serve_the_second_where_they_fit(
+def test_the_second_pass_uses_predictions_of_the_first_if_they_fit_into_memory(
     room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features, labels, weights, bias = data()
@@ -119,18 +119,18 @@ def test_predictions_of_the_first_pass_serve_the_second_where_they_fit(
 
     record = compute_from_blocks(blocks, weights, bias, Settings(only=("quality", "nc4"))).record
     assert bool(made) == (room == 100)
-    whole = analyze_features(features, labels, weights, bias)
-    assert (record["nc4.disagreement"], record["accuracy"]) == (whole["nc4.disagreement"], whole["accuracy"])
+    full = analyze_features(features, labels, weights, bias)
+    assert (record["nc4.disagreement"], record["accuracy"]) == (full["nc4.disagreement"], full["accuracy"])
 
 
-def test_losses_of_many_classes_come_class_by_class(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_of_many_classes_are_computed_in_blocks_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels, weights, bias = data(300, 40)
     expected = analyze_features(features, labels, weights, bias, only=("quality",))
     monkeypatch.setattr(quality_module, "FEW_CLASSES", 7)
     monkeypatch.setattr(quality_module, "LOGITS_AT_ONCE", 100)
-    found = analyze_features(features, labels, weights, bias, only=("quality",))
-    assert found["accuracy"] == expected["accuracy"]
-    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-12)
+    record = analyze_features(features, labels, weights, bias, only=("quality",))
+    assert record["accuracy"] == expected["accuracy"]
+    assert record["loss"] == pytest.approx(expected["loss"], rel=1e-12)
     large = analyze_features(features * 1e3, labels, weights, bias, only=("quality",))
     logits = torch.tensor(features * 1e3 @ weights.T + bias)
     assert large["loss"] == pytest.approx(F.cross_entropy(logits, torch.tensor(labels)).item(), rel=1e-12)
@@ -139,15 +139,15 @@ def test_losses_of_many_classes_come_class_by_class(monkeypatch: pytest.MonkeyPa
     assert torch.as_tensor(scored.loss).tolist() == pytest.approx(losses.tolist(), rel=1e-11, abs=1e-13)
 
 
-def test_single_precision_is_close_and_named_in_settings() -> None:
-    expected, found = (analyze_features(*data(), precision=name) for name in ("float64", "float32"))
+def test_single_precision_is_close_to_double_precision() -> None:
+    expected, single = (analyze_features(*data(), precision=name) for name in ("float64", "float32"))
     for name in ("nc1.pinv", "nc1.cdnv", "sample.mir", "loss", "within.entropy_mean"):
-        assert found[name] == pytest.approx(expected[name], rel=1e-5), name
-    assert found["accuracy"] == expected["accuracy"]
+        assert single[name] == pytest.approx(expected[name], rel=1e-5), name
+    assert single["accuracy"] == expected["accuracy"]
 
 
-def test_settings_that_make_no_sense() -> None:
-    for options, told in (
+def test_invalid_settings_are_refused() -> None:
+    for options, message in (
         ({"only": "nc,clas"}, "'clas' is neither a metric nor a family of metrics; did you mean class"),
         ({"only": ()}, "expected at least one family"),
         ({"precision": "float16"}, "precision: expected float64 or float32"),
@@ -155,10 +155,12 @@ def test_settings_that_make_no_sense() -> None:
     ):
         with pytest.raises(UsageError) as error:
             analyze_features(*data(), **options)
-        assert told in str(error.value)
+        assert message in str(error.value)
 
 
-def test_metrics_of_packages_are_families_of_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_of_a_package_are_the_family_of_its_entry_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     info = tmp_path / "familymetrics-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: familymetrics\nVersion: 1.0\n")
@@ -168,13 +170,13 @@ def test_metrics_of_packages_are_families_of_their_name(tmp_path: Path, monkeypa
     )
     (tmp_path / "family_metrics_module.py").write_text(source)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    whole = analyze_features(*data())
-    assert whole["own.rank"] == whole["sample.effective_rank"]
+    full = analyze_features(*data())
+    assert full["own.rank"] == full["sample.effective_rank"]
     assert set(analyze_features(*data(), only=("own",))) == {"own.rank"} | COMMON
     assert "own.rank" not in analyze_features(*data(), only=("nc",))
 
 
-def test_the_cache_tells_what_was_asked_for_apart(tmp_path: Path) -> None:
+def test_the_cache_distinguishes_the_requested_families(tmp_path: Path) -> None:
     features, labels, weights, bias = data()
     with DumpWriter(tmp_path / "step-1.h5", None, classes=4, features=6, feature_dtype="float64") as writer:
         writer.write_classifier(weights, bias)
@@ -184,12 +186,12 @@ def test_the_cache_tells_what_was_asked_for_apart(tmp_path: Path) -> None:
         [expected] = analyze(tmp_path / "step-1.h5", **options)
         for _ in range(2):
             assert list(analyze(tmp_path, cache=True, **options)) == [expected], options
-    kept = len(list(tmp_path.rglob("*.json")))
+    files = len(list(tmp_path.rglob("*.json")))
     list(analyze(tmp_path, cache=True, only=("nc4", "nc3", "nc2", "nc1")))
-    assert len(list(tmp_path.rglob("*.json"))) == kept
+    assert len(list(tmp_path.rglob("*.json"))) == files
 
 
-def test_no_class_of_enough_samples_has_no_nearest_mean() -> None:
+def test_without_a_class_of_enough_samples_there_is_no_nearest_mean() -> None:
     record = analyze_features(*data(), min_samples=31)
     assert (record["nc4.disagreement"], record["nearest_mean_accuracy"]) == (None, None)
     assert "nc4.disagreement, nearest_mean_accuracy: no class has as many samples as a class needs" in record["missing"]

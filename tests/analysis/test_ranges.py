@@ -1,4 +1,4 @@
-"""A split in ranges of rows: the numbers of the whole, the same from any workers, and errors that name the row."""
+"""Tests of analyzing a split in ranges of rows: same numbers with any number of workers, errors that name the row."""
 
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,18 @@ LOGITS = FEATURES @ WEIGHTS.T + RNG.normal(size=5)
 
 
 def dump(path: Path, **changes: np.ndarray | None) -> Path:
-    held = {"train/features": FEATURES, "train/labels": LABELS, "classifier/weights": WEIGHTS} | changes
+    datasets = {"train/features": FEATURES, "train/labels": LABELS, "classifier/weights": WEIGHTS} | changes
     with h5py.File(path, "w") as file:
-        for name, value in held.items():
+        for name, value in datasets.items():
             if value is not None:
                 file[name] = value
     return path
 
 
-def assert_the_same(found: Any, expected: Any, relative: float = 1e-11) -> None:
-    for record, whole in zip(found, expected, strict=True):
-        assert list(record) == list(whole)
-        for name, value in whole.items():
+def assert_the_same(records: Any, expected: Any, relative: float = 1e-11) -> None:
+    for record, reference in zip(records, expected, strict=True):
+        assert list(record) == list(reference)
+        for name, value in reference.items():
             assert record[name] == (
                 pytest.approx(value, rel=relative, abs=1e-12) if isinstance(value, float) else value
             )
@@ -46,14 +46,14 @@ def assert_the_same(found: Any, expected: Any, relative: float = 1e-11) -> None:
         ({}, {"centred": True, "per_class": True, "orders": (2.0,)}),
         ({}, {"only": ("nc",), "min_samples": 19, "precision": "float32"}),
         ({}, {"errors": True, "centred": True}),
-        # Few rows of many numbers: the rows themselves are what the moments keep.
+        # If rows are few and wide, the moments consist of the rows themselves.
         ({"train/features": np.hstack([FEATURES] * 30), "classifier/weights": np.hstack([WEIGHTS] * 30)}, {}),
     ],
 )
 @pytest.mark.parametrize("rows", [7, 60, 94])
-def test_ranges_give_the_numbers_of_the_whole(tmp_path: Path, changes: Any, options: Any, rows: int) -> None:
+def test_ranges_give_the_numbers_of_the_full_split(tmp_path: Path, changes: Any, options: Any, rows: int) -> None:
     path = dump(tmp_path / "step-1.h5", **changes)
-    # Products in single precision are rounded in another order, and biases are small differences.
+    # In single precision the order of rounding differs, and biases are small differences of large numbers.
     relative = 1e-5 if options.get("precision") == "float32" else 1e-7 if "errors" in options else 1e-11
     assert_the_same(analyze(path, rows_per_task=rows, **options), analyze(path, **options), relative)
 
@@ -61,7 +61,7 @@ def test_ranges_give_the_numbers_of_the_whole(tmp_path: Path, changes: Any, opti
 def test_any_number_of_workers_gives_the_same_and_dumps_keep_their_order(tmp_path: Path) -> None:
     for step in (3, 1, 2):
         dump(tmp_path / f"step-{step}.h5", **{"test/features": FEATURES[:20], "test/labels": LABELS[:20]})
-    # This one has no range to be given away.
+    # This dump consists of a single range, which is not sent to a worker.
     dump(tmp_path / "step-4.h5", **{"train/features": FEATURES[:30], "train/labels": LABELS[:30]})
     alone = list(analyze(tmp_path, rows_per_task=30))
     assert [(record["step"], record["split"]) for record in alone] == [
@@ -69,15 +69,15 @@ def test_any_number_of_workers_gives_the_same_and_dumps_keep_their_order(tmp_pat
         (4, "train"),
     ]
     assert list(analyze(tmp_path, rows_per_task=30, workers=2, cache=True)) == alone
-    # What the ranges gave was kept, and is not computed again for another number of rows.
+    # The record is cached and not computed again for another number of rows per range.
     assert list(analyze(tmp_path, rows_per_task=11, cache=True)) == alone
 
 
-@pytest.mark.parametrize(("row", "told"), [(7, "row 7"), (70, r"row 10 \(counted from row 60\)")])
+@pytest.mark.parametrize(("row", "message"), [(7, "row 7"), (70, r"row 10 \(counted from row 60\)")])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_wrong_row_is_named(tmp_path: Path, row: int, told: str, workers: int) -> None:
+def test_an_invalid_row_is_named(tmp_path: Path, row: int, message: str, workers: int) -> None:
     features = FEATURES.copy()
     features[row] = np.nan
     path = dump(tmp_path / "step-1.h5", **{"train/features": features})
-    with pytest.raises(DataError, match=rf"step-1\.h5: train: features: 1 row .*{told}$"):
+    with pytest.raises(DataError, match=rf"step-1\.h5: train: features: 1 row .*{message}$"):
         list(analyze(path, rows_per_task=30, workers=workers))

@@ -1,4 +1,4 @@
-"""Records: every documented name, streamed or whole the same, second passes, other people's metrics."""
+"""Tests of records: their names and numbers, streamed data, second passes, and metrics of other packages."""
 
 import math
 import sys
@@ -72,7 +72,7 @@ def test_accuracy_loss_and_nc4_from_weights_and_bias() -> None:
     assert record["nc4.disagreement"] == pytest.approx((nearest != logits.argmax(1)).mean())
 
 
-def test_stored_logits_go_before_those_of_the_weights() -> None:
+def test_stored_logits_have_priority_over_those_of_the_weights() -> None:
     features, labels, weights, _ = data()
     logits = np.eye(4)[labels] * 50
     record = analyze_features(features, labels, weights, logits=logits)
@@ -83,7 +83,7 @@ def test_stored_logits_go_before_those_of_the_weights() -> None:
     assert without["class.mir"] is None
 
 
-def test_without_weights_and_logits_the_reason_is_told() -> None:
+def test_without_weights_and_logits_the_reason_is_reported() -> None:
     features, labels, _, _ = data()
     record = analyze_features(features, labels)
     assert record["accuracy"] is None
@@ -94,14 +94,14 @@ def test_without_weights_and_logits_the_reason_is_told() -> None:
 @pytest.mark.parametrize("rows", [1, 7, 1000])
 def test_blocks_of_any_size_give_the_same_record(rows: int) -> None:
     features, labels, weights, bias = data()
-    whole = analyze_features(features, labels, weights, bias, centred=True)
+    full = analyze_features(features, labels, weights, bias, centred=True)
 
     def blocks():
         for start in range(0, len(labels), rows):
             yield features[start : start + rows], labels[start : start + rows], None
 
     record = compute_from_blocks(blocks, weights, bias, Settings(centred=True)).record
-    for name, value in whole.items():
+    for name, value in full.items():
         expected = pytest.approx(value, rel=1e-10, abs=1e-13) if isinstance(value, float) else value
         assert record[name] == expected, name
 
@@ -116,7 +116,7 @@ def test_centred_is_the_record_of_centred_features() -> None:
     assert "centred.mir" not in analyze_features(features, labels, weights)
 
 
-def test_two_passes_over_data_that_changes_are_an_error() -> None:
+def test_data_that_changes_between_two_passes_are_refused() -> None:
     features, labels, weights, _ = data()
     passes = iter([90, 60])
 
@@ -128,7 +128,7 @@ def test_two_passes_over_data_that_changes_are_an_error() -> None:
         compute_from_blocks(blocks, weights)
 
 
-def test_lengths_that_differ() -> None:
+def test_different_numbers_of_rows_are_refused() -> None:
     features, labels, weights, _ = data()
     with pytest.raises(DataError, match="90 rows of features but 89 labels"):
         analyze_features(features, labels[:-1], weights)
@@ -144,7 +144,7 @@ def test_an_infinite_loss_is_missing_not_infinite() -> None:
     assert record["accuracy"] == 0
 
 
-def test_metrics_that_others_register_join_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_of_other_packages_are_in_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = tmp_path / "othermetrics-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: othermetrics\nVersion: 1.0\n")
@@ -170,18 +170,18 @@ def test_metrics_that_others_register_join_the_record(tmp_path: Path, monkeypatc
     assert "angles.spread                standard deviation" in metrics_list()
 
 
-@pytest.mark.parametrize("wild", [float("nan"), float("inf")])
-def test_logits_that_are_not_finite_have_a_reason(wild: float) -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_of_logits_that_are_not_finite_is_missing_with_the_reason(value: float) -> None:
     generator = torch.Generator().manual_seed(0)
     features, labels = torch.randn(30, 4, generator=generator), torch.arange(30) % 3
     logits = torch.randn(30, 3, generator=generator)
-    logits[4, 1] = wild
+    logits[4, 1] = value
     record = analyze_features(features, labels, logits=logits)
     assert record["loss"] is None
     assert "loss: not finite, because logits are infinite or NaN" in record["missing"]
 
 
-def test_labels_that_no_memory_holds_and_values_that_no_number_does() -> None:
+def test_labels_too_large_for_memory_are_refused_and_overflows_are_missing() -> None:
     features, labels = (
         torch.randn(6, 4, generator=torch.Generator().manual_seed(0)),
         torch.tensor([0, 1, 2, 0, 1, 2**40]),
@@ -197,7 +197,7 @@ def test_labels_that_no_memory_holds_and_values_that_no_number_does() -> None:
     assert "not finite" in record["missing"]
 
 
-def test_labels_that_logits_do_not_hold() -> None:
+def test_labels_beyond_the_columns_of_logits_are_refused() -> None:
     features, labels, _, _ = data()
     with pytest.raises(DataError, match=r"labels: row 3 is 3, but logits have shape \(90, 3\)"):
         analyze_features(features, labels, logits=np.zeros((90, 3)))
@@ -207,7 +207,9 @@ def test_labels_that_logits_do_not_hold() -> None:
 @pytest.mark.parametrize(
     ("scored", "settings", "passes"), [(False, {}, 1), (False, {"per_class": True}, 2), (True, {}, 2)]
 )
-def test_a_second_pass_is_made_only_where_something_is_compared(scored: bool, settings: dict, passes: int) -> None:
+def test_a_second_pass_is_made_only_if_rows_are_compared_with_class_means(
+    scored: bool, settings: dict, passes: int
+) -> None:
     features, labels, weights, _ = data()
     made = []
 
@@ -219,7 +221,7 @@ def test_a_second_pass_is_made_only_where_something_is_compared(scored: bool, se
     assert len(made) == passes
 
 
-def test_rows_a_class_that_are_not_finite_say_so() -> None:
+def test_per_class_values_that_are_not_finite_are_missing_with_the_reason() -> None:
     features, labels, weights, _ = data()
     reading = compute_from_blocks(lambda: [(1e160 * features, labels, None)], weights, None, Settings(per_class=True))
     for row in reading.per_class:
@@ -227,7 +229,7 @@ def test_rows_a_class_that_are_not_finite_say_so() -> None:
         assert "variance: not finite" in str(row["missing"])
 
 
-def test_records_of_features_have_errors_that_pair() -> None:
+def test_errors_of_a_difference_use_that_rows_are_paired() -> None:
     features, labels, weights, bias = data(120)
     moved = features + 0.01 * np.random.default_rng(1).normal(size=features.shape)
     first, second = (analyze_features(rows, labels, weights, bias, errors=True) for rows in (features, moved))
@@ -237,7 +239,7 @@ def test_records_of_features_have_errors_that_pair() -> None:
     assert 0 < change["nc1.pinv_stderr"] < first["nc1.pinv_stderr"] / 5
 
 
-def test_a_probe_in_a_training_loop_has_errors(tmp_path: Path) -> None:
+def test_records_of_a_probe_have_errors(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
     probe = cp.Probe(model, tmp_path / "records.jsonl", settings=cp.Settings(errors=True, only="nc1,quality"))
     inputs, labels = torch.randn(90, 6, generator=torch.Generator().manual_seed(0)), torch.arange(90) % 3
@@ -248,7 +250,7 @@ def test_a_probe_in_a_training_loop_has_errors(tmp_path: Path) -> None:
     record = evaluation.record
     assert record is not None
     right = (model(inputs).argmax(dim=1) == labels).double()
-    # The three classes have 30 rows each.
+    # Each of the three classes has 30 rows.
     expected = math.sqrt(np.mean([float(right[label::3].var()) for label in range(3)]) / 90)
     assert record["accuracy_stderr"] == pytest.approx(expected, rel=1e-6)
     assert record["nc1.pinv_stderr"] > 0

@@ -1,4 +1,4 @@
-"""Records: iterated while they come, the same again, shown in a notebook, and an error that is not swallowed."""
+"""Tests of `Records`: computed during iteration, stored for the next one, shown in notebooks, and errors raised."""
 
 import json
 import xml.etree.ElementTree as ET
@@ -24,7 +24,7 @@ def failing() -> Iterator[dict]:
     raise DataError("step-5.h5: damaged")
 
 
-def test_records_come_one_by_one_and_stay() -> None:
+def test_records_are_computed_one_by_one_and_stored() -> None:
     drawn = []
     records = cp.Records(drawn.append(record) or record for record in RECORDS)
     assert next(iter(records)) == RECORDS[0]
@@ -35,7 +35,7 @@ def test_records_come_one_by_one_and_stay() -> None:
     assert len(drawn) == 6
 
 
-def test_records_equal_lists_of_the_same() -> None:
+def test_records_equal_lists_of_equal_records() -> None:
     assert cp.Records(RECORDS) == RECORDS
     assert cp.Records(RECORDS) == RECORDS
     assert cp.Records(RECORDS) == cp.Records(iter(RECORDS))
@@ -44,7 +44,7 @@ def test_records_equal_lists_of_the_same() -> None:
         hash(cp.Records(RECORDS))
 
 
-def test_an_error_on_the_way_is_raised_each_time_and_never_taken_for_the_end() -> None:
+def test_an_error_during_iteration_is_raised_every_time() -> None:
     records = cp.Records(failing())
     for _ in range(2):
         with pytest.raises(DataError, match="damaged"):
@@ -54,7 +54,7 @@ def test_an_error_on_the_way_is_raised_each_time_and_never_taken_for_the_end() -
     assert records[0] == RECORDS[0]
 
 
-def test_an_interruption_leaves_no_half_of_the_records_for_all_of_them() -> None:
+def test_records_of_an_interrupted_iteration_are_refused() -> None:
     def interrupted() -> Iterator[dict]:
         yield RECORDS[0]
         raise KeyboardInterrupt
@@ -76,18 +76,18 @@ def test_a_notebook_shows_a_line_for_each_metric_with_its_values() -> None:
         ["acc (accuracy)", "", "0", "1", "", "0", "1", ""],
         ["MIR (class.mir)", "", "0.5", "0.75", "", "0.5", "0.75", ""],
     ]
-    # The value at step 5 is missing: the line is broken there.
+    # The line has a gap because the value at step 5 is missing.
     assert [path.attrib["d"].count("M") for path in root.iter("path")] == [1, 1, 2, 2]
 
 
-def test_the_value_at_collapse_is_shown_and_hostile_names_are_texts() -> None:
+def test_the_value_at_collapse_is_shown_and_hostile_names_are_escaped() -> None:
     records = [{**record, "reference.mir": 0.9, "<b>": 1.0, "split": "<i>"} for record in RECORDS]
     root = ET.fromstring(cp.Records(records)._repr_html_())
     assert not {"b", "i"} & {element.tag for element in root.iter()}
     assert [cell.text for cell in root.iter("td") if cell.text in {"0.9", "<b>"}] == ["0.9", "<b>"]
 
 
-def test_records_of_a_file_and_of_dumps_are_such_records(tmp_path: Path) -> None:
+def test_files_and_dumps_are_read_as_records(tmp_path: Path) -> None:
     (tmp_path / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
     assert cp.read_records(tmp_path / "records.jsonl") == RECORDS
     with h5py.File(tmp_path / "step-1.h5", "w") as file:

@@ -1,4 +1,4 @@
-"""Dumps, ours or anybody's, become records in the order of their steps; what is wrong names file, split and row."""
+"""Tests of analyzing dumps, also of other programs: records in the order of steps, and errors that name the row."""
 
 import json
 import os
@@ -19,15 +19,15 @@ FEATURES = WEIGHTS[LABELS] + RNG.normal(size=(60, 5))
 
 
 def dump(path: Path, **changes: np.ndarray | None) -> Path:
-    held = {"test/features": FEATURES, "test/labels": LABELS, "classifier/weights": WEIGHTS} | changes
+    datasets = {"test/features": FEATURES, "test/labels": LABELS, "classifier/weights": WEIGHTS} | changes
     with h5py.File(path, "w") as file:
-        for name, value in held.items():
+        for name, value in datasets.items():
             if value is not None:
                 file[name] = value
     return path
 
 
-def test_a_dump_made_by_hand_gives_the_record_of_its_arrays(tmp_path: Path) -> None:
+def test_a_dump_written_with_h5py_has_the_record_of_its_arrays(tmp_path: Path) -> None:
     [record] = analyze(dump(tmp_path / "run-step-12.h5"))
     assert (record["checkpoint"], record["step"], record["split"]) == ("run-step-12", 12, "test")
     expected = analyze_features(FEATURES, LABELS, WEIGHTS)
@@ -35,17 +35,17 @@ def test_a_dump_made_by_hand_gives_the_record_of_its_arrays(tmp_path: Path) -> N
         assert record[name] == (pytest.approx(value, rel=1e-10, abs=1e-13) if isinstance(value, float) else value)
 
 
-def test_a_series_in_order_and_chosen_splits(tmp_path: Path) -> None:
+def test_a_series_has_records_in_order_of_steps_and_of_chosen_splits(tmp_path: Path) -> None:
     for step in (10, 9, 100):
         dump(tmp_path / f"step-{step}.h5", **{"train/features": FEATURES[:30], "train/labels": LABELS[:30]})
-    places = [(r["step"], r["split"]) for r in analyze(tmp_path)]
-    assert places == [(step, split) for step in (9, 10, 100) for split in ("train", "test")]
+    steps = [(r["step"], r["split"]) for r in analyze(tmp_path)]
+    assert steps == [(step, split) for step in (9, 10, 100) for split in ("train", "test")]
     assert [r["split"] for r in analyze(tmp_path, splits=["test"])] == ["test"] * 3
     with pytest.raises(DataError, match="no split 'validation'"):
         list(analyze(tmp_path, splits=["validation"]))
 
 
-def test_features_alone_are_enough_for_what_needs_no_weights(tmp_path: Path) -> None:
+def test_metrics_that_need_no_weights_are_computed_from_features_alone(tmp_path: Path) -> None:
     [record] = analyze(dump(tmp_path / "a.h5", **{"classifier/weights": None}))
     assert record["nc1.pinv"] is not None
     assert record["class.mir"] is None
@@ -65,7 +65,7 @@ def test_features_alone_are_enough_for_what_needs_no_weights(tmp_path: Path) -> 
         ({"classifier/weights": WEIGHTS[:1]}, "at least two classes"),
     ],
 )
-def test_bad_dumps_name_file_split_and_row(tmp_path: Path, changes: dict, message: str) -> None:
+def test_invalid_dumps_are_refused_with_file_split_and_row(tmp_path: Path, changes: dict, message: str) -> None:
     path = dump(tmp_path / "bad.h5", **changes)
     with pytest.raises(DataError, match=rf"bad\.h5.*{message}"):
         list(analyze(path))
@@ -77,10 +77,10 @@ def test_a_split_named_twice_is_analyzed_once(tmp_path: Path) -> None:
     assert len(analyze(path, splits=["test", "test"])) == 1
 
 
-def test_sizes_whose_squares_no_number_holds_are_analysed_and_cached(tmp_path: Path) -> None:
+def test_features_whose_squares_overflow_are_analyzed_and_cached(tmp_path: Path) -> None:
     path = dump(tmp_path / "a.h5", **{"test/features": FEATURES * 1e160})
-    first, again = (list(analyze(path, cache=True)) for _ in range(2))
-    assert first == again
+    first, second = (list(analyze(path, cache=True)) for _ in range(2))
+    assert first == second
     expected = analyze_features(FEATURES, LABELS, WEIGHTS)
     assert first[0]["nc1.cdnv"] == pytest.approx(expected["nc1.cdnv"], rel=1e-12)
     assert first[0]["class.mir"] == pytest.approx(expected["class.mir"], rel=1e-9)
@@ -91,7 +91,7 @@ def test_sizes_whose_squares_no_number_holds_are_analysed_and_cached(tmp_path: P
     ("only", "read"),
     [(("nc",), [True, False]), (("nc1", "class"), [False]), (None, [True, False]), (("nc4",), [True, False])],
 )
-def test_logits_are_read_once_and_only_where_they_serve(
+def test_logits_are_read_once_and_only_if_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: tuple[str, ...] | None, read: list[bool]
 ) -> None:
     logits = (FEATURES @ WEIGHTS.T).astype(np.float32)
@@ -104,7 +104,7 @@ def test_logits_are_read_once_and_only_where_they_serve(
     assert {name: record[name] for name in expected} == expected
 
 
-def test_logits_that_predict_otherwise_than_the_head_are_what_counts(tmp_path: Path) -> None:
+def test_stored_logits_count_if_they_disagree_with_the_head(tmp_path: Path) -> None:
     logits = -(FEATURES @ WEIGHTS.T).astype(np.float32)
     [record] = analyze(dump(tmp_path / "a.h5", **{"test/logits": logits}), only=("nc4",))
     means = np.stack([FEATURES[c == LABELS].mean(axis=0) for c in range(3)])
@@ -113,7 +113,7 @@ def test_logits_that_predict_otherwise_than_the_head_are_what_counts(tmp_path: P
 
 
 def test_a_cache_beside_the_dumps_is_neither_read_nor_written(tmp_path: Path) -> None:
-    """Earlier versions cached records there: a pipe in it is not waited for, and a link is not followed."""
+    """Check that a pipe is not opened in the directory where earlier versions cached records."""
     (tmp_path / "dumps").mkdir()
     dump(tmp_path / "dumps" / "step-1.h5")
     (tmp_path / "dumps" / ".ckpt-probe-cache").mkdir()
@@ -122,7 +122,7 @@ def test_a_cache_beside_the_dumps_is_neither_read_nor_written(tmp_path: Path) ->
     assert [entry.name for entry in (tmp_path / "dumps" / ".ckpt-probe-cache").iterdir()] == ["step-1.json"]
 
 
-def test_a_pipe_in_the_cache_of_the_user_is_replaced_and_not_waited_for(tmp_path: Path, user_cache: Path) -> None:
+def test_a_pipe_in_the_cache_of_the_user_is_replaced_and_not_opened(tmp_path: Path, user_cache: Path) -> None:
     dump(tmp_path / "step-1.h5")
     [before] = analyze(tmp_path, cache=True)
     [entry] = (user_cache / "records").glob("*.json")

@@ -1,4 +1,4 @@
-"""Nearest class means of the training split, as classifiers on new data use them."""
+"""Tests of metrics that compare rows with the class means of the training split."""
 
 from pathlib import Path
 
@@ -34,11 +34,11 @@ def test_rows_are_compared_with_the_means_of_the_training_split(tmp_path: Path) 
     train, test = cp.analyze(dump_of(tmp_path / "a.h5", train=TRAIN, test=TEST), errors=True, cache=False)
     means = np.stack([TRAIN[0][TRAIN[1] == label].mean(axis=0) for label in range(CLASSES)])
     nearest = np.linalg.norm(TEST[0][:, None] - means, axis=2).argmin(axis=1)
-    right, other = nearest == TEST[1], nearest != (TEST[0] @ CENTRES.T).argmax(axis=1)
-    assert test[ACCURACY] == pytest.approx(right.mean())
-    assert test[NC4] == pytest.approx(other.mean())
-    # Labels were drawn with fixed counts, so that classes have their own variances.
-    by_class = [right[TEST[1] == label] for label in range(CLASSES)]
+    correct, disagreeing = nearest == TEST[1], nearest != (TEST[0] @ CENTRES.T).argmax(axis=1)
+    assert test[ACCURACY] == pytest.approx(correct.mean())
+    assert test[NC4] == pytest.approx(disagreeing.mean())
+    # The counts of labels are fixed, so the variance is computed within each class.
+    by_class = [correct[TEST[1] == label] for label in range(CLASSES)]
     expected = np.sqrt(np.mean([part.var(ddof=1) for part in by_class]) / 60)
     assert test[f"{ACCURACY}_stderr"] == pytest.approx(expected, rel=1e-6)
     assert test[f"{ACCURACY}_bias"] == 0
@@ -50,13 +50,15 @@ def test_rows_are_compared_with_the_means_of_the_training_split(tmp_path: Path) 
 
 def test_ranges_of_rows_have_the_same_numbers(tmp_path: Path) -> None:
     path = dump_of(tmp_path / "a.h5", train=TRAIN, test=TEST)
-    whole, parts = cp.analyze(path, cache=False), cp.analyze(path, cache=False, rows_per_task=25)
-    assert [record[name] for record in whole for name in (NC4, ACCURACY)] == [
+    full, parts = cp.analyze(path, cache=False), cp.analyze(path, cache=False, rows_per_task=25)
+    assert [record[name] for record in full for name in (NC4, ACCURACY)] == [
         record[name] for record in parts for name in (NC4, ACCURACY)
     ]
 
 
-def test_they_are_absent_without_a_training_split_and_missing_without_a_training_label(tmp_path: Path) -> None:
+def test_values_are_absent_without_a_training_split_and_missing_if_training_classes_are_too_small(
+    tmp_path: Path,
+) -> None:
     [record] = cp.analyze(dump_of(tmp_path / "a.h5", test=TEST), cache=False)
     assert ACCURACY not in record
     few = (TRAIN[0][:9], TRAIN[1][:9])

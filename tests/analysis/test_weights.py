@@ -1,4 +1,4 @@
-"""What classifier weights alone say, against the records of dumps and brute force, from files of several formats."""
+"""Tests of metrics of classifier weights: equal to those of dumps and of brute force, for files of several formats."""
 
 import hashlib
 import json
@@ -28,12 +28,12 @@ def brute_etf_distance(weights: np.ndarray) -> float:
     return float(np.linalg.norm(gram / np.linalg.norm(gram) - simplex / np.linalg.norm(simplex)))
 
 
-def test_the_numbers_of_a_dumps_record_and_of_brute_force() -> None:
+def test_numbers_of_weights_equal_those_of_a_dump_and_of_brute_force() -> None:
     random = np.random.default_rng(0)
     weights, labels = random.normal(size=(6, 9)), np.arange(60) % 6
-    found = weights_record(weights, orders=(2.0,))
-    whole = analyze_features(weights[labels] + random.normal(size=(60, 9)), labels, weights, orders=(2.0,))
-    shared = [name for name in found if name in whole and name not in {"missing", "samples"}]
+    record = weights_record(weights, orders=(2.0,))
+    full = analyze_features(weights[labels] + random.normal(size=(60, 9)), labels, weights, orders=(2.0,))
+    shared = [name for name in record if name in full and name not in {"missing", "samples"}]
     assert {
         "class.entropy_weights",
         "renyi_2.class.entropy_weights",
@@ -42,17 +42,17 @@ def test_the_numbers_of_a_dumps_record_and_of_brute_force() -> None:
         "reference.entropy",
     } <= set(shared)
     for name in shared:
-        assert found[name] == pytest.approx(whole[name], rel=1e-12), name
-    assert found["class.effective_rank_weights"] == pytest.approx(math.exp(found["class.entropy_weights"]), rel=1e-12)
-    assert found["nc2.etf_weights"] == pytest.approx(brute_etf_distance(weights), rel=1e-10)
+        assert record[name] == pytest.approx(full[name], rel=1e-12), name
+    assert record["class.effective_rank_weights"] == pytest.approx(math.exp(record["class.entropy_weights"]), rel=1e-12)
+    assert record["nc2.etf_weights"] == pytest.approx(brute_etf_distance(weights), rel=1e-10)
 
 
-def test_a_simplex_is_at_its_reference() -> None:
+def test_a_simplex_has_the_values_at_collapse() -> None:
     simplex = np.eye(7) - 1 / 7
-    found = weights_record(simplex)
-    assert found["class.entropy_weights"] == pytest.approx(found["reference.entropy"], rel=1e-12)
+    record = weights_record(simplex)
+    assert record["class.entropy_weights"] == pytest.approx(record["reference.entropy"], rel=1e-12)
     for name in ("nc2.equinorm_weights", "nc2.equiangular_weights", "nc2.etf_weights"):
-        assert found[name] == pytest.approx(0, abs=1e-7), name
+        assert record[name] == pytest.approx(0, abs=1e-7), name
 
 
 def test_zero_rows_are_left_out_and_counted() -> None:
@@ -63,42 +63,44 @@ def test_zero_rows_are_left_out_and_counted() -> None:
         weights_record(np.eye(3)[:, :1])
 
 
-def test_a_series_of_anybodys_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_a_series_of_pickled_checkpoints_has_records_of_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
     for step in (10, 20):
         torch.save({"epoch": step, "state_dict": network(seed=step).state_dict()}, tmp_path / f"step-{step}.pth")
     monkeypatch.chdir(tmp_path)
     assert run(["weights", ".", "--json"]) == 0
-    told = capsys.readouterr()
-    records = [json.loads(line) for line in told.out.splitlines()]
+    output = capsys.readouterr()
+    records = [json.loads(line) for line in output.out.splitlines()]
     assert [(record["step"], record["classifier"]) for record in records] == [(10, "2.weight"), (20, "2.weight")]
-    assert "classifier weights: 2.weight, since" in told.err
+    assert "classifier weights: 2.weight, since" in output.err
     for record in records:
         expected = cp.matrix_entropy(network(seed=record["step"])[2].weight.detach().double().numpy())
         assert record["class.entropy_weights"] == pytest.approx(expected, rel=1e-12)
-    again = cp.weights(tmp_path, cache=True)
-    assert [record["class.entropy_weights"] for record in again] == [r["class.entropy_weights"] for r in records]
+    cached = cp.weights(tmp_path, cache=True)
+    assert [record["class.entropy_weights"] for record in cached] == [r["class.entropy_weights"] for r in records]
 
 
-def test_a_cached_record_belongs_to_these_weights_alone(tmp_path: Path, user_cache: Path) -> None:
+def test_a_cached_record_is_used_only_for_the_same_weights(tmp_path: Path, user_cache: Path) -> None:
     path = tmp_path / "step-1.safetensors"
     save_checkpoint(path, network().state_dict())
     [first] = cp.weights(path, cache=True)
-    [kept] = (user_cache / "records").glob("*.json")
-    text = json.loads(kept.read_text())
+    [file] = (user_cache / "records").glob("*.json")
+    text = json.loads(file.read_text())
     text["records"][0]["record"]["class.entropy_weights"] = -1.0
-    # A number that is not the one that was kept is computed anew.
+    # A record whose hash differs from the cached one is computed again.
     damaged = json.dumps(text)
-    kept.write_text(damaged)
+    file.write_text(damaged)
     assert cp.weights(path, cache=True) == [first]
     text["sha256"] = hashlib.sha256(json.dumps(text["records"], sort_keys=True).encode()).hexdigest()
-    kept.write_text(json.dumps(text))
+    file.write_text(json.dumps(text))
     assert [r["class.entropy_weights"] for r in cp.weights(path, cache=True)] == [-1.0]
     save_checkpoint(path, network(seed=3).state_dict(), overwrite=True)
     [changed] = cp.weights(path, cache=True)
     assert changed["class.entropy_weights"] not in (-1.0, first["class.entropy_weights"])
 
 
-def test_the_head_that_metadata_or_the_caller_name(tmp_path: Path) -> None:
+def test_the_head_is_named_by_metadata_or_the_caller(tmp_path: Path) -> None:
     path, model = tmp_path / "a.safetensors", network()
     save_checkpoint(path, model.state_dict(), CheckpointMetadata(classifier="0"))
     assert cp.weights(path)[0]["classifier"] == "0.weight"
@@ -109,7 +111,7 @@ def test_the_head_that_metadata_or_the_caller_name(tmp_path: Path) -> None:
         cp.weights(path, classifier="0.bias")[0]
 
 
-def test_a_convolution_is_a_head_as_well(tmp_path: Path) -> None:
+def test_a_convolution_can_be_the_head(tmp_path: Path) -> None:
     weight = torch.randn(4, 6, 1, 1)
     save_checkpoint(
         tmp_path / "a.safetensors", {"features.weight": torch.randn(6, 3, 3, 3), "classifier.weight": weight}
@@ -120,7 +122,7 @@ def test_a_convolution_is_a_head_as_well(tmp_path: Path) -> None:
     )
 
 
-def test_no_head_at_all_and_options_that_would_do_nothing(tmp_path: Path, capsys) -> None:
+def test_a_missing_head_and_options_without_effect_are_refused(tmp_path: Path, capsys) -> None:
     save_checkpoint(tmp_path / "a.safetensors", {"running_mean": torch.zeros(3)})
     assert run(["weights", str(tmp_path)]) == 1
     assert "no tensor looks like classifier weights; name the layer by --classifier" in capsys.readouterr().err
