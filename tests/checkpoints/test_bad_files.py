@@ -1,4 +1,4 @@
-"""Every format truncated, renamed, empty, a directory in its place: one line that names the file, and nothing else."""
+"""Tests of truncated, renamed, empty and other files of every format: invalid files are refused in one line."""
 
 import gzip
 import shutil
@@ -43,7 +43,7 @@ FILES = pytest.mark.parametrize("write", KINDS.values(), ids=KINDS.keys())
 
 @FILES
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.9, 0.999])
-def test_truncated(tmp_path: Path, write: Callable[[Path], None], share: float) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path, write: Callable[[Path], None], share: float) -> None:
     path = tmp_path / "a.bin"
     write(path)
     data = path.read_bytes()
@@ -55,7 +55,9 @@ def test_truncated(tmp_path: Path, write: Callable[[Path], None], share: float) 
 
 @FILES
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pt", "a.ckpt", "a.txt", "a", "a.pth.tar", "a.h5x"])
-def test_renamed_it_is_known_by_its_bytes(tmp_path: Path, write: Callable[[Path], None], name: str) -> None:
+def test_the_format_is_detected_from_content_and_not_from_the_name(
+    tmp_path: Path, write: Callable[[Path], None], name: str
+) -> None:
     write(tmp_path / name)
     with open_checkpoint(tmp_path / name) as checkpoint:
         assert torch.equal(checkpoint.read("w"), STATE["w"])
@@ -63,34 +65,34 @@ def test_renamed_it_is_known_by_its_bytes(tmp_path: Path, write: Callable[[Path]
 
 @pytest.mark.filterwarnings("ignore:invalid escape sequence")
 @FILES
-def test_every_single_changed_byte_is_read_or_told(tmp_path: Path, write: Callable[[Path], None]) -> None:
-    """Damage anywhere in what describes the tensors either changes nothing that is checked, or is a DataError."""
+def test_a_changed_byte_is_harmless_or_an_error_of_the_package(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    """Damage in the description of the tensors either changes nothing that is checked or raises a CkptProbeError."""
     path = tmp_path / "a.pt"
     write(path)
     data = path.read_bytes()
     generator = np.random.default_rng(0)
-    for place in generator.choice(min(len(data), 900), 120, replace=False):
-        path.write_bytes(data[:place] + bytes([data[place] ^ (1 << generator.integers(8))]) + data[place + 1 :])
-        # Any other error is none of ours, and fails.
+    for offset in generator.choice(min(len(data), 900), 120, replace=False):
+        path.write_bytes(data[:offset] + bytes([data[offset] ^ (1 << generator.integers(8))]) + data[offset + 1 :])
+        # Any other exception fails the test.
         with suppress(CkptProbeError), open_checkpoint(path) as checkpoint:
             checkpoint.state_dict()
 
 
-def test_empty_missing_and_a_directory(tmp_path: Path) -> None:
+def test_an_empty_file_a_missing_file_and_an_empty_directory_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.pt").write_bytes(b"")
     (tmp_path / "empty.safetensors").write_bytes(b"")
     (tmp_path / "folder.pt").mkdir()
-    for name, told in (
+    for name, message in (
         ("empty.pt", r"empty\.pt: an empty file"),
         ("empty.safetensors", r"empty\.safetensors: .*truncated"),
         ("missing.pt", r"missing\.pt: no such file"),
         ("folder.pt", r"folder\.pt: no checkpoint found in this directory"),
     ):
-        with pytest.raises(DataError, match=told):
+        with pytest.raises(DataError, match=message):
             open_checkpoint(tmp_path / name).__enter__()
 
 
-def test_a_directory_opens_by_the_one_checkpoint_in_it(tmp_path: Path) -> None:
+def test_a_directory_with_one_checkpoint_opens_as_this_checkpoint(tmp_path: Path) -> None:
     zipped(tmp_path / "weights.pth")
     (tmp_path / "optimizer.pt").write_bytes(b"not looked at")
     with open_checkpoint(tmp_path) as checkpoint:
@@ -101,7 +103,7 @@ def test_a_directory_opens_by_the_one_checkpoint_in_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (b"\x89HDF\r\n\x1a\n" + b"\0" * 90, "an HDF5 file, not a checkpoint"),
         (b"GGUF" + b"\0" * 90, "a GGUF file"),
@@ -111,13 +113,13 @@ def test_a_directory_opens_by_the_one_checkpoint_in_it(tmp_path: Path) -> None:
         (b"<html>not found</html>", "not a checkpoint of a known format; expected safetensors"),
     ],
 )
-def test_files_of_other_kinds_are_called_what_they_are(tmp_path: Path, data: bytes, told: str) -> None:
+def test_files_of_other_formats_are_refused_with_their_format(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "model.pt").write_bytes(data)
-    with pytest.raises(DataError, match=rf"model\.pt: {told}"):
+    with pytest.raises(DataError, match=rf"model\.pt: {message}"):
         open_checkpoint(tmp_path / "model.pt").__enter__()
 
 
-def test_a_directory_of_shards_of_processes(tmp_path: Path) -> None:
+def test_a_directory_of_shards_of_several_processes_is_refused(tmp_path: Path) -> None:
     for rank in range(2):
         zipped(tmp_path / f"mp_rank_0{rank}_model_states.pt")
     with pytest.raises(DataError, match=r"one part of a model sharded by DeepSpeed.*zero_to_fp32"):
@@ -130,7 +132,7 @@ def test_a_directory_of_shards_of_processes(tmp_path: Path) -> None:
         open_checkpoint(tmp_path).__enter__()
 
 
-def test_a_directory_of_torch_distributed_that_is_cut(tmp_path: Path) -> None:
+def test_a_directory_of_torch_distributed_with_truncated_metadata_is_refused(tmp_path: Path) -> None:
     distributed(tmp_path / "a")
     data = (tmp_path / "a" / ".metadata").read_bytes()
     for share in (0.0, 0.2, 0.7, 0.99):

@@ -1,4 +1,4 @@
-"""Checkpoint files: read lazily, written one tensor at a time, refused with a reason."""
+"""Tests of checkpoint files: tensors are read lazily and written one at a time, and invalid files are refused."""
 
 import json
 import struct
@@ -30,12 +30,12 @@ def tensors() -> dict[str, torch.Tensor]:
     return {"a.weight": torch.randn(3, 4), "a.bias": torch.randn(3), "count": torch.tensor(7)}
 
 
-def test_what_is_written_is_read_by_us_and_by_safetensors_itself(tmp_path: Path) -> None:
-    path, held = tmp_path / "a.safetensors", tensors()
-    save_checkpoint(path, held, {"mine": "ä"})
-    theirs = safetensors.torch.load_file(path)
+def test_written_tensors_are_read_by_the_package_and_by_safetensors(tmp_path: Path) -> None:
+    path, state = tmp_path / "a.safetensors", tensors()
+    save_checkpoint(path, state, {"mine": "ä"})
+    loaded = safetensors.torch.load_file(path)
     with open_checkpoint(path) as checkpoint:
-        assert checkpoint.names == sorted(held)
+        assert checkpoint.names == sorted(state)
         assert len(checkpoint) == 3
         assert "count" in checkpoint
         assert checkpoint.shape("a.weight") == (3, 4)
@@ -43,13 +43,13 @@ def test_what_is_written_is_read_by_us_and_by_safetensors_itself(tmp_path: Path)
         assert checkpoint.parameters() == 16
         assert checkpoint.raw_metadata == {"mine": "ä"}
         assert checkpoint.size == path.stat().st_size
-        for name, tensor in held.items():
+        for name, tensor in state.items():
             assert torch.equal(checkpoint.read(name), tensor)
-            assert torch.equal(theirs[name], tensor)
+            assert torch.equal(loaded[name], tensor)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_dtype_survives_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_every_dtype_is_stored_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
     bits = torch.arange(64, dtype=torch.uint8).reshape(8, 8)
     tensor = bits.bool() if dtype == torch.bool else bits.view(dtype)
     save_checkpoint(tmp_path / "a.safetensors", {"x": tensor, "empty": tensor[:0], "strided": tensor.T})
@@ -62,7 +62,7 @@ def test_every_dtype_survives_bit_for_bit(tmp_path: Path, dtype: torch.dtype) ->
         assert checkpoint.shape("empty")[0] == 0
 
 
-def test_metadata_returns_as_it_was_given(tmp_path: Path) -> None:
+def test_metadata_that_is_read_equals_the_written_metadata(tmp_path: Path) -> None:
     metadata = CheckpointMetadata(
         model="mlp",
         model_arguments={"hidden": [16]},
@@ -79,7 +79,7 @@ def test_metadata_returns_as_it_was_given(tmp_path: Path) -> None:
     assert metadata.versions["torch"] == torch.__version__
 
 
-def test_a_foreign_file_has_empty_metadata_and_a_newer_or_broken_one_is_refused(tmp_path: Path) -> None:
+def test_a_foreign_file_has_empty_metadata_and_newer_or_invalid_metadata_is_refused(tmp_path: Path) -> None:
     safetensors.torch.save_file(tensors(), tmp_path / "foreign.safetensors", {"format": "pt"})
     with open_checkpoint(tmp_path / "foreign.safetensors") as checkpoint:
         assert checkpoint.metadata == CheckpointMetadata()
@@ -92,7 +92,7 @@ def test_a_foreign_file_has_empty_metadata_and_a_newer_or_broken_one_is_refused(
             _ = checkpoint.metadata
 
 
-def test_an_unknown_name_is_answered_with_near_ones(tmp_path: Path) -> None:
+def test_the_error_for_an_unknown_tensor_suggests_similar_names(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "a.safetensors", tensors())
     with (
         open_checkpoint(tmp_path / "a.safetensors") as checkpoint,
@@ -101,11 +101,11 @@ def test_an_unknown_name_is_answered_with_near_ones(tmp_path: Path) -> None:
         checkpoint.read("a.weigth")
 
 
-def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
+def test_damaged_and_missing_files_are_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "whole.safetensors", tensors())
-    whole = (tmp_path / "whole.safetensors").read_bytes()
-    (tmp_path / "cut.safetensors").write_bytes(whole[:-3])
-    (tmp_path / "longer.safetensors").write_bytes(whole + b"xx")
+    data = (tmp_path / "whole.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(data[:-3])
+    (tmp_path / "longer.safetensors").write_bytes(data + b"xx")
     (tmp_path / "text.safetensors").write_text("these are not the tensors you are looking for")
     (tmp_path / "empty.safetensors").write_bytes(b"")
     huge = json.dumps({"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode()
@@ -113,8 +113,8 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "header.safetensors").write_bytes(struct.pack("<Q", 2**62) + b"{}")
     for name in ("cut", "longer", "text", "empty", "claims", "header"):
         path = tmp_path / f"{name}.safetensors"
-        told = "longer than its header says" if name == "longer" else "truncated"
-        with pytest.raises(DataError, match=rf"{name}\.safetensors: .*{told}"), open_checkpoint(path):
+        reason = "longer than its header says" if name == "longer" else "truncated"
+        with pytest.raises(DataError, match=rf"{name}\.safetensors: .*{reason}"), open_checkpoint(path):
             pass
     for path, message in ((tmp_path / "missing.safetensors", "no such file"), (tmp_path, "a directory")):
         with pytest.raises(DataError, match=message), open_checkpoint(path):
@@ -123,17 +123,17 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
             content_hash(path)
 
 
-def test_the_writer_keeps_to_its_layout_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_the_writer_requires_its_layout_and_leaves_no_file_after_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     layout = {"x": ("F32", (2,)), "y": ("I64", ())}
 
-    def write(*given: tuple[str, torch.Tensor]) -> None:
+    def write(*tensors: tuple[str, torch.Tensor]) -> None:
         with CheckpointWriter(path, layout) as writer:
-            for name, tensor in given:
+            for name, tensor in tensors:
                 writer.write(name, tensor)
 
     x, y = ("x", torch.zeros(2)), ("y", torch.tensor(1))
-    for given, message in (
+    for tensors, message in (
         ((x,), "1 tensors were not written, first 'y'"),
         ((y, x), "tensor 'y' was written, but 'x' comes next"),
         ((x, y, x), "tensor 'x' was written, but None comes next"),
@@ -141,7 +141,7 @@ def test_the_writer_keeps_to_its_layout_and_leaves_nothing_behind(tmp_path: Path
         ((("x", torch.zeros(2).double()),), "tensor 'x' is F64"),
     ):
         with pytest.raises(DataError, match=message):
-            write(*given)
+            write(*tensors)
         assert list(tmp_path.iterdir()) == []
     write(x, y)
     with pytest.raises(UsageError, match="exists already"):

@@ -1,4 +1,4 @@
-"""A series has one order everywhere, however a framework lays its checkpoints out."""
+"""Tests of series of checkpoints: one order of steps, for every layout of files."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def names(path: Path) -> list[str]:
     return [member.name for member in open_series(path)]
 
 
-def test_numbers_in_names_order_and_the_metadata_goes_first(tmp_path: Path) -> None:
+def test_checkpoints_are_ordered_by_the_step_in_metadata_and_otherwise_in_the_name(tmp_path: Path) -> None:
     for name in ("step-9", "step-10", "step-100"):
         save_checkpoint(tmp_path / f"{name}.safetensors", TENSORS)
     save_checkpoint(tmp_path / "final.safetensors", {"w": torch.ones(2)})
@@ -30,7 +30,7 @@ def test_numbers_in_names_order_and_the_metadata_goes_first(tmp_path: Path) -> N
     ]
 
 
-def test_a_run_a_folder_of_folders_and_one_file(tmp_path: Path) -> None:
+def test_a_run_a_directory_of_directories_and_a_single_file_are_series(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "run" / "checkpoints" / "step-5.safetensors", TENSORS)
     save_checkpoint(tmp_path / "run" / "state.safetensors", TENSORS)
     assert names(tmp_path / "run") == ["step-5"]
@@ -57,7 +57,7 @@ def test_dumps_in_place_of_checkpoints_are_named(tmp_path: Path, dump: str) -> N
         open_series(tmp_path)
 
 
-def test_where_there_is_none_it_is_said_what_was_looked_for(tmp_path: Path) -> None:
+def test_without_a_checkpoint_the_error_states_the_searched_names(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or directory"):
         open_series(tmp_path / "missing")
     with pytest.raises(DataError, match=r"no checkpoint found \(looked for \*\.safetensors"):
@@ -70,7 +70,7 @@ def test_where_there_is_none_it_is_said_what_was_looked_for(tmp_path: Path) -> N
         open_series(tmp_path)
 
 
-def test_a_broken_member_names_itself(tmp_path: Path) -> None:
+def test_an_invalid_checkpoint_of_a_series_is_named(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "step-5.safetensors", TENSORS)
     (tmp_path / "step-6.safetensors").write_text("text")
     with pytest.raises(DataError, match=r"step-6\.safetensors"):

@@ -1,4 +1,4 @@
-"""Likely heads by names and shapes, against the layer that each library itself calls the classifier."""
+"""Tests of detecting the classifier from names and shapes, against the layer that each library names."""
 
 import pytest
 import timm
@@ -24,7 +24,7 @@ from ckpt_probe.checkpoints.tensors import layout_of
 CLASSES = 7
 
 
-def found(model: nn.Module) -> list[str]:
+def detected(model: nn.Module) -> list[str]:
     return [head.module for head in likely_heads(layout_of(model.state_dict()))]
 
 
@@ -33,12 +33,12 @@ def found(model: nn.Module) -> list[str]:
     ["resnet18", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "convnext_atto", "mobilenetv3_small_050",
      "densenet121", "regnetx_002", "mixer_s32_224", "deit_tiny_distilled_patch16_224", "vgg11"],
 )  # fmt: skip
-def test_timm_names_the_same_layer(name: str) -> None:
+def test_the_detected_layer_is_the_one_that_timm_names(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=CLASSES)
-    named = model.default_cfg["classifier"]
-    expected = list(named) if isinstance(named, tuple) else [named]
-    assert found(model)[: len(expected)] == expected
+    classifier = model.default_cfg["classifier"]
+    expected = list(classifier) if isinstance(classifier, tuple) else [classifier]
+    assert detected(model)[: len(expected)] == expected
     head = likely_heads(layout_of(model.state_dict()))[0]
     assert (head.classes, head.bias) == (CLASSES, True)
     assert head.reasons
@@ -50,11 +50,11 @@ def test_timm_names_the_same_layer(name: str) -> None:
      ("squeezenet1_0", "classifier.1"), ("vit_b_16", "heads.head"), ("swin_t", "head"), ("inception_v3", "fc"),
      ("convnext_tiny", "classifier.2"), ("shufflenet_v2_x0_5", "fc")],
 )  # fmt: skip
-def test_torchvisions_models(name: str, expected: str) -> None:
+def test_heads_of_torchvision_models_are_detected(name: str, expected: str) -> None:
     arguments = {"init_weights": False} if name == "inception_v3" else {}
     with torch.device("meta"):
         model = models.get_model(name, num_classes=CLASSES, **arguments)
-    assert found(model)[0] == expected
+    assert detected(model)[0] == expected
 
 
 @pytest.mark.parametrize(
@@ -68,20 +68,20 @@ def test_torchvisions_models(name: str, expected: str) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_transformers_models(model: type, config: object, expected: str) -> None:
+def test_heads_of_transformers_models_are_detected(model: type, config: object, expected: str) -> None:
     with torch.device("meta"):
-        assert found(model(config))[0] == expected
+        assert detected(model(config))[0] == expected
 
 
-def test_a_plain_sequence_and_a_backbone_without_a_head() -> None:
+def test_the_last_linear_layer_is_the_head_and_a_backbone_has_none() -> None:
     plain = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
-    assert found(plain)[0] == "4"
-    assert found(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))) == []
+    assert detected(plain)[0] == "4"
+    assert detected(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))) == []
     layers = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32), 2, enable_nested_tensor=False)
-    assert found(layers) == []
+    assert detected(layers) == []
 
 
-def test_quantised_tensors_by_what_stands_beside_them() -> None:
+def test_quantised_tensors_are_detected_from_the_tensors_beside_them() -> None:
     layout = {
         "a.weight": ("U8", (512, 1)), "a.weight.absmax": ("F32", (16,)), "a.weight.quant_map": ("F32", (16,)),
         "a.weight.quant_state.bitsandbytes__nf4": ("U8", (80,)),

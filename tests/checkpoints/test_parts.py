@@ -1,4 +1,4 @@
-"""Files that are parts of one model are opened as one, or refused by an error that says what they are; never steps."""
+"""Tests of files that are parts of one model: opened as one checkpoint or refused with the reason, never as steps."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from ckpt_probe.errors import DataError, UsageError
 
 
 def write(*names: str, within: Path, apart: bool = False) -> None:
-    """Write a file of each name; with `apart` each has a tensor of its own, else all have the same names."""
+    """Write files of these names; with `apart` each has a tensor of another name, otherwise all have the same one."""
     for number, name in enumerate(names):
         file = within / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("message", "names"), REFUSED.items())
 @pytest.mark.parametrize("folder", ["", "run/step-500"])
-def test_parts_of_a_model_are_refused_by_what_they_are(
+def test_parts_of_a_model_are_refused_with_their_description(
     message: str, names: list[str], folder: str, tmp_path: Path
 ) -> None:
     write(*names, within=tmp_path / folder)
@@ -85,7 +85,7 @@ def test_parts_of_a_model_are_refused_by_what_they_are(
         ("is present twice", ["model-00000-of-00002.safetensors", "model-00001-of-00002.safetensors"]),
     ],
 )
-def test_a_part_that_is_named_is_refused_too(message: str, names: list[str], tmp_path: Path) -> None:
+def test_a_single_part_is_refused_too(message: str, names: list[str], tmp_path: Path) -> None:
     write(*names, within=tmp_path)
     with pytest.raises(DataError, match=message):
         open_checkpoint(tmp_path / names[0]).__enter__()
@@ -113,7 +113,7 @@ def test_shards_without_an_index_are_one_model(names: list[str], tmp_path: Path)
                 assert torch.equal(checkpoint.read(name), torch.full((2, 3), float(number)))
 
 
-def test_a_key_leads_into_shards_that_are_pickled(tmp_path: Path) -> None:
+def test_a_state_key_applies_to_pickled_shards(tmp_path: Path) -> None:
     torch.save({"student.a": torch.ones(2), "teacher.a": torch.zeros(2)}, tmp_path / "m-1-of-2.pt")
     torch.save({"student.b": torch.ones(3)}, tmp_path / "m-2-of-2.pt")
     with open_checkpoint(tmp_path, state_key="student") as checkpoint:
@@ -123,7 +123,7 @@ def test_a_key_leads_into_shards_that_are_pickled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("taken", "names"),
+    ("opened", "names"),
     [
         ("consolidated.00.pth", ["consolidated.00.pth", "params.json"]),
         ("mp_rank_00_model_states.pt", ["mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"]),
@@ -140,18 +140,18 @@ def test_a_key_leads_into_shards_that_are_pickled(tmp_path: Path) -> None:
         ("model.safetensors", ["model.safetensors", "global_step500/zero_pp_rank_0_mp_rank_00_model_states.pt"]),
     ],
 )  # fmt: skip
-def test_a_model_beside_its_copies_and_the_trainers_state_is_one_checkpoint(
-    taken: str, names: list[str], tmp_path: Path
+def test_a_model_with_copies_and_a_trainers_state_is_one_checkpoint(
+    opened: str, names: list[str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "run" / "checkpoint-500"
     write(*names, within=folder)
     for path in (folder, folder.parent):
         [member] = open_series(path)
-        assert member.path.name == taken
+        assert member.path.name == opened
     assert member.name == "checkpoint-500"
     assert not is_series(folder)
     with open_checkpoint(folder) as checkpoint:
-        assert checkpoint.file.name == taken
+        assert checkpoint.file.name == opened
 
 
 @pytest.mark.parametrize(
@@ -164,13 +164,13 @@ def test_a_model_beside_its_copies_and_the_trainers_state_is_one_checkpoint(
         ["step_500/model.pt", "step_1k/model.pt", "step-1_500/model.pt", "step1000-unsharded/model.pt"],
     ],
 )
-def test_checkpoints_of_a_run_are_no_parts(names: list[str], tmp_path: Path) -> None:
+def test_checkpoints_of_a_run_are_not_parts(names: list[str], tmp_path: Path) -> None:
     write(*names, within=tmp_path)
     assert len(open_series(tmp_path)) == len(names)
 
 
 def hub(tmp_path: Path, *commits: str, main: str | None = None) -> Path:
-    """Lay out a model as huggingface_hub's cache does: links from snapshots to blobs."""
+    """Write a model in the layout of huggingface_hub's cache, with links to blobs, and return its directory."""
     folder = tmp_path / "models--owner--name"
     (folder / "blobs").mkdir(parents=True)
     for number, commit in enumerate(commits):
@@ -185,7 +185,9 @@ def hub(tmp_path: Path, *commits: str, main: str | None = None) -> Path:
 
 
 @pytest.mark.parametrize(("commits", "main"), [(["abc"], None), (["abc", "def"], "abc"), (["abc"], "gone")])
-def test_the_folder_of_a_hubs_cache_is_its_snapshot(commits: list[str], main: str | None, tmp_path: Path) -> None:
+def test_a_directory_of_the_hubs_cache_opens_as_its_snapshot(
+    commits: list[str], main: str | None, tmp_path: Path
+) -> None:
     folder = hub(tmp_path, *commits, main=main)
     assert not is_series(folder)
     [member] = open_series(folder)
@@ -195,7 +197,9 @@ def test_the_folder_of_a_hubs_cache_is_its_snapshot(commits: list[str], main: st
 
 
 @pytest.mark.parametrize(("commits", "names"), [(["abc", "def"], "abc, def"), ([], "none")])
-def test_several_snapshots_of_a_hubs_cache_are_named(commits: list[str], names: str, tmp_path: Path) -> None:
+def test_with_several_snapshots_in_the_hubs_cache_the_error_names_them(
+    commits: list[str], names: str, tmp_path: Path
+) -> None:
     folder = hub(tmp_path, *commits, main="gone")
     (folder / "snapshots").mkdir(exist_ok=True)
     for opens in (open_series, is_series):
@@ -203,7 +207,7 @@ def test_several_snapshots_of_a_hubs_cache_are_named(commits: list[str], names: 
             opens(folder)
 
 
-def test_an_index_of_a_named_shard_is_taken(tmp_path: Path) -> None:
+def test_a_shard_opens_by_its_index(tmp_path: Path) -> None:
     names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
     write(*names, within=tmp_path, apart=True)
     index = tmp_path / "model.safetensors.index.json"

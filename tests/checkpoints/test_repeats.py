@@ -1,4 +1,4 @@
-"""Identical weights at two steps are reported, whatever format the files have, and similar ones are not."""
+"""Checks that identical weights at two steps are reported for every format, and that similar weights are not."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +22,11 @@ STATE = {f"{n}.weight": torch.randn(40, 30) for n in range(40)} | {"bias": torch
 
 
 def warnings(path: Path) -> list[str]:
-    repeated, found = RepeatedWeights(None, None), []
+    repeated, messages = RepeatedWeights(None, None), []
     for member in open_series(path):
         with open_checkpoint(member.path) as checkpoint:
-            found += repeated.warnings(member, fingerprint(checkpoint))
-    return found
+            messages += repeated.warnings(member, fingerprint(checkpoint))
+    return messages
 
 
 def pickled(state: dict[str, Tensor], path: Path, step: int) -> None:

@@ -1,4 +1,4 @@
-"""Statistics of tensors against numpy's in double precision, whatever the dtype, the format and the threads."""
+"""Tests of statistics of tensors against numpy in double precision, for all dtypes, formats and numbers of threads."""
 
 import math
 import subprocess
@@ -14,31 +14,31 @@ from ckpt_probe.checkpoints import open_checkpoint
 from ckpt_probe.checkpoints.statistics import ENTRIES, Statistics, statistics_of
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
-WHOLE = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
+INTEGERS = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
 
 
-def of(path: Path, threads: int | None = None) -> dict[str, Statistics | None]:
+def statistics(path: Path, threads: int | None = None) -> dict[str, Statistics | None]:
     with open_checkpoint(path) as checkpoint:
         return dict(statistics_of(checkpoint, threads))
 
 
-def check(found: Statistics | None, tensor: torch.Tensor) -> None:
-    assert found is not None
+def check(result: Statistics | None, tensor: torch.Tensor) -> None:
+    assert result is not None
     numbers = tensor.double().numpy().reshape(-1)
     finite = numbers[np.isfinite(numbers)].astype(np.longdouble)
-    assert found.zeros == np.count_nonzero(numbers == 0) / max(1, numbers.size)
-    assert found.nan == np.isnan(numbers).sum()
-    assert found.inf == np.isinf(numbers).sum()
+    assert result.zeros == np.count_nonzero(numbers == 0) / max(1, numbers.size)
+    assert result.nan == np.isnan(numbers).sum()
+    assert result.inf == np.isinf(numbers).sum()
     if not finite.size:
-        assert (found.norm, found.mean, found.spread) == (None, None, None)
+        assert (result.norm, result.mean, result.spread) == (None, None, None)
         return
-    assert found.norm == pytest.approx(float(np.sqrt((finite**2).sum())), rel=1e-12)
-    assert found.mean == pytest.approx(float(finite.mean()), rel=1e-12, abs=1e-13 * found.norm)
-    assert found.spread == pytest.approx(float(finite.std()), rel=1e-9, abs=1e-30)
+    assert result.norm == pytest.approx(float(np.sqrt((finite**2).sum())), rel=1e-12)
+    assert result.mean == pytest.approx(float(finite.mean()), rel=1e-12, abs=1e-13 * result.norm)
+    assert result.spread == pytest.approx(float(finite.std()), rel=1e-9, abs=1e-30)
 
 
-@pytest.mark.parametrize("dtype", FLOATS + WHOLE, ids=str)
-def test_every_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", FLOATS + INTEGERS, ids=str)
+def test_statistics_of_every_dtype_agree_with_numpy(tmp_path: Path, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     numbers = torch.randn(3, ENTRIES // 2 + 5, generator=generator, dtype=torch.float64) * 3
     tensors = {
@@ -50,13 +50,13 @@ def test_every_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
     }
     save_file(tensors, tmp_path / "a.safetensors")
     torch.save(tensors, tmp_path / "a.pt")
-    found = of(tmp_path / "a.safetensors")
+    results = statistics(tmp_path / "a.safetensors")
     for name, tensor in tensors.items():
-        check(found[name], tensor)
-    assert of(tmp_path / "a.pt") == found
+        check(results[name], tensor)
+    assert statistics(tmp_path / "a.pt") == results
 
 
-def test_what_is_not_finite_is_counted_and_left_out(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_counted_and_left_out(tmp_path: Path) -> None:
     tensors = {
         "some": torch.tensor([1.0, math.nan, -math.inf, 3.0, -0.0, 0.0, math.inf, math.nan]),
         "none": torch.tensor([math.nan, math.inf]),
@@ -65,11 +65,11 @@ def test_what_is_not_finite_is_counted_and_left_out(tmp_path: Path) -> None:
         "late": torch.cat([torch.ones(ENTRIES + 3), torch.tensor([math.nan])]),
     }
     save_file(tensors, tmp_path / "a.safetensors")
-    for name, found in of(tmp_path / "a.safetensors").items():
-        check(found, tensors[name])
+    for name, result in statistics(tmp_path / "a.safetensors").items():
+        check(result, tensors[name])
 
 
-def test_a_small_spread_around_a_large_mean_keeps_its_digits(tmp_path: Path) -> None:
+def test_a_small_spread_around_a_large_mean_is_accurate(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     tensors = {
         "near": 1 + 1e-4 * torch.randn(3 * ENTRIES + 11, generator=generator),
@@ -77,23 +77,27 @@ def test_a_small_spread_around_a_large_mean_keeps_its_digits(tmp_path: Path) -> 
         "constant": torch.full((ENTRIES + 1,), 0.1),
     }
     save_file(tensors, tmp_path / "a.safetensors")
-    found = of(tmp_path / "a.safetensors")
+    results = statistics(tmp_path / "a.safetensors")
     for name, tensor in tensors.items():
-        check(found[name], tensor)
-    assert found["constant"] is not None
-    assert found["constant"].spread == 0
+        check(results[name], tensor)
+    assert results["constant"] is not None
+    assert results["constant"].spread == 0
 
 
-def test_threads_change_no_bit(tmp_path: Path) -> None:
+def test_the_number_of_threads_changes_no_bit(tmp_path: Path) -> None:
     save_file({"x": torch.randn(5 * ENTRIES + 1), "y": torch.randn(ENTRIES)}, tmp_path / "a.safetensors")
-    assert of(tmp_path / "a.safetensors", 1) == of(tmp_path / "a.safetensors", 2) == of(tmp_path / "a.safetensors", 5)
+    assert (
+        statistics(tmp_path / "a.safetensors", 1)
+        == statistics(tmp_path / "a.safetensors", 2)
+        == statistics(tmp_path / "a.safetensors", 5)
+    )
 
 
-def test_a_dtype_that_has_none(tmp_path: Path) -> None:
+def test_a_complex_tensor_has_no_statistics(tmp_path: Path) -> None:
     torch.save({"c": torch.ones(3, dtype=torch.complex64), "x": torch.ones(2)}, tmp_path / "a.pt")
-    found = of(tmp_path / "a.pt")
-    assert found["c"] is None
-    check(found["x"], torch.ones(2))
+    results = statistics(tmp_path / "a.pt")
+    assert results["c"] is None
+    check(results["x"], torch.ones(2))
 
 
 MEASURED = """
@@ -107,7 +111,7 @@ sys.exit(code)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
-def test_memory_depends_on_no_tensor_and_torch_is_not_imported(tmp_path: Path) -> None:
+def test_memory_does_not_depend_on_the_size_of_tensors_and_torch_is_not_imported(tmp_path: Path) -> None:
     peaks = []
     for million in (1, 64):
         save_file({"x": torch.ones(million * 10**6, dtype=torch.bfloat16)}, tmp_path / f"{million}.safetensors")

@@ -1,4 +1,4 @@
-"""Directories that trainers leave, made by the trainers themselves: every checkpoint once, in order, with its step."""
+"""Tests of directories that trainers write: every checkpoint is listed once, in order, with its step."""
 
 import json
 import shutil
@@ -25,13 +25,13 @@ CONFIG = BertConfig(
 
 
 class Sentences(Dataset):
-    """Twelve of them."""
+    """Twelve sentences of three classes."""
 
     def __len__(self) -> int:
         return 12
 
-    def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
-        return {"input_ids": torch.arange(8), "labels": torch.tensor(place % 3)}
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": torch.arange(8), "labels": torch.tensor(index % 3)}
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +55,8 @@ def hugging_face(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-class Lit(lightning.LightningModule):
-    """One layer."""
+class Layer(lightning.LightningModule):
+    """A Lightning module with one linear layer."""
 
     def __init__(self, width: int = 5, rate: float = 0.1) -> None:
         super().__init__()
@@ -83,16 +83,16 @@ def lit(tmp_path_factory: pytest.TempPathFactory) -> Path:
         enable_model_summary=False,
         callbacks=[ModelCheckpoint(folder, save_top_k=-1, save_last=True)],
     )
-    trainer.fit(Lit(), DataLoader(TensorDataset(torch.randn(8, 4)), batch_size=2))
+    trainer.fit(Layer(), DataLoader(TensorDataset(torch.randn(8, 4)), batch_size=2))
     return folder
 
 
-def told(path: Path) -> list[tuple[str, int | None, str | None, tuple[str, ...]]]:
+def listed(path: Path) -> list[tuple[str, int | None, str | None, tuple[str, ...]]]:
     return [(member.name, member.step, member.step_source, member.also) for member in open_series(path)]
 
 
-def test_a_trainers_directory(hugging_face: Path) -> None:
-    assert told(hugging_face) == [
+def test_checkpoints_of_a_transformers_trainer_are_listed_with_their_steps(hugging_face: Path) -> None:
+    assert listed(hugging_face) == [
         ("checkpoint-2", 2, "trainer_state.json", ()),
         ("checkpoint-4", 4, "trainer_state.json", ("model",)),
     ]
@@ -105,40 +105,42 @@ def test_a_trainers_directory(hugging_face: Path) -> None:
         assert likely_heads(checkpoint.layout)[0].module == "classifier"
 
 
-def test_the_roots_own_weights_count_where_they_are_others(hugging_face: Path, tmp_path: Path) -> None:
+def test_weights_in_the_run_directory_are_listed_if_they_differ_from_the_last_checkpoint(
+    hugging_face: Path, tmp_path: Path
+) -> None:
     run = shutil.copytree(hugging_face, tmp_path / "run")
     shutil.copytree(run / "checkpoint-4", run / "checkpoint-final")
-    assert told(run)[-1] == ("checkpoint-4", 4, "trainer_state.json", ("checkpoint-final", "model"))
+    assert listed(run)[-1] == ("checkpoint-4", 4, "trainer_state.json", ("checkpoint-final", "model"))
     data = bytearray((run / "model.safetensors").read_bytes())
     data[-1] ^= 1
     (run / "model.safetensors").write_bytes(data)
     (run / "trainer_state.json").unlink()
-    assert [name for name, *_ in told(run)] == ["checkpoint-2", "checkpoint-4", "model"]
-    assert told(run)[-1] == ("model", None, None, ())
+    assert [name for name, *_ in listed(run)] == ["checkpoint-2", "checkpoint-4", "model"]
+    assert listed(run)[-1] == ("model", None, None, ())
 
 
-def test_a_trainers_state_that_cannot_be_read(hugging_face: Path, tmp_path: Path) -> None:
+def test_an_invalid_state_of_a_trainer_is_refused(hugging_face: Path, tmp_path: Path) -> None:
     run = shutil.copytree(hugging_face, tmp_path / "run")
     for text in ("{", "[]", "[" * 10**5):
         (run / "checkpoint-2" / "trainer_state.json").write_text(text)
         with pytest.raises(DataError, match=r"checkpoint-2/trainer_state\.json: not a Trainer's state"):
             open_series(run)
     (run / "checkpoint-2" / "trainer_state.json").write_text(json.dumps({"global_step": "two", "log_history": None}))
-    assert told(run)[0] == ("checkpoint-2", 2, "name", ())
+    assert listed(run)[0] == ("checkpoint-2", 2, "name", ())
 
 
-def test_what_trainers_keep_to_resume_from_is_no_checkpoint(hugging_face: Path) -> None:
-    [only] = open_series(hugging_face / "checkpoint-2")
-    assert only.path.name == "model.safetensors"
+def test_files_for_resuming_are_not_listed_as_checkpoints(hugging_face: Path) -> None:
+    [member] = open_series(hugging_face / "checkpoint-2")
+    assert member.path.name == "model.safetensors"
     with pytest.raises(DataError, match=r"training_args\.bin: needs transformers\..*, not on the list of harmless"):
         open_checkpoint(hugging_face / "training_args.bin").__enter__()
 
 
-def test_lightnings_directory_counts_the_last_once(lit: Path) -> None:
+def test_the_last_checkpoint_of_lightning_is_listed_once(lit: Path) -> None:
     source = "global_step in the file"
     expected = [("epoch=0-step=4", 4, source, ()), ("epoch=1-step=8", 8, source, ())]
-    assert told(lit) == [*expected, ("epoch=2-step=12", 12, source, ("last",))]
-    assert told(lit.parent) == told(lit)
+    assert listed(lit) == [*expected, ("epoch=2-step=12", 12, source, ("last",))]
+    assert listed(lit.parent) == listed(lit)
     with open_checkpoint(lit / "last.ckpt") as checkpoint:
         assert checkpoint.state_key == "state_dict"
         assert checkpoint.names == ["loss.weight", "net.bias", "net.weight"]
@@ -147,32 +149,32 @@ def test_lightnings_directory_counts_the_last_once(lit: Path) -> None:
         assert (checkpoint.metadata.step, checkpoint.metadata.epoch) == (12, 2)
 
 
-def test_a_last_one_of_other_weights_or_a_link(lit: Path, tmp_path: Path) -> None:
+def test_a_last_checkpoint_with_different_weights_is_listed_and_a_link_is_not(lit: Path, tmp_path: Path) -> None:
     run = shutil.copytree(lit, tmp_path / "run")
     saved = torch.load(run / "last.ckpt", weights_only=True)
     saved["state_dict"]["net.weight"] += 1
     torch.save(saved, run / "last.ckpt")
-    assert [name for name, *_ in told(run)] == ["epoch=0-step=4", "epoch=1-step=8", "epoch=2-step=12", "last"]
+    assert [name for name, *_ in listed(run)] == ["epoch=0-step=4", "epoch=1-step=8", "epoch=2-step=12", "last"]
     (run / "last.ckpt").unlink()
     (run / "last.ckpt").symlink_to("epoch=1-step=8.ckpt")
-    assert [also for *_, also in told(run)] == [(), ("last",), ()]
+    assert [also for *_, also in listed(run)] == [(), ("last",), ()]
 
 
-def test_accelerates_directories(tmp_path: Path) -> None:
+def test_states_of_accelerate_are_listed_by_their_number(tmp_path: Path) -> None:
     accelerator = Accelerator(cpu=True)
     model = nn.Linear(4, 3)
     model, _ = accelerator.prepare(model, torch.optim.SGD(model.parameters(), 0.1))
     for number in range(3):
         nn.init.constant_(model.weight, number)
         accelerator.save_state(str(tmp_path / "checkpoints" / f"checkpoint_{number}"), safe_serialization=number != 1)
-    assert told(tmp_path) == [(f"checkpoint_{number}", number, "name", ()) for number in range(3)]
+    assert listed(tmp_path) == [(f"checkpoint_{number}", number, "name", ()) for number in range(3)]
     for number, format in enumerate(("safetensors", "torch zip", "safetensors")):
         with open_checkpoint(tmp_path / "checkpoints" / f"checkpoint_{number}") as checkpoint:
             assert checkpoint.format == format
             assert torch.equal(checkpoint.read("weight"), torch.full((3, 4), float(number)))
 
 
-def test_the_number_of_one_of_accelerates_models_is_no_step(tmp_path: Path) -> None:
+def test_the_number_of_a_model_of_accelerate_is_not_a_step(tmp_path: Path) -> None:
     accelerator = Accelerator(cpu=True)
     accelerator.prepare(nn.Linear(4, 3), nn.Linear(2, 2))
     accelerator.save_state(str(tmp_path / "checkpoint_7"))
@@ -185,8 +187,8 @@ def test_the_number_of_one_of_accelerates_models_is_no_step(tmp_path: Path) -> N
         open_series(tmp_path / "state")
 
 
-def test_deepspeeds_file_of_a_model_and_what_its_tool_puts_together(tmp_path: Path) -> None:
-    """Laid out as DeepSpeed's engine and its zero_to_fp32.py write them; it needs a GPU to be run itself."""
+def test_model_files_of_deepspeed_and_of_its_conversion_tool_are_read(tmp_path: Path) -> None:
+    """The files have the layout that DeepSpeed and its zero_to_fp32.py write; DeepSpeed itself needs a GPU."""
     state = nn.Linear(4, 3).state_dict()
     saved = {
         "module": state, "buffer_names": [], "optimizer": None, "param_shapes": [{"weight": torch.Size([3, 4])}],
@@ -201,7 +203,7 @@ def test_deepspeeds_file_of_a_model_and_what_its_tool_puts_together(tmp_path: Pa
         torch.save({"optimizer_state_dict": {}}, folder / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt")
     (tmp_path / "latest").write_text("global_step80")
     source = "global_steps in the file"
-    assert told(tmp_path) == [("global_step40", 40, source, ()), ("global_step80", 80, source, ())]
+    assert listed(tmp_path) == [("global_step40", 40, source, ()), ("global_step80", 80, source, ())]
     with open_checkpoint(tmp_path / "global_step40") as checkpoint:
         assert checkpoint.state_key == "module"
         assert checkpoint.facts["ds_config"] == {"train_batch_size": 16}
@@ -221,13 +223,15 @@ def test_deepspeeds_file_of_a_model_and_what_its_tool_puts_together(tmp_path: Pa
         (["resnet50.pth"], [(None, None)]),
     ],
 )
-def test_steps_spelled_in_names(tmp_path: Path, names: list[str], expected: list[tuple[Any, Any]]) -> None:
-    for place, name in enumerate(names):
-        torch.save({"w": torch.full((2,), float(place))}, tmp_path / name)
+def test_the_step_and_its_source_are_read_from_the_name(
+    tmp_path: Path, names: list[str], expected: list[tuple[Any, Any]]
+) -> None:
+    for number, name in enumerate(names):
+        torch.save({"w": torch.full((2,), float(number))}, tmp_path / name)
     assert [(member.step, member.step_source) for member in open_series(tmp_path)] == expected
 
 
-def test_the_epoch_in_the_file_where_nothing_says_the_step(tmp_path: Path) -> None:
+def test_the_epoch_in_the_file_is_the_step_if_there_is_no_other(tmp_path: Path) -> None:
     torch.save({"model": {"w": torch.ones(2)}, "epoch": 12}, tmp_path / "model_best.pth")
     [member] = open_series(tmp_path)
     assert (member.step, member.step_source) == (12, "epoch in the file")

@@ -1,4 +1,4 @@
-"""Adapters that peft saves, beside its own merge of the same files."""
+"""Fixtures for tests of PEFT adapters: saved adapters, and peft's merge of the same files as the reference."""
 
 import warnings
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def merged_by_peft(model: Any, adapter: Path) -> State:
 
 
 def train(model: Any, folder: Path, **settings: Any) -> None:
-    """Save an adapter of a model, its numbers random."""
+    """Save an adapter of a model with random weights."""
     import peft
     import torch
 
@@ -51,7 +51,7 @@ def adapt(folder: Path, make: Callable[[], Any], **settings: Any) -> tuple[Path,
 
 
 def compare(adapter: Path, base: Path, expected: State) -> int:
-    """Compare every tensor with peft's, half precision exactly; return how many differ from the base's."""
+    """Compare every tensor with peft's, bfloat16 exactly; return the number of tensors that differ from the base."""
     import torch
 
     from ckpt_probe.checkpoints import open_checkpoint
@@ -60,15 +60,15 @@ def compare(adapter: Path, base: Path, expected: State) -> int:
     with open_checkpoint(adapter, base=base) as checkpoint, open_checkpoint(base) as before:
         assert checkpoint.names == sorted(expected)
         for name, tensor in expected.items():
-            found, rounding = checkpoint.read(name), 0 if tensor.dtype == torch.bfloat16 else 1e-6
-            torch.testing.assert_close(found, tensor, rtol=rounding, atol=rounding, msg=name)
+            actual, rounding = checkpoint.read(name), 0 if tensor.dtype == torch.bfloat16 else 1e-6
+            torch.testing.assert_close(actual, tensor, rtol=rounding, atol=rounding, msg=name)
             assert checkpoint.layout[name][1] == tuple(tensor.shape)
-            changed += name not in before or not torch.equal(found, before.read(name))
+            changed += name not in before or not torch.equal(actual, before.read(name))
     return changed
 
 
 def refuse(adapter: Path, base: Path) -> str:
-    """Return the one line by which an adapter is refused."""
+    """Return the one-line message of the error for an adapter."""
     from ckpt_probe.checkpoints import open_checkpoint
     from ckpt_probe.errors import DataError
 

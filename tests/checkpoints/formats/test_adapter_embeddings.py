@@ -1,4 +1,4 @@
-"""Adapters of language models: heads, embeddings, and the two tied, as peft merges them."""
+"""Tests of adapters of language models: changes of heads and embeddings, also tied ones, are merged as by peft."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def llama() -> nn.Module:
     ],
     ids=str,
 )
-def test_heads_and_embeddings_are_merged_with_the_base_layer_beside_them(
+def test_heads_and_embeddings_are_merged_if_their_base_layer_is_saved_too(
     tmp_path: Path, adapted: Any, changed_as_by_peft: Any, settings: dict[str, Any]
 ) -> None:
     base, adapter, expected = adapted(tmp_path, llama, **settings)
@@ -41,7 +41,7 @@ def test_heads_and_embeddings_are_merged_with_the_base_layer_beside_them(
 
 @pytest.fixture
 def tied(tmp_path: Path) -> Any:
-    """A base whose configuration ties head and embedding, its file with one name or both."""
+    """Save a base with tied head and embedding, in files with one name or both; return a function that loads it."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(tie_word_embeddings=True, **LLAMA))
     model.save_pretrained(tmp_path / "base")
@@ -63,7 +63,7 @@ def test_a_saved_embedding_is_no_longer_tied(
             torch.testing.assert_close(checkpoint.read(name), tensor, rtol=1e-6, atol=1e-6, msg=name)
 
 
-def test_a_tied_embedding_that_its_file_names_once_is_merged(
+def test_a_tied_embedding_with_one_name_in_the_file_is_merged(
     tmp_path: Path, tied: Any, trained: Any, merged: Any
 ) -> None:
     trained(tied(), tmp_path / "adapter", target_modules=["embed_tokens", "q_proj"])
@@ -84,14 +84,14 @@ def test_a_tied_embedding_that_its_file_names_once_is_merged(
     ],
     ids=str,
 )
-def test_changes_of_tied_weights_are_refused_where_peft_adds_them_up(
+def test_changes_of_tied_weights_are_refused_if_peft_adds_them_up(
     tmp_path: Path, tied: Any, trained: Any, refusal: Any, modules: list[str], base: str, message: str
 ) -> None:
     trained(tied(), tmp_path / "adapter", target_modules=[*modules, "q_proj"])
     assert message in refusal(tmp_path / "adapter", tmp_path / base)
 
 
-def test_a_vocabulary_that_was_enlarged(tmp_path: Path, trained: Any, merged: Any) -> None:
+def test_an_adapter_of_an_enlarged_vocabulary_is_merged(tmp_path: Path, trained: Any, merged: Any) -> None:
     torch.manual_seed(0)
     llama().save_pretrained(tmp_path / "base")  # pyright: ignore[reportCallIssue]
 

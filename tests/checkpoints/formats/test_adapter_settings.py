@@ -1,4 +1,4 @@
-"""Settings and kinds of PEFT adapters, from peft's own lists: each is merged as peft merges it, or refused by name."""
+"""Tests of all settings and kinds of PEFT adapters: each is merged as by peft or refused by name."""
 
 import dataclasses
 import typing
@@ -151,7 +151,7 @@ def test_settings_without_effect_are_merged_as_peft_does(
     assert changed_as_by_peft(adapter, base, expected) > 0
 
 
-def test_settings_that_a_configuration_lacks_are_those_of_peft(
+def test_missing_settings_have_the_defaults_of_peft(
     tmp_path: Path, adapted: Any, merged: Any, changed_as_by_peft: Any
 ) -> None:
     base, adapter, _ = adapted(tmp_path, bert, lora_alpha=5)
@@ -162,7 +162,7 @@ def test_settings_that_a_configuration_lacks_are_those_of_peft(
 
 
 @pytest.mark.parametrize("start", STARTS_MERGED)
-def test_initialisations_that_leave_the_base_are_merged_as_peft_does(
+def test_initialisations_that_do_not_change_the_base_are_merged_as_peft_does(
     tmp_path: Path, adapted: Any, changed_as_by_peft: Any, start: Any
 ) -> None:
     base, adapter, expected = adapted(tmp_path, bert, init_lora_weights=start)
@@ -177,7 +177,7 @@ def simple(adapted: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 @pytest.fixture
 def refused(tmp_path: Path, simple: tuple[Path, State], refusal: Any) -> Callable[[peft.PeftConfig], str]:
-    """Return the message by which an adapter with a configuration that peft saved is refused."""
+    """Return a function that saves a configuration with peft and returns the message of the error for the adapter."""
 
     def message(config: peft.PeftConfig) -> str:
         base, tensors = simple

@@ -1,4 +1,4 @@
-"""PEFT adapters merged onto their base: the weights that peft's own merge_and_unload gives, or an error."""
+"""Tests of PEFT adapters merged onto their base: the weights equal those of peft's merge_and_unload, or are refused."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ def gpt2() -> nn.Module:
 
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
 @pytest.mark.parametrize("lora_bias", [False, True])
-def test_second_copies_of_a_classification_head_are_no_tensors(
+def test_second_copies_of_a_classification_head_are_not_listed(
     tmp_path: Path, adapted: Any, changed_as_by_peft: Any, bias: str, lora_bias: bool
 ) -> None:
     base, adapter, expected = adapted(tmp_path, bert, bias=bias, lora_bias=lora_bias, task_type="SEQ_CLS")
@@ -63,7 +63,7 @@ def test_a_copy_without_the_trained_module_is_an_error(tmp_path: Path, adapted: 
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
-def test_an_adapter_of_another_precision_is_computed_with_as_peft_loads_it(
+def test_an_adapter_of_another_precision_is_merged_as_peft_does(
     tmp_path: Path, adapted: Any, merged: Any, changed_as_by_peft: Any, kind: torch.dtype
 ) -> None:
     base, adapter, _ = adapted(tmp_path, bert, use_dora=True, modules_to_save=["classifier"])
@@ -76,7 +76,7 @@ def test_an_adapter_of_another_precision_is_computed_with_as_peft_loads_it(
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
-def test_an_adapter_that_was_converted_to_the_unchanged_base_is_merged(
+def test_an_adapter_converted_to_the_unchanged_base_is_merged(
     tmp_path: Path, changed_as_by_peft: Any, start: Any
 ) -> None:
     torch.manual_seed(0)
@@ -122,7 +122,9 @@ def test_an_adapter_that_eva_initialised_from_data_is_merged(
     assert changed_as_by_peft(tmp_path / "adapter", tmp_path / "base.safetensors", merged(fresh, tmp_path / "adapter"))
 
 
-def test_a_square_weight_among_layers_of_both_kinds_is_refused(tmp_path: Path, adapted: Any, refusal: Any) -> None:
+def test_a_square_weight_is_refused_if_the_model_has_linear_and_transposed_layers(
+    tmp_path: Path, adapted: Any, refusal: Any
+) -> None:
     base, adapter, _ = adapted(tmp_path, gpt2, target_modules=["attn.c_proj", "score"])
     assert "changes the square weight 'transformer.h.0.attn.c_proj' of a model that has both kinds" in refusal(
         adapter, base
@@ -162,7 +164,7 @@ def simple(adapted: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return adapted(tmp_path_factory.mktemp("peft"), bert, modules_to_save=["classifier"])
 
 
-def test_several_adapters_of_one_model_and_pickled_ones(tmp_path: Path, merged: Any) -> None:
+def test_several_pickled_adapters_of_one_model_are_merged(tmp_path: Path, merged: Any) -> None:
     torch.manual_seed(0)
     model = bert()
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -194,45 +196,49 @@ def test_commands_read_the_merged_tensors(
     for name, tensor in load_file(mean).items():
         torch.testing.assert_close(tensor, (expected[name] + start[name]) / 2, rtol=1e-6, atol=1e-6, msg=name)
     assert run(["inspect", str(adapter), "--set", f"base={base}"]) == 0
-    shown = capsys.readouterr().out
-    assert f"parameters: {sum(tensor.numel() for tensor in expected.values()):,}" in shown
-    assert "lora_" not in shown
+    output = capsys.readouterr().out
+    assert f"parameters: {sum(tensor.numel() for tensor in expected.values()):,}" in output
+    assert "lora_" not in output
 
 
-def test_without_its_base_it_is_said_how_to_name_it(simple: tuple[Path, Path, Any], tmp_path: Path) -> None:
+def test_without_its_base_an_adapter_is_refused_and_the_error_names_the_option(
+    simple: tuple[Path, Path, Any], tmp_path: Path
+) -> None:
     base, adapter, _ = simple
     copied = shutil.copytree(adapter, tmp_path / "adapter")
     config = json.loads((copied / "adapter_config.json").read_text())
-    # What the configuration names is told, and not opened on its word, even where it is there.
+    # The base in the configuration is named in the message but not opened, although it exists.
     (copied / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(base)}))
     with pytest.raises(UsageError, match=rf"adapter_model\.safetensors: a PEFT adapter.*{base.name}.*with `base=`"):
         open_checkpoint(copied).__enter__()
 
 
-def test_a_base_of_any_format_and_of_other_first_names(simple: tuple[Path, Path, Any], tmp_path: Path) -> None:
+def test_the_base_may_have_any_format_and_other_prefixes_of_names(
+    simple: tuple[Path, Path, Any], tmp_path: Path
+) -> None:
     base, adapter, expected = simple
-    held = load_file(base)
-    torch.save({"model": held, "epoch": 3}, tmp_path / "base.pth")
-    bare = {name.removeprefix("bert."): tensor for name, tensor in held.items() if name.startswith("bert.")}
+    state = load_file(base)
+    torch.save({"model": state, "epoch": 3}, tmp_path / "base.pth")
+    bare = {name.removeprefix("bert."): tensor for name, tensor in state.items() if name.startswith("bert.")}
     save_file(bare, tmp_path / "backbone.safetensors")
-    save_file({f"module.{name}": tensor for name, tensor in held.items()}, tmp_path / "wrapped.safetensors")
+    save_file({f"module.{name}": tensor for name, tensor in state.items()}, tmp_path / "wrapped.safetensors")
     for name in ("base.pth", "backbone.safetensors", "wrapped.safetensors"):
         with open_checkpoint(adapter, base=tmp_path / name) as checkpoint:
             assert checkpoint.names == sorted(expected), name
-            for own in ("bert.encoder.layer.0.attention.self.query.weight", "classifier.weight"):
-                assert torch.allclose(checkpoint.read(own), expected[own], atol=1e-6)
+            for weight in ("bert.encoder.layer.0.attention.self.query.weight", "classifier.weight"):
+                assert torch.allclose(checkpoint.read(weight), expected[weight], atol=1e-6)
 
 
-def test_hash_and_size_are_of_both(simple: tuple[Path, Path, Any], tmp_path: Path) -> None:
+def test_hash_and_size_are_those_of_adapter_and_base(simple: tuple[Path, Path, Any], tmp_path: Path) -> None:
     base, adapter, _ = simple
     save_file({name: tensor + 1 for name, tensor in load_file(base).items()}, tmp_path / "base.safetensors")
-    with open_checkpoint(adapter, base=base) as one, open_checkpoint(adapter, base=tmp_path / base.name) as other:
-        assert one.content_hash() != other.content_hash()
-        assert base in one.files
-        assert one.size > base.stat().st_size
+    with open_checkpoint(adapter, base=base) as first, open_checkpoint(adapter, base=tmp_path / base.name) as second:
+        assert first.content_hash() != second.content_hash()
+        assert base in first.files
+        assert first.size > base.stat().st_size
 
 
-def test_a_series_of_adapters(simple: tuple[Path, Path, Any], tmp_path: Path) -> None:
+def test_a_run_of_adapters_is_a_series(simple: tuple[Path, Path, Any], tmp_path: Path) -> None:
     base, adapter, _ = simple
     for step in (5, 10):
         shutil.copytree(adapter, tmp_path / "run" / f"checkpoint-{step}")
@@ -240,20 +246,20 @@ def test_a_series_of_adapters(simple: tuple[Path, Path, Any], tmp_path: Path) ->
     assert [(member.name, member.step) for member in members] == [("checkpoint-5", 5), ("checkpoint-10", 10)]
 
 
-def test_adapters_that_are_not_merged(simple: tuple[Path, Path, Any], tmp_path: Path) -> None:
+def test_invalid_and_unsupported_adapters_are_refused(simple: tuple[Path, Path, Any], tmp_path: Path) -> None:
     base, adapter, _ = simple
 
     def changed(name: str, config: dict[str, Any] | None = None, tensors: Any = None) -> Path:
         copied = shutil.copytree(adapter, tmp_path / name)
         if config is not None:
-            held = json.loads((copied / "adapter_config.json").read_text())
-            (copied / "adapter_config.json").write_text(json.dumps(held | config))
+            saved = json.loads((copied / "adapter_config.json").read_text())
+            (copied / "adapter_config.json").write_text(json.dumps(saved | config))
         if tensors is not None:
             save_file(tensors(load_file(copied / "adapter_model.safetensors")), copied / "adapter_model.safetensors")
         return copied
 
     a = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight"
-    for path, told in (
+    for path, message in (
         (changed("later", {"of_a_later_release": {"a": 1}}), "'of_a_later_release' is {'a': 1}, which is not merged"),
         (changed("alpha", {"lora_alpha": "many"}), "lora_alpha is 'many', expected a number"),
         (changed("infinite", {"lora_alpha": float("inf")}), "lora_alpha is inf, expected a number"),
@@ -276,7 +282,7 @@ def test_adapters_that_are_not_merged(simple: tuple[Path, Path, Any], tmp_path: 
             r"does not fit its base .*which has no bert\.encoder\.layer\.0\.attention\.self\.quarry\.weight",
         ),
     ):
-        with pytest.raises(DataError, match=told):
+        with pytest.raises(DataError, match=message):
             open_checkpoint(path, base=base).__enter__()
     unused = {"of_a_later_release": None, "and_another": False, "and_a_third": [], "and_a_fourth": {}}
     with open_checkpoint(changed("unused", unused), base=base):
@@ -286,17 +292,17 @@ def test_adapters_that_are_not_merged(simple: tuple[Path, Path, Any], tmp_path: 
         open_checkpoint(tmp_path / "half", base=base).__enter__()
 
 
-def test_an_adapter_onto_quantised_weights(simple: tuple[Path, Path, Any], tmp_path: Path) -> None:
+def test_an_adapter_of_quantised_weights_is_refused(simple: tuple[Path, Path, Any], tmp_path: Path) -> None:
     base, adapter, _ = simple
-    held = load_file(base)
+    state = load_file(base)
     name = "bert.encoder.layer.0.attention.self.query.weight"
-    save_file(held | {name: torch.ones(16, 16, dtype=torch.int8)}, tmp_path / "base.safetensors")
+    save_file(state | {name: torch.ones(16, 16, dtype=torch.int8)}, tmp_path / "base.safetensors")
     with pytest.raises(DataError, match=rf"tensor '{name}' is I8: an adapter cannot be merged onto quantised"):
         open_checkpoint(adapter, base=tmp_path / "base.safetensors").__enter__()
 
 
-def test_a_base_whose_file_has_earlier_names(tmp_path: Path) -> None:
-    """transformers writes a ViT by the names of its earlier versions; its adapters have those of today."""
+def test_a_base_with_earlier_names_of_tensors_is_merged(tmp_path: Path) -> None:
+    """transformers saves a ViT with the names of earlier versions; adapters have the current names."""
     torch.manual_seed(0)
     size = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12}
     model = ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_labels=3, **size))

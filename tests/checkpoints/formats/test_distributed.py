@@ -1,4 +1,4 @@
-"""Checkpoints of torch.distributed.checkpoint: read by its own reader, from metadata that cannot run anything."""
+"""Tests of checkpoints of torch.distributed.checkpoint: read correctly, without running code from their metadata."""
 
 import os
 import pickle
@@ -43,7 +43,7 @@ def copied(saved: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path) -> Path:
     return shutil.copytree(saved[0], tmp_path / "step_7")
 
 
-def test_the_models_tensors_one_at_a_time(saved: tuple[Path, dict[str, torch.Tensor]]) -> None:
+def test_tensors_of_the_model_are_read_one_at_a_time(saved: tuple[Path, dict[str, torch.Tensor]]) -> None:
     path, state = saved
     with open_checkpoint(path) as checkpoint:
         assert checkpoint.format == "torch distributed"
@@ -59,7 +59,7 @@ def test_the_models_tensors_one_at_a_time(saved: tuple[Path, dict[str, torch.Ten
             assert raw == tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def test_a_flat_one_and_two_models(tmp_path: Path) -> None:
+def test_a_flat_state_dict_is_read_and_two_models_need_a_key(tmp_path: Path) -> None:
     flat = write(tmp_path / "flat", {"a.weight": torch.ones(2, 3), "b": torch.zeros(2)})
     with open_checkpoint(flat) as checkpoint:
         assert (checkpoint.names, checkpoint.state_key) == (["a.weight", "b"], None)
@@ -72,7 +72,7 @@ def test_a_flat_one_and_two_models(tmp_path: Path) -> None:
         assert not checkpoint.read("w").any()
 
 
-def test_a_directory_of_them_is_a_series(copied: Path) -> None:
+def test_a_directory_of_distributed_checkpoints_is_a_series(copied: Path) -> None:
     shutil.copytree(copied, copied.parent / "step_12")
     members = open_series(copied.parent)
     assert [member.name for member in members] == ["step_7", "step_12"]
@@ -87,11 +87,11 @@ def test_entries_that_need_code_are_not_read(tmp_path: Path) -> None:
 
 
 class Opaque:
-    """Anybody's class."""
+    """A class that is not known to the reader."""
 
 
-class Runs:
-    """A call, made when it is unpickled."""
+class CallsOnLoad:
+    """An object that runs a command when it is unpickled."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -107,7 +107,7 @@ def metadata_of(path: Path) -> Metadata:
 def test_metadata_that_would_run_code_are_refused(copied: Path) -> None:
     target = copied.parent / "called"
     metadata = metadata_of(copied)
-    metadata.storage_meta = Runs(f"touch {target}")
+    metadata.storage_meta = CallsOnLoad(f"touch {target}")
     (copied / ".metadata").write_bytes(pickle.dumps(metadata))
     with pytest.raises(DataError, match=rf"\.metadata: .*names {os.system.__module__}\.system"):
         open_checkpoint(copied).__enter__()
@@ -115,7 +115,7 @@ def test_metadata_that_would_run_code_are_refused(copied: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (b"", "not the metadata"),
         (b"text", "not the metadata"),
@@ -125,51 +125,51 @@ def test_metadata_that_would_run_code_are_refused(copied: Path) -> None:
             "position 2,147,483,647 of its memo, after 2 opcodes",
         ),
         (pickle.dumps({"model": 1}), "not the metadata"),
-        # A key whose hash would visit 2^60 objects.
+        # Hashing this key would visit 2^60 objects.
         (
             b"\x80\x02})" + b"".join(bytes([113, i, 104, i, 134]) for i in range(60)) + b"K\x01s.",
             "a key that is a tuple of too many nested tuples",
         ),
     ],
 )
-def test_metadata_that_are_none(copied: Path, data: bytes, told: str) -> None:
+def test_invalid_metadata_are_refused(copied: Path, data: bytes, message: str) -> None:
     (copied / ".metadata").write_bytes(data)
-    with pytest.raises(DataError, match=rf"\.metadata: .*{told}"):
+    with pytest.raises(DataError, match=rf"\.metadata: .*{message}"):
         open_checkpoint(copied).__enter__()
 
 
-def test_metadata_that_lie(copied: Path) -> None:
+def test_metadata_that_do_not_match_the_files_are_refused(copied: Path) -> None:
     def tampered(change: Any) -> None:
-        metadata = pickle.loads(whole)
+        metadata = pickle.loads(original)
         change(metadata)
         (copied / ".metadata").write_bytes(pickle.dumps(metadata))
 
-    def places(metadata: Metadata) -> Any:
+    def storage_info(metadata: Metadata) -> Any:
         return next(info for index, info in metadata.storage_data.items() if index.fqn == "model.0.weight")
 
     def entry(metadata: Metadata) -> Any:
         return metadata.state_dict_metadata["model.0.weight"]
 
-    whole = (copied / ".metadata").read_bytes()
+    original = (copied / ".metadata").read_bytes()
     (copied.parent / "x.distcp").write_bytes(b"x" * 10**6)
-    for change, told in (
-        (lambda m: setattr(places(m), "relative_path", "../x.distcp"), r"'\.\./x\.distcp', which is outside"),
-        (lambda m: setattr(places(m), "relative_path", str(copied.parent / "x.distcp")), "which is outside"),
-        (lambda m: setattr(places(m), "relative_path", "__1_0.distcp"), "__1_0.distcp, which is missing"),
-        (lambda m: setattr(places(m), "length", 10**9), "truncated: 'model.0.weight' ends beyond"),
-        (lambda m: setattr(places(m), "offset", -1), "truncated: 'model.0.weight' ends beyond"),
-        (lambda m: setattr(places(m), "transform_descriptors", ["zstd"]), "stored through an extension"),
+    for change, message in (
+        (lambda m: setattr(storage_info(m), "relative_path", "../x.distcp"), r"'\.\./x\.distcp', which is outside"),
+        (lambda m: setattr(storage_info(m), "relative_path", str(copied.parent / "x.distcp")), "which is outside"),
+        (lambda m: setattr(storage_info(m), "relative_path", "__1_0.distcp"), "__1_0.distcp, which is missing"),
+        (lambda m: setattr(storage_info(m), "length", 10**9), "truncated: 'model.0.weight' ends beyond"),
+        (lambda m: setattr(storage_info(m), "offset", -1), "truncated: 'model.0.weight' ends beyond"),
+        (lambda m: setattr(storage_info(m), "transform_descriptors", ["zstd"]), "stored through an extension"),
         (lambda m: setattr(entry(m), "size", torch.Size([2**20, 2**20])), r"tensor 'model\.0\.weight' of shape"),
         (lambda m: setattr(entry(m).chunks[0], "sizes", torch.Size([30, 4])), r"has 120 numbers"),
         (lambda m: (setattr(entry(m), "size", torch.Size([10**6])),
                     setattr(entry(m).chunks[0], "sizes", torch.Size([10**6]))), "claims more than its"),
     ):  # fmt: skip
         tampered(change)
-        with pytest.raises(DataError, match=told):
+        with pytest.raises(DataError, match=message):
             open_checkpoint(copied).__enter__()
 
 
-def test_parts_that_are_damaged_or_not_what_the_metadata_say(copied: Path) -> None:
+def test_damaged_and_missing_parts_are_refused(copied: Path) -> None:
     data = (copied / "__0_0.distcp").read_bytes()
     (copied / "__0_0.distcp").write_bytes(data[:-100])
     with pytest.raises(DataError, match=r"__0_0\.distcp: truncated: 'optimizer"):

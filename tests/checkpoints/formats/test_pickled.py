@@ -1,4 +1,4 @@
-"""Files of torch.save: state dicts found wherever they lie, everything else held inert or refused, nothing run."""
+"""Tests of files of torch.save: the state dict is detected, other content is inert or refused, and no code runs."""
 
 import argparse
 import collections
@@ -51,7 +51,7 @@ def trained() -> tuple[nn.Module, torch.optim.Optimizer]:
 
 
 @KINDS
-def test_a_bare_state_dict(tmp_path: Path, kind: str) -> None:
+def test_a_bare_state_dict_is_read(tmp_path: Path, kind: str) -> None:
     state = network().state_dict()
     with open_checkpoint(save(tmp_path / "a.pth", state, kind)) as checkpoint:
         assert (checkpoint.format, checkpoint.state_key) == (kind, None)
@@ -68,9 +68,9 @@ def test_a_bare_state_dict(tmp_path: Path, kind: str) -> None:
 
 @KINDS
 @pytest.mark.parametrize(
-    "key", ["state_dict", "model", "model_state", "model_state_dict", "net", "params", "ema", "a.deeper.place"]
+    "key", ["state_dict", "model", "model_state", "model_state_dict", "net", "params", "ema", "a.deeper.level"]
 )
-def test_the_state_dict_is_found_wherever_it_lies(tmp_path: Path, kind: str, key: str) -> None:
+def test_the_state_dict_is_found_under_any_key(tmp_path: Path, kind: str, key: str) -> None:
     model, optimizer = trained()
     saved: Any = model.state_dict()
     for part in reversed(key.split(".")):
@@ -87,23 +87,25 @@ def test_the_state_dict_is_found_wherever_it_lies(tmp_path: Path, kind: str, key
     ("field", "step"),
     [("global_step", 7), ("step", 7), ("iteration", np.int64(7)), ("iter", torch.tensor(7)), ("num_updates", 7.0)],
 )
-def test_the_step_that_is_saved_beside_it(tmp_path: Path, field: str, step: Any) -> None:
+def test_the_step_is_read_from_fields_beside_the_state_dict(tmp_path: Path, field: str, step: Any) -> None:
     saved = {"model": network().state_dict(), field: step}
     with open_checkpoint(save(tmp_path / "a.pt", saved)) as checkpoint:
         assert checkpoint.metadata.step == 7
         assert checkpoint.step_source == f"{field} in the file"
 
 
-def test_two_state_dicts_are_an_error_that_lists_both_until_one_is_named(tmp_path: Path) -> None:
-    one, other = network(1).state_dict(), network(2).state_dict()
-    path = save(tmp_path / "a.pth", {"model": one, "ema": {"module": other, "decay": 0.9}})
-    told = r"a\.pth: holds several state dicts: model \(9 tensors, 36 numbers\), ema\.module \(9 tensors, 36 numbers\)"
-    with pytest.raises(UsageError, match=rf"{told}; choose one with `state_key='model'`"), open_checkpoint(path):
+def test_two_state_dicts_are_refused_until_one_is_chosen(tmp_path: Path) -> None:
+    first, second = network(1).state_dict(), network(2).state_dict()
+    path = save(tmp_path / "a.pth", {"model": first, "ema": {"module": second, "decay": 0.9}})
+    message = (
+        r"a\.pth: holds several state dicts: model \(9 tensors, 36 numbers\), ema\.module \(9 tensors, 36 numbers\)"
+    )
+    with pytest.raises(UsageError, match=rf"{message}; choose one with `state_key='model'`"), open_checkpoint(path):
         pass
     hashes = set()
-    for key, taken in (("model", one), ("ema.module", other), ("ema", other)):
+    for key, expected in (("model", first), ("ema.module", second), ("ema", second)):
         with open_checkpoint(path, state_key=key) as checkpoint:
-            assert torch.equal(checkpoint.read("0.weight"), taken["0.weight"])
+            assert torch.equal(checkpoint.read("0.weight"), expected["0.weight"])
             hashes.add(checkpoint.content_hash())
             assert len(checkpoint.others) == 1
     assert len(hashes) == 2
@@ -114,16 +116,16 @@ def test_two_state_dicts_are_an_error_that_lists_both_until_one_is_named(tmp_pat
         pass
 
 
-def test_one_of_two_networks_that_were_saved_as_one_by_what_its_names_begin_with(tmp_path: Path) -> None:
-    one, other = network(1).state_dict(), network(2).state_dict()
-    both = {f"module.query.{n}": t for n, t in one.items()} | {f"module.key.{n}": t for n, t in other.items()}
-    path = save(tmp_path / "a.pth", {"state_dict": both})
+def test_one_of_two_networks_in_a_state_dict_is_chosen_by_the_prefix_of_its_names(tmp_path: Path) -> None:
+    first, second = network(1).state_dict(), network(2).state_dict()
+    state = {f"module.query.{n}": t for n, t in first.items()} | {f"module.key.{n}": t for n, t in second.items()}
+    path = save(tmp_path / "a.pth", {"state_dict": state})
     with open_checkpoint(path, state_key="state_dict.module.key") as checkpoint:
-        assert checkpoint.names == sorted(other)
-        assert torch.equal(checkpoint.read("2.weight"), other["2.weight"])
+        assert checkpoint.names == sorted(second)
+        assert torch.equal(checkpoint.read("2.weight"), second["2.weight"])
 
 
-def test_a_small_second_mapping_beside_a_models_is_told_and_left_out(tmp_path: Path) -> None:
+def test_a_much_smaller_second_mapping_is_listed_and_left_out(tmp_path: Path) -> None:
     saved = {"model": {"w": torch.ones(100, 100)}, "criterion": {"center": torch.ones(5)}}
     with open_checkpoint(save(tmp_path / "a.pth", saved)) as checkpoint:
         assert checkpoint.state_key == "model"
@@ -136,7 +138,7 @@ def test_a_small_second_mapping_beside_a_models_is_told_and_left_out(tmp_path: P
         pass
 
 
-def test_what_among_the_tensors_is_none_is_told(tmp_path: Path) -> None:
+def test_entries_that_are_not_tensors_are_listed(tmp_path: Path) -> None:
     saved = {"w": torch.ones(3), "version": 2, "b": nn.Parameter(torch.ones(2))}
     with open_checkpoint(save(tmp_path / "a.pth", saved)) as checkpoint:
         assert checkpoint.names == ["b", "w"]
@@ -150,7 +152,7 @@ def test_what_among_the_tensors_is_none_is_told(tmp_path: Path) -> None:
 
 
 @KINDS
-def test_what_trainers_keep_is_held_and_never_imported(tmp_path: Path, kind: str) -> None:
+def test_other_objects_of_trainers_are_read_without_importing_their_classes(tmp_path: Path, kind: str) -> None:
     saved = {
         "state_dict": network().state_dict(),
         "args": argparse.Namespace(lr=0.1, out=pathlib.Path("runs/a"), more=argparse.Namespace(x=[1, 2])),
@@ -191,8 +193,8 @@ def test_a_whole_module_is_refused_with_the_two_lines_that_convert_it(
         assert torch.equal(checkpoint.read("0.weight"), model.state_dict()["0.weight"])
 
 
-class Runs:
-    """What a hostile file holds: a call, made when it is unpickled."""
+class CallsOnLoad:
+    """An object of a hostile file, which calls a function when it is unpickled."""
 
     def __init__(self, called: Any, *arguments: Any) -> None:
         self.called = called
@@ -205,7 +207,7 @@ class Runs:
 @KINDS
 def test_a_forbidden_global_is_named_and_not_called(tmp_path: Path, kind: str) -> None:
     target = tmp_path / "called"
-    path = save(tmp_path / "a.pth", {"w": torch.ones(3), "x": Runs(os.system, f"touch {target}")}, kind)
+    path = save(tmp_path / "a.pth", {"w": torch.ones(3), "x": CallsOnLoad(os.system, f"touch {target}")}, kind)
     with pytest.raises(DataError, match=rf"a\.pth: needs {os.system.__module__}\.system, not on the list"):
         open_checkpoint(path).__enter__()
     assert not target.exists()
@@ -213,9 +215,9 @@ def test_a_forbidden_global_is_named_and_not_called(tmp_path: Path, kind: str) -
 
 @KINDS
 @pytest.mark.parametrize(
-    ("called", "arguments", "told"),
+    ("called", "arguments", "message"),
     [
-        # Each of these is on torch's own list of what weights_only may call, and allocates what it is told to.
+        # torch allows these calls with weights_only, and they allocate the memory that the file claims.
         (bytearray, (2**40,), "needs builtins.bytearray"),
         (torch.FloatTensor, (2**40,), "needs torch.FloatTensor"),
         (torch._tensor._rebuild_from_type_v2, (torch.Size, torch.Tensor, ((1,),), {}), "_rebuild_from_type_v2 of"),
@@ -223,11 +225,11 @@ def test_a_forbidden_global_is_named_and_not_called(tmp_path: Path, kind: str) -
         (eval, ("1",), "needs builtins.eval"),
     ],
 )
-def test_calls_that_torch_would_make_but_that_no_checkpoint_needs(
-    tmp_path: Path, kind: str, called: Any, arguments: tuple[Any, ...], told: str
+def test_calls_that_torch_allows_but_no_checkpoint_needs_are_refused(
+    tmp_path: Path, kind: str, called: Any, arguments: tuple[Any, ...], message: str
 ) -> None:
-    path = save(tmp_path / "a.pth", {"w": torch.ones(3), "x": Runs(called, *arguments)}, kind)
-    with pytest.raises(DataError, match=told):
+    path = save(tmp_path / "a.pth", {"w": torch.ones(3), "x": CallsOnLoad(called, *arguments)}, kind)
+    with pytest.raises(DataError, match=message):
         open_checkpoint(path).__enter__()
 
 
@@ -236,13 +238,13 @@ def test_quantised_and_sparse_tensors_are_refused(tmp_path: Path, kind: str) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quantised = torch.quantize_per_tensor(torch.ones(3), 1.0, 0, torch.qint8)
-    for tensor, told in ((quantised, "quantised"), (torch.eye(3).to_sparse(), "sparse")):
-        with pytest.raises(DataError, match=f"holds {told} tensors; convert them"):
+    for tensor, kind_of_tensor in ((quantised, "quantised"), (torch.eye(3).to_sparse(), "sparse")):
+        with pytest.raises(DataError, match=f"holds {kind_of_tensor} tensors; convert them"):
             open_checkpoint(save(tmp_path / "a.pth", {"w": tensor}, kind)).__enter__()
 
 
 @KINDS
-def test_a_tensor_that_claims_more_than_the_file_has(tmp_path: Path, kind: str) -> None:
+def test_a_tensor_that_claims_more_bytes_than_the_file_is_refused(tmp_path: Path, kind: str) -> None:
     path = save(tmp_path / "a.pth", {"w": torch.ones(1).expand(10**10)}, kind)
     with pytest.raises(DataError, match="tensor 'w' claims 40,000,000,000 bytes, more than the whole file has"):
         open_checkpoint(path).__enter__()
@@ -252,19 +254,23 @@ def test_a_tensor_that_claims_more_than_the_file_has(tmp_path: Path, kind: str) 
 @pytest.mark.parametrize(
     ("claimed", "message"), [(200, "torch cannot read it"), (10**10, "claims 40,000,000,000 bytes")]
 )
-def test_a_tensor_that_ends_beyond_its_storage(tmp_path: Path, kind: str, claimed: int, message: str) -> None:
-    """A tensor on the meta device enlarges its storage instead of an error."""
+def test_a_tensor_that_ends_beyond_its_storage_is_refused(
+    tmp_path: Path, kind: str, claimed: int, message: str
+) -> None:
+    """On the meta device torch enlarges the storage of such a tensor in place of an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         storage = torch.ones(5).storage()
-    tensor = Runs(torch._utils._rebuild_tensor_v2, storage, 0, (claimed,), (1,), False, collections.OrderedDict())
+    tensor = CallsOnLoad(
+        torch._utils._rebuild_tensor_v2, storage, 0, (claimed,), (1,), False, collections.OrderedDict()
+    )
     path = save(tmp_path / "a.pth", {"w": tensor, "v": torch.ones(1000)}, kind)
     with pytest.raises(DataError, match=message), open_checkpoint(path) as checkpoint:
         checkpoint.read("w")
 
 
 def rewritten(path: Path, change: Any) -> Path:
-    """A zip archive with other members: name → bytes, or None to leave it out."""
+    """Replace the members of a zip archive by those that `change` returns from them; return the path."""
     with zipfile.ZipFile(path) as archive:
         members = {member.filename: archive.read(member) for member in archive.infolist()}
     changed = change(members)
@@ -274,13 +280,13 @@ def rewritten(path: Path, change: Any) -> Path:
     return path
 
 
-def test_archives_that_lie(tmp_path: Path) -> None:
+def test_archives_with_invalid_members_are_refused(tmp_path: Path) -> None:
     state = {"w": torch.ones(5)}
 
     def fresh(name: str) -> Path:
         return save(tmp_path / f"{name}.pth", state)
 
-    for name, change, told in (
+    for name, change, message in (
         ("escapes", lambda m: m | {"escapes/../../x": b"x"}, "'escapes/../../x' points outside the archive"),
         ("absolute", lambda m: m | {"/etc/x": b"x"}, "points outside the archive"),
         ("smaller", lambda m: m | {"smaller/data/0": b"1234"}, "claims 20 bytes for data/0, which has 4"),
@@ -291,7 +297,7 @@ def test_archives_that_lie(tmp_path: Path) -> None:
         ("short", lambda m: m | {"short/data.pkl": m["short/data.pkl"][:-9]}, "short.pth"),
     ):
         path = rewritten(fresh(name), change)
-        with pytest.raises(DataError, match=told.replace(".", r"\.") if "(" not in told else told):
+        with pytest.raises(DataError, match=message.replace(".", r"\.") if "(" not in message else message):
             open_checkpoint(path).__enter__()
     packed = fresh("packed")
     with zipfile.ZipFile(packed, "a", zipfile.ZIP_DEFLATED) as archive:
@@ -300,7 +306,7 @@ def test_archives_that_lie(tmp_path: Path) -> None:
         open_checkpoint(packed).__enter__()
 
 
-def test_torchscript_is_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_torchscript_is_refused_with_advice(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "a.pt"))
@@ -308,12 +314,12 @@ def test_torchscript_is_refused_with_what_to_do(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "a.pt").__enter__()
 
 
-def test_a_stream_that_claims_more_than_it_has(tmp_path: Path) -> None:
+def test_a_stream_that_claims_more_bytes_than_it_has_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pth", {"w": torch.ones(2**10)}, STREAM)
     data = path.read_bytes()
-    # The count of the storage's numbers, a two-byte integer in the pickle, becomes one of four bytes.
-    at = data.index(b"M" + struct.pack("<H", 2**10))
-    path.write_bytes(data[:at] + b"J" + struct.pack("<i", 2**30) + data[at + 3 :])
+    # Replace the number of values of the storage, a two-byte integer in the pickle, by a larger one of four bytes.
+    offset = data.index(b"M" + struct.pack("<H", 2**10))
+    path.write_bytes(data[:offset] + b"J" + struct.pack("<i", 2**30) + data[offset + 3 :])
     with pytest.raises(DataError, match="truncated: claims 4,294,967,304 bytes of tensors, but only 4,"):
         open_checkpoint(path).__enter__()
 
@@ -323,7 +329,7 @@ def pickle_of(*parts: bytes) -> io.BytesIO:
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (pickle_of(b"X" + struct.pack("<I", 2**31) + b"short"), "expected 2147483648 bytes"),
         (pickle_of(b"\x8e" + struct.pack("<Q", 2**40)), "expected 1099511627776 bytes|BINBYTES8"),
@@ -333,12 +339,12 @@ def pickle_of(*parts: bytes) -> io.BytesIO:
         (pickle_of(b"h\x05"), "no complete pickle"),
         (pickle_of(b"K\x01a"), "no complete pickle"),
         (io.BytesIO(b"\x80\x02]"), "exhausted|no complete pickle"),
-        # A key whose hash would visit 2^n leaves.
+        # Hashing this key would visit 2^n leaves.
         (
             pickle_of(b"}", b"K\x01", b"q\x00h\x00\x86" * 40, b"K\x01s"),
             "unpacks to",
         ),
-        # One long text, encoded again and again.
+        # The same long text is encoded many times.
         (
             pickle_of(
                 b"]c_codecs\nencode\nq\x00X" + struct.pack("<I", 2**16) + b"a" * 2**16 + b"\x85q\x01",
@@ -348,8 +354,8 @@ def pickle_of(*parts: bytes) -> io.BytesIO:
         ),
     ],
 )
-def test_pickles_that_are_bombs_or_no_pickles(data: io.BytesIO, told: str) -> None:
-    with pytest.raises((ValueError, DataError), match=told):
+def test_invalid_and_exploding_pickles_are_refused(data: io.BytesIO, message: str) -> None:
+    with pytest.raises((ValueError, DataError), match=message):
         scan(data, Budget("a.pt"))
 
 
@@ -367,14 +373,14 @@ def test_a_pickle_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch
         scan(pickle_of(b"](" + b"N" * 5000 + b"e"), Budget("a.pt"))
 
 
-def test_a_state_without_fields_is_no_error() -> None:
+def test_a_state_without_fields_is_accepted() -> None:
     namespace = STAND_INS["argparse.Namespace"]()
     namespace.__setstate__((5, 6))
     assert namespace.plain() == []
 
 
 def test_a_pickle_of_shared_lists_is_read_once(tmp_path: Path) -> None:
-    """A billion laughs: forty lists, each twice in the next one."""
+    """The file has forty nested lists, each of which contains the next one twice, as in a billion laughs attack."""
     laughs: Any = ["ha"]
     for _ in range(40):
         laughs = [laughs, laughs]
@@ -386,7 +392,7 @@ def test_a_pickle_of_shared_lists_is_read_once(tmp_path: Path) -> None:
 def test_a_plain_pickle_is_refused_and_not_called(tmp_path: Path) -> None:
     target = tmp_path / "called"
     for protocol in (2, 4):
-        (tmp_path / "a.pkl").write_bytes(pickle.dumps(Runs(os.system, f"touch {target}"), protocol))
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps(CallsOnLoad(os.system, f"touch {target}"), protocol))
         with pytest.raises(DataError, match=r"a\.pkl: a plain pickle, not written by torch\.save"):
             open_checkpoint(tmp_path / "a.pkl").__enter__()
     assert not target.exists()
@@ -415,7 +421,7 @@ def test_one_tensor_of_a_large_archive_takes_no_more_memory_than_it_has(tmp_path
     assert float(done.stdout) < 60
 
 
-def shapes_and_the_rest(path: Path, state_key: str | None) -> tuple[object, ...]:
+def description(path: Path, state_key: str | None) -> tuple[object, ...]:
     with open_checkpoint(path, state_key=state_key) as checkpoint:
         return (
             checkpoint.layout,
@@ -427,19 +433,19 @@ def shapes_and_the_rest(path: Path, state_key: str | None) -> tuple[object, ...]
         )
 
 
-def all_kinds() -> dict[str, Any]:
+def tensors_of_all_dtypes() -> dict[str, Any]:
     names = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
     newer = ("complex64", "complex128", "uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2")
     return {name: torch.zeros(2, 3, dtype=getattr(torch, name)) for name in (*names, *newer)}
 
 
-def saved_things() -> dict[str, Any]:
+def saved_objects() -> dict[str, Any]:
     model, optimizer = trained()
     state = model.state_dict()
     base = torch.arange(12.0)
     return {
         "bare": state,
-        "dtypes": all_kinds(),
+        "dtypes": tensors_of_all_dtypes(),
         "views": {
             "a": base[2:8].view(2, 3),
             "t": base.view(3, 4).T,
@@ -447,7 +453,11 @@ def saved_things() -> dict[str, Any]:
             "n": torch.zeros(0, 4),
         },
         "parameters": dict(model.named_parameters()),
-        "own attributes": {"w": torch.nn.Parameter(torch.ones(3, 2), requires_grad=False), "n": 3, "t": "text"},
+        "parameter and attributes": {
+            "w": torch.nn.Parameter(torch.ones(3, 2), requires_grad=False),
+            "n": 3,
+            "t": "text",
+        },
         "trainer": {
             "model_state_dict": state,
             "optimizer": optimizer.state_dict(),
@@ -469,22 +479,24 @@ def saved_things() -> dict[str, Any]:
 
 
 @KINDS
-@pytest.mark.parametrize("name", sorted(saved_things()))
-def test_a_file_is_listed_as_torch_reads_it(name: str, kind: str, tmp_path: Path, monkeypatch: Any) -> None:
-    state_key, saved = "net" if name == "two" else None, saved_things()[name]
+@pytest.mark.parametrize("name", sorted(saved_objects()))
+def test_a_file_is_listed_with_the_content_that_torch_reads(
+    name: str, kind: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    state_key, saved = "net" if name == "two" else None, saved_objects()[name]
     if kind == STREAM:
-        # In a stream torch does not read back what it writes of its newest dtypes.
+        # torch cannot read tensors of its newest dtypes from the streams that it writes.
         saved = {key: value for key, value in saved.items() if not key.startswith(("uint16", "uint32", "uint64", "f"))}
     path = save(tmp_path / "a.pt", saved, kind)
-    listed = shapes_and_the_rest(path, state_key)
+    listed = description(path, state_key)
     with open_checkpoint(path, state_key=state_key) as checkpoint:
         first = checkpoint.names[0]
         assert tuple(checkpoint.read(first).shape) == checkpoint.shape(first)
     monkeypatch.setattr(pickled, "LISTING_DEVICE", "cpu")
-    assert listed == shapes_and_the_rest(path, state_key)
+    assert listed == description(path, state_key)
 
 
-def test_a_file_that_changes_before_its_numbers_are_read(tmp_path: Path) -> None:
+def test_a_file_that_changes_before_a_tensor_is_read_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pt", {"a": torch.ones(2, 3)})
     with open_checkpoint(path) as checkpoint:
         save(path, {"a": torch.ones(3, 3)})
@@ -492,9 +504,9 @@ def test_a_file_that_changes_before_its_numbers_are_read(tmp_path: Path) -> None
             checkpoint.read("a")
 
 
-@pytest.mark.parametrize("less", [1, 8, 40])
-def test_a_stream_whose_end_is_missing(tmp_path: Path, less: int) -> None:
+@pytest.mark.parametrize("removed", [1, 8, 40])
+def test_a_truncated_stream_is_refused(tmp_path: Path, removed: int) -> None:
     path = save(tmp_path / "a.pth", {"v": torch.ones(16), "w": torch.ones(2**10), "x": torch.ones(0)}, STREAM)
-    path.write_bytes(path.read_bytes()[:-less])
+    path.write_bytes(path.read_bytes()[:-removed])
     with pytest.raises(DataError, match=r"a\.pth: truncated: claims 4,184 bytes of tensors, but only 4,1"):
         open_checkpoint(path).__enter__()

@@ -1,4 +1,4 @@
-"""Shards with an index, pickled or not: one checkpoint, and never a file outside its directory."""
+"""Tests of shards with an index, pickled or not: they are one checkpoint, and no file outside the directory is read."""
 
 import json
 import shutil
@@ -21,10 +21,10 @@ SAFE, PICKLED = "model.safetensors.index.json", "pytorch_model.bin.index.json"
 
 
 def pickled(folder: Path, state: dict[str, torch.Tensor]) -> Path:
-    """What save_pretrained wrote before it wrote safetensors."""
+    """Write pickled shards with an index, as save_pretrained did before safetensors; return the directory."""
     folder.mkdir(parents=True)
     names = sorted(state)
-    files = {name: f"pytorch_model-0000{1 + (place % 2)}-of-00002.bin" for place, name in enumerate(names)}
+    files = {name: f"pytorch_model-0000{1 + (number % 2)}-of-00002.bin" for number, name in enumerate(names)}
     for file in set(files.values()):
         torch.save({name: state[name] for name in names if files[name] == file}, folder / file)
     (folder / PICKLED).write_text(json.dumps({"metadata": {}, "weight_map": files}))
@@ -43,7 +43,7 @@ def safe(model: BertForSequenceClassification, tmp_path: Path) -> Path:
     return tmp_path / "safe"
 
 
-def test_what_save_pretrained_shards_is_one_checkpoint(model: BertForSequenceClassification, safe: Path) -> None:
+def test_shards_of_save_pretrained_are_one_checkpoint(model: BertForSequenceClassification, safe: Path) -> None:
     state = model.state_dict()
     for path in (safe, safe / SAFE):
         with open_checkpoint(path) as checkpoint:
@@ -58,7 +58,7 @@ def test_what_save_pretrained_shards_is_one_checkpoint(model: BertForSequenceCla
     assert (member.name, member.path) == ("model", safe / SAFE)
 
 
-def test_pickled_shards(model: BertForSequenceClassification, tmp_path: Path) -> None:
+def test_pickled_shards_are_one_checkpoint(model: BertForSequenceClassification, tmp_path: Path) -> None:
     state = model.state_dict()
     folder = pickled(tmp_path / "old", state)
     with open_checkpoint(folder) as checkpoint:
@@ -67,7 +67,7 @@ def test_pickled_shards(model: BertForSequenceClassification, tmp_path: Path) ->
         assert checkpoint.names == sorted(state)
         for name, tensor in state.items():
             assert torch.equal(checkpoint.read(name), tensor)
-    # The same weights in both formats count once.
+    # Weights that are saved in both formats are one checkpoint.
     save_file({"w": torch.ones(2)}, folder / "model.safetensors")
     shutil.copy(folder / "pytorch_model-00001-of-00002.bin", folder / "pytorch_model.bin")
     (folder / PICKLED).unlink()
@@ -77,23 +77,23 @@ def test_pickled_shards(model: BertForSequenceClassification, tmp_path: Path) ->
         assert checkpoint.names == ["w"]
 
 
-def test_the_hash_is_of_all_shards(safe: Path, tmp_path: Path) -> None:
+def test_the_hash_depends_on_all_shards(safe: Path, tmp_path: Path) -> None:
     changed = shutil.copytree(safe, tmp_path / "changed")
     last = sorted(changed.glob("*.safetensors"))[-1]
     last.write_bytes(last.read_bytes()[:-1] + b"\x01")
-    with open_checkpoint(safe) as one, open_checkpoint(changed) as other:
-        assert one.content_hash() != other.content_hash()
+    with open_checkpoint(safe) as first, open_checkpoint(changed) as second:
+        assert first.content_hash() != second.content_hash()
 
 
 def absent(folder: Path, index: Path) -> None:
     next(file for file in sorted(folder.iterdir()) if "-00001-of-" in file.name).unlink()
 
 
-def elsewhere(name: str) -> Callable[[Path, Path], None]:
+def moved_to(name: str) -> Callable[[Path, Path], None]:
     def change(folder: Path, index: Path) -> None:
-        held = json.loads(index.read_text())
-        first = min(held["weight_map"])
-        index.write_text(json.dumps({"weight_map": held["weight_map"] | {first: name.format(outside=folder.parent)}}))
+        saved = json.loads(index.read_text())
+        first = min(saved["weight_map"])
+        index.write_text(json.dumps({"weight_map": saved["weight_map"] | {first: name.format(outside=folder.parent)}}))
 
     return change
 
@@ -105,21 +105,21 @@ def linked(folder: Path, index: Path) -> None:
 
 
 def renamed(folder: Path, index: Path) -> None:
-    held = json.loads(index.read_text())
-    first = min(held["weight_map"])
-    moved = {("other" if name == first else name): file for name, file in held["weight_map"].items()}
+    saved = json.loads(index.read_text())
+    first = min(saved["weight_map"])
+    moved = {("other" if name == first else name): file for name, file in saved["weight_map"].items()}
     index.write_text(json.dumps({"weight_map": moved}))
 
 
 @pytest.mark.parametrize("kind", ["safe", "pickled"])
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (absent, "which is missing"),
-        (elsewhere("../x.safetensors"), r"'\.\./x\.safetensors', which is outside its directory"),
-        (elsewhere("{outside}/x.bin"), "which is outside its directory"),
-        (elsewhere(".."), r"'\.\.', which is outside its directory"),
-        (elsewhere("c\\x.bin"), "which is outside its directory"),
+        (moved_to("../x.safetensors"), r"'\.\./x\.safetensors', which is outside its directory"),
+        (moved_to("{outside}/x.bin"), "which is outside its directory"),
+        (moved_to(".."), r"'\.\.', which is outside its directory"),
+        (moved_to("c\\x.bin"), "which is outside its directory"),
         (linked, "a link that leads out of its directory"),
         (renamed, "says that tensor 'other' is in"),
         (lambda folder, index: index.write_text("{}"), "not an index of shards"),
@@ -128,27 +128,27 @@ def renamed(folder: Path, index: Path) -> None:
         (lambda folder, index: index.write_bytes(b"\xff\xfe"), "not an index of shards"),
     ],
 )  # fmt: skip
-def test_indices_that_lie(
-    model: BertForSequenceClassification, safe: Path, tmp_path: Path, kind: str, change: Callable, told: str
+def test_invalid_indices_are_refused(
+    model: BertForSequenceClassification, safe: Path, tmp_path: Path, kind: str, change: Callable, message: str
 ) -> None:
     folder = safe if kind == "safe" else pickled(tmp_path / "old", model.state_dict())
     change(folder, folder / (SAFE if kind == "safe" else PICKLED))
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         open_checkpoint(folder).__enter__()
 
 
-def test_a_hubs_cache_links_every_file_and_opens(safe: Path, tmp_path: Path) -> None:
+def test_a_snapshot_of_the_hubs_cache_opens_through_its_links(safe: Path, tmp_path: Path) -> None:
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
     blobs.mkdir()
     snapshot.mkdir(parents=True)
-    for place, file in enumerate(sorted(safe.iterdir())):
-        shutil.copy(file, blobs / str(place))
-        (snapshot / file.name).symlink_to(blobs / str(place))
+    for number, file in enumerate(sorted(safe.iterdir())):
+        shutil.copy(file, blobs / str(number))
+        (snapshot / file.name).symlink_to(blobs / str(number))
     with open_checkpoint(snapshot) as checkpoint:
         assert checkpoint.read(checkpoint.names[0]) is not None
 
 
-def test_two_networks_in_one_file_by_what_their_names_begin_with(tmp_path: Path) -> None:
+def test_one_of_two_networks_in_a_file_is_chosen_by_the_prefix_of_its_names(tmp_path: Path) -> None:
     save_file({"student.w": torch.ones(2), "teacher.w": torch.zeros(2)}, tmp_path / "a.safetensors")
     with open_checkpoint(tmp_path / "a.safetensors", state_key="teacher") as checkpoint:
         assert checkpoint.names == ["w"]
