@@ -1,4 +1,4 @@
-"""`analyze` on dumps: every edge case of the definitions, workers, the cache, moments, per class, spectra."""
+"""Tests of the command `analyze`: edge cases, workers, the cache, stored moments, per-class rows and spectra."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def write(path: Path, datasets: dict[str, np.ndarray]) -> Path:
 
 @pytest.fixture
 def analyze(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Analyze:
-    """Runs analyze --json in the test's directory: exit code, records, standard error."""
+    """Return a function that runs analyze --json in a new directory and returns exit code, records and errors."""
     monkeypatch.chdir(tmp_path)
 
     def call(*words: object) -> tuple[int, list[dict], str]:
@@ -57,10 +57,10 @@ def changed(**changes: Callable[[np.ndarray], np.ndarray]) -> dict[str, np.ndarr
     return datasets
 
 
-def put(*places: int, value: float = 0.0) -> Callable[[np.ndarray], np.ndarray]:
+def put(*indices: int, value: float = 0.0) -> Callable[[np.ndarray], np.ndarray]:
     def change(array: np.ndarray) -> np.ndarray:
         array = array.copy()
-        array[list(places)] = value
+        array[list(indices)] = value
         return array
 
     return change
@@ -122,7 +122,7 @@ def uneven() -> dict[str, np.ndarray]:
         "uneven",
     ],
 )
-def test_edge_cases_are_records_that_the_plain_function_agrees_with(
+def test_records_of_edge_cases_equal_those_of_analyze_features(
     analyze: Analyze, tmp_path: Path, datasets: dict, expected: dict
 ) -> None:
     write(tmp_path / "step-5.h5", datasets)
@@ -130,27 +130,27 @@ def test_edge_cases_are_records_that_the_plain_function_agrees_with(
     assert code == 0
     plain = analyze_features(datasets["test/features"], datasets["test/labels"], datasets["classifier/weights"])
     for name, number in plain.items():
-        expected_here = pytest.approx(number, rel=1e-10) if isinstance(number, float) else number
-        assert records[0][name] == expected_here, name
+        expected_number = pytest.approx(number, rel=1e-10) if isinstance(number, float) else number
+        assert records[0][name] == expected_number, name
     for name, value in expected.items():
         assert records[0][name] == value
         assert value is not None or name in records[0]["missing"]
 
 
-def series(where: Path, count: int = 3) -> None:
-    where.mkdir()
+def series(directory: Path, count: int = 3) -> None:
+    directory.mkdir()
     for step in range(count):
-        write(where / f"step-{step}.h5", arrays(seed=step))
+        write(directory / f"step-{step}.h5", arrays(seed=step))
 
 
-def test_workers_change_nothing_but_the_time(analyze: Analyze, tmp_path: Path) -> None:
+def test_workers_change_no_result(analyze: Analyze, tmp_path: Path) -> None:
     series(tmp_path / "dumps", 4)
-    one = analyze("dumps", "--set", "cache=false", "--centred", "--renyi", "0.5,2")
-    assert analyze("dumps", "--set", "cache=false", "--centred", "--renyi", "0.5,2", "--workers", 3) == one
-    assert [record["step"] for record in one[1]] == [0, 1, 2, 3]
+    single = analyze("dumps", "--set", "cache=false", "--centred", "--renyi", "0.5,2")
+    assert analyze("dumps", "--set", "cache=false", "--centred", "--renyi", "0.5,2", "--workers", 3) == single
+    assert [record["step"] for record in single[1]] == [0, 1, 2, 3]
 
 
-def test_an_error_in_a_worker_gives_the_same_line(analyze: Analyze, tmp_path: Path) -> None:
+def test_an_error_in_a_worker_has_the_same_message(analyze: Analyze, tmp_path: Path) -> None:
     series(tmp_path / "dumps")
     write(tmp_path / "dumps" / "step-1.h5", changed(features=put(4, value=np.nan)))
     code, _, errors = analyze("dumps", "--workers", 2)
@@ -158,7 +158,7 @@ def test_an_error_in_a_worker_gives_the_same_line(analyze: Analyze, tmp_path: Pa
     assert errors == "error: dumps/step-1.h5: test: features: 1 row holds NaN or infinity, the first is row 4"
 
 
-def test_a_second_analysis_computes_only_what_is_new(
+def test_a_second_analysis_computes_only_new_dumps(
     analyze: Analyze, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user_cache: Path
 ) -> None:
     series(tmp_path / "dumps")
@@ -174,14 +174,14 @@ def test_a_second_analysis_computes_only_what_is_new(
     code, four, errors = analyze("dumps")
     assert (code, four[:3], len(computed)) == (0, first, 1)
     assert "3 of 4" in errors
-    # Other content under the same name, of the same size and time, is another dump.
+    # A dump with other content is computed again even if its name, size and time are the same.
     path = tmp_path / "dumps" / "step-0.h5"
     times = path.stat()
     write(path, arrays(seed=11))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert analyze("dumps")[1][0]["sample.mir"] != first[0]["sample.mir"]
     assert len(computed) == 2
-    # So are other options; and what is no record of ours is computed anew.
+    # With other options, or if the cached files are invalid, all records are computed again.
     analyze("dumps", "--renyi", "2")
     assert len(computed) == 6
     for file in (user_cache / "records").iterdir():
@@ -193,7 +193,7 @@ def test_a_second_analysis_computes_only_what_is_new(
 
 def test_a_cache_that_cannot_be_used_is_reported(analyze: Analyze, tmp_path: Path, user_cache: Path) -> None:
     series(tmp_path / "dumps")
-    user_cache.write_text("a file is in the way")
+    user_cache.write_text("a file in place of the directory")
     code, records, message = analyze("dumps")
     assert (code, len(records)) == (0, 3)
     assert message.startswith(f"records are not cached: {user_cache}: cannot be written: ")
@@ -213,19 +213,19 @@ def test_a_cache_that_others_may_use_is_neither_read_nor_written(
     assert list(user_cache.iterdir()) == []
 
 
-def test_a_directory_of_dumps_is_not_written_and_its_hidden_files_are_not_read(
+def test_the_directory_of_dumps_is_not_changed_and_its_hidden_files_are_not_read(
     analyze: Analyze, tmp_path: Path, user_cache: Path
 ) -> None:
     series(tmp_path / "dumps")
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "dumps" / ".ckpt-probe-cache").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "target").mkdir()
+    (tmp_path / "dumps" / ".ckpt-probe-cache").symlink_to(tmp_path / "target")
     assert analyze("dumps")[0] == 0
-    assert not list((tmp_path / "elsewhere").iterdir())
+    assert not list((tmp_path / "target").iterdir())
     assert len(list((user_cache / "records").glob("*.json"))) == 3
     assert user_cache.stat().st_mode & 0o077 == 0
 
 
-def stored(path: Path, store: str, datasets: dict[str, np.ndarray], **options) -> Path:
+def write_stored(path: Path, store: str, datasets: dict[str, np.ndarray], **options) -> Path:
     import torch
 
     weights = torch.tensor(datasets["classifier/weights"])
@@ -241,21 +241,21 @@ def stored(path: Path, store: str, datasets: dict[str, np.ndarray], **options) -
 def test_moments_give_the_numbers_of_the_features(analyze: Analyze, tmp_path: Path, samples: int) -> None:
     datasets = arrays(samples, features=8, classes=4)
     for store in ("features", "moments", "both"):
-        stored(tmp_path / f"{store}.h5", store, datasets)
-    wanted = ("--centred", "--renyi", "2")
-    (_, [whole], _), (_, [moments], _), (_, [both], _) = (
-        analyze(f"{store}.h5", *wanted) for store in ("features", "moments", "both")
+        write_stored(tmp_path / f"{store}.h5", store, datasets)
+    options = ("--centred", "--renyi", "2")
+    (_, [features], _), (_, [moments], _), (_, [features_and_moments], _) = (
+        analyze(f"{store}.h5", *options) for store in ("features", "moments", "both")
     )
     centred = {"centred.mir", "centred.hdr", "centred.effective_rank", "erank.difference"}
     without = {"checkpoint", "missing", "nc4.disagreement", "nearest_mean_accuracy", *centred}
-    for name in whole.keys() - without:
-        expected = pytest.approx(whole[name], rel=1e-9) if isinstance(whole[name], float) else whole[name]
+    for name in features.keys() - without:
+        expected = pytest.approx(features[name], rel=1e-9) if isinstance(features[name], float) else features[name]
         assert moments[name] == expected, name
     assert moments["missing"] == (
         "nc4.disagreement, nearest_mean_accuracy, centred.mir, centred.hdr, centred.effective_rank: needs the "
         "features, but only moments were stored (extract again with `store='both'` and `overwrite=True`)"
     )
-    assert {**both, "checkpoint": "features"} == whole
+    assert {**features_and_moments, "checkpoint": "features"} == features
 
 
 def test_invalid_stored_moments_are_refused(analyze: Analyze, tmp_path: Path) -> None:
@@ -267,10 +267,10 @@ def test_invalid_stored_moments_are_refused(analyze: Analyze, tmp_path: Path) ->
         ("claims", lambda g: g.create_dataset("rows", (10**6, 8), "f8", chunks=(1, 8)), "claims 64,000,000 bytes"),
         ("counts", lambda g: g["counts"].__setitem__(0, -5), "counts contains negative numbers"),
     ):
-        path = stored(tmp_path / f"{name}.h5", "moments", datasets)
+        path = write_stored(tmp_path / f"{name}.h5", "moments", datasets)
         with h5py.File(path, "a") as file:
             tamper(file["test/moments"])
-            # As another program writes it: the hash over a whole file of ours would tell first.
+            # Without the hash of the file, which would report the change first, as in files of other programs.
             del file.attrs["format"]
         code, _, errors = analyze(path.name)
         assert code == 1, errors
@@ -278,7 +278,7 @@ def test_invalid_stored_moments_are_refused(analyze: Analyze, tmp_path: Path) ->
         assert message in errors
 
 
-def test_per_class_rows(analyze: Analyze, tmp_path: Path) -> None:
+def test_per_class_rows_agree_with_their_definitions(analyze: Analyze, tmp_path: Path) -> None:
     datasets = arrays(90)
     write(tmp_path / "step-2.h5", datasets)
     code, rows, _ = analyze("step-2.h5", "--per-class")
@@ -287,13 +287,13 @@ def test_per_class_rows(analyze: Analyze, tmp_path: Path) -> None:
     means = np.stack([features[labels == c].mean(axis=0) for c in range(3)])
     nearest = np.linalg.norm(features[:, None] - means, axis=2).argmin(axis=1)
     for c, row in enumerate(rows):
-        own = features[labels == c]
-        unit = own / np.linalg.norm(own, axis=1, keepdims=True)
-        values = np.linalg.eigvalsh(unit.T @ unit / len(own))
+        members = features[labels == c]
+        unit = members / np.linalg.norm(members, axis=1, keepdims=True)
+        values = np.linalg.eigvalsh(unit.T @ unit / len(members))
         counts = {int(k): int((nearest[labels == c] == k).sum()) for k in np.unique(nearest[labels == c])}
         assert (row["checkpoint"], row["step"], row["split"], row["samples"]) == ("step-2", 2, "test", 30)
         assert row["mean_norm"] == pytest.approx(np.linalg.norm(means[c]))
-        assert row["variance"] == pytest.approx(((own - means[c]) ** 2).sum(axis=1).mean())
+        assert row["variance"] == pytest.approx(((members - means[c]) ** 2).sum(axis=1).mean())
         assert row["within.entropy"] == pytest.approx(-(values * np.log(values)).sum())
         assert row["nearest.own"] == pytest.approx(counts.get(c, 0) / 30)
         assert dict(map(int, pair.split(":")) for pair in row["nearest.confusion"].split()) == counts
@@ -314,7 +314,7 @@ def test_spectra_are_the_eigenvalues_of_each_gram(analyze: Analyze, tmp_path: Pa
     assert analyze("step-2.h5", "--spectra", "out.npz")[0] == 2
 
 
-def test_a_dump_that_changes_while_it_is_read(
+def test_a_dump_that_changes_while_it_is_read_is_refused(
     analyze: Analyze, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ckpt_probe.dumps import SplitView
@@ -322,8 +322,8 @@ def test_a_dump_that_changes_while_it_is_read(
     path = write(tmp_path / "step-2.h5", arrays(4000, features=64))
     original = SplitView.blocks
 
-    def shrinking(view: SplitView, rows: int, *places: Any, **chosen: Any):
-        for block in original(view, 500, *places, **chosen):
+    def shrinking(view: SplitView, rows: int, *arguments: Any, **options: Any):
+        for block in original(view, 500, *arguments, **options):
             yield block
             if path.stat().st_size > 10**6:
                 os.truncate(path, 10**6)
@@ -358,7 +358,7 @@ def test_invalid_options_are_refused(analyze: Analyze, tmp_path: Path, words: tu
     assert message in errors
 
 
-def test_a_small_memory_takes_the_stochastic_route_and_says_so(analyze: Analyze, tmp_path: Path) -> None:
+def test_with_a_small_memory_the_stochastic_route_is_used_and_recorded(analyze: Analyze, tmp_path: Path) -> None:
     write(tmp_path / "a.h5", arrays(900, features=64, classes=12))
     _, [exact], _ = analyze("a.h5")
     code, [record], _ = analyze(
@@ -377,15 +377,15 @@ def test_a_small_memory_takes_the_stochastic_route_and_says_so(analyze: Analyze,
 def test_only_the_requested_families_are_computed(analyze: Analyze, tmp_path: Path) -> None:
     datasets = arrays()
     write(tmp_path / "a.h5", datasets)
-    whole = analyze_features(datasets["test/features"], datasets["test/labels"], datasets["classifier/weights"])
+    full = analyze_features(datasets["test/features"], datasets["test/labels"], datasets["classifier/weights"])
     code, [record], _ = analyze("a.h5", "--only", "nc3, class")
     assert code == 0
     assert {"nc3.duality", "class.mir"} < set(record)
     assert not [name for name in record if name.startswith(("sample.", "nc1.", "nc4.", "within."))]
     assert "accuracy" not in record
-    assert record["class.mir"] == pytest.approx(whole["class.mir"], rel=1e-12)
+    assert record["class.mir"] == pytest.approx(full["class.mir"], rel=1e-12)
     code, [single], _ = analyze("a.h5", "--only", "nc", "--set", "precision=float32")
-    assert single["nc1.pinv"] == pytest.approx(whole["nc1.pinv"], rel=1e-5)
+    assert single["nc1.pinv"] == pytest.approx(full["nc1.pinv"], rel=1e-5)
     code, [few], _ = analyze("a.h5", "--set", "min_samples=21")
     assert (few["classes_present"], few["classes_left_out"], few["nc1.pinv"]) == (3, 3, None)
 

@@ -1,4 +1,4 @@
-"""The frame of the command line: help, wrong use, exit codes, tracebacks only when asked for."""
+"""Tests of the command line as a whole: help, invalid use, exit codes, and tracebacks only on request."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import pytest
 from ckpt_probe.cli.app import VERBS, group, run
 
 
-def lines_of_error(capsys: pytest.CaptureFixture[str]) -> list[str]:
+def error_lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return capsys.readouterr().err.strip().splitlines()
 
 
@@ -52,7 +52,7 @@ def test_options_and_lines_of_help_are_few(monkeypatch: pytest.MonkeyPatch, caps
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_an_option_of_one_value_is_refused_when_given_twice(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_option_of_one_value_is_refused_if_it_occurs_twice(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = group.get_command(click.Context(group), verb)
     assert command is not None
     for option in command.params:
@@ -60,18 +60,20 @@ def test_an_option_of_one_value_is_refused_when_given_twice(verb: str, capsys: p
             continue
         once = [option.opts[-1], *([] if option.is_flag else ["1"])]
         assert run([verb, *once, *once]) == 2, option.name
-        assert f"{option.opts[-1]}" in (line := lines_of_error(capsys)[0])
+        assert f"{option.opts[-1]}" in (line := error_lines(capsys)[0])
         assert "takes one value, but occurs 2 times" in line
-        for other in option.secondary_opts:
-            assert run([verb, *once, other]) == 2, option.name
-            assert "takes one value" in lines_of_error(capsys)[0]
+        for opposite in option.secondary_opts:
+            assert run([verb, *once, opposite]) == 2, option.name
+            assert "takes one value" in error_lines(capsys)[0]
 
 
-def test_a_key_of_a_configuration_is_set_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_key_of_a_configuration_that_is_set_twice_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "c.toml").write_text("")
     words = ["train", str(tmp_path / "c.toml"), "-o", str(tmp_path / "run"), "--set", "seed=1", "--set", "seed=2"]
     assert run(words) == 2
-    assert lines_of_error(capsys) == ["error: --set seed: occurs twice; set each key once"]
+    assert error_lines(capsys) == ["error: --set seed: occurs twice; set each key once"]
 
 
 @pytest.mark.parametrize(
@@ -101,25 +103,27 @@ def test_a_key_of_a_configuration_is_set_once(tmp_path: Path, capsys: pytest.Cap
         (["interpolate", "a", "b", "-o", "c", "--points", "²"], "a number of at least 3"),
     ],
 )
-def test_wrong_use_is_one_line_and_exit_2(words: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_use_prints_one_line_and_exits_with_2(
+    words: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(words) == 2
-    lines = lines_of_error(capsys)
+    lines = error_lines(capsys)
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
     assert hint in lines[0]
 
 
-def test_bad_data_is_one_line_and_a_traceback_only_with_debug(
+def test_invalid_data_prints_one_line_and_a_traceback_only_with_debug(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dump = tmp_path / "step-1.h5"
     dump.write_text("no HDF5")
     assert run(["analyze", str(dump)]) == 1
-    lines = lines_of_error(capsys)
+    lines = error_lines(capsys)
     assert len(lines) == 1
     assert "step-1.h5" in lines[0]
     assert run(["analyze", str(dump), "--debug"]) == 1
-    assert any("Traceback" in line for line in lines_of_error(capsys))
+    assert any("Traceback" in line for line in error_lines(capsys))
 
 
 def test_without_a_command_the_help_is_printed_and_the_exit_code_is_2() -> None:
@@ -135,15 +139,15 @@ def test_a_closed_pipe_is_not_an_error() -> None:
     assert done.stderr == ""
 
 
-def test_the_end_of_a_file_is_not_an_interruption(
+def test_an_unexpected_end_of_file_is_an_internal_error_and_not_an_interruption(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def ends(*_: object, **__: object) -> None:
+    def raise_eof_error(*_: object, **__: object) -> None:
         raise EOFError("no more data")
 
-    monkeypatch.setattr("ckpt_probe.inspection.inspect_checkpoint", ends)
+    monkeypatch.setattr("ckpt_probe.inspection.inspect_checkpoint", raise_eof_error)
     assert run(["inspect", "a.safetensors"]) == 70
-    [line] = lines_of_error(capsys)
+    [line] = error_lines(capsys)
     assert line.startswith("internal error: EOFError: no more data")
 
 

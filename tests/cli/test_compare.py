@@ -1,4 +1,4 @@
-"""`compare` on the command line: table, JSON Lines, CSV, and what it refuses."""
+"""Tests of the command `compare`: its table, JSON Lines, CSV, and refused input."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from ckpt_probe.cli.app import run
 
 @pytest.fixture
 def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Two groups of four seeds in the test's directory: accuracy differs by 0.02 to 0.05, the loss not in sign."""
+    """Write two groups of four seeds: accuracy differs by 0.02 to 0.05 in each pair, the loss with alternating sign."""
     monkeypatch.chdir(tmp_path)
     for name, shift in (("plain", (0, 0, 0, 0)), ("other", (2, 3, 5, 4))):
         for seed, more in enumerate(shift):
@@ -44,12 +44,14 @@ def test_the_table_has_values_verdicts_and_method(groups: list[str], capsys: pyt
     assert "with 4 pairs the confidence of a resampled interval is at most 87.5 %, not 95 %" in notes
 
 
-def test_json_and_csv_are_what_python_gives(groups: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_and_csv_have_the_values_of_the_python_function(
+    groups: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["--sampling", "confidence=0.9", "--sampling", "resamples=500", "--sampling", "seed=3", "--step", "50"]
     expected = compare(groups, metrics=["accuracy"], confidence=0.9, resamples=500, seed=3)
     assert run(["compare", *groups, *options, "--json"]) == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert records == [vars(one) for one in expected]
+    assert records == [vars(comparison) for comparison in expected]
     assert (records[1]["verdict"], records[1]["direction"]) == ("different", "higher")
     assert run(["compare", *groups, *options, "--csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
@@ -65,7 +67,7 @@ def test_students_interval_is_wider_and_named_in_a_note(groups: list[str], capsy
     assert compare(groups, method="t")[1].resamples is None
 
 
-def test_every_step_and_equal_loss_and_a_file(
+def test_groups_are_compared_at_every_step_and_at_equal_loss_and_written_to_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -118,7 +120,7 @@ def test_left_out_entries_are_reported_on_standard_error(groups: list[str], caps
         (["plain", "nowhere"], 1, "nowhere: no such directory"),
     ],
 )
-def test_wrong_use_and_bad_data_are_refused(
+def test_invalid_arguments_and_data_are_refused_in_one_line(
     groups: list[str], words: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["compare", *words]) == code

@@ -1,4 +1,4 @@
-"""`events` on the command line: table, drawing, JSON Lines, files, and messages."""
+"""Tests of the command `events`: its table, drawing, JSON Lines, files, and messages."""
 
 import json
 from pathlib import Path
@@ -51,8 +51,8 @@ def test_json_has_an_object_per_event(records: Path, capsys: pytest.CaptureFixtu
     for event in events:
         assert {"kind", "metric", "from_step", "to_step"} <= event.keys()
         assert ("abrupt" in event) == (event["kind"] == "change")
-        at = {"accuracy": STEPS[29], "class.mir": STEPS[16]}[event["metric"]]
-        assert event["from_step"] < at <= event["to_step"]
+        jump = {"accuracy": STEPS[29], "class.mir": STEPS[16]}[event["metric"]]
+        assert event["from_step"] < jump <= event["to_step"]
     assert Path("events.csv").read_text().count("\n") == len(events) + 1
     assert "test class.mir" in Path("events.svg").read_text()
     assert run(["events", "run.jsonl", "-o", "events.csv"]) == 2
@@ -72,7 +72,7 @@ def test_json_has_an_object_per_event(records: Path, capsys: pytest.CaptureFixtu
         (["run.jsonl", "--json", "--csv"], 2, "exclude each other"),
     ],
 )
-def test_wrong_use_and_bad_data_are_refused(
+def test_invalid_arguments_and_data_are_refused_in_one_line(
     records: Path, words: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["events", *words]) == code
@@ -80,7 +80,7 @@ def test_wrong_use_and_bad_data_are_refused(
     assert message in line
 
 
-def test_few_checkpoints_have_no_events_but_a_reason(records: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_of_few_checkpoints_has_no_events_and_a_reason(records: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = records.read_text().splitlines()[:10]
     Path("short.jsonl").write_text("\n".join(lines))
     assert run(["events", "short.jsonl"]) == 0

@@ -1,4 +1,4 @@
-"""`ckpt-probe examples` and `similarity --function`: tables, formats, files, errors in one line."""
+"""Tests of the commands `examples` and `similarity --function`: tables, formats, files, and errors in one line."""
 
 import csv
 import io
@@ -67,8 +67,8 @@ def test_records_by_step_are_compared_and_drawn(dumps: Path, capsys: pytest.Capt
         Path(group).mkdir()
         assert run(["examples", f"dumps/{name}", "--by", "step", "-o", f"{group}/0.jsonl"]) == 0
     assert run(["plot", "left/0.jsonl", "-o", "x.svg", "--metric", "function.disagreement,function.forgotten"]) == 0
-    found = compare(["left", "right"], metrics="function.disagreement")
-    assert [comparison.mean for comparison in found] == [0.5, 0.0]
+    comparisons = compare(["left", "right"], metrics="function.disagreement")
+    assert [comparison.mean for comparison in comparisons] == [0.5, 0.0]
 
 
 def test_matrices_are_printed_by_step_and_by_run(dumps: Path, capsys: pytest.CaptureFixture[str]) -> None:

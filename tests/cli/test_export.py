@@ -1,4 +1,4 @@
-"""`export`, and the formats of the files that `analyze -o` writes."""
+"""Tests of the command `export`, and of the formats of files that `analyze -o` writes."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ RNG = np.random.default_rng(0)
 
 
 @pytest.fixture(autouse=True)
-def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -27,7 +27,7 @@ def dumps(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_analyze_writes_parquet_by_the_suffix(dumps: Path) -> None:
+def test_analyze_writes_parquet_if_the_file_name_has_its_suffix(dumps: Path) -> None:
     assert run(["analyze", str(dumps), "--set", "cache=false", "-o", "r.parquet"]) == 0
     assert run(["analyze", str(dumps), "--set", "cache=false", "-o", "r.jsonl"]) == 0
     expected = [json.loads(line) for line in Path("r.jsonl").read_text().splitlines()]
@@ -41,18 +41,18 @@ def test_analyze_writes_parquet_by_the_suffix(dumps: Path) -> None:
     [
         (["--parquet"], "--parquet is no longer an option: use -o with a file name that ends in .parquet"),
         (["--json", "--csv", "-o", "r.parquet"], "exclude each other"),
-        (["-o", "there.parquet"], "there.parquet: exists already"),
+        (["-o", "existing.parquet"], "existing.parquet: exists already"),
     ],
 )
 def test_conflicting_outputs_are_refused(
     dumps: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("there.parquet").touch()
+    Path("existing.parquet").touch()
     assert run(["analyze", str(dumps), *words]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_export_into_both_formats(capsys: pytest.CaptureFixture[str]) -> None:
+def test_records_are_exported_to_tensorboard_and_to_tables(capsys: pytest.CaptureFixture[str]) -> None:
     for name, value in (("a", 0.5), ("b", 0.25)):
         Path(f"{name}.jsonl").write_text(json.dumps({"step": 3, "split": "test", "accuracy": value}) + "\n")
     assert run(["export", "a.jsonl", "decay=b.jsonl", "--tensorboard", "events", "-o", "both.parquet"]) == 0
@@ -74,7 +74,7 @@ def test_export_into_both_formats(capsys: pytest.CaptureFixture[str]) -> None:
     assert "both.parquet: 2 records" in errors
 
 
-def test_seeds_of_one_condition_are_numbered() -> None:
+def test_seeds_of_a_group_are_numbered() -> None:
     for seed in (0, 1):
         Path(f"seed-{seed}.jsonl").write_text(json.dumps({"step": 3, "accuracy": 0.5}) + "\n")
     assert run(["export", "plain=seed-*.jsonl", "--tensorboard", "events"]) == 0
@@ -87,7 +87,7 @@ def test_seeds_of_one_condition_are_numbered() -> None:
     ]
 
 
-def test_export_into_nothing_is_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_without_an_output_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     Path("a.jsonl").write_text(json.dumps({"step": 3, "accuracy": 0.5}) + "\n")
     assert run(["export", "a.jsonl"]) == 2
     assert "--tensorboard DIR, -o FILE.parquet" in capsys.readouterr().err

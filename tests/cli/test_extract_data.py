@@ -1,4 +1,4 @@
-"""`extract` and what follows it on data of anybody's, as a person types it; and bad data, one line each."""
+"""Tests of `extract` and later commands on images and tables of users, and of invalid data."""
 
 import json
 import sys
@@ -29,7 +29,7 @@ NAMES = ("ant", "b c", "[red]x")
 
 @pytest.fixture
 def probe(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Probe:
-    """Runs a command in a directory with net.py and its weights: exit code, output, standard error."""
+    """Return a function that runs a command beside net.py and its weights, and returns exit code, output and errors."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path.copy())
     monkeypatch.setenv("COLUMNS", "200")
@@ -49,7 +49,7 @@ def probe(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytes
 
 @pytest.fixture
 def photos(tmp_path: Path) -> None:
-    """Write 40 pictures of each class, of which one is empty."""
+    """Write 40 pictures of each class; one of the files is empty."""
     generator = np.random.default_rng(0)
     for name in NAMES:
         (tmp_path / "photos" / "test" / name).mkdir(parents=True)
@@ -69,7 +69,7 @@ SMALL = ("--data-argument", "resize=[4,4]", "--data-argument", "mean=0.5,0.5,0.5
 
 
 @pytest.mark.usefixtures("photos")
-def test_names_go_from_folders_to_the_table(probe: Probe) -> None:
+def test_names_of_folders_are_the_names_of_classes_in_tables(probe: Probe) -> None:
     code, _, errors = probe(*IMAGES, *SMALL)
     lines = [line for line in errors.splitlines() if not line.startswith("accuracy stays near chance")]
     assert (code, lines) == (
@@ -83,7 +83,7 @@ def test_names_go_from_folders_to_the_table(probe: Probe) -> None:
     )
     code, description, _ = probe("analyze", "dumps", "--per-class", "--json")
     rows = [json.loads(line) for line in description.splitlines()]
-    # Folders are in the order of their names.
+    # Classes are in the order of the names of folders.
     assert [(row["class"], row["class_name"], row["samples"]) for row in rows] == [
         (0, "[red]x", 40),
         (1, "ant", 39),
@@ -102,7 +102,7 @@ def test_names_go_from_folders_to_the_table(probe: Probe) -> None:
 
 
 @pytest.mark.usefixtures("photos")
-def test_a_path_between_checkpoints_sees_images_too(probe: Probe, tmp_path: Path) -> None:
+def test_a_path_between_checkpoints_is_evaluated_on_images(probe: Probe, tmp_path: Path) -> None:
     torch.manual_seed(1)
     network = nn.Sequential(nn.Flatten(), nn.Linear(48, 6), nn.ReLU(), nn.Linear(6, 3))
     save_checkpoint(tmp_path / "b.safetensors", network.state_dict(), {})
@@ -139,17 +139,19 @@ CSV = "x,y,label\n1,2,a\n3,4,b\n5,6,a\n"
         (("--set", "data_workers=-1"), CSV, 2, "--set data_workers=-1: "),
     ],
 )
-def test_bad_data_is_one_line_and_leaves_nothing(
+def test_invalid_data_is_refused_in_one_line_and_nothing_is_written(
     probe: Probe, tmp_path: Path, words: tuple[str, ...], content: str, code: int, message: str
 ) -> None:
     (tmp_path / "t.csv").write_text(content)
-    found, output, errors = probe(*TABLE, "csv:t.csv", *words)
-    assert (found, output, errors.count("\n")) == (code, "", 0), errors
+    exit_code, output, errors = probe(*TABLE, "csv:t.csv", *words)
+    assert (exit_code, output, errors.count("\n")) == (code, "", 0), errors
     assert message in errors
     assert not list(tmp_path.glob("dumps/*"))
 
 
-def test_more_classes_than_the_data_name_are_taken_in_order_only_on_request(probe: Probe, tmp_path: Path) -> None:
+def test_more_classes_of_the_model_than_of_the_data_are_matched_by_order_only_on_request(
+    probe: Probe, tmp_path: Path
+) -> None:
     (tmp_path / "t.csv").write_text(CSV)
     code, _, errors = probe(*TABLE, "csv:t.csv")
     assert code == 1
@@ -159,7 +161,7 @@ def test_more_classes_than_the_data_name_are_taken_in_order_only_on_request(prob
     assert probe(*TABLE, "csv:t.csv", "--data-argument", "match=order")[0] == 0
 
 
-def test_numbered_classes_fewer_than_the_models_are_reported(probe: Probe, tmp_path: Path) -> None:
+def test_fewer_numbered_classes_than_in_the_model_are_reported(probe: Probe, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("x,y,label\n1,2,0\n3,4,1\n")
     code, _, errors = probe(*TABLE, "csv:t.csv")
     assert code == 0

@@ -1,4 +1,4 @@
-"""Python keywords in messages become flags of the running command."""
+"""Checks that Python keywords in messages become flags of the command that runs."""
 
 import ast
 import re
@@ -59,7 +59,7 @@ def test_keywords_become_flags(keyword: str, flag: str) -> None:
 @pytest.mark.parametrize(
     "text", ["`unknown=3`", "`pip install h5py`", "`overwrite=False`", "`out=None`", "`checkpoints=3`", "batch_size=0"]
 )
-def test_other_text_stays(text: str) -> None:
+def test_other_text_is_not_changed(text: str) -> None:
     assert flags_for_keywords(text, example) == text
     assert flags_for_keywords(text) == text
 
@@ -79,7 +79,7 @@ def test_errors_of_a_command_name_its_flags(tmp_path: Path, capsys: pytest.Captu
 
 def test_no_message_below_the_command_line_names_a_flag() -> None:
     package = Path(ckpt_probe.__file__).parent
-    # Spellings of options for pages, flags of other programs, and the caption of printed tables.
+    # These modules contain commands for pages, flags of other programs, and captions of printed tables.
     excepted = {"extraction/request.py", "reporting/page/document.py", "scheduling/cluster.py", "reporting/table.py"}
     for file in sorted(package.rglob("*.py")):
         name = file.relative_to(package).as_posix()

@@ -1,4 +1,4 @@
-"""Commands and options in pages and messages: each is executed as it is printed."""
+"""Checks that commands and options in pages and messages can be executed as printed."""
 
 import json
 import re
@@ -74,7 +74,7 @@ def content(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_command_of_a_page_makes_its_source_again(
+def test_the_command_in_a_page_reproduces_the_source(
     name: str, study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(study)
@@ -82,7 +82,7 @@ def test_the_command_of_a_page_makes_its_source_again(
     words = shlex.split(command)
     assert words[0] == "ckpt-probe"
     before = content(name)
-    # A directory made by other options would be refused.
+    # The command refuses a directory that was made with other options.
     assert run(words[1:]) == 0, capsys.readouterr().err
     assert "0 dumps written" in capsys.readouterr().err or name != "dumps"
     if name in {"dumps", "around"}:
@@ -91,7 +91,7 @@ def test_the_command_of_a_page_makes_its_source_again(
     assert content(name) == before
 
 
-def test_a_page_made_elsewhere_names_the_directory_of_its_commands(
+def test_a_page_written_in_another_directory_names_the_directory_of_its_commands(
     study: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -130,7 +130,7 @@ def test_dumps_of_one_name_get_distinct_labels(
         (["--layers", "all"], ["analyze", "thin", "--wide"]),
     ],
 )
-def test_the_options_that_a_message_names_are_enough(
+def test_the_options_in_a_message_suffice(
     store: list[str], words: list[str], study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(study)
@@ -140,8 +140,8 @@ def test_the_options_that_a_message_names_are_enough(
     run(words)
     outputs = capsys.readouterr()
     [hint, *_] = re.findall(r"extract (?:them )?again with (--[^);]*--overwrite)", outputs.out + outputs.err)
-    kept = [] if "--store" in hint or "--layers" in hint else store
-    assert run([*extract, *kept, *hint.replace(" and ", " ").split()]) == 0
+    store_options = [] if "--store" in hint or "--layers" in hint else store
+    assert run([*extract, *store_options, *hint.replace(" and ", " ").split()]) == 0
     capsys.readouterr()
     assert run(words) == 0
     outputs = capsys.readouterr()
@@ -156,7 +156,7 @@ def test_every_setting_is_an_option_with_the_same_default(verb: str, settings: t
     command = group.get_command(click.Context(group), verb)
     assert command is not None
     spelled = parameters_of(command)
-    keys = {key for each in command.params if isinstance(each, Settings) for key in each.settings}
+    keys = {key for parameter in command.params if isinstance(parameter, Settings) for key in parameter.settings}
     defaults = command.make_context(verb, ["A", "B", "-o", "C"] if verb != "extract" else ["A", "-o", "C"]).params
     for field in (field for part in settings for field in fields(part)):
         if (field.name in {"layers", "pooling", "unlabelled"} and verb != "extract") or field.name == "directions":

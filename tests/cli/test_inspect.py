@@ -1,4 +1,4 @@
-"""`inspect` as a person runs it: no flags on anybody's files, nothing read but what is asked for, one line of error."""
+"""Tests of the command `inspect`: checkpoints of other programs without flags, statistics, verification, and errors."""
 
 import json
 import math
@@ -30,7 +30,7 @@ def output_of(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     return capsys.readouterr().out
 
 
-def refused(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
+def error_of(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
     code = run(["inspect", *map(str, words)])
     out, errors = capsys.readouterr()
     assert out == ""
@@ -38,7 +38,9 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, st
     return code, line
 
 
-def test_a_papers_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pickled_checkpoint_of_another_program_is_described(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "model_best.pth"
     torch.save({"state_dict": STATE, "epoch": 12, "best_acc1": 76.5, "arch": "mlp"}, path)
     out = output_of(capsys, path)
@@ -62,7 +64,7 @@ def test_a_papers_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert values["classifier"] is None
 
 
-def test_statistics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_statistics_are_printed_only_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_file({"x": torch.tensor([3.0, 4.0, 0.0, math.nan]), "n": torch.tensor([2, 2])}, tmp_path / "a.safetensors")
     tensors = {
         tensor["name"]: tensor for tensor in facts(capsys, tmp_path / "a.safetensors", "--statistics")["tensors"]
@@ -76,7 +78,7 @@ def test_statistics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert rows[1].split() == ["x", "F32", "4", "5", "2.333", "1.7", "0.25", "1", "0"]
 
 
-def test_a_directory_has_a_line_for_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_directory_is_described_by_a_line_per_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for step in (9, 10):
         torch.save({"model": {"w": torch.full((2, 2), float(step))}}, tmp_path / f"step-{step}.pt")
     torch.save({"model": {"w": torch.full((2, 2), 10.0)}}, tmp_path / "last.pt")
@@ -87,7 +89,7 @@ def test_a_directory_has_a_line_for_each(tmp_path: Path, capsys: pytest.CaptureF
     [first, second] = facts(capsys, tmp_path)["checkpoints"]
     assert (first["checkpoint"], first["step"], first["format"], first["parameters"]) == ("step-9", 9, "torch zip", 4)
     assert second["same_weights"] == ["last"]
-    code, line = refused(capsys, tmp_path, "--statistics")
+    code, line = error_of(capsys, tmp_path, "--statistics")
     assert (code, "--statistics takes one" in line) == (2, True)
 
 
@@ -106,9 +108,11 @@ def test_repeated_steps_and_weights_in_a_directory_are_reported(
     assert facts(capsys, tmp_path)["warnings"] == expected
 
 
-def test_two_state_dicts_and_quantised_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_state_dicts_need_a_key_and_quantised_weights_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.save({"model": STATE, "ema": {name: tensor + 1 for name, tensor in STATE.items()}}, tmp_path / "a.pth")
-    code, line = refused(capsys, tmp_path / "a.pth")
+    code, line = error_of(capsys, tmp_path / "a.pth")
     assert code == 2
     assert "holds several state dicts: model (4 tensors, 195 numbers), ema (4 tensors, 195 numbers)" in line
     assert "other state dict: model (4 tensors" in output_of(capsys, tmp_path / "a.pth", "--set", "state_key=ema")
@@ -118,7 +122,7 @@ def test_two_state_dicts_and_quantised_weights(tmp_path: Path, capsys: pytest.Ca
     )
 
 
-def test_bad_files_give_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_files_are_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "module.pt")
     (tmp_path / "text.pt").write_text("text")
     (tmp_path / "adapter").mkdir()
@@ -130,7 +134,7 @@ def test_bad_files_give_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["missing.pt"], 1, "no such file"),
         (["adapter"], 2, "--base"),
     ):
-        values, line = refused(capsys, tmp_path / words[0])
+        values, line = error_of(capsys, tmp_path / words[0])
         assert values == code
         assert part in line
 
@@ -219,6 +223,6 @@ def test_a_traceback_of_debug_contains_no_control_characters(
     file = tmp_path / "a\x1b]0;title\x07.safetensors"
     file.write_text("no tensors")
     assert run(["inspect", str(file), "--debug"]) == 1
-    shown = capsys.readouterr().err
-    assert "Traceback" in shown
-    assert "\x1b" not in shown
+    errors = capsys.readouterr().err
+    assert "Traceback" in errors
+    assert "\x1b" not in errors

@@ -1,4 +1,4 @@
-"""`inspect --model`: the head, the reasons for it, and one forward pass, on checkpoints of other programs."""
+"""Tests of `inspect --model`: the head, the reasons for it, and a forward pass, for checkpoints of other programs."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Options of `interpolate` that would have no effect are refused in one line."""
+"""Checks that options of `interpolate` without an effect are refused in one line."""
 
 import pytest
 
@@ -31,7 +31,7 @@ from ckpt_probe.cli.app import run
         ),
     ],
 )
-def test_options_that_do_nothing_are_refused(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_without_an_effect_are_refused(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["interpolate", "a", "b", "-o", "out", *words.split()]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert message in line

@@ -1,4 +1,4 @@
-"""`analyze` and `similarity` of dumps with layers, as a person runs them."""
+"""Tests of the commands `analyze` and `similarity` on dumps with layers."""
 
 import csv
 import io
@@ -21,26 +21,48 @@ MODEL = '{"input_shape": [1, 8, 8], "classes": 3}'
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two checkpoints of a small residual network, extracted with all layers, and one of another without."""
-    here = tmp_path_factory.mktemp("layers")
+    """Extract two checkpoints of a small residual network with all layers, and one of them again without layers."""
+    directory = tmp_path_factory.mktemp("layers")
     draw = np.random.default_rng(0)
     x = draw.random((60, 1, 8, 8), dtype=np.float32)
-    np.savez(here / "data.npz", x_test=x, y_test=np.arange(60) % CLASSES)
-    (here / "run").mkdir()
+    np.savez(directory / "data.npz", x_test=x, y_test=np.arange(60) % CLASSES)
+    (directory / "run").mkdir()
     for step in (0, 100):
         torch.manual_seed(step)
         model = build_model("resnet", json.loads(MODEL))
-        torch.save(model.state_dict(), here / "run" / f"step-{step:06d}.pth")
-    words = ["--model", "resnet", "--model-argument", MODEL, "--data", f"npz:{here / 'data.npz'}", "--device", "cpu"]
-    how = ["--sampling", "subset_rows=40"]
+        torch.save(model.state_dict(), directory / "run" / f"step-{step:06d}.pth")
+    words = [
+        "--model",
+        "resnet",
+        "--model-argument",
+        MODEL,
+        "--data",
+        f"npz:{directory / 'data.npz'}",
+        "--device",
+        "cpu",
+    ]
+    sampling = ["--sampling", "subset_rows=40"]
     assert (
-        run(["--quiet", "extract", str(here / "run"), "-o", str(here / "dumps"), *words, "--layers", "all", *how]) == 0
+        run(
+            [
+                "--quiet",
+                "extract",
+                str(directory / "run"),
+                "-o",
+                str(directory / "dumps"),
+                *words,
+                "--layers",
+                "all",
+                *sampling,
+            ]
+        )
+        == 0
     )
-    one = str(here / "run" / "step-000100.pth")
-    assert run(["--quiet", "extract", one, "-o", str(here / "plain"), *words]) == 0
-    other = ["--layers", "3", *how, "--sampling", "subset_seed=1"]
-    assert run(["--quiet", "extract", one, "-o", str(here / "seeded"), *words, *other]) == 0
-    return here
+    checkpoint = str(directory / "run" / "step-000100.pth")
+    assert run(["--quiet", "extract", checkpoint, "-o", str(directory / "plain"), *words]) == 0
+    other_rows = ["--layers", "3", *sampling, "--sampling", "subset_seed=1"]
+    assert run(["--quiet", "extract", checkpoint, "-o", str(directory / "seeded"), *words, *other_rows]) == 0
+    return directory
 
 
 def output_of(words: list[str], capsys: pytest.CaptureFixture[str], code: int = 0) -> str:
@@ -50,7 +72,7 @@ def output_of(words: list[str], capsys: pytest.CaptureFixture[str], code: int = 
     return text.out if code == 0 else text.err
 
 
-def test_rows_by_layer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_has_a_row_per_layer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = output_of(["analyze", str(folder / "dumps"), "--json"], capsys).splitlines()
     records = [json.loads(line) for line in lines]
     assert [(record["step"], record["layer"]) for record in records] == [
@@ -64,7 +86,7 @@ def test_rows_by_layer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert alone[1] == plain[0]
 
 
-def test_a_metric_by_layer_and_step(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_metric_is_printed_by_layer_and_step(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["analyze", str(folder / "dumps"), "--only", "nc1", "--set", "layer_metric=separation"]
     text = output_of(words, capsys).splitlines()
     assert text[0] == "test: separation"
@@ -102,8 +124,8 @@ def test_tables_by_layer_that_cannot_be_printed_are_refused(
 
 
 def test_inspect_lists_the_layers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one = str(folder / "run" / "step-000100.pth")
-    words = ["inspect", one, "--model", "resnet", "--model-argument", MODEL]
+    checkpoint = str(folder / "run" / "step-000100.pth")
+    words = ["inspect", checkpoint, "--model", "resnet", "--model-argument", MODEL]
     text = output_of(words, capsys)
     assert "layers that extract with --layers all stores: 5\n  0.00  2            16 × 8 × 8, mean: 16 features" in text
     assert "  1.00  penultimate  64\n" in text
@@ -113,7 +135,7 @@ def test_inspect_lists_the_layers(folder: Path, capsys: pytest.CaptureFixture[st
     assert {"name": "test/subset/indices", "dtype": "int64", "shape": [40]} in dump["tensors"]
 
 
-def test_similarity_of_the_layers_of_a_checkpoint(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_layers_of_a_checkpoint_are_compared(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = folder / "dumps" / "step-000100.h5"
     cka, mir = (json.loads(line) for line in output_of(["similarity", str(path), "--json"], capsys).splitlines())
     assert (cka["kind"], cka["measure"], mir["measure"]) == ("layers", "cka", "mir")
@@ -130,7 +152,7 @@ def test_similarity_of_the_layers_of_a_checkpoint(folder: Path, capsys: pytest.C
     assert text[2].split()[:2] == ["4", "1.000"]
 
 
-def test_similarity_over_the_steps_of_a_series(
+def test_a_layer_is_compared_over_the_steps_of_a_series(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output_of(["similarity", str(folder / "dumps"), "-o", str(tmp_path / "a.csv"), "--layer", "3"], capsys)
@@ -143,8 +165,8 @@ def test_similarity_over_the_steps_of_a_series(
     assert frame["value"].tolist() == [float(row["value"]) for row in rows]
 
 
-def test_similarity_of_two_dumps(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without layers the rows that would have been set apart are read, if there are as many."""
+def test_layers_of_two_dumps_are_compared(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a dump without layers the rows that a subset would contain are compared; of 60 rows these are all."""
     two = [str(folder / "dumps" / f"step-000{step}.h5") for step in ("000", "100")]
     [matrix] = [json.loads(output_of(["similarity", *two, "--measure", "cka", "--json"], capsys))]
     assert (matrix["kind"], matrix["checkpoint"], matrix["other"]) == ("models", "step-000000", "step-000100")
@@ -169,14 +191,14 @@ def test_layers_that_cannot_be_compared_are_refused(
     folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, line: str
 ) -> None:
     paths = ("dumps", "plain", "seeded", "nowhere")
-    named = [str(folder / word) if word.partition("/")[0] in paths else word for word in words]
-    assert line in output_of(["similarity", *named], capsys, code)
+    arguments = [str(folder / word) if word.partition("/")[0] in paths else word for word in words]
+    assert line in output_of(["similarity", *arguments], capsys, code)
 
 
-def test_a_file_of_records_by_layer_is_the_run_of_the_penultimate_one(
+def test_records_by_layer_are_compared_by_their_penultimate_layer(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Several records of one step would be an error, where a seed is compared with another."""
+    """Comparing seeds needs one record per step; of records by layer that of the penultimate layer is read."""
     result = []
     for name, more in (("layers", []), ("plain", ["--set", "layers=false"])):
         file = tmp_path / f"{name}.jsonl"

@@ -1,4 +1,4 @@
-"""Values of options: arguments of models and data, sizes, numbers, workers, and settings KEY=VALUE."""
+"""Tests of values of options: arguments of models and data, sizes, numbers, workers, and settings KEY=VALUE."""
 
 from typing import Any
 
@@ -50,7 +50,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return line
 
 
-def test_arguments_join_those_of_a_json_object() -> None:
+def test_arguments_name_value_are_added_to_those_of_a_json_object() -> None:
     words = ("--model-argument", '{"a": 1}', "--model-argument", "b=2")
     parameters = parsed("extract", "A", "-o", "B", *words)
     assert (parameters["model_arguments"], parameters["data_arguments"]) == ({"a": 1, "b": 2}, None)
@@ -78,11 +78,11 @@ def test_workers_are_a_number_or_an_address(text: str, workers: int, scheduler: 
     assert (parameters["workers"], parameters["scheduler"]) == (workers, scheduler)
 
 
-def test_a_setting_may_be_spelled_as_an_option() -> None:
+def test_a_setting_can_be_spelled_as_an_option() -> None:
     words = ("--state-key", "a.b", "--rows-per-task=9", "--no-with-logits", "--unlabelled", "--scheduler", "s.json")
-    found = parsed("extract", "A", "-o", "B", *words)
-    assert (found["state_key"], found["rows_per_task"]) == ("a.b", 9)
-    assert (found["with_logits"], found["unlabelled"], found["scheduler"]) == (False, True, "s.json")
+    parameters = parsed("extract", "A", "-o", "B", *words)
+    assert (parameters["state_key"], parameters["rows_per_task"]) == ("a.b", 9)
+    assert (parameters["with_logits"], parameters["unlabelled"], parameters["scheduler"]) == (False, True, "s.json")
     assert parsed("analyze", "A", "--no-cache")["cache"] is False
     assert parsed("extract", "-o", "B", "--", "--state-key")["checkpoints"] is not None
 
@@ -111,7 +111,7 @@ def test_settings_become_parameters_of_the_command() -> None:
         (("--set", "until=3"), "--until needs --follow"),
     ],
 )
-def test_wrong_settings_are_refused(words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_settings_are_refused(words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert message in error_of(capsys, "extract", "A", "-o", "B", *words)
 
 
@@ -132,7 +132,7 @@ def test_a_removed_option_names_its_replacement(
     assert message in error_of(capsys, verb, "A", "-o", "C", option, "x")
 
 
-def test_no_option_of_a_command_is_listed_as_removed_for_all() -> None:
+def test_no_existing_option_is_listed_as_removed_from_all_commands() -> None:
     existing = {
         spelling
         for verb in group.list_commands(click.Context(group))

@@ -1,4 +1,4 @@
-"""The terminal: colours that NO_COLOR switches off, --quiet, bars for what takes time, completion by the shell."""
+"""Tests of the terminal: colours and NO_COLOR, --quiet, progress bars, and completion by the shell."""
 
 import json
 import os
@@ -27,16 +27,14 @@ def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> list[str]:
-    """Two checkpoints of a tensor of several blocks."""
+    """Write two checkpoints with a tensor of several blocks, and return their paths."""
     paths = [str(tmp_path / f"{name}.safetensors") for name in "ab"]
     for path in paths:
         save_checkpoint(Path(path), {"weight": torch.ones(700, 1000)}, {})
     return paths
 
 
-def test_no_color_leaves_bars_without_colour(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_with_no_color_bars_have_no_colour(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     output = []
     for value in ("", "1"):
         monkeypatch.setenv("FORCE_COLOR", "1")
@@ -52,7 +50,9 @@ def test_no_color_leaves_bars_without_colour(
 
 
 @pytest.mark.parametrize("index", [0, 1, 4])
-def test_quiet_leaves_results_and_errors(index: int, records: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_hides_messages_but_no_results_and_no_errors(
+    index: int, records: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["export", "r.jsonl", "-o", "r.parquet"]
     assert run([*words[:index], "--quiet", *words[index:]]) == 0
     output = capsys.readouterr()
@@ -64,7 +64,7 @@ def test_quiet_leaves_results_and_errors(index: int, records: Path, capsys: pyte
     assert "1 records" in capsys.readouterr().err
 
 
-def test_quiet_alone_shows_the_help() -> None:
+def test_quiet_without_a_command_exits_with_2() -> None:
     assert run(["--quiet"]) == 2
 
 
@@ -88,7 +88,7 @@ def test_commands_that_read_whole_files_show_progress(
     assert sum(advanced) == steps
 
 
-def test_without_a_terminal_a_command_loads_no_bars(checkpoints: list[str], tmp_path: Path) -> None:
+def test_without_a_terminal_a_command_does_not_import_rich(checkpoints: list[str], tmp_path: Path) -> None:
     words = ["interpolate", *checkpoints, "--alpha", "0.5", "-o", str(tmp_path / "out.safetensors")]
     program = f"import sys; from ckpt_probe.cli.app import run; run({words}); print('rich' in sys.modules)"
     plain = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "TTY_COMPATIBLE")}

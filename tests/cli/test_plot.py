@@ -1,4 +1,4 @@
-"""`plot` on the command line: files and their names, seeds, marks, and what it refuses."""
+"""Tests of the command `plot`: files and their labels, seeds, marks, and refused input."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,8 @@ from ckpt_probe.reporting.conditions import open_conditions
 
 
 @pytest.fixture
-def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory, the present one, with records of two conditions of two seeds, and a path's points."""
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write records of two conditions with two seeds, and points of a path, in the working directory; return it."""
     monkeypatch.chdir(tmp_path)
     for condition in ("plain", "decay"):
         for seed in range(2):
@@ -31,28 +31,30 @@ def write(file: Path, records: list[dict]) -> None:
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-def test_seeds_of_two_conditions(where: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_seeds_of_two_conditions_are_drawn_with_their_labels(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["plain=plain/*/metrics.jsonl", "decay=decay/seed-0/metrics.jsonl,decay/seed-1/metrics.jsonl"]
     panels = ["--metric", "class.mir,accuracy", "--metric", "accuracy"]
     assert run(["plot", *words, "-o", "a.svg", *panels, "--log", "x", "--mark", "step=50:half", "--title", "Two"]) == 0
     output = capsys.readouterr()
     assert (output.out, output.err) == ("", "a.svg: 2 panels of 4 files\n")
-    text = (where / "a.svg").read_text()
+    text = (directory / "a.svg").read_text()
     for message in ("plain (2 seeds)", "decay (2 seeds)", "half", "Two", "train", "test", "at collapse"):
         assert f">{message}<" in text, message
     assert run(["plot", *words, "-o", "b.svg", "--metric", "accuracy", "--split", "test"]) == 0
-    assert ">train<" not in (where / "b.svg").read_text()
+    assert ">train<" not in (directory / "b.svg").read_text()
 
 
-def test_a_path_is_drawn_along_alpha(where: Path) -> None:
+def test_a_path_is_drawn_along_alpha(directory: Path) -> None:
     for name in ("a.svg", "a.png", "a.pdf"):
         assert run(["plot", "points.jsonl", "-o", name, "--metric", "loss"]) == 0
-    assert "position on the path" in (where / "a.svg").read_text()
-    assert (where / "a.png").read_bytes().startswith(b"\x89PNG")
-    assert (where / "a.pdf").read_bytes().startswith(b"%PDF")
+    assert "position on the path" in (directory / "a.svg").read_text()
+    assert (directory / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert (directory / "a.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_labels_distinguish_the_files(where: Path) -> None:
+def test_labels_distinguish_the_files(directory: Path) -> None:
     runs = [f"plain/seed-{seed}/metrics.jsonl" for seed in range(2)]
     assert open_conditions(["points.jsonl"]) == {"points": [Path("points.jsonl")]}
     assert open_conditions(runs) == {f"seed-{seed}": [Path(run)] for seed, run in enumerate(runs)}
@@ -61,9 +63,9 @@ def test_labels_distinguish_the_files(where: Path) -> None:
     assert open_conditions(["b=plain/*/*.jsonl"]) == {"b": [Path(run) for run in runs]}
     many = ",".join([runs[0]] * 200)
     assert open_conditions([f"many={many}"]) == {"many": [Path(runs[0])] * 200}
-    assert open_conditions([f"c={where}/plain/*/*.jsonl"]) == {"c": [where / run for run in runs]}
-    # A file whose name has the signs itself is that file.
-    write(where / "x=1,2.jsonl", [])
+    assert open_conditions([f"c={directory}/plain/*/*.jsonl"]) == {"c": [directory / run for run in runs]}
+    # A file may have = and , in its name.
+    write(directory / "x=1,2.jsonl", [])
     assert open_conditions(["x=1,2.jsonl"]) == {"x=1,2": [Path("x=1,2.jsonl")]}
 
 
@@ -93,18 +95,18 @@ def test_labels_distinguish_the_files(where: Path) -> None:
         (["points.jsonl", "--metric", "loss", "--out", "points.jsonl"], 2, "points.jsonl: expected a name"),
     ],
 )
-def test_wrong_use_and_bad_data_are_refused(
-    where: Path, words: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+def test_invalid_arguments_and_data_are_refused_in_one_line(
+    directory: Path, words: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["plot", *([] if "--out" in words else ["--out", "a.svg"]), *words]) == code
     [line] = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ")
     assert message in line
-    assert not (where / "a.svg").exists()
+    assert not (directory / "a.svg").exists()
 
 
-def test_warnings_of_matplotlib_are_one_line(where: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    write(where / "flat.jsonl", [{"step": step, "split": "test", "accuracy": 0.0} for step in range(3)])
+def test_warnings_of_matplotlib_are_printed_in_one_line(directory: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write(directory / "flat.jsonl", [{"step": step, "split": "test", "accuracy": 0.0} for step in range(3)])
     words = [
         "plot",
         "flat.jsonl",
@@ -126,11 +128,11 @@ def test_warnings_of_matplotlib_are_one_line(where: Path, capfd: pytest.CaptureF
     assert errors[2:] == ["a.png: 1 panels of 1 files"]
 
 
-def test_existing_files_need_overwrite(where: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_files_need_overwrite(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plot", "points.jsonl", "-o", "a.svg", "--metric", "loss"]
     assert run(words) == 0
-    before = (where / "a.svg").read_bytes()
+    before = (directory / "a.svg").read_bytes()
     assert run(words) == 2
     assert "exists already; add --overwrite" in capsys.readouterr().err
     assert run([*words, "--overwrite"]) == 0
-    assert (where / "a.svg").read_bytes() == before
+    assert (directory / "a.svg").read_bytes() == before

@@ -1,4 +1,4 @@
-"""`prune` as a person runs it: one line a sparsity, a series for extract and analyze, one line where it is wrong."""
+"""Tests of the command `prune`: a line per sparsity, a series for extract and analyze, and refused input."""
 
 import json
 from collections.abc import Callable
@@ -26,7 +26,7 @@ WEIGHTS = 64 * 16 + 16 * 10
 
 @pytest.fixture
 def probe(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Probe:
-    """Runs a command line in the test's directory: exit code, lines of output, lines on standard error."""
+    """Return a function that runs a command in a new directory and returns exit code, lines of output and of errors."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.toml").write_text(CONFIG)
 
@@ -46,7 +46,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run" / "checkpoints" / "step-000060.safetensors"
 
 
-def test_a_pruned_series_is_extracted_and_analyzed_in_the_order_of_sparsity(probe: Probe, checkpoint: Path) -> None:
+def test_pruned_checkpoints_are_extracted_and_analyzed_in_the_order_of_sparsity(probe: Probe, checkpoint: Path) -> None:
     code, lines, errors = probe("prune", checkpoint, "-o", "out", "--sparsity", "0.9,0,0.25")
     assert code == 0
     assert lines == [
@@ -66,7 +66,7 @@ def test_a_pruned_series_is_extracted_and_analyzed_in_the_order_of_sparsity(prob
     ]
 
 
-def test_the_default_goes_from_dense_to_one_in_a_hundred(probe: Probe, checkpoint: Path) -> None:
+def test_the_default_sparsities_range_from_0_to_99_percent(probe: Probe, checkpoint: Path) -> None:
     code, lines, _ = probe("prune", checkpoint, "-o", "out", "--set", "scope=layer", "--keep-classifier")
     assert code == 0
     assert [line.split(":")[0] for line in lines] == [
@@ -107,19 +107,21 @@ def test_retraining_prints_accuracy_and_uses_the_seed(probe: Probe, checkpoint: 
         (("--out", "config.toml"), 2, "config.toml: a file; expected a directory"),
     ],
 )
-def test_wrong_use_is_one_line_and_leaves_nothing(
+def test_invalid_use_is_refused_in_one_line_and_nothing_is_written(
     probe: Probe, tmp_path: Path, words: tuple[str, ...], code: int, part: str
 ) -> None:
     save_checkpoint(tmp_path / "a.safetensors", {"w": torch.ones(2, 2)})
     out = () if "--out" in words else ("--out", "out")
-    zeros_found, lines, errors = probe("prune", "a.safetensors", *out, *words)
-    assert (zeros_found, lines, len(errors)) == (code, [], 1)
+    exit_code, lines, errors = probe("prune", "a.safetensors", *out, *words)
+    assert (exit_code, lines, len(errors)) == (code, [], 1)
     assert errors[0].startswith("error: ")
     assert part in errors[0]
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_checkpoint_and_an_output_of_another_pruning(probe: Probe, tmp_path: Path) -> None:
+def test_a_missing_or_invalid_checkpoint_and_an_output_of_another_pruning_are_refused(
+    probe: Probe, tmp_path: Path
+) -> None:
     assert probe("prune", "a.safetensors", "-o", "out")[::2] == (1, ["error: a.safetensors: no such file"])
     for name, value in (("a", 1.0), ("b", 2.0), ("c", float("nan"))):
         save_checkpoint(tmp_path / f"{name}.safetensors", {"w": torch.full((2, 2), value)})

@@ -1,4 +1,4 @@
-"""`report` on the command line: what it writes, what it says, what it refuses."""
+"""Tests of the command `report`: files, messages, and refused input."""
 
 import json
 from pathlib import Path
@@ -9,15 +9,15 @@ from ckpt_probe.cli.app import run
 
 
 @pytest.fixture
-def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with records."""
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write records in the working directory, and return it."""
     monkeypatch.chdir(tmp_path)
     lines = [{"step": s, "split": t, "accuracy": s / 10, "loss": 1.0} for s in (0, 5, 9) for t in ("train", "test")]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return tmp_path
 
 
-def test_a_page_and_figures(where: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_page_and_figures_are_written(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "report",
         "mine=a.jsonl",
@@ -46,7 +46,7 @@ def test_a_page_and_figures(where: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert run(words) == 2
     assert "exists already" in capsys.readouterr().err
     assert run([*words, "--overwrite"]) == 0
-    assert Path("out/report.html").read_text(encoding="utf-8") != before  # the command in it is another
+    assert Path("out/report.html").read_text(encoding="utf-8") != before  # it contains another command
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def test_a_page_and_figures(where: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["a.jsonl", "a.jsonl", "-o", "r.html"], 2, "name each source once"),
     ],
 )
-def test_wrong_use_and_bad_data_are_refused(
-    where: Path, words: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+def test_invalid_arguments_and_data_are_refused_in_one_line(
+    directory: Path, words: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["report", *words]) == code
     [line] = capsys.readouterr().err.strip().splitlines()
@@ -72,10 +72,10 @@ def test_wrong_use_and_bad_data_are_refused(
     assert [file.name for file in Path().iterdir()] == ["a.jsonl"]
 
 
-def test_an_escape_sequence_in_a_file_reaches_no_terminal(where: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (where / "a.jsonl").write_text(json.dumps({"step": 0, "accuracy": "\x1b[2Jgone"}) + "\n")
+def test_an_escape_sequence_in_a_file_reaches_no_terminal(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (directory / "a.jsonl").write_text(json.dumps({"step": 0, "accuracy": "\x1b[2Jgone"}) + "\n")
     assert run(["report", "a.jsonl", "-o", "r.html"]) == 1
     assert "\x1b" not in capsys.readouterr().err
-    (where / "\x1b[2J.bin").write_text("?")
+    (directory / "\x1b[2J.bin").write_text("?")
     assert run(["report", "\x1b[2J.bin", "-o", "r.html"]) == 1
     assert "error: ␛[2J.bin: is neither" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Several seeds and changed values from the command line."""
+"""Tests of the command `train`: several seeds, and values changed on the command line."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def weights(run_directory: Path):
         return checkpoint.state_dict(), checkpoint.metadata
 
 
-def test_one_run_a_seed_each_the_same_as_alone(
+def test_each_of_several_seeds_has_the_run_that_it_has_alone(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "runs"
@@ -42,9 +42,9 @@ def test_one_run_a_seed_each_the_same_as_alone(
     assert "seed-2: trained steps 0 to 4; 2 checkpoints" in capsys.readouterr().err
     assert sorted(entry.name for entry in out.iterdir()) == ["seed-0", "seed-1", "seed-2"]
     assert run(["train", str(config), "-o", str(tmp_path / "one"), "--set", "seed=2", "--device", "cpu"]) == 0
-    (alone, metadata), (among, _) = weights(tmp_path / "one"), weights(out / "seed-2")
+    (alone, metadata), (of_several, _) = weights(tmp_path / "one"), weights(out / "seed-2")
     assert metadata.seed == 2
-    assert all((alone[name] == among[name]).all() for name in alone)
+    assert all((alone[name] == of_several[name]).all() for name in alone)
     assert not (alone["1.weight"] == weights(out / "seed-1")[0]["1.weight"]).all()
     assert run(["train", str(config), "-o", str(out), "--seeds", "0..3", "--resume", "--device", "cpu"]) == 0
     errors = capsys.readouterr().err
@@ -52,7 +52,7 @@ def test_one_run_a_seed_each_the_same_as_alone(
     assert "seed-3: trained steps 0 to 4" in errors
 
 
-def test_set_changes_the_run_and_its_metadata(config: Path, tmp_path: Path) -> None:
+def test_set_changes_the_training_and_its_metadata(config: Path, tmp_path: Path) -> None:
     changed = ["--set", "model.arguments.hidden=[12]", "--set", "loss.mir=0.01"]
     assert run(["train", str(config), "-o", str(tmp_path / "run"), "--device", "cpu", *changed]) == 0
     state, metadata = weights(tmp_path / "run")
@@ -90,7 +90,7 @@ def test_seeds_are_parsed() -> None:
         (["--set", 'checkpoints.evaluate=["validation"]'], "no split 'validation'"),
     ],
 )
-def test_wrong_use_leaves_no_run(
+def test_invalid_use_is_refused_and_no_run_is_written(
     config: Path, tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["train", str(config), "-o", str(tmp_path / "run"), *words]) in {1, 2}
