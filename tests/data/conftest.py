@@ -1,4 +1,4 @@
-"""Small real files that tests of data share: folders of images, a tokenizer and data sets on disk."""
+"""Fixtures for tests of data: folders of images and a tokenizer."""
 
 import json
 from collections.abc import Callable
@@ -13,29 +13,29 @@ WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "p
 
 @pytest.fixture(scope="session")
 def make_folder() -> Callable[..., Path]:
-    """Makes PLACE/CLASS/NUMBER.png for each class and count, of various sizes where `varied`."""
+    """Return a function that writes DIRECTORY/CLASS/NUMBER.png for each class, of several sizes if `varied`."""
 
-    def make(place: Path, classes: dict[str, int], *, varied: bool = True) -> Path:
+    def make(directory: Path, classes: dict[str, int], *, varied: bool = True) -> Path:
         number, generator = 0, np.random.default_rng(0)
         for name, count in classes.items():
-            (place / name).mkdir(parents=True, exist_ok=True)
+            (directory / name).mkdir(parents=True, exist_ok=True)
             for within in range(count):
                 size = (40 + 3 * (number % 4), 30 + 5 * (number % 3)) if varied else (40, 30)
                 pixels = generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(place / name / f"{within:03}.png")
+                Image.fromarray(pixels).save(directory / name / f"{within:03}.png")
                 number += 1
-        return place
+        return directory
 
     return make
 
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a tokenizer of eleven words and a config.json of 16 positions."""
+    """Write a tokenizer of eleven words and a config.json with 16 positions, and return the directory."""
     from transformers import BertTokenizerFast
 
-    place = tmp_path_factory.mktemp("tokenizer")
-    (place / "vocab.txt").write_text("\n".join(WORDS))
-    BertTokenizerFast(str(place / "vocab.txt")).save_pretrained(place)
-    (place / "config.json").write_text(json.dumps({"model_type": "bert", "max_position_embeddings": 16}))
-    return place
+    directory = tmp_path_factory.mktemp("tokenizer")
+    (directory / "vocab.txt").write_text("\n".join(WORDS))
+    BertTokenizerFast(str(directory / "vocab.txt")).save_pretrained(directory)
+    (directory / "config.json").write_text(json.dumps({"model_type": "bert", "max_position_embeddings": 16}))
+    return directory

@@ -1,4 +1,4 @@
-"""Arrays on the disk and in memory: HDF5 files that stay there, fewer classes and samples, and what is refused."""
+"""Tests of data in arrays and HDF5 files: reading, subsets of classes and samples, and refused input."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ X, Y = RNG.normal(size=(30, 4)).astype(">f8"), np.arange(30) % 3
 
 @pytest.fixture
 def numbered(tmp_path: Path) -> str:
-    """An npz whose inputs are the samples' own numbers; labels 0 … 4, thirty of each for training, six to test."""
+    """Write an npz whose inputs are the numbers of the samples; five classes with 30 for training and 6 to test."""
     labels = np.random.default_rng(0).permutation(np.arange(150) % 5)
     test = np.arange(30) % 5
     x = np.arange(150.0)[:, None]
@@ -31,61 +31,61 @@ def rows(data: LabelledData, split: str) -> dict[int, int]:
     return dict(zip(inputs[:, 0].int().tolist(), labels.tolist(), strict=True))
 
 
-def test_classes_are_renumbered_in_the_order_given(numbered: str) -> None:
-    whole, data = load_data(numbered), load_data(numbered, {"classes": [4, 0, 3]})
+def test_chosen_classes_are_renumbered_in_their_order(numbered: str) -> None:
+    complete, data = load_data(numbered), load_data(numbered, {"classes": [4, 0, 3]})
     assert (data.classes, data.arguments) == (3, {"classes": [4, 0, 3]})
     for split in ("train", "test"):
-        expected = {row: [4, 0, 3].index(label) for row, label in rows(whole, split).items() if label in (4, 0, 3)}
+        expected = {row: [4, 0, 3].index(label) for row, label in rows(complete, split).items() if label in (4, 0, 3)}
         assert list(rows(data, split).items()) == list(expected.items())
 
 
-def test_per_class_is_nested_and_leaves_the_test_split_alone(numbered: str) -> None:
-    whole = load_data(numbered)
-    kept: dict[int, int] = {}
+def test_samples_of_a_smaller_per_class_are_contained_in_those_of_a_larger_one(numbered: str) -> None:
+    complete = load_data(numbered)
+    fewer: dict[int, int] = {}
     for count in (1, 5, 17, 30):
         data = load_data(numbered, {"per_class": count})
-        found = rows(data, "train")
+        chosen = rows(data, "train")
         assert torch.bincount(data.split("train").labels).tolist() == [count] * 5
-        assert kept.items() <= found.items() <= rows(whole, "train").items()
-        assert list(found) == sorted(found)
-        assert rows(data, "test") == rows(whole, "test")
-        kept = found
-    other = rows(load_data(numbered, {"per_class": 5, "subset_seed": 1}), "train")
-    assert other != rows(load_data(numbered, {"per_class": 5}), "train")
+        assert fewer.items() <= chosen.items() <= rows(complete, "train").items()
+        assert list(chosen) == sorted(chosen)
+        assert rows(data, "test") == rows(complete, "test")
+        fewer = chosen
+    other_seed = rows(load_data(numbered, {"per_class": 5, "subset_seed": 1}), "train")
+    assert other_seed != rows(load_data(numbered, {"per_class": 5}), "train")
 
 
-def test_a_class_keeps_the_same_samples_whichever_classes_are_beside_it(numbered: str) -> None:
+def test_the_samples_of_a_class_do_not_depend_on_the_other_classes(numbered: str) -> None:
     among_all = rows(load_data(numbered, {"per_class": 5}), "train")
     alone = rows(load_data(numbered, {"per_class": 5, "classes": [3, 1]}), "train")
     assert alone == {row: [3, 1].index(label) for row, label in among_all.items() if label in (3, 1)}
 
 
-def test_validation_samples_are_not_trained_on_and_do_not_depend_on_per_class(numbered: str) -> None:
-    whole = rows(load_data(numbered), "train")
-    seen = []
-    for kept in (1, 10, 20, None):
-        data = load_data(numbered, {"validation_per_class": 10} | ({"per_class": kept} if kept else {}))
+def test_validation_samples_are_not_in_the_training_split_and_do_not_depend_on_per_class(numbered: str) -> None:
+    complete = rows(load_data(numbered), "train")
+    validations = []
+    for count in (1, 10, 20, None):
+        data = load_data(numbered, {"validation_per_class": 10} | ({"per_class": count} if count else {}))
         train, validation = rows(data, "train"), rows(data, "validation")
         assert not train.keys() & validation.keys()
-        assert (train | validation).items() <= whole.items()
+        assert (train | validation).items() <= complete.items()
         assert torch.bincount(data.split("validation").labels).tolist() == [10] * 5
-        assert torch.bincount(data.split("train").labels).tolist() == [kept or 20] * 5
-        seen.append(validation)
-    assert all(validation == seen[0] for validation in seen)
-    other = load_data(numbered, {"validation_per_class": 10, "subset_seed": 1})
-    assert rows(other, "validation") != seen[0]
+        assert torch.bincount(data.split("train").labels).tolist() == [count or 20] * 5
+        validations.append(validation)
+    assert all(validation == validations[0] for validation in validations)
+    other_seed = load_data(numbered, {"validation_per_class": 10, "subset_seed": 1})
+    assert rows(other_seed, "validation") != validations[0]
     few = load_data(numbered, {"validation_per_class": 10, "classes": [2], "per_class": 3})
-    assert rows(few, "validation") == {row: 0 for row, label in seen[0].items() if label == 2}
+    assert rows(few, "validation") == {row: 0 for row, label in validations[0].items() if label == 2}
 
 
-def test_the_recorded_arguments_give_the_same_data_again() -> None:
+def test_the_recorded_arguments_load_the_same_data() -> None:
     arguments = {"classes": [7, 2], "per_class": 20, "validation_per_class": 5, "subset_seed": 3, "split_seed": 1}
     data = load_data("digits", arguments)
     assert data.arguments == arguments
-    again = load_data("digits", data.arguments)
+    loaded = load_data("digits", data.arguments)
     for name, split in data.splits.items():
-        assert torch.equal(split.labels, again.split(name).labels)
-        assert torch.equal(split.batch(slice(None))[0], again.split(name).batch(slice(None))[0])
+        assert torch.equal(split.labels, loaded.split(name).labels)
+        assert torch.equal(split.batch(slice(None))[0], loaded.split(name).batch(slice(None))[0])
 
 
 @pytest.mark.parametrize(
@@ -108,16 +108,16 @@ def test_the_recorded_arguments_give_the_same_data_again() -> None:
         ({"subset_seed": "1"}, "subset_seed: expected a whole number of at least 0"),
     ],
 )
-def test_invalid_choices_are_refused(arguments: dict, message: str) -> None:
+def test_invalid_classes_and_counts_are_refused(arguments: dict, message: str) -> None:
     with pytest.raises(UsageError, match=f"data digits: .*{message}"):
         load_data("digits", arguments)
 
 
-def test_splits_that_do_not_allow_it(tmp_path: Path) -> None:
+def test_splits_that_do_not_fit_the_arguments_are_refused(tmp_path: Path) -> None:
     x, y = np.zeros((6, 2)), np.arange(6) % 2
-    np.savez(tmp_path / "held.npz", x_train=x, y_train=y, x_validation=x, y_validation=y)
+    np.savez(tmp_path / "validation.npz", x_train=x, y_train=y, x_validation=x, y_validation=y)
     with pytest.raises(UsageError, match="the data have a split 'validation' already"):
-        load_data(f"npz:{tmp_path / 'held.npz'}", {"validation_per_class": 1})
+        load_data(f"npz:{tmp_path / 'validation.npz'}", {"validation_per_class": 1})
     np.savez(tmp_path / "untrained.npz", x_test=x, y_test=y)
     with pytest.raises(UsageError, match="no split 'train'; there are: test"):
         load_data(f"npz:{tmp_path / 'untrained.npz'}", {"per_class": 1})
@@ -135,7 +135,7 @@ def test_splits_that_do_not_allow_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="needs Fashion-MNIST's files")
-def test_fashion_mnist_stays_bytes() -> None:
+def test_fashion_mnist_is_stored_as_bytes() -> None:
     data = load_data(f"idx:{FASHION_MNIST}", {"per_class": 100, "validation_per_class": 50})
     assert {name: len(split) for name, split in data.splits.items()} == {
         "train": 1000,
@@ -157,15 +157,15 @@ def stored(tmp_path: Path) -> Path:
     return tmp_path / "data.h5"
 
 
-def test_splits_are_read_from_the_disk(stored: Path) -> None:
+def test_splits_are_read_from_an_hdf5_file(stored: Path) -> None:
     data = load_data(f"h5:{stored}")
     assert (list(data.splits), data.classes, data.class_names) == (["test", "train"], 3, ("ant", "bee", "käfer"))
     train = data.split("train")
     with ready_batches(train, 8) as batches:
-        found = list(batches)
+        read = list(batches)
     expected = torch.from_numpy(X.astype(np.float32))
-    assert torch.equal(torch.cat([torch.as_tensor(inputs) for inputs, _ in found]), expected)
-    assert torch.cat([labels for _, labels in found]).tolist() == Y.tolist()
+    assert torch.equal(torch.cat([torch.as_tensor(inputs) for inputs, _ in read]), expected)
+    assert torch.cat([labels for _, labels in read]).tolist() == Y.tolist()
     rows = torch.tensor([5, 29, 5, 0])
     inputs, labels = train.batch(rows)
     assert torch.equal(torch.as_tensor(inputs), expected[rows])
@@ -174,7 +174,7 @@ def test_splits_are_read_from_the_disk(stored: Path) -> None:
     torch.testing.assert_close(images, torch.full((2, 1, 2, 2), 0.2))
 
 
-def test_choices_read_it_into_memory(stored: Path) -> None:
+def test_chosen_classes_are_read_into_memory(stored: Path) -> None:
     with h5py.File(stored, "a") as file:
         del file["test"]
     data = load_data(f"h5:{stored}", {"classes": [2, 0], "per_class": 3})
@@ -183,15 +183,15 @@ def test_choices_read_it_into_memory(stored: Path) -> None:
         load_data(f"h5:{stored}", {"test_fraction": 0.5})
 
 
-def test_arrays_at_the_root_are_one_split(tmp_path: Path) -> None:
+def test_arrays_at_the_root_of_a_file_are_one_split(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "test.h5", "w") as file:
         file["inputs"], file["labels"] = X, Y
     data = load_data(f"h5:{tmp_path / 'test.h5'}")
     assert (list(data.splits), data.class_names) == (["test"], None)
 
 
-def spoiled(where: Path, kind: str) -> None:
-    with h5py.File(where, "w") as file:
+def write_invalid(path: Path, kind: str) -> None:
+    with h5py.File(path, "w") as file:
         if kind == "nothing":
             file["features"] = X
         elif kind == "floats":
@@ -221,13 +221,13 @@ def spoiled(where: Path, kind: str) -> None:
         ("negative", "a label is -1"),
     ],
 )
-def test_files_that_are_none(kind: str, message: str, tmp_path: Path) -> None:
-    spoiled(tmp_path / "x.h5", kind)
+def test_invalid_hdf5_files_are_refused(kind: str, message: str, tmp_path: Path) -> None:
+    write_invalid(tmp_path / "x.h5", kind)
     with pytest.raises(DataError, match=message):
         load_data(f"h5:{tmp_path / 'x.h5'}")
 
 
-def test_files_that_are_missing_cut_or_damaged(stored: Path, tmp_path: Path) -> None:
+def test_missing_and_truncated_hdf5_files_are_refused(stored: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         load_data(f"h5:{tmp_path / 'missing.h5'}")
     data = load_data(f"h5:{stored}")

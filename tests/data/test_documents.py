@@ -1,4 +1,4 @@
-"""Windows of tokens: every token but a document's first is predicted once, and none from another document."""
+"""Tests of windows of tokens: every token but the first of a document is predicted once, from its own document."""
 
 import json
 from collections.abc import Callable
@@ -20,39 +20,39 @@ DOCUMENTS = ("a b c d e f g", "g f", "a", "b c d e")
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """A model's directory: a tokenizer of single words, and the configuration of a causal language model."""
+    """Write a tokenizer of single words and the configuration of a causal language model, and return the directory."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
     special = {"pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>", "bos_token": "<s>"}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=made, **special).save_pretrained(tmp_path / "model")
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(tmp_path / "model")
     return configured(tmp_path / "model")
 
 
-def configured(place: Path, **changes: Any) -> Path:
-    known = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": len(WORDS), "n_positions": 16}
-    (place / "config.json").write_text(json.dumps({**known, **changes}))
-    return place
+def configured(directory: Path, **changes: Any) -> Path:
+    settings = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": len(WORDS), "n_positions": 16}
+    (directory / "config.json").write_text(json.dumps({**settings, **changes}))
+    return directory
 
 
 def loaded(directory: Path, name: str, arguments: dict[str, Any]) -> LabelledData:
     return load_data(name, arguments, hints=ModelHints(f"hf:{directory}"))
 
 
-def lines(place: Path, documents: tuple[str, ...] = DOCUMENTS) -> str:
-    (place / "held.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
-    return f"text:{place / 'held.jsonl'}"
+def lines(directory: Path, documents: tuple[str, ...] = DOCUMENTS) -> str:
+    (directory / "held.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    return f"text:{directory / 'held.jsonl'}"
 
 
 def pairs(inputs: Any, labels: Tensor) -> list[tuple[tuple[int, ...], int]]:
-    """What is seen of its own document before each label that counts, with that label."""
+    """Return the tokens of the document up to each position with a label, and that label."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    rows, places = (labels != LEFT_OUT).nonzero().unbind(1)
-    assert bool(mask[rows, places].all())
+    rows, positions = (labels != LEFT_OUT).nonzero().unbind(1)
+    assert bool(mask[rows, positions].all())
     return [
-        (tuple(ids[row, : place + 1].tolist()), int(labels[row, place]))
-        for row, place in zip(rows.tolist(), places.tolist(), strict=True)
+        (tuple(ids[row, : position + 1].tolist()), int(labels[row, position]))
+        for row, position in zip(rows.tolist(), positions.tolist(), strict=True)
     ]
 
 
@@ -61,29 +61,29 @@ def test_every_token_but_the_first_is_predicted_once(directory: Path, context: i
     data = loaded(directory, lines(directory), {"context": context, "stride": stride})
     split = data.splits["held"]
     inputs, labels = split.batch(slice(0, len(split)))
-    found = pairs(inputs, labels)
-    wanted = [
-        (words[max(0, place - context) : place], words[place])
+    predictions = pairs(inputs, labels)
+    expected = [
+        (words[max(0, position - context) : position], words[position])
         for words in ([WORDS.index(word) for word in text.split()] for text in DOCUMENTS)
-        for place in range(1, len(words))
+        for position in range(1, len(words))
     ]
-    assert [label for _, label in found] == [label for _, label in wanted]
-    for (seen, _), (before, _) in zip(found, wanted, strict=True):
-        # The last of them as in the document, and at least as many as an overlap leaves.
-        assert list(seen) == list(before[len(before) - len(seen) :])
-        assert len(seen) >= min(len(before), context - stride)
+    assert [label for _, label in predictions] == [label for _, label in expected]
+    for (context_tokens, _), (preceding, _) in zip(predictions, expected, strict=True):
+        # The context consists of the last preceding tokens, of at least as many as windows overlap.
+        assert list(context_tokens) == list(preceding[len(preceding) - len(context_tokens) :])
+        assert len(context_tokens) >= min(len(preceding), context - stride)
     assert (data.classes, data.input_shape) == (len(WORDS), ())
     assert data.class_names == WORDS
     assert split.notes == ("1 documents of fewer than 2 tokens are left out",)  # pyright: ignore[reportAttributeAccessIssue]
     counted: Callable[[int], int] = split.rows_of  # pyright: ignore[reportAttributeAccessIssue]
-    assert counted(len(split)) == len(wanted)
+    assert counted(len(split)) == len(expected)
     assert counted(1) == int((labels[:1] != LEFT_OUT).sum())
 
 
-def test_masked_tokens_are_hidden_and_named(directory: Path) -> None:
+def test_masked_tokens_are_replaced_and_labelled(directory: Path) -> None:
     configured(directory, model_type="bert", architectures=["BertForMaskedLM"], max_position_embeddings=16)
-    given = {"context": 4, "stride": 2, "masked_fraction": 0.5, "masked_seed": 3}
-    split = loaded(directory, lines(directory), given).splits["held"]
+    arguments = {"context": 4, "stride": 2, "masked_fraction": 0.5, "masked_seed": 3}
+    split = loaded(directory, lines(directory), arguments).splits["held"]
     inputs, labels = split.batch(slice(0, len(split)))
     plain, _ = loaded(directory, lines(directory), {"labels": "none", "context": 4, "stride": 2}).splits["held"].batch(
         slice(0, len(split))
@@ -93,11 +93,11 @@ def test_masked_tokens_are_hidden_and_named(directory: Path) -> None:
     assert bool((inputs["input_ids"][counted] == WORDS.index("<mask>")).all())  # pyright: ignore[reportArgumentType, reportCallIssue]
     assert torch.equal(labels[counted], plain["input_ids"][counted])  # pyright: ignore[reportArgumentType, reportCallIssue]
     assert split.rows_of(len(split)) == int(counted.sum())  # pyright: ignore[reportAttributeAccessIssue]
-    again = loaded(directory, lines(directory), given).splits["held"].batch(slice(0, len(split)))
-    assert torch.equal(again[1], labels)
+    repeated = loaded(directory, lines(directory), arguments).splits["held"].batch(slice(0, len(split)))
+    assert torch.equal(repeated[1], labels)
 
 
-def test_without_labels_for_a_model_that_predicts_no_token(directory: Path) -> None:
+def test_data_of_a_model_without_a_language_head_have_no_labels(directory: Path) -> None:
     configured(directory, architectures=["GPT2Model"])
     data = loaded(directory, lines(directory), {})
     split = data.splits["held"]
@@ -121,25 +121,25 @@ def test_documents_are_files_blocks_or_lines(directory: Path, tmp_path: Path) ->
         data = loaded(directory, f"text:{texts}", {"document": document})
         assert list(data.splits) == ["test", "train"]
         windows[document] = len(data.splits["train"])
-    # "c" alone has no token to predict.
+    # The line "c" has no token to predict.
     assert windows == {"file": 2, "block": 3, "line": 3}
     (texts / "more.jsonl").write_text('{"body": "a b c"}\n\n{"body": "d e"}\n')
     assert len(loaded(directory, f"text:{texts / 'more.jsonl'}", {"text": "body"}).splits["more"]) == 2
 
 
-def test_a_saved_data_set_of_texts(directory: Path, tmp_path: Path) -> None:
+def test_a_saved_data_set_of_texts_has_the_windows_of_a_text_file(directory: Path, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     table = {"text": list(DOCUMENTS), "label": [0, 1, 0, 1]}
     datasets.DatasetDict({"test": datasets.Dataset.from_dict(table)}).save_to_disk(str(tmp_path / "saved"))
-    found = loaded(directory, f"hf-dataset:{tmp_path / 'saved'}", {"context": 4})
+    saved = loaded(directory, f"hf-dataset:{tmp_path / 'saved'}", {"context": 4})
     expected = loaded(directory, lines(tmp_path), {"context": 4})
-    ours, theirs = found.splits["test"], expected.splits["held"]
-    assert torch.equal(ours.batch(slice(0, 9))[1], theirs.batch(slice(0, 9))[1])
-    assert found.classes == len(WORDS)
+    split, expected_split = saved.splits["test"], expected.splits["held"]
+    assert torch.equal(split.batch(slice(0, 9))[1], expected_split.batch(slice(0, 9))[1])
+    assert saved.classes == len(WORDS)
 
 
 @pytest.mark.parametrize(
-    ("changes", "documents", "arguments", "error", "told"),
+    ("changes", "documents", "arguments", "error", "message"),
     [
         (
             {"vocab_size": 9},
@@ -168,15 +168,15 @@ def test_a_saved_data_set_of_texts(directory: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_arguments_without_a_window_are_refused(
-    directory: Path, changes: Any, documents: tuple[str, ...], arguments: Any, error: Any, told: str
+def test_arguments_and_documents_without_windows_are_refused(
+    directory: Path, changes: Any, documents: tuple[str, ...], arguments: Any, error: Any, message: str
 ) -> None:
     configured(directory, **changes)
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         loaded(directory, lines(directory, documents), arguments)
 
 
-def test_files_that_are_no_text(directory: Path, tmp_path: Path) -> None:
+def test_invalid_text_files_are_refused(directory: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00a")
     with pytest.raises(DataError, match=r"bad\.txt: cannot be read as UTF-8 text"):
         loaded(directory, f"text:{tmp_path / 'bad.txt'}", {})
@@ -196,8 +196,8 @@ def test_the_encoding_of_documents_can_be_named(directory: Path, tmp_path: Path)
     (tmp_path / "a.txt").write_text("a b a b " * 20, encoding="utf-16")
     with pytest.raises(DataError, match=r"a\.txt: cannot be read as UTF-8 text .*; name the encoding by"):
         loaded(directory, f"text:{tmp_path / 'a.txt'}", {})
-    named = loaded(directory, f"text:{tmp_path / 'a.txt'}", {"encoding": "utf-16"})
-    assert named.arguments["encoding"] == "utf-16"
+    data = loaded(directory, f"text:{tmp_path / 'a.txt'}", {"encoding": "utf-16"})
+    assert data.arguments["encoding"] == "utf-16"
     (tmp_path / "a.txt").write_text("a b a b " * 20, encoding="utf-8")
     plain = loaded(directory, f"text:{tmp_path / 'a.txt'}", {})
-    assert [len(part) for part in named.splits.values()] == [len(part) for part in plain.splits.values()]
+    assert [len(part) for part in data.splits.values()] == [len(part) for part in plain.splits.values()]

@@ -1,4 +1,4 @@
-"""Labelled data by name: shapes, splits, ranges, and what is refused."""
+"""Tests of labelled data by name: shapes, splits, ranges, and refused input."""
 
 import gzip
 import struct
@@ -18,19 +18,19 @@ def idx(array: np.ndarray) -> bytes:
     return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
 
 
-def mnist_like(where: Path, *, zipped: bool = False, spelled: str = "-idx") -> Path:
+def mnist_like(directory: Path, *, zipped: bool = False, spelled: str = "-idx") -> Path:
     generator = np.random.default_rng(0)
     for prefix, count in (("train", 20), ("t10k", 8)):
         images = generator.integers(0, 256, (count, 5, 4), dtype=np.uint8)
         labels = (np.arange(count) % 3).astype(np.uint8)
         for name, array in ((f"{prefix}-images{spelled}3-ubyte", images), (f"{prefix}-labels{spelled}1-ubyte", labels)):
             content = idx(array)
-            path = where / (f"{name}.gz" if zipped else name)
+            path = directory / (f"{name}.gz" if zipped else name)
             path.write_bytes(gzip.compress(content) if zipped else content)
-    return where
+    return directory
 
 
-def test_digits_are_the_whole_data_in_fixed_splits() -> None:
+def test_digits_have_fixed_splits_that_depend_on_the_seed() -> None:
     data = load_data("digits")
     assert (data.classes, data.input_shape, list(data.splits)) == (10, (1, 8, 8), ["train", "test"])
     assert (len(data.split("train")), len(data.split("test"))) == (1347, 450)
@@ -40,17 +40,17 @@ def test_digits_are_the_whole_data_in_fixed_splits() -> None:
     for split in data.splits.values():
         share = torch.bincount(split.labels) / len(split)
         assert share.min() > 0.09
-    again, _ = load_data("digits").split("train").batch(slice(None))
-    assert torch.equal(inputs, again)
-    other, _ = load_data("digits", {"split_seed": 1}).split("train").batch(slice(None))
-    assert not torch.equal(inputs, other)
+    repeated, _ = load_data("digits").split("train").batch(slice(None))
+    assert torch.equal(inputs, repeated)
+    other_seed, _ = load_data("digits", {"split_seed": 1}).split("train").batch(slice(None))
+    assert not torch.equal(inputs, other_seed)
     everything = torch.cat([inputs, data.split("test").batch(slice(None))[0]]).flatten(1)
     assert len(everything) == 1797
     assert torch.equal(data.split("test").batch(torch.tensor([3, 1]))[1], data.split("test").labels[[3, 1]])
 
 
 @pytest.mark.parametrize(("zipped", "spelled"), [(False, "-idx"), (True, "-idx"), (False, ".idx")])
-def test_idx_files_plain_and_zipped(tmp_path: Path, zipped: bool, spelled: str) -> None:
+def test_idx_files_are_read_plain_and_compressed(tmp_path: Path, zipped: bool, spelled: str) -> None:
     data = load_data(f"idx:{mnist_like(tmp_path, zipped=zipped, spelled=spelled)}")
     assert (data.classes, data.input_shape) == (3, (1, 5, 4))
     inputs, labels = data.split("test").batch(slice(0, 2))
@@ -61,36 +61,36 @@ def test_idx_files_plain_and_zipped(tmp_path: Path, zipped: bool, spelled: str) 
     assert labels.tolist() == [0, 1]
 
 
-def test_idx_files_that_are_broken_are_named(tmp_path: Path) -> None:
-    where = mnist_like(tmp_path)
-    path = where / "train-images-idx3-ubyte"
-    whole = path.read_bytes()
+def test_broken_idx_files_are_refused_with_their_name(tmp_path: Path) -> None:
+    directory = mnist_like(tmp_path)
+    path = directory / "train-images-idx3-ubyte"
+    intact = path.read_bytes()
     for content, message in (
-        (whole[:-1], "the header promises 400 bytes of data"),
-        (whole + b"x", "the file has more"),
-        (whole[:3], "not an idx file"),
-        (b"\0\0\x0b" + whole[3:], "not an idx file"),
-        (whole[:4] + struct.pack(">3I", 2**31, 2**31, 2**31), "more than a file of this size can contain"),
+        (intact[:-1], "the header promises 400 bytes of data"),
+        (intact + b"x", "the file has more"),
+        (intact[:3], "not an idx file"),
+        (b"\0\0\x0b" + intact[3:], "not an idx file"),
+        (intact[:4] + struct.pack(">3I", 2**31, 2**31, 2**31), "more than a file of this size can contain"),
     ):
         path.write_bytes(content)
         with pytest.raises(DataError, match=rf"train-images-idx3-ubyte: .*{message}"):
-            load_data(f"idx:{where}")
+            load_data(f"idx:{directory}")
     path.unlink()
     with pytest.raises(DataError, match=r"neither train-images-idx3-ubyte nor"):
-        load_data(f"idx:{where}")
-    (where / "train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8b" + bytes(30))
+        load_data(f"idx:{directory}")
+    (directory / "train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8b" + bytes(30))
     with pytest.raises(DataError, match=r"cannot be read|not an idx file"):
-        load_data(f"idx:{where}")
+        load_data(f"idx:{directory}")
 
 
-def test_images_and_labels_of_different_number(tmp_path: Path) -> None:
-    where = mnist_like(tmp_path)
-    (where / "t10k-labels-idx1-ubyte").write_bytes(idx(np.zeros(7, dtype=np.uint8)))
+def test_different_numbers_of_images_and_labels_are_refused(tmp_path: Path) -> None:
+    directory = mnist_like(tmp_path)
+    (directory / "t10k-labels-idx1-ubyte").write_bytes(idx(np.zeros(7, dtype=np.uint8)))
     with pytest.raises(DataError, match="t10k has 8 images but 7 labels"):
-        load_data(f"idx:{where}")
+        load_data(f"idx:{directory}")
 
 
-def test_npz_with_and_without_splits(tmp_path: Path) -> None:
+def test_npz_files_are_read_with_and_without_splits(tmp_path: Path) -> None:
     x, y = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 4
     np.savez(tmp_path / "one.npz", x=x, y=y)
     data = load_data(f"npz:{tmp_path / 'one.npz'}", {"test_fraction": 0.5})
@@ -124,7 +124,7 @@ def test_invalid_npz_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cut.npz").write_bytes((tmp_path / "uneven.npz").read_bytes()[:100])
     stored = (tmp_path / "uneven.npz").read_bytes()
     entry = stored.index(b"PK\x01\x02")
-    # In a zip's directory: bit 0 of byte 8 says that the entry is encrypted, byte 6 which version unpacks it.
+    # In an entry of a zip's directory bit 0 of byte 8 marks encryption, and byte 6 is the version needed to unpack it.
     (tmp_path / "locked.npz").write_bytes(stored[: entry + 8] + b"\x01" + stored[entry + 9 :])
     (tmp_path / "newer.npz").write_bytes(stored[: entry + 6] + b"\xd2" + stored[entry + 7 :])
     np.save(tmp_path / "array.npy", np.zeros(3))
@@ -175,7 +175,7 @@ def named():
 """
 
 
-def test_anybodys_own_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_are_loaded_by_a_function_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_data_for_tests.py").write_text(PLUGIN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path.copy())
@@ -209,9 +209,9 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         load_data("digits").split("validation")
 
 
-def test_kinds_of_inputs() -> None:
-    whole = ArraySplit(np.arange(6).reshape(3, 2), np.zeros(3, dtype=int))
-    assert whole.batch(slice(0, 1))[0].dtype == torch.int64
+def test_inputs_of_every_kind_have_a_dtype_for_models() -> None:
+    integers = ArraySplit(np.arange(6).reshape(3, 2), np.zeros(3, dtype=int))
+    assert integers.batch(slice(0, 1))[0].dtype == torch.int64
     half = ArraySplit(torch.zeros(3, 2, dtype=torch.float16), torch.zeros(3))
     assert half.batch(slice(0, 1))[0].dtype == torch.float32
     split = DatasetSplit(TensorDataset(torch.zeros(5, 2), torch.arange(5)))

@@ -1,4 +1,4 @@
-"""Names of classes: matched with a model's, kept through every change, and wrapped splits."""
+"""Tests of names of classes: matched with those of a model, and preserved by subsets and unions."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,14 +22,14 @@ from ckpt_probe.errors import DataError
 def animals(names: tuple[str, ...] | None, arguments: dict[str, str] | None = None) -> LabelledData:
     inputs, labels = torch.arange(12.0).reshape(6, 2), torch.tensor([0, 1, 2, 2, 1, 0])
     streamed = DatasetSplit(list(zip(inputs, labels.tolist(), strict=True)), labels=labels)
-    splits = {"held": ArraySplit(inputs, labels), "streamed": streamed}
+    splits = {"arrays": ArraySplit(inputs, labels), "streamed": streamed}
     return LabelledData("animals", dict(splits), 3, (2,), dict(arguments or {}), names)
 
 
 def test_labels_are_matched_by_name() -> None:
     assert matched_labels(["cat", "dog"], ["dog", "eel", "cat"]) == [2, 0]
     assert matched_labels(["great_white  shark", "Dog"], ["dog", "Great White-Shark"]) == [1, 0]
-    # Where capitals tell two classes apart, they count.
+    # Upper and lower case count if two classes differ only in them.
     assert matched_labels(["A", "a"], ["a", "A"]) == [1, 0]
     for names, model in (
         (["cat", "cow"], ["dog", "cat"]),
@@ -40,7 +40,7 @@ def test_labels_are_matched_by_name() -> None:
             matched_labels(names, model)
 
 
-def test_the_error_shows_both_and_stays_short() -> None:
+def test_the_error_lists_names_of_data_and_model_and_is_short() -> None:
     names = [f"n{number:08}" for number in range(1000)]
     with pytest.raises(DataError) as caught:
         matched_labels(names, [f"class {number}" for number in range(1000)])
@@ -49,32 +49,34 @@ def test_the_error_shows_both_and_stays_short() -> None:
     assert len(str(caught.value)) < 400
 
 
-@pytest.mark.parametrize("split", ["held", "streamed"])
-def test_data_in_the_models_order(split: str) -> None:
+@pytest.mark.parametrize("split", ["arrays", "streamed"])
+def test_labels_are_renumbered_in_the_order_of_the_model(split: str) -> None:
     data = in_model_order(animals(("ant", "bee", "cat")), ["Cat", "dog", "Bee", "Ant"])
     assert (data.classes, data.class_names) == (4, ("Cat", "dog", "Bee", "Ant"))
-    found = data.split(split)
+    reordered = data.split(split)
     expected = [3, 2, 0, 0, 2, 3]
-    assert (found.labels.tolist(), len(found)) == (expected, 6)
-    inputs, labels = found.batch(torch.tensor([2, 0]))
+    assert (reordered.labels.tolist(), len(reordered)) == (expected, 6)
+    inputs, labels = reordered.batch(torch.tensor([2, 0]))
     assert (labels.tolist(), torch.as_tensor(inputs).tolist()) == ([0, 3], [[4, 5], [0, 1]])
-    with ready_batches(found, 4, 5) as batches:
+    with ready_batches(reordered, 4, 5) as batches:
         assert torch.cat([labels for _, labels in batches]).tolist() == expected[:5]
 
 
-def test_labels_stay_where_names_say_nothing() -> None:
+def test_labels_are_not_changed_without_names_on_both_sides() -> None:
     plain = animals(None)
     assert in_model_order(plain, None) is plain
     assert in_model_order(plain, ["LABEL_0", "LABEL_1", "LABEL_2"]) is plain
     named = in_model_order(plain, ["x", "y", "z", "w"])
     assert (named.class_names, named.classes, named.splits) == (("x", "y", "z", "w"), 3, plain.splits)
-    own = animals(("ant", "bee", "cat"))
-    assert in_model_order(own, None).class_names == ("ant", "bee", "cat")
+    with_names = animals(("ant", "bee", "cat"))
+    assert in_model_order(with_names, None).class_names == ("ant", "bee", "cat")
     forced = in_model_order(animals(("ant", "bee", "cat"), {"match": "order"}), ["x", "y", "z"])
-    assert (forced.class_names, forced.split("held").labels.tolist()) == (("x", "y", "z"), [0, 1, 2, 2, 1, 0])
+    assert (forced.class_names, forced.split("arrays").labels.tolist()) == (("x", "y", "z"), [0, 1, 2, 2, 1, 0])
 
 
-def test_names_of_an_npz_file_its_subsets_and_unions(study: Callable[[str], str], tmp_path: Path) -> None:
+def test_names_of_classes_are_read_from_npz_files_subsets_and_unions(
+    study: Callable[[str], str], tmp_path: Path
+) -> None:
     x, y = np.zeros((9, 2)), np.arange(9) % 3
     np.savez(tmp_path / "a.npz", x_train=x, y_train=y, class_names=np.array(["ant", "bee", "cat"]))
     np.savez(tmp_path / "b.npz", x_train=x, y_train=y, class_names=np.array(["dog", "eel", "fox"]))

@@ -1,4 +1,4 @@
-"""Batches made ready beside a model: in order, and without taking its threads away."""
+"""Tests of reading batches ahead: the order, and the number of threads of the caller."""
 
 import os
 import signal
@@ -13,8 +13,8 @@ from torch import Tensor
 from ckpt_probe.data import ready_batches
 
 
-class Watched:
-    """Six samples, and how many threads torch had as a batch of them was made."""
+class Recorded:
+    """Six samples, which record the number of torch's threads while each batch is made."""
 
     def __init__(self) -> None:
         self.labels = torch.arange(6)
@@ -37,30 +37,30 @@ def three_threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("three_threads")
-def test_a_batch_for_the_cpu_is_made_in_one_thread_and_nothing_else_is_slowed() -> None:
-    split, elsewhere = Watched(), []
+def test_batches_for_the_cpu_are_made_in_one_thread_and_the_caller_keeps_its_threads() -> None:
+    split, in_new_thread = Recorded(), []
     with ready_batches(split, 4) as batches:
-        found = [(inputs.flatten().tolist(), labels.tolist()) for inputs, labels in batches]
-        here = torch.get_num_threads()
-    after = threading.Thread(target=lambda: elsewhere.append(torch.get_num_threads()))
+        read = [(inputs.flatten().tolist(), labels.tolist()) for inputs, labels in batches]
+        in_caller = torch.get_num_threads()
+    after = threading.Thread(target=lambda: in_new_thread.append(torch.get_num_threads()))
     after.start()
     after.join()
-    assert found == [([0, 1, 2, 3], [0, 1, 2, 3]), ([4, 5], [4, 5])]
-    assert (split.threads, here, elsewhere) == ([1, 1], 3, [3])
+    assert read == [([0, 1, 2, 3], [0, 1, 2, 3]), ([4, 5], [4, 5])]
+    assert (split.threads, in_caller, in_new_thread) == ([1, 1], 3, [3])
 
 
-class Interrupted(Watched):
-    """Ctrl-C comes while its second batch is read, which takes a moment more."""
+class Interrupted(Recorded):
+    """Samples that send SIGINT while the second batch is read, which takes longer."""
 
     def batch(self, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
-        found = super().batch(indices)
+        samples = super().batch(indices)
         if len(self.threads) == 2:
             self.reading.set()
             time.sleep(0.1)
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.3)
             self.read = True
-        return found
+        return samples
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,14 +68,14 @@ class Interrupted(Watched):
 
 
 @pytest.mark.usefixtures("ctrl_c")
-def test_ctrl_c_waits_for_the_batch_that_is_read() -> None:
+def test_ctrl_c_waits_until_the_current_batch_is_read() -> None:
     split = Interrupted()
     with pytest.raises(KeyboardInterrupt):
-        left_while_reading(split)
+        stop_while_reading(split)
     assert split.read
 
 
-def left_while_reading(split: Interrupted) -> None:
+def stop_while_reading(split: Interrupted) -> None:
     with ready_batches(split, 2) as batches:
         next(batches)
         split.reading.wait()

@@ -1,4 +1,4 @@
-"""What `datasets` saved to disk: images and texts, labels and their names, splits without labels, and what is none."""
+"""Tests of data sets that `datasets` saved: images, texts, names of labels, splits without labels, and invalid ones."""
 
 import io
 import json
@@ -31,8 +31,8 @@ def encoded(number: int) -> dict[str, bytes | None]:
 
 
 def images(count: int, *, damaged: tuple[int, ...] = ()) -> Dataset:
-    held = [{"bytes": b"no image", "path": None} if row in damaged else encoded(row) for row in range(count)]
-    columns = {"image": held, "label": [row % 2 for row in range(count)]}
+    rows = [{"bytes": b"no image", "path": None} if row in damaged else encoded(row) for row in range(count)]
+    columns = {"image": rows, "label": [row % 2 for row in range(count)]}
     return Dataset.from_dict(columns, features=Features({"image": Image(), "label": PETS}))
 
 
@@ -45,17 +45,17 @@ def texts(labels: list[int]) -> Dataset:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_images_with_the_names_of_their_labels(tmp_path: Path, workers: int) -> None:
+def test_images_are_read_with_the_names_of_their_labels(tmp_path: Path, workers: int) -> None:
     DatasetDict({"train": images(5), "test": images(3)}).save_to_disk(str(tmp_path / "pets"))
     data = load_data(f"hf-dataset:{tmp_path / 'pets'}", {"resize": 20, "crop": 16, "workers": workers})
     assert (list(data.splits), data.classes, data.class_names) == (["train", "test"], 2, ("dog", "cat"))
     assert data.input_shape == (3, 16, 16)
     with ready_batches(data.split("train"), 2) as batches:
-        found = list(batches)
+        read = list(batches)
     chain = transforms.Compose([transforms.Resize(20), transforms.CenterCrop(16), transforms.ToTensor()])
     expected = torch.stack([chain(picture(row)) for row in range(5)])
-    torch.testing.assert_close(torch.cat([inputs for inputs, _ in found]), expected, rtol=1e-6, atol=1e-6)
-    assert torch.cat([labels for _, labels in found]).tolist() == [0, 1, 0, 1, 0]
+    torch.testing.assert_close(torch.cat([inputs for inputs, _ in read]), expected, rtol=1e-6, atol=1e-6)
+    assert torch.cat([labels for _, labels in read]).tolist() == [0, 1, 0, 1, 0]
 
 
 MODES = ("RGB", "RGBA", "P", "L", "LA", "1", "CMYK")
@@ -63,31 +63,31 @@ MODES = ("RGB", "RGBA", "P", "L", "LA", "1", "CMYK")
 
 @pytest.mark.parametrize("declared", [None, "RGB", "L", "CMYK"])
 def test_images_are_decoded_as_datasets_decodes_them(declared: str | None, tmp_path: Path) -> None:
-    held = []
+    rows = []
     for orientation in range(1, 9):
         for mode in MODES:
-            image, file = picture(len(held)).convert(mode), io.BytesIO()
+            image, file = picture(len(rows)).convert(mode), io.BytesIO()
             exif = image.getexif()
             exif[0x112] = orientation
             image.save(file, "JPEG" if mode == "CMYK" else "PNG", exif=exif)
-            held.append({"bytes": file.getvalue(), "path": None})
-    (tmp_path / "one.jpg").write_bytes(held[-1]["bytes"])
-    held.append({"bytes": None, "path": str(tmp_path / "one.jpg")})
-    columns = {"image": held, "label": [0] * len(held)}
+            rows.append({"bytes": file.getvalue(), "path": None})
+    (tmp_path / "one.jpg").write_bytes(rows[-1]["bytes"])
+    rows.append({"bytes": None, "path": str(tmp_path / "one.jpg")})
+    columns = {"image": rows, "label": [0] * len(rows)}
     features = Features({"image": Image(mode=declared), "label": PETS})
     Dataset.from_dict(columns, features=features).save_to_disk(str(tmp_path / "d"))
     split = load_data(f"hf-dataset:{tmp_path / 'd'}").split("d")
-    own = Dataset.load_from_disk(str(tmp_path / "d"))
+    dataset = Dataset.load_from_disk(str(tmp_path / "d"))
     sideways = 0
-    for row in range(len(held)):
-        expected = np.array(own[row]["image"].convert("RGB"))
+    for row in range(len(rows)):
+        expected = np.array(dataset[row]["image"].convert("RGB"))
         sideways += expected.shape == (40, 30, 3)
-        found = split.batch(torch.tensor([row]))[0]
-        torch.testing.assert_close(found, torch.from_numpy(expected).permute(2, 0, 1)[None] / 255)
-    assert sideways == len(held) // 2 + 1
+        image_batch = split.batch(torch.tensor([row]))[0]
+        torch.testing.assert_close(image_batch, torch.from_numpy(expected).permute(2, 0, 1)[None] / 255)
+    assert sideways == len(rows) // 2 + 1
 
 
-def test_images_that_datasets_does_not_decode_are_not_turned(tmp_path: Path) -> None:
+def test_images_that_datasets_does_not_decode_are_not_rotated(tmp_path: Path) -> None:
     image, file = picture(0), io.BytesIO()
     exif = image.getexif()
     exif[0x112] = 6
@@ -98,7 +98,7 @@ def test_images_that_datasets_does_not_decode_are_not_turned(tmp_path: Path) -> 
     assert load_data(f"hf-dataset:{tmp_path / 'd'}").input_shape == (3, 30, 40)
 
 
-def test_splits_that_name_their_classes_differently_are_refused(tmp_path: Path) -> None:
+def test_splits_with_different_names_of_classes_are_refused(tmp_path: Path) -> None:
     other = images(3).cast_column("label", ClassLabel(names=["cat", "dog"]))
     DatasetDict({"train": images(5), "test": other}).save_to_disk(str(tmp_path / "d"))
     with pytest.raises(DataError, match="'label' has the classes dog, cat in split train, but cat, dog in split test"):
@@ -125,7 +125,7 @@ def test_damaged_images_are_left_out_and_named(tmp_path: Path) -> None:
     assert "d, row 7 (no image, or a damaged one)" in note
 
 
-def test_texts_by_the_tokenizer_of_the_model(tmp_path: Path, tokenizer: Path) -> None:
+def test_texts_are_encoded_by_the_tokenizer_of_the_model(tmp_path: Path, tokenizer: Path) -> None:
     splits = {"train": texts([0, 1, 1, 0]), "test": texts([-1, -1])}
     DatasetDict(splits).save_to_disk(str(tmp_path / "d"))
     data = load_data(f"hf-dataset:{tmp_path / 'd'}", hints=ModelHints(f"hf:{tokenizer}"))
@@ -137,20 +137,20 @@ def test_texts_by_the_tokenizer_of_the_model(tmp_path: Path, tokenizer: Path) ->
     assert data.arguments == {"tokenizer": str(tokenizer), "max_length": 16}
 
 
-def test_labels_that_are_texts(tmp_path: Path, tokenizer: Path) -> None:
+def test_labels_can_be_texts(tmp_path: Path, tokenizer: Path) -> None:
     columns = {"text": ["good", "bad", "film"], "kind": ["yes", "no", "yes"]}
     Dataset.from_dict(columns).save_to_disk(str(tmp_path / "d"))
-    given = {"label": "kind", "tokenizer": str(tokenizer)}
-    data = load_data(f"hf-dataset:{tmp_path / 'd'}", given)
+    arguments = {"label": "kind", "tokenizer": str(tokenizer)}
+    data = load_data(f"hf-dataset:{tmp_path / 'd'}", arguments)
     assert (data.class_names, data.split("d").labels.tolist()) == (("no", "yes"), [1, 0, 1])
-    assert data.arguments == {**given, "max_length": 16}
+    assert data.arguments == {**arguments, "max_length": 16}
 
 
-def test_columns_that_are_not_there_or_not_one(tmp_path: Path, tokenizer: Path) -> None:
-    place = str(tmp_path / "d")
+def test_missing_and_ambiguous_columns_are_refused(tmp_path: Path, tokenizer: Path) -> None:
+    directory = str(tmp_path / "d")
     columns = {"first": ["good"], "second": ["bad"], "kind": [1], "many": [[1.0, 2.0]]}
-    Dataset.from_dict(columns).save_to_disk(place)
-    named = {"tokenizer": str(tokenizer)}
+    Dataset.from_dict(columns).save_to_disk(directory)
+    options = {"tokenizer": str(tokenizer)}
     for arguments, message in (
         (
             {},
@@ -162,15 +162,15 @@ def test_columns_that_are_not_there_or_not_one(tmp_path: Path, tokenizer: Path) 
         ({"label": "many", "text": "first"}, "column 'many' holds several values a row, where one label is needed"),
     ):
         with pytest.raises(DataError, match=message) as caught:
-            load_data(f"hf-dataset:{place}", {**named, **arguments})
+            load_data(f"hf-dataset:{directory}", {**options, **arguments})
         assert "\n" not in str(caught.value)
-    data = load_data(f"hf-dataset:{place}", {**named, "label": "kind", "text": "first", "text_pair": "second"})
+    data = load_data(f"hf-dataset:{directory}", {**options, "label": "kind", "text": "first", "text_pair": "second"})
     assert data.split("d").batch(slice(None))[0]["input_ids"].tolist() == [[2, 5, 3, 6, 3]]
     Dataset.from_dict({"x": [1.5], "label": [0]}).save_to_disk(str(tmp_path / "e"))
     with pytest.raises(DataError, match=r"no column of images, texts or sound; there are: x \(Value float64\)"):
         load_data(f"hf-dataset:{tmp_path / 'e'}")
     with pytest.raises(UsageError, match="unknown argument size; hf-dataset takes audio, channels"):
-        load_data(f"hf-dataset:{place}", {"size": 3})
+        load_data(f"hf-dataset:{directory}", {"size": 3})
 
 
 def test_invalid_and_damaged_directories_are_refused(tmp_path: Path, tokenizer: Path) -> None:
@@ -195,7 +195,7 @@ def arrow_file(directory: Path) -> Path:
 
 
 def rewrite(directory: Path, table: pa.Table, compression: str | None = None) -> None:
-    """Replace the rows of a data set that has one file."""
+    """Replace the rows of a data set that consists of one file."""
     options = pa.ipc.IpcWriteOptions(compression=compression)
     with arrow_file(directory).open("wb") as file, pa.ipc.new_stream(file, table.schema, options=options) as writer:
         writer.write_table(table)
@@ -241,7 +241,7 @@ def test_links_of_a_hub_cache_are_followed(tmp_path: Path, tokenizer: Path) -> N
 
 
 @pytest.mark.parametrize("split", ["../secret", "{secret}", "..", 3])
-def test_splits_outside_are_refused(tmp_path: Path, tokenizer: Path, split: Any) -> None:
+def test_splits_outside_the_directory_are_refused(tmp_path: Path, tokenizer: Path, split: Any) -> None:
     texts([0, 1]).save_to_disk(str(tmp_path / "secret"))
     (tmp_path / "d").mkdir()
     name = split.format(secret=tmp_path / "secret") if isinstance(split, str) else split
@@ -250,15 +250,15 @@ def test_splits_outside_are_refused(tmp_path: Path, tokenizer: Path, split: Any)
         load_data(f"hf-dataset:{tmp_path / 'd'}", {"tokenizer": str(tokenizer)})
 
 
-def test_rows_name_only_files_of_the_data_set(tmp_path: Path) -> None:
-    for place in (tmp_path, tmp_path / "d"):
+def test_rows_that_name_files_outside_the_data_set_are_refused(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "d"):
         images(2).save_to_disk(str(tmp_path / "d"))
-        picture(0).save(place / "zero.png")
+        picture(0).save(folder / "zero.png")
         struct = pa.array(
-            [{"bytes": None, "path": str(place / "zero.png")}] * 2, rows_of(tmp_path / "d").schema.field("image").type
+            [{"bytes": None, "path": str(folder / "zero.png")}] * 2, rows_of(tmp_path / "d").schema.field("image").type
         )
         rewrite(tmp_path / "d", rows_of(tmp_path / "d").set_column(0, "image", struct))
-        if place == tmp_path:
+        if folder == tmp_path:
             with pytest.raises(DataError, match=r"row 0: names the file .*zero\.png', which is outside the directory"):
                 load_data(f"hf-dataset:{tmp_path / 'd'}")
         else:

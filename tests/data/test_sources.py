@@ -1,4 +1,4 @@
-"""What a function of anybody's may return: arrays, datasets, loaders, one split or several; and what it may not."""
+"""Tests of functions of users that return data: arrays, datasets, loaders, splits, and invalid values."""
 
 import sys
 from pathlib import Path
@@ -60,20 +60,20 @@ def unlabelled(): return {"test": DatasetOf([{"x": torch.zeros(2)}] * 2)}
 def alone(): return {"test": TensorDataset(X)}
 
 class DatasetOf(Dataset):
-    def __init__(self, held): self.held, self.targets = held, [0] * len(held)
-    def __len__(self): return len(self.held)
-    def __getitem__(self, i): return self.held[i]
+    def __init__(self, samples): self.samples, self.targets = samples, [0] * len(samples)
+    def __len__(self): return len(self.samples)
+    def __getitem__(self, i): return self.samples[i]
 """
 
 
 @pytest.fixture(autouse=True)
-def _own_search_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A function's file puts its directory where modules are looked for."""
+def _restored_search_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restore `sys.path`, to which loading a function's file adds its directory."""
     monkeypatch.setattr(sys, "path", sys.path.copy())
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("own") / "own.py"
     path.write_text(OWN)
     return path
@@ -81,49 +81,49 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def everything(split: object) -> tuple[torch.Tensor, list[int]]:
     with ready_batches(split, 5) as batches:  # pyright: ignore[reportArgumentType]
-        found = list(batches)
-    return torch.cat([inputs for inputs, _ in found]), torch.cat([labels for _, labels in found]).tolist()
+        parts = list(batches)
+    return torch.cat([inputs for inputs, _ in parts]), torch.cat([labels for _, labels in parts]).tolist()
 
 
-def test_one_split_needs_no_name(own: Path) -> None:
-    data = load_data(f"{own}:pair")
+def test_a_single_split_needs_no_name(source: Path) -> None:
+    data = load_data(f"{source}:pair")
     assert (list(data.splits), data.classes, data.input_shape) == (["data"], 2, (2,))
-    data = load_data(f"{own}:dataset")
+    data = load_data(f"{source}:dataset")
     assert (list(data.splits), data.class_names) == (["data"], ("ant", "bee", "cat"))
-    data = load_data(f"{own}:subset")
+    data = load_data(f"{source}:subset")
     assert (data.class_names, data.classes, data.split("test").labels.tolist()) == (("ant", "bee", "cat"), 3, [2, 1])
 
 
-def test_names_of_classes_in_bytes_are_decoded(own: Path) -> None:
-    assert load_data(f"{own}:in_bytes").class_names == ("ant", "bée", "cat")
+def test_names_of_classes_in_bytes_are_decoded(source: Path) -> None:
+    assert load_data(f"{source}:in_bytes").class_names == ("ant", "bée", "cat")
     with pytest.raises(DataError, match=r"classes: b'b\\xe9e' is not UTF-8"):
-        load_data(f"{own}:in_latin")
+        load_data(f"{source}:in_latin")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_of_a_loader_every_sample_once_in_order_by_its_own_collation(own: Path, workers: int) -> None:
-    data = load_data(f"{own}:loader", {"workers": workers})
+def test_a_loader_is_read_in_order_with_its_collate_function_each_sample_once(source: Path, workers: int) -> None:
+    data = load_data(f"{source}:loader", {"workers": workers})
     inputs, labels = everything(data.split("test"))
     assert torch.equal(inputs, torch.arange(24.0).reshape(12, 2) / 2)
     assert labels == [0, 1, 2] * 4
     assert (data.class_names, data.arguments) == (("ant", "bee", "cat"), {"workers": workers})
 
 
-def test_samples_that_are_mappings(own: Path) -> None:
-    data = load_data(f"{own}:mapped")
+def test_samples_can_be_mappings(source: Path) -> None:
+    data = load_data(f"{source}:mapped")
     inputs, labels = data.split("test").batch(slice(0, 3))
     assert (set(inputs), inputs["input_ids"].tolist()) == ({"input_ids", "attention_mask"}, [[0, 1], [1, 1], [2, 1]])
     assert (labels.tolist(), data.classes, data.input_shape) == ([0, 1, 2], 3, ())
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_sample_that_raises_is_reported_with_its_number(own: Path, workers: int) -> None:
-    split = load_data(f"{own}:failing", workers=workers).split("test")
+def test_a_sample_that_raises_is_reported_with_its_number(source: Path, workers: int) -> None:
+    split = load_data(f"{source}:failing", workers=workers).split("test")
     assert isinstance(split, DatasetSplit)
     with pytest.raises(DataError) as caught:
         everything(split)
     assert str(caught.value) == "sample 7: KeyError: 'row seven'"
-    # Where it comes from is there for --debug.
+    # The traceback is a note of the error for --debug.
     assert "raise KeyError" in caught.value.__notes__[0]
 
 
@@ -137,12 +137,12 @@ def test_a_sample_that_raises_is_reported_with_its_number(own: Path, workers: in
         ("alone", "sample 0 is neither \\(input, label\\) nor a mapping with a label"),
     ],
 )
-def test_other_return_values_are_refused(own: Path, function: str, message: str) -> None:
+def test_other_return_values_are_refused(source: Path, function: str, message: str) -> None:
     with pytest.raises((DataError, UsageError), match=message):
-        load_data(f"{own}:{function}")
+        load_data(f"{source}:{function}")
 
 
-def test_samples_of_different_shapes_make_no_batch(own: Path) -> None:
-    split = load_data(f"{own}:uneven").split("test")
+def test_samples_of_different_shapes_are_refused(source: Path) -> None:
+    split = load_data(f"{source}:uneven").split("test")
     with pytest.raises(DataError, match="samples do not make a batch: RuntimeError"):
         everything(split)

@@ -1,4 +1,4 @@
-"""CSV and Parquet: numbers, texts and labels by column, splits, and every file that is none."""
+"""Tests of CSV and Parquet: columns of numbers, texts and labels, splits, and refused files."""
 
 import gzip
 from decimal import Decimal
@@ -18,13 +18,13 @@ from ckpt_probe.errors import DataError, UsageError
 ROWS = "x,label,y\n1,dog,2.5\n-3,cat,4\n5,dog,1e-3\n"
 
 
-def written(where: Path, text: str, name: str = "test.csv") -> str:
-    (where / name).write_text(text, encoding="utf-8")
-    return f"csv:{where / name}"
+def write(directory: Path, text: str, name: str = "test.csv") -> str:
+    (directory / name).write_text(text, encoding="utf-8")
+    return f"csv:{directory / name}"
 
 
-def test_numbers_beside_labels_that_are_texts(tmp_path: Path) -> None:
-    data = load_data(written(tmp_path, ROWS))
+def test_labels_can_be_texts_beside_columns_of_numbers(tmp_path: Path) -> None:
+    data = load_data(write(tmp_path, ROWS))
     assert (list(data.splits), data.classes, data.class_names, data.input_shape) == (["test"], 2, ("cat", "dog"), (2,))
     inputs, labels = data.split("test").batch(slice(None))
     torch.testing.assert_close(inputs, torch.tensor([[1, 2.5], [-3, 4], [5, 1e-3]]))
@@ -32,30 +32,30 @@ def test_numbers_beside_labels_that_are_texts(tmp_path: Path) -> None:
 
 
 def test_labels_that_are_numbers_have_no_names(tmp_path: Path) -> None:
-    data = load_data(written(tmp_path, "a,labels\n1,2\n2,0\n"))
+    data = load_data(write(tmp_path, "a,labels\n1,2\n2,0\n"))
     assert (data.classes, data.class_names, data.split("test").labels.tolist()) == (3, None, [2, 0])
-    data = load_data(written(tmp_path, "a,kind\n1,2.0\n2,0.0\n"), {"label": "kind"})
+    data = load_data(write(tmp_path, "a,kind\n1,2.0\n2,0.0\n"), {"label": "kind"})
     assert data.split("test").labels.tolist() == [2, 0]
 
 
-def test_columns_shape_and_delimiter_are_named(tmp_path: Path) -> None:
-    name = written(tmp_path, "id\ta\tb\tc\td\tlabel\nq7\t1\t2\t3\t4\t0\n", "table.tsv")
+def test_columns_shape_and_delimiter_are_read_from_arguments(tmp_path: Path) -> None:
+    name = write(tmp_path, "id\ta\tb\tc\td\tlabel\nq7\t1\t2\t3\t4\t0\n", "table.tsv")
     data = load_data(name, {"inputs": "d,a,b,c", "shape": [1, 2, 2]})
     assert data.split("table").batch(slice(None))[0].tolist() == [[[[4, 1], [2, 3]]]]
     assert data.arguments == {"inputs": "d,a,b,c", "shape": [1, 2, 2]}
-    data = load_data(written(tmp_path, "a;label\n1;0\n"), {"delimiter": ";"})
+    data = load_data(write(tmp_path, "a;label\n1;0\n"), {"delimiter": ";"})
     assert data.arguments == {"delimiter": ";"}
     assert load_data(f"csv:{tmp_path / 'test.csv'}", data.arguments).input_shape == (1,)
 
 
-def test_splits_by_file_by_column_and_by_chance(tmp_path: Path) -> None:
+def test_splits_are_made_by_file_by_column_or_at_random(tmp_path: Path) -> None:
     for name in ("train", "test"):
-        written(tmp_path, ROWS if name == "train" else "x,label,y\n1,eel,2\n", f"{name}.csv")
+        write(tmp_path, ROWS if name == "train" else "x,label,y\n1,eel,2\n", f"{name}.csv")
     data = load_data(f"csv:{tmp_path}")
     assert data.class_names == ("cat", "dog", "eel")
     assert {name: split.labels.tolist() for name, split in data.splits.items()} == {"test": [2], "train": [1, 0, 1]}
     text = "x,label,part\n" + "".join(f"{row},{row % 2},{'test' if row % 5 == 0 else 'train'}\n" for row in range(20))
-    data = load_data(written(tmp_path, text, "parts.csv"), {"split": "part"})
+    data = load_data(write(tmp_path, text, "parts.csv"), {"split": "part"})
     assert {name: len(split) for name, split in data.splits.items()} == {"test": 4, "train": 16}
     assert data.split("test").batch(slice(None))[0].tolist() == [[0], [5], [10], [15]]
     data = load_data(f"csv:{tmp_path / 'parts.csv'}", {"inputs": "x", "test_fraction": 0.2})
@@ -69,16 +69,16 @@ def test_texts_become_padded_batches_of_tokens_with_their_lengths(tmp_path: Path
     from transformers import AutoTokenizer
 
     texts = ["a very good film", "bad plot", "good " * 30]
-    name = written(tmp_path, "text,label\n" + "".join(f'"{text}",{row}\n' for row, text in enumerate(texts)))
+    name = write(tmp_path, "text,label\n" + "".join(f'"{text}",{row}\n' for row, text in enumerate(texts)))
     data = load_data(name, {"tokenizer": str(tokenizer)})
     split = data.split("test")
     assert (data.input_shape, data.classes) == ((), 3)
     assert data.arguments == {"text": "text", "tokenizer": str(tokenizer), "max_length": 16}
     with ready_batches(split, 2) as batches:
-        found = list(batches)
-    theirs = AutoTokenizer.from_pretrained(tokenizer)
-    for (inputs, labels), part in zip(found, (texts[:2], texts[2:]), strict=True):
-        expected = theirs(part, padding=True, truncation=True, max_length=16, return_tensors="pt")
+        read = list(batches)
+    reference = AutoTokenizer.from_pretrained(tokenizer)
+    for (inputs, labels), part in zip(read, (texts[:2], texts[2:]), strict=True):
+        expected = reference(part, padding=True, truncation=True, max_length=16, return_tensors="pt")
         assert set(inputs) == {"input_ids", "attention_mask", "token_type_ids", LENGTHS}
         assert torch.equal(inputs[LENGTHS], expected["attention_mask"].sum(dim=1))
         assert all(torch.equal(inputs[key], expected[key]) for key in expected)
@@ -87,8 +87,8 @@ def test_texts_become_padded_batches_of_tokens_with_their_lengths(tmp_path: Path
     assert split.batch(torch.tensor([1]))[0]["input_ids"].tolist() == [[2, 6, 8, 3]]
 
 
-def test_pairs_of_texts_and_numbers_that_are_meant_as_text(tmp_path: Path, tokenizer: Path) -> None:
-    name = written(tmp_path, "one,two,label\n12,good film,0\n7,bad,1\n")
+def test_pairs_of_texts_and_numbers_read_as_text_are_encoded(tmp_path: Path, tokenizer: Path) -> None:
+    name = write(tmp_path, "one,two,label\n12,good film,0\n7,bad,1\n")
     data = load_data(name, {"text": "one", "text_pair": "two", "tokenizer": str(tokenizer), "max_length": 8})
     inputs, _ = data.split("test").batch(slice(0, 1))
     assert inputs["input_ids"].tolist() == [[2, 1, 3, 5, 7, 3]]
@@ -96,15 +96,15 @@ def test_pairs_of_texts_and_numbers_that_are_meant_as_text(tmp_path: Path, token
     assert data.arguments["text_pair"] == "two"
 
 
-def test_text_beside_numbers_is_asked_for(tmp_path: Path) -> None:
+def test_a_column_of_text_beside_numbers_must_be_chosen(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"column 'name' has text beside others; choose it by `data_arguments=.'text': 'name'"
     ):
-        load_data(written(tmp_path, "name,x,label\nq,1,0\n"))
+        load_data(write(tmp_path, "name,x,label\nq,1,0\n"))
 
 
-def test_no_tokenizer(tmp_path: Path) -> None:
-    name = written(tmp_path, "text,label\ngood,0\n")
+def test_a_missing_or_invalid_tokenizer_is_refused(tmp_path: Path) -> None:
+    name = write(tmp_path, "text,label\ngood,0\n")
     with pytest.raises(
         UsageError, match=r"text needs a tokenizer: name its directory by `data_arguments=.'tokenizer': 'DIR'"
     ):
@@ -138,17 +138,17 @@ def test_no_tokenizer(tmp_path: Path) -> None:
 )
 def test_invalid_csv_is_refused(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises((DataError, UsageError), match=message) as caught:
-        load_data(written(tmp_path, text))
+        load_data(write(tmp_path, text))
     assert "\n" not in str(caught.value)
 
 
-def test_a_line_without_end_is_not_read_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_that_is_too_long_is_refused_before_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ckpt_probe.data.tables.LONGEST_LINE", 2**20)
     with pytest.raises(DataError, match="a row of more than 1 MiB, or a quote that is never closed"):
-        load_data(written(tmp_path, "x,label\n" + "1" * 3 * 2**20))
+        load_data(write(tmp_path, "x,label\n" + "1" * 3 * 2**20))
 
 
-def test_csv_of_no_utf8_and_files_that_are_not_there(tmp_path: Path, tokenizer: Path) -> None:
+def test_csv_that_is_not_utf8_and_missing_files_are_refused(tmp_path: Path, tokenizer: Path) -> None:
     (tmp_path / "test.csv").write_bytes(b"text,label\n\xff\xfe,1\n")
     with pytest.raises(DataError, match=r"UTF|text"):
         load_data(f"csv:{tmp_path / 'test.csv'}", {"text": "text", "tokenizer": str(tokenizer)})
@@ -165,19 +165,19 @@ FRENCH = "été,label,y\n1,nuit,2\n3,jour,4\n5,été,6\n"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "cp1252", "utf-16", "utf-16-le", "utf-32"])
-def test_texts_and_names_of_any_encoding_that_is_named(encoding: str, tmp_path: Path) -> None:
+def test_texts_and_names_are_read_in_the_encoding_of_the_argument(encoding: str, tmp_path: Path) -> None:
     (tmp_path / "test.csv").write_bytes(FRENCH.encode(encoding))
-    given = {} if encoding.startswith("utf-8") else {"encoding": encoding}
-    data = load_data(f"csv:{tmp_path / 'test.csv'}", given)
-    assert (data.class_names, data.arguments) == (("jour", "nuit", "été"), given)
+    arguments = {} if encoding.startswith("utf-8") else {"encoding": encoding}
+    data = load_data(f"csv:{tmp_path / 'test.csv'}", arguments)
+    assert (data.class_names, data.arguments) == (("jour", "nuit", "été"), arguments)
     inputs, labels = (
-        load_data(f"csv:{tmp_path / 'test.csv'}", {**given, "inputs": "été"}).split("test").batch(slice(0, 3))
+        load_data(f"csv:{tmp_path / 'test.csv'}", {**arguments, "inputs": "été"}).split("test").batch(slice(0, 3))
     )
     assert (inputs.tolist(), labels.tolist()) == ([[1], [3], [5]], [1, 0, 2])
 
 
 @pytest.mark.parametrize(
-    ("content", "given", "message"),
+    ("content", "arguments", "message"),
     [
         (
             FRENCH.replace("été,l", "x,l").encode("latin-1"),
@@ -209,16 +209,16 @@ def test_texts_and_names_of_any_encoding_that_is_named(encoding: str, tmp_path: 
         (b"a,b,a,b,label\n1,2,3,4,0\n", {}, "two columns have one name: 'a', 'b'; rename one"),
     ],
 )
-def test_encodings_separators_and_names_that_are_wrong(
-    content: bytes, given: dict[str, Any], message: str, tmp_path: Path
+def test_wrong_encodings_separators_and_names_are_refused(
+    content: bytes, arguments: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "test.csv").write_bytes(content)
     with pytest.raises((DataError, UsageError), match=message) as caught:
-        load_data(f"csv:{tmp_path / 'test.csv'}", given)
+        load_data(f"csv:{tmp_path / 'test.csv'}", arguments)
     assert "\n" not in str(caught.value)
 
 
-def test_an_index_is_no_input(tmp_path: Path) -> None:
+def test_an_index_column_is_not_an_input(tmp_path: Path) -> None:
     import pandas as pd
 
     frame = pd.DataFrame({"x": [1.0, 2.0], "y": [3.0, 4.0], "label": [0, 1]}, index=[5, 7])
@@ -241,12 +241,12 @@ def test_an_index_is_no_input(tmp_path: Path) -> None:
     assert data.split("named").batch(slice(None))[0].tolist() == [[1, 5], [2, 7]]
 
 
-def parquet(where: Path, columns: dict[str, Any], **how: Any) -> str:
-    pq.write_table(pa.table(columns), where / "data.parquet", **how)
-    return f"parquet:{where / 'data.parquet'}"
+def parquet(directory: Path, columns: dict[str, Any], **options: Any) -> str:
+    pq.write_table(pa.table(columns), directory / "data.parquet", **options)
+    return f"parquet:{directory / 'data.parquet'}"
 
 
-def test_parquet_holds_numbers_lists_and_categories(tmp_path: Path) -> None:
+def test_numbers_lists_and_categories_are_read_from_parquet(tmp_path: Path) -> None:
     labels = pa.array(["b", "a", "b"]).dictionary_encode()
     data = load_data(parquet(tmp_path, {"x": [1, 2, 3], "flag": [True, False, True], "label": labels}))
     assert (data.class_names, data.split("data").labels.tolist()) == (("a", "b"), [1, 0, 1])
@@ -257,7 +257,7 @@ def test_parquet_holds_numbers_lists_and_categories(tmp_path: Path) -> None:
         assert data.split("data").batch(slice(None))[0].tolist() == rows
 
 
-def test_parquet_of_texts(tmp_path: Path, tokenizer: Path) -> None:
+def test_texts_are_read_from_parquet(tmp_path: Path, tokenizer: Path) -> None:
     data = load_data(parquet(tmp_path, {"text": ["good film", "bad"], "label": [1, 0]}), {"tokenizer": str(tokenizer)})
     assert data.split("data").batch(slice(None))[0]["input_ids"].tolist() == [[2, 5, 7, 3], [2, 6, 3, 0]]
 
@@ -282,7 +282,7 @@ def test_bytes_in_parquet_are_decoded(tmp_path: Path, tokenizer: Path) -> None:
     assert data.split("data").batch(slice(None))[0]["input_ids"].tolist() == [[2, 5, 3]]
 
 
-def test_files_of_a_system_are_no_splits(tmp_path: Path) -> None:
+def test_hidden_files_of_operating_systems_are_not_splits(tmp_path: Path) -> None:
     for name in ("train.csv", "._train.csv"):
         (tmp_path / name).write_bytes(b"x,label\n1,0\n")
     assert list(load_data(f"csv:{tmp_path}").splits) == ["train"]
@@ -290,13 +290,13 @@ def test_files_of_a_system_are_no_splits(tmp_path: Path) -> None:
 
 def test_invalid_parquet_is_refused(tmp_path: Path) -> None:
     name = parquet(tmp_path, {"x": list(range(1000)), "label": [0] * 1000})
-    whole = (tmp_path / "data.parquet").read_bytes()
+    intact = (tmp_path / "data.parquet").read_bytes()
     for content in (
-        whole[: len(whole) // 2],
+        intact[: len(intact) // 2],
         b"",
         b"PAR1",
-        whole[:-20] + b"\0" * 20,
-        whole[:8] + b"\0" * 400 + whole[408:],
+        intact[:-20] + b"\0" * 20,
+        intact[:8] + b"\0" * 400 + intact[408:],
     ):
         (tmp_path / "data.parquet").write_bytes(content)
         with pytest.raises(DataError, match="no Parquet file, or a damaged one") as caught:
@@ -312,8 +312,8 @@ def test_invalid_parquet_is_refused(tmp_path: Path) -> None:
             load_data(parquet(tmp_path, columns))
 
 
-def test_parquet_that_announces_more_than_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A column of one value takes a few bytes a million rows: the claim is checked before anything is read.
+def test_parquet_that_claims_more_than_its_budget_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A million equal values take a few bytes in the file; the claimed size is checked before anything is read.
     name = parquet(tmp_path, {"x": pa.array(np.zeros(10**6, np.int8)), "label": pa.array(np.zeros(10**6, np.int8))})
     assert (tmp_path / "data.parquet").stat().st_size < 10**5
     monkeypatch.setattr("ckpt_probe.budget.MEMORY", 10**6)

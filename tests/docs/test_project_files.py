@@ -1,4 +1,4 @@
-"""Files for those who carry the project on: they parse, and agree with the package."""
+"""Checks that files for contributors can be parsed and agree with the package."""
 
 import re
 import subprocess
@@ -19,7 +19,7 @@ def parsed(path: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def test_the_version_is_the_same_wherever_it_stands() -> None:
+def test_the_version_is_the_same_in_all_files() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     citation = parsed(ROOT / "docs" / "CITATION.cff")
     assert project["version"] == ckpt_probe.__version__ == str(citation["version"])
@@ -40,18 +40,18 @@ def test_continuous_integration_runs_make_test_on_every_supported_python() -> No
     lowest = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"]
     assert matrix["python"][0] == lowest.removeprefix(">=")
     assert matrix["python"] == ["3.11", "3.12", "3.13"]
-    told = [step.get("run", "") for step in job["steps"]]
-    assert any("make test" in line for line in told)
-    # Wheel and sdist, each in an empty environment.
-    assert any("make package" in line for line in told)
+    commands = [step.get("run", "") for step in job["steps"]]
+    assert any("make test" in line for line in commands)
+    # `make package` tests wheel and sdist in empty environments.
+    assert any("make package" in line for line in commands)
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form.name != "config.yml"], ids=lambda form: form.stem)
-def test_an_issue_form_asks_for_something(form: Path) -> None:
-    held = parsed(form)
-    assert {"name", "description", "body"} <= held.keys()
-    assert all(field["attributes"]["label"] for field in held["body"])
-    assert any(field.get("validations", {}).get("required") for field in held["body"])
+def test_an_issue_form_has_labelled_and_required_fields(form: Path) -> None:
+    content = parsed(form)
+    assert {"name", "description", "body"} <= content.keys()
+    assert all(field["attributes"]["label"] for field in content["body"])
+    assert any(field.get("validations", {}).get("required") for field in content["body"])
 
 
 def test_make_help_names_every_target() -> None:
@@ -61,8 +61,8 @@ def test_make_help_names_every_target() -> None:
     done = subprocess.run(
         ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    told = dict(re.findall(r"^make (\S+) +(.+\.)$", done.stdout, flags=re.M))
-    assert told.keys() == plain
+    described = dict(re.findall(r"^make (\S+) +(.+\.)$", done.stdout, flags=re.M))
+    assert described.keys() == plain
 
 
 def test_the_pages_of_the_documentation_are_listed_in_its_index() -> None:

@@ -1,4 +1,4 @@
-"""Promises of docs/security.md name the tests that hold them."""
+"""Checks that the tests which docs/security.md names exist."""
 
 import ast
 import re
@@ -19,6 +19,6 @@ def test_every_promise_names_tests_that_exist() -> None:
         if isinstance(node, ast.FunctionDef)
     }
     for part in parts:
-        named = re.findall(r"`(test_\w+)`", part)
-        assert named, part
-        assert set(named) <= functions, sorted(set(named) - functions)
+        tests = re.findall(r"`(test_\w+)`", part)
+        assert tests, part
+        assert set(tests) <= functions, sorted(set(tests) - functions)

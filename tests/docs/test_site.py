@@ -1,4 +1,4 @@
-"""The documentation's site: complete, built without a warning, every link in it leads somewhere."""
+"""Checks of the documentation's site: it is complete, is built without warnings, and its links have targets."""
 
 import re
 import shutil
@@ -26,28 +26,28 @@ def test_every_page_is_in_the_navigation_once() -> None:
 
 
 def test_every_public_name_is_in_the_reference() -> None:
-    named = {line.rpartition(".")[2] for line in re.findall(r"^::: (\S+)$", (DOCS / "api.md").read_text(), re.M)}
-    assert set(ckpt_probe.__all__) - named == set()
+    documented = {line.rpartition(".")[2] for line in re.findall(r"^::: (\S+)$", (DOCS / "api.md").read_text(), re.M)}
+    assert set(ckpt_probe.__all__) - documented == set()
 
 
 def test_the_gallery_shows_every_figure() -> None:
-    shown = set(re.findall(r"\((studies/figures/[^)]+)\)", (DOCS / "gallery.md").read_text(encoding="utf-8")))
-    assert shown == {f"studies/figures/{file.name}" for file in (DOCS / "studies" / "figures").iterdir()}
+    figures = set(re.findall(r"\((studies/figures/[^)]+)\)", (DOCS / "gallery.md").read_text(encoding="utf-8")))
+    assert figures == {f"studies/figures/{file.name}" for file in (DOCS / "studies" / "figures").iterdir()}
 
 
 class Links(HTMLParser):
-    """What a page points to, and the places in it that can be pointed to."""
+    """A parser that collects the targets of links in a page, and the anchors to which links can point."""
 
     def __init__(self, page: Path) -> None:
         super().__init__()
         self.targets: list[str] = []
-        self.places: set[str] = set()
+        self.anchors: set[str] = set()
         self.feed(page.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         for name, value in attrs:
             if name == "id" and value:
-                self.places.add(value)
+                self.anchors.add(value)
             elif name in {"href", "src"} and value and tag in {"a", "img", "link", "script"}:
                 self.targets.append(value)
 
@@ -59,21 +59,21 @@ def build(config: Path, out: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @needs_mkdocs
-def test_the_site_is_built_and_its_links_lead_somewhere(tmp_path: Path) -> None:
+def test_the_site_is_built_and_its_links_have_targets(tmp_path: Path) -> None:
     site = tmp_path / "site"
     done = build(ROOT / "mkdocs.yml", site)
     assert done.returncode == 0, done.stderr
     pages = {page.resolve(): Links(page) for page in site.rglob("*.html") if page.name != "404.html"}
-    assert any(place.endswith("Moments.merge") for page in pages.values() for place in page.places)
+    assert any(anchor.endswith("Moments.merge") for page in pages.values() for anchor in page.anchors)
     for page, links in pages.items():
         for target in links.targets:
-            path, _, place = target.partition("#")
+            path, _, anchor = target.partition("#")
             if re.match(r"[a-z]+:|//", target):
                 continue
-            there = (page.parent / path).resolve() if path else page
-            there = there / "index.html" if there.is_dir() else there
-            assert there.exists(), f"{page}: {target}"
-            assert not place or there not in pages or place in pages[there].places, f"{page}: {target}"
+            linked = (page.parent / path).resolve() if path else page
+            linked = linked / "index.html" if linked.is_dir() else linked
+            assert linked.exists(), f"{page}: {target}"
+            assert not anchor or linked not in pages or anchor in pages[linked].anchors, f"{page}: {target}"
 
 
 @pytest.mark.slow
