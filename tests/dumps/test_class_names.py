@@ -1,4 +1,4 @@
-"""Names of classes in a dump, and samples that were announced but could not be read."""
+"""Tests of names of classes and samples in dumps, and of announced samples that could not be read."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from ckpt_probe.dumps import DumpWriter, open_dump
 from ckpt_probe.errors import DataError
 
 
-def written(path: Path, names: Sequence[str] | None, *, announced: int = 6, left_out: int = 0) -> Path:
+def write(path: Path, names: Sequence[str] | None, *, announced: int = 6, left_out: int = 0) -> Path:
     rng = np.random.default_rng(0)
     labels = np.arange(6) % 3
     with DumpWriter(path, None, classes=3, features=4) as writer:
@@ -25,13 +25,13 @@ def written(path: Path, names: Sequence[str] | None, *, announced: int = 6, left
 
 
 @pytest.mark.parametrize("names", [("ant", "bee", "käfer 甲虫"), ("", "[red]x", "a/b:c"), ("only",), None])
-def test_names_come_back(names: tuple[str, ...] | None, tmp_path: Path) -> None:
-    with open_dump(written(tmp_path / "x.h5", names)) as dump:
+def test_names_of_classes_are_read_as_written(names: tuple[str, ...] | None, tmp_path: Path) -> None:
+    with open_dump(write(tmp_path / "x.h5", names)) as dump:
         assert dump.class_names == names
 
 
-def test_rows_that_did_not_come_are_taken_back(tmp_path: Path) -> None:
-    path = written(tmp_path / "x.h5", None, announced=8, left_out=2)
+def test_announced_rows_that_cannot_be_read_are_removed(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.h5", None, announced=8, left_out=2)
     with open_dump(path) as dump:
         shapes = {name: array.shape for name, array in dump["test"].arrays().items()}
         assert shapes == {"features": (6, 4), "labels": (6,), "logits": (6, 3)}
@@ -40,11 +40,11 @@ def test_rows_that_did_not_come_are_taken_back(tmp_path: Path) -> None:
         assert file["test/sample"].shape == (6,)
         assert file["test"].attrs["unreadable"] == 2
     with pytest.raises(DataError, match="split test got 6 rows, but 7 were announced"):
-        written(tmp_path / "y.h5", None, announced=8, left_out=1)
+        write(tmp_path / "y.h5", None, announced=8, left_out=1)
 
 
-def test_every_flipped_bit_of_a_name_is_found(tmp_path: Path) -> None:
-    path = written(tmp_path / "x.h5", ("ant", "bee", "grasshopper"))
+def test_every_flipped_bit_of_a_name_is_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.h5", ("ant", "bee", "grasshopper"))
     content = path.read_bytes()
     start = content.index(b"grasshopper")
     for bit in range(8 * len(b"grasshopper")):
@@ -55,7 +55,7 @@ def test_every_flipped_bit_of_a_name_is_found(tmp_path: Path) -> None:
             pass
 
 
-def test_names_of_anybodys_that_are_none(tmp_path: Path) -> None:
+def test_invalid_names_and_features_of_other_programs_are_refused(tmp_path: Path) -> None:
     for number, values in enumerate((np.zeros(3), np.array([[b"a"]]), np.array([b"\xff"]))):
         with h5py.File(tmp_path / f"{number}.h5", "w") as file:
             file["test/features"], file["test/labels"] = np.zeros((2, 4)), np.zeros(2, int)
@@ -68,7 +68,7 @@ def test_names_of_anybodys_that_are_none(tmp_path: Path) -> None:
         pass
 
 
-def test_names_of_samples_come_back_and_must_be_as_many_as_the_rows(tmp_path: Path) -> None:
+def test_names_of_samples_are_read_as_written_and_their_number_must_be_that_of_rows(tmp_path: Path) -> None:
     files = ("ant/1.png", "käfer/甲虫.png", "c", "d", "e", "f")
     for path, names in ((tmp_path / "x.h5", files), (tmp_path / "few.h5", files[:4])):
         with DumpWriter(path, None, classes=3, features=4) as writer:

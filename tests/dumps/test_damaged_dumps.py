@@ -1,4 +1,4 @@
-"""Dumps with damaged bytes: they are analyzed, or refused in words; nothing else comes out of ckpt-probe."""
+"""Tests of dumps with damaged bytes: the numbers are unchanged or the dump is refused with a message."""
 
 import json
 import os
@@ -18,8 +18,8 @@ from ckpt_probe.extraction import Block, Storage, StoreWriter
 
 CASES, SECONDS = 40, 300
 
-# Each damaged dump in a process of its own: there is damage on which the HDF5 library itself may crash or never end.
-# The processes come from a fresh one with one thread, since a copy of one with several may wait for ever.
+# Each damaged dump is read in its own process, as some damage makes the HDF5 library crash or loop.
+# The parent is a new process with one thread, as a fork of a process with several threads may deadlock.
 FLIP = """
 import json, os, signal, sys
 from pathlib import Path
@@ -30,21 +30,21 @@ from ckpt_probe.errors import CkptProbeError
 
 torch.set_num_threads(1)
 path, seed, cases, seconds = Path(sys.argv[1]), *map(int, sys.argv[2:5])
-whole, random = path.read_bytes(), np.random.default_rng(seed)
-right = list(analyze(path))
+intact, random = path.read_bytes(), np.random.default_rng(seed)
+expected = list(analyze(path))
 ends = []
 for _ in range(cases):
-    damaged = bytearray(whole)
-    damaged[random.integers(len(whole))] ^= 1 << int(random.integers(8))
+    damaged = bytearray(intact)
+    damaged[random.integers(len(intact))] ^= 1 << int(random.integers(8))
     path.write_bytes(damaged)
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
         signal.alarm(seconds)
         try:
-            end = "the same numbers" if list(analyze(path)) == right else "other numbers"
+            end = "the same numbers" if list(analyze(path)) == expected else "other numbers"
         except CkptProbeError as error:
-            end = "told" if str(error).startswith(str(path)) else f"named no file: {error}"
+            end = "refused" if str(error).startswith(str(path)) else f"named no file: {error}"
         except BaseException as error:
             end = repr(error)
         os.write(writing, end.encode()[:500])
@@ -66,9 +66,9 @@ def write(path: Path, store: str) -> Path:
     return path
 
 
-def flipped(path: Path, seed: int, cases: int) -> list[str]:
+def outcomes_of_flips(path: Path, seed: int, cases: int) -> list[str]:
     words = [sys.executable, "-c", FLIP, str(path), str(seed), str(cases), str(SECONDS)]
-    # No time limit of its own: every case has one.
+    # Each case has a time limit, so the process needs none.
     done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -76,32 +76,32 @@ def flipped(path: Path, seed: int, cases: int) -> list[str]:
 
 @pytest.mark.parametrize("store", ["features", "moments"])
 def test_a_flipped_bit_never_gives_another_number(tmp_path: Path, store: str) -> None:
-    """A bit that changes nothing lies where nothing is: between the parts of a file, or in room for more rows."""
-    ends = flipped(write(tmp_path / "a.h5", store), 0, CASES)
-    assert set(ends) <= {"the same numbers", "told"}, ends
-    assert ends.count("told") >= CASES // 2
+    """Check random flipped bits; those in unused space, between parts or for further rows, change nothing."""
+    ends = outcomes_of_flips(write(tmp_path / "a.h5", store), 0, CASES)
+    assert set(ends) <= {"the same numbers", "refused"}, ends
+    assert ends.count("refused") >= CASES // 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("store", ["features", "moments"])
-def test_a_thousand_flipped_bits(tmp_path: Path, store: str) -> None:
-    ends = flipped(write(tmp_path / "a.h5", store), 1, 1000)
+def test_a_thousand_flipped_bits_never_give_another_number(tmp_path: Path, store: str) -> None:
+    ends = outcomes_of_flips(write(tmp_path / "a.h5", store), 1, 1000)
     print({end: ends.count(end) for end in set(ends)})
-    assert set(ends) <= {"the same numbers", "told"}
+    assert set(ends) <= {"the same numbers", "refused"}
 
 
-def test_what_a_group_lists_but_has_not_is_named(tmp_path: Path) -> None:
-    for name, of in (("features", "features"), ("logits", "features"), ("moments", "moments")):
-        path = write(tmp_path / f"{name}.h5", of)
+def test_a_broken_link_in_place_of_a_dataset_is_refused(tmp_path: Path) -> None:
+    for name, store in (("features", "features"), ("logits", "features"), ("moments", "moments")):
+        path = write(tmp_path / f"{name}.h5", store)
         with h5py.File(path, "a") as file:
-            file.attrs["format_version"] = 2  # which has no hash of its names
+            file.attrs["format_version"] = 2  # this version has no hash of names
             del file[f"test/{name}"]
             file[f"test/{name}"] = h5py.SoftLink("/nowhere")
         with pytest.raises(DataError, match=rf"{name}\.h5: test/{name}: expected a (dataset|group)"):
             list(analyze(path))
 
 
-def test_moments_without_their_numbers(tmp_path: Path) -> None:
+def test_moments_without_their_attributes_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.h5", "moments")
     with h5py.File(path, "a") as file:
         file.attrs["format_version"] = 2
@@ -110,14 +110,14 @@ def test_moments_without_their_numbers(tmp_path: Path) -> None:
         list(analyze(path))
 
 
-def test_rows_out_of_reach_are_told_and_a_callers_own_error_is_not(tmp_path: Path) -> None:
+def test_damaged_rows_are_reported_and_errors_of_the_caller_are_not_changed(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
-        kept = {"chunks": (10, 5), "fletcher32": True}
-        file.create_dataset("test/features", data=np.random.default_rng(0).normal(size=(40, 5)), **kept)
+        options = {"chunks": (10, 5), "fletcher32": True}
+        file.create_dataset("test/features", data=np.random.default_rng(0).normal(size=(40, 5)), **options)
         file["test/labels"] = np.arange(40) % 3
-        [place] = {file["test/features"].id.get_chunk_info(2).byte_offset}
+        [offset] = {file["test/features"].id.get_chunk_info(2).byte_offset}
     damaged = bytearray((tmp_path / "a.h5").read_bytes())
-    damaged[place] ^= 1
+    damaged[offset] ^= 1
     (tmp_path / "a.h5").write_bytes(damaged)
     with (
         pytest.raises(DataError, match=r"a\.h5: test, rows 20 to 29: cannot be read and may be damaged"),

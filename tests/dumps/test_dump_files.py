@@ -1,4 +1,4 @@
-"""Dumps: written whole, read by us, by plain h5py and by xarray; anybody else's read just the same."""
+"""Tests of dumps: written completely, readable with h5py and xarray, and dumps of other programs."""
 
 import os
 import signal
@@ -69,15 +69,15 @@ def write(path: Path, origin: Provenance | None = None, **options) -> Path:
 
 def foreign(path: Path, **changes: object) -> Path:
     features, labels, _ = arrays()
-    held = {"test/features": features, "test/labels": labels, "classifier/weights": WEIGHTS} | changes
+    datasets = {"test/features": features, "test/labels": labels, "classifier/weights": WEIGHTS} | changes
     with h5py.File(path, "w") as file:
-        for name, value in held.items():
+        for name, value in datasets.items():
             if value is not None:
                 file[name] = value
     return path
 
 
-def test_a_dump_returns_what_was_put_in(tmp_path: Path) -> None:
+def test_a_dump_has_the_written_arrays_and_provenance(tmp_path: Path) -> None:
     features, labels, logits = arrays()
     path = write(tmp_path / "step-000007.h5", provenance())
     with open_dump(path) as dump:
@@ -99,7 +99,7 @@ def test_a_dump_returns_what_was_put_in(tmp_path: Path) -> None:
     assert read_provenance(path) == provenance()
 
 
-def test_plain_h5py_reads_the_documented_names(tmp_path: Path) -> None:
+def test_the_documented_names_can_be_read_with_h5py(tmp_path: Path) -> None:
     features, labels, _ = arrays()
     with h5py.File(write(tmp_path / "a.h5", provenance()), "r") as file:
         assert file.attrs["format"].decode() == "ckpt-probe-dump"
@@ -112,7 +112,7 @@ def test_plain_h5py_reads_the_documented_names(tmp_path: Path) -> None:
         assert file["train/sample"].shape == (11,)
 
 
-def test_xarray_reads_it_with_named_dimensions(tmp_path: Path) -> None:
+def test_dumps_have_named_dimensions_in_xarray(tmp_path: Path) -> None:
     features, _, _ = arrays()
     path = write(tmp_path / "a.h5", provenance())
     with xarray.open_dataset(path, group="test", engine="h5netcdf") as data:
@@ -125,7 +125,7 @@ def test_xarray_reads_it_with_named_dimensions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_features_are_stored_in_the_precision_asked_for(tmp_path: Path, dtype: str) -> None:
+def test_features_are_stored_in_the_requested_precision(tmp_path: Path, dtype: str) -> None:
     with open_dump(write(tmp_path / "a.h5", feature_dtype=dtype)) as dump:
         assert dump["test"].features.dtype == np.dtype(dtype)
     with pytest.raises(DataError, match="not as int8"):
@@ -154,7 +154,7 @@ def test_too_few_or_too_many_rows_leave_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_dump_is_kept_unless_asked(tmp_path: Path) -> None:
+def test_an_existing_dump_is_replaced_only_on_request(tmp_path: Path) -> None:
     path = write(tmp_path / "a.h5")
     before = path.read_bytes()
     with pytest.raises(UsageError, match="exists already"):
@@ -164,7 +164,7 @@ def test_an_existing_dump_is_kept_unless_asked(tmp_path: Path) -> None:
     assert read_provenance(path) is not None
 
 
-def test_anybodys_file_is_a_dump_with_its_step_in_its_name(tmp_path: Path) -> None:
+def test_a_file_of_another_program_has_the_step_of_its_name_or_attribute(tmp_path: Path) -> None:
     with open_dump(foreign(tmp_path / "epoch-3-step-40.h5")) as dump:
         assert dump.step == 40
         assert dump.provenance is None
@@ -175,7 +175,7 @@ def test_anybodys_file_is_a_dump_with_its_step_in_its_name(tmp_path: Path) -> No
     assert [member.step for member in open_dump_series(tmp_path)] == [99]
 
 
-def test_ours_without_the_mark_is_an_interrupted_one(tmp_path: Path) -> None:
+def test_a_dump_without_the_mark_of_completion_is_refused_as_interrupted(tmp_path: Path) -> None:
     path = write(tmp_path / "a.h5", provenance())
     with h5py.File(path, "a") as file:
         del file.attrs["complete"]
@@ -209,15 +209,15 @@ def test_a_newer_version_is_refused(tmp_path: Path) -> None:
         ({"classifier/weights": np.zeros(3)}, "classifier/weights: expected floating-point numbers in 2 dimensions"),
     ],
 )
-def test_arrays_that_do_not_fit_each_other_are_named(tmp_path: Path, changes: dict, message: str) -> None:
+def test_missing_and_inconsistent_arrays_are_refused(tmp_path: Path, changes: dict, message: str) -> None:
     path = foreign(tmp_path / "a.h5", **changes)
     with pytest.raises(DataError, match=rf"a\.h5.*{message}"), open_dump(path):
         pass
 
 
-def test_what_is_no_hdf5_file(tmp_path: Path) -> None:
-    whole = write(tmp_path / "whole.h5").read_bytes()
-    (tmp_path / "cut.h5").write_bytes(whole[: len(whole) // 2])
+def test_files_that_are_not_dumps_are_refused(tmp_path: Path) -> None:
+    intact = write(tmp_path / "intact.h5").read_bytes()
+    (tmp_path / "cut.h5").write_bytes(intact[: len(intact) // 2])
     (tmp_path / "text.h5").write_text("text")
     for name in ("cut", "text"):
         with (
@@ -234,7 +234,7 @@ def test_what_is_no_hdf5_file(tmp_path: Path) -> None:
         pass
 
 
-def test_a_series_is_in_order_and_an_empty_directory_an_error(tmp_path: Path) -> None:
+def test_a_series_is_in_order_and_an_empty_directory_is_refused(tmp_path: Path) -> None:
     for name in ("step-10", "step-9", "last"):
         foreign(tmp_path / f"{name}.h5")
     assert [member.name for member in open_dump_series(tmp_path)] == ["step-9", "step-10", "last"]
@@ -245,7 +245,7 @@ def test_a_series_is_in_order_and_an_empty_directory_an_error(tmp_path: Path) ->
         open_dump_series(tmp_path / "missing")
 
 
-def test_broken_provenance_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+def test_invalid_provenance_is_refused_with_the_file(tmp_path: Path) -> None:
     path = write(tmp_path / "a.h5", provenance())
     with h5py.File(path, "a") as file:
         file.attrs["format_version"] = 2
@@ -292,7 +292,7 @@ from ckpt_probe.errors import DataError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 limit = int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-# A module compiled now would leave a part of its cached bytecode to whoever imports it next.
+# Under this limit a module compiled now would leave truncated bytecode for later imports.
 sys.dont_write_bytecode = True
 try:
     with DumpWriter(sys.argv[1], None, classes=3, features=64) as writer:
@@ -303,16 +303,16 @@ try:
                 rows = np.full((100, 64), start, dtype=np.float32)
                 writer.append(split, rows, np.zeros(100, dtype=np.int64), np.zeros((100, 3)))
 except DataError as error:
-    sys.exit(f"told: {error}")
+    sys.exit(f"error: {error}")
 """
 
 
 @pytest.mark.parametrize("limit", [1_000, 20_000, 140_000, 200_000, 280_000])
-def test_a_disk_that_is_full_is_one_line_and_no_crash(tmp_path: Path, limit: int, commands: Any) -> None:
+def test_a_full_disk_is_a_one_line_error_and_no_crash(tmp_path: Path, limit: int, commands: Any) -> None:
     path = tmp_path / "dump.h5"
     words = commands.python(FULL, path, limit)
     done = subprocess.run(words, capture_output=True, text=True, timeout=600)
-    assert (done.returncode, done.stderr) == (1, f"told: {path}: cannot be written: File too large\n")
+    assert (done.returncode, done.stderr) == (1, f"error: {path}: cannot be written: File too large\n")
     assert list(tmp_path.iterdir()) == []
     free = subprocess.run([*words[:-1], "10000000"], capture_output=True, text=True, timeout=600)
     assert (free.returncode, free.stderr) == (0, "")
@@ -320,21 +320,21 @@ def test_a_disk_that_is_full_is_one_line_and_no_crash(tmp_path: Path, limit: int
         assert dump["test"].features[450, 0] == 400
 
 
-def test_an_error_of_the_callers_own_is_not_the_dumps(tmp_path: Path) -> None:
+def test_an_error_of_the_caller_is_not_reported_as_one_of_the_dump(tmp_path: Path) -> None:
     path = write(tmp_path / "step-000007.h5", provenance())
     with pytest.raises(FileNotFoundError), open_dump(path):
         (tmp_path / "nowhere").read_text()
 
 
-def test_a_foreign_dump_in_the_other_byte_order(tmp_path: Path) -> None:
+def test_a_dump_in_the_other_byte_order_has_the_same_record(tmp_path: Path) -> None:
     features, labels, _ = arrays()
     path = foreign(tmp_path / "a.h5", **{"test/features": features.astype(">f4"), "test/labels": labels.astype(">i8")})
     other = foreign(tmp_path / "b.h5")
-    [found], [expected] = ([*analyze(file, cache=False)] for file in (path, other))
-    assert {**found, "checkpoint": "b"} == expected
+    [actual], [expected] = ([*analyze(file, cache=False)] for file in (path, other))
+    assert {**actual, "checkpoint": "b"} == expected
 
 
-def test_a_step_that_is_no_number(tmp_path: Path) -> None:
+def test_a_step_that_is_not_a_number_is_refused(tmp_path: Path) -> None:
     path = foreign(tmp_path / "a.h5")
     with h5py.File(path, "a") as file:
         file.attrs["step"] = "final"
@@ -343,7 +343,7 @@ def test_a_step_that_is_no_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["class", "feature", "classifier", "a/b", "", "."])
-def test_names_that_no_split_can_have(tmp_path: Path, name: str) -> None:
+def test_invalid_names_of_splits_are_refused(tmp_path: Path, name: str) -> None:
     def fill() -> None:
         with DumpWriter(tmp_path / "a.h5", provenance(), classes=3, features=4) as writer:
             writer.start_split(name)
@@ -353,7 +353,7 @@ def test_names_that_no_split_can_have(tmp_path: Path, name: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_arguments_are_what_json_gives_back_of_them() -> None:
+def test_arguments_are_compared_as_json_stores_them() -> None:
     lists, tuples = (provenance(data_arguments={"classes": kind([0, 1])}) for kind in (list, tuple))
     assert tuples.differences(lists) == []
     expected = r"model_arguments: a dump can store only numbers, text, .*: Object of type PosixPath"
@@ -361,16 +361,16 @@ def test_arguments_are_what_json_gives_back_of_them() -> None:
         provenance(model_arguments={"folder": Path("a")})
 
 
-def test_a_step_in_an_array_of_one_is_a_step(tmp_path: Path) -> None:
+def test_a_step_may_be_an_array_of_one_number(tmp_path: Path) -> None:
     path = foreign(tmp_path / "a.h5")
-    for stated in (np.array([5]), np.float64(5), "5"):
+    for value in (np.array([5]), np.float64(5), "5"):
         with h5py.File(path, "a") as file:
-            file.attrs["step"] = stated
+            file.attrs["step"] = value
         with open_dump(path) as dump:
             assert dump.step == 5
-    for stated in (np.array([5, 6]), np.nan):
+    for value in (np.array([5, 6]), np.nan):
         with h5py.File(path, "a") as file:
-            file.attrs["step"] = stated
+            file.attrs["step"] = value
         with pytest.raises(DataError, match="expected one integer"):
             open_dump_series(path)
 
@@ -394,12 +394,12 @@ def test_features_beyond_their_precision_leave_no_file(tmp_path: Path, dtype: st
     fill(features[:1])
 
 
-def test_a_file_that_stays_the_same_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unchanged_file_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checked = []
     check = reading._check_format
     monkeypatch.setattr(reading, "_check_format", lambda path, file: checked.append(path.name) or check(path, file))
     path = write(tmp_path / "step-000007.h5", provenance())
-    # As if it were just written, however long the test takes.
+    # The time of modification is in the future, as if the file had just been written.
     os.utime(path, ns=(0, 4 * 10**18))
     for _ in range(2):
         open_dump_series(tmp_path)
@@ -416,13 +416,13 @@ def test_a_file_that_stays_the_same_is_checked_once(tmp_path: Path, monkeypatch:
         open_dump_series(tmp_path)
 
 
-def test_another_file_of_the_same_name_is_checked(tmp_path: Path) -> None:
+def test_a_replaced_file_is_checked_again(tmp_path: Path) -> None:
     path = write(tmp_path / "step-000007.h5", provenance())
-    other = write(tmp_path / "elsewhere.h5", provenance())
+    other = write(tmp_path / "other.h5", provenance())
     with h5py.File(other, "a") as file:
         file["test/labels"].attrs["note"] = "not what was written"
-    for each in (path, other):
-        os.utime(each, ns=(0, 10**18))
+    for dump in (path, other):
+        os.utime(dump, ns=(0, 10**18))
     with open_dump(path) as dump:
         assert dump.step == 7
     other.replace(path)

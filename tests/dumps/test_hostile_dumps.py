@@ -1,4 +1,4 @@
-"""Dumps that lead outside themselves or claim what they do not hold are refused before a row is read."""
+"""Checks that dumps with links outside themselves or with false sizes are refused before a row is read."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def never_written(file: h5py.File) -> None:
 
 
 def squeezed(file: h5py.File) -> None:
-    # Chunks that are never written are not stored at all, as if compressed without end.
+    # Chunks that were never written take no space in the file.
     file.create_dataset("test/features", (2 * 10**8, 2), "f4", chunks=(10**6, 2), compression="gzip")[:1] = 1.0
 
 
@@ -82,9 +82,9 @@ CASES: list[tuple[Callable[[h5py.File], None], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("make", "told"), CASES, ids=[make.__name__ for make, _ in CASES])
+@pytest.mark.parametrize(("make", "message"), CASES, ids=[make.__name__ for make, _ in CASES])
 def test_a_hostile_dump_is_refused_before_a_row_is_read(
-    tmp_path: Path, make: Callable[[h5py.File], None], told: str
+    tmp_path: Path, make: Callable[[h5py.File], None], message: str
 ) -> None:
     with h5py.File(tmp_path / "other.h5", "w") as other:
         other["secret"] = np.ones((4, 2))
@@ -94,7 +94,7 @@ def test_a_hostile_dump_is_refused_before_a_row_is_read(
         file["test/labels"] = np.arange(4) % 2
     tracemalloc.start()
     try:
-        with pytest.raises(DataError, match=rf"a\.h5: .*{told}"):
+        with pytest.raises(DataError, match=rf"a\.h5: .*{message}"):
             list(analyze(tmp_path / "a.h5"))
         assert tracemalloc.get_traced_memory()[1] < 2**24
     finally:

@@ -1,4 +1,4 @@
-"""Groups of layers whose parts contradict each other, or claim what they have not: refused before any row is read."""
+"""Checks that inconsistent or incomplete groups of layers are refused before a row is read."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from ckpt_probe.models import LayerTap, Taps
 
 
 def write(path: Path) -> Path:
-    """A dump of 12 rows with one layer of 4 features, its moments, its rows, and a subset of 5 rows."""
+    """Write a dump of 12 rows with one layer of 4 features, its moments and rows, and a subset of 5 rows."""
     draw = torch.Generator().manual_seed(0)
     features, rows, labels = (
         torch.randn(12, 3, generator=draw),
@@ -45,9 +45,9 @@ def without(name: str) -> Callable[[h5py.File], None]:
     return change
 
 
-def attribute(place: str, name: str, value: Any) -> Callable[[h5py.File], None]:
+def attribute(group: str, name: str, value: Any) -> Callable[[h5py.File], None]:
     def change(file: h5py.File) -> None:
-        file[place].attrs[name] = value
+        file[group].attrs[name] = value
 
     return change
 
@@ -56,7 +56,7 @@ LAYER = "test/layers/body"
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (attribute(LAYER, "depth", 1.5), r"layers/body: depth \(0 … 1\) or pooling is missing"),
         (attribute(LAYER, "depth", np.nan), r"layers/body: depth \(0 … 1\) or pooling is missing"),
@@ -83,18 +83,18 @@ LAYER = "test/layers/body"
         (replaced("test/layers", h5py.SoftLink("/nowhere")), r"test/layers: expected a group"),
     ],
 )
-def test_contradictions(tmp_path: Path, change: Callable[[h5py.File], None], told: str) -> None:
+def test_inconsistent_layers_are_refused(tmp_path: Path, change: Callable[[h5py.File], None], message: str) -> None:
     path = write(tmp_path / "a.h5")
     with h5py.File(path, "a") as file:
-        # A version that has no hash, as an attacker would not forget it either.
+        # This version has no hash of names, which an attacker would adapt too.
         file.attrs["format_version"] = 2
         change(file)
-    with pytest.raises(DataError, match=told) as raised, cp.open_dump(path):
+    with pytest.raises(DataError, match=message) as raised, cp.open_dump(path):
         pass
     assert str(raised.value).startswith(f"{path}: ")
 
 
-def test_a_depth_that_was_changed_is_noticed(tmp_path: Path) -> None:
+def test_a_changed_depth_is_detected(tmp_path: Path) -> None:
     path = write(tmp_path / "a.h5")
     with h5py.File(path, "a") as file:
         file[LAYER].attrs["depth"] = 0.5

@@ -1,4 +1,4 @@
-"""Ctrl-C while a dump is written: the process survives, and no unfinished file remains."""
+"""Tests of Ctrl-C while a dump is written: the process survives, and no unfinished file remains."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def endless_dump(path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ctrl_c")
-def test_an_interrupt_is_raised_after_the_write_that_it_meets() -> None:
+def test_an_interrupt_during_a_write_is_raised_after_it() -> None:
     done: list[str] = []
     with pytest.raises(KeyboardInterrupt):
         interrupted_write(done)

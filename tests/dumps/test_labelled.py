@@ -1,4 +1,4 @@
-"""Dumps as xarray's trees, read as they are sliced, and as a notebook shows them."""
+"""Tests of dumps as trees of xarray, read lazily, and of their view in a notebook."""
 
 import sys
 import xml.etree.ElementTree as ET
@@ -21,7 +21,7 @@ FEATURES = (WEIGHTS[LABELS] + RNG.normal(size=(40, 5))).astype(np.float32)
 
 @pytest.fixture(scope="module")
 def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dump of ours with rows and moments of split test."""
+    """Write a dump with rows and moments of split test."""
     path = tmp_path_factory.mktemp("dump") / "step-000007.h5"
     moments = cp.Moments(3)
     moments.update(FEATURES, LABELS)
@@ -33,7 +33,7 @@ def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_every_array_is_there_with_named_dimensions(dump: Path) -> None:
+def test_a_tree_has_every_array_with_named_dimensions(dump: Path) -> None:
     with cp.open_dump(dump) as opened:
         tree = opened.to_xarray().load()
     test = tree["test"].dataset
@@ -51,7 +51,7 @@ def test_every_array_is_there_with_named_dimensions(dump: Path) -> None:
     assert tree["test/moments/counts"].dims == ("seen_class",)
 
 
-def test_rows_are_read_when_they_are_asked_for(dump: Path) -> None:
+def test_rows_are_read_when_they_are_accessed(dump: Path) -> None:
     with cp.open_dump(dump) as opened:
         features = opened.to_xarray()["test/features"]
         np.testing.assert_array_equal(features[3:9:2, [4, 0]], FEATURES[3:9:2][:, [4, 0]])
@@ -61,11 +61,11 @@ def test_rows_are_read_when_they_are_asked_for(dump: Path) -> None:
         late.load()
 
 
-def test_dumps_of_others_in_another_byte_order(tmp_path: Path) -> None:
-    with h5py.File(tmp_path / "theirs.h5", "w") as file:
+def test_dumps_of_other_programs_are_read_in_any_byte_order(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "other.h5", "w") as file:
         file["test/features"], file["test/labels"] = FEATURES.astype(">f4"), LABELS.astype(">i2")
         file["test/more"] = np.arange(3)
-    with cp.open_dump(tmp_path / "theirs.h5") as opened:
+    with cp.open_dump(tmp_path / "other.h5") as opened:
         tree = opened.to_xarray().load()
     assert set(tree.children) == {"test"}
     assert set(tree["test"].data_vars) == {"features", "labels"}
@@ -73,7 +73,7 @@ def test_dumps_of_others_in_another_byte_order(tmp_path: Path) -> None:
     np.testing.assert_array_equal(tree["test/features"], FEATURES)
 
 
-def test_a_notebook_shows_what_is_stored_also_when_it_is_closed(dump: Path) -> None:
+def test_a_notebook_shows_the_arrays_of_an_open_dump_and_that_a_dump_is_closed(dump: Path) -> None:
     with cp.open_dump(dump) as opened:
         root = ET.fromstring(opened._repr_html_())
     rows = [[cell.text for cell in row.iter("td")] for row in root.findall("tr")]

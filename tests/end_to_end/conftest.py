@@ -1,4 +1,4 @@
-"""The command as a person runs it, and one small run that every test may read."""
+"""Fixtures that run the command as users do, and a small trained, extracted run that tests share."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ steps = [10]
 
 
 def command(*words: object) -> list[str]:
-    """The words that run ckpt-probe in a Python of its own."""
+    """Return the command line that runs ckpt-probe in a new Python process."""
     return [sys.executable, "-m", "ckpt_probe", *map(str, words)]
 
 
@@ -36,7 +36,7 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture
 def probe(commands: Any, tmp_path: Path) -> Run:
-    """Runs ckpt-probe in the test's own directory; the result has its output, its one line of error, its exit code."""
+    """Return a function that runs ckpt-probe in the directory of the test and returns the completed process."""
 
     def run(*words: object, **options) -> subprocess.CompletedProcess[str]:
         settings = {"cwd": tmp_path, "env": environment(), "capture_output": True, "text": True, "timeout": 1200}
@@ -47,19 +47,24 @@ def probe(commands: Any, tmp_path: Path) -> Run:
 
 @pytest.fixture
 def trained(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory of the test's own with config.toml, run/ (steps 0, 10, 60) and dumps/."""
+    """Copy config.toml, run/ (steps 0, 10, 60) and dumps/ for one test, and return their directory."""
     return shutil.copytree(trained_once, tmp_path_factory.mktemp("trained") / "own")
 
 
 @pytest.fixture(scope="session")
 def trained_once(commands: Any, built_once: Callable[..., Path]) -> Path:
-    """What every test gets a copy of."""
+    """Train and extract the run that tests copy, and return its directory; read only."""
 
-    def build(where: Path) -> None:
-        (where / "config.toml").write_text(CONFIG)
+    def build(directory: Path) -> None:
+        (directory / "config.toml").write_text(CONFIG)
         for words in (("train", "config.toml", "-o", "run"), ("extract", "run", "-o", "dumps")):
             subprocess.run(
-                commands.ckpt_probe(*words), cwd=where, env=environment(), check=True, capture_output=True, timeout=1200
+                commands.ckpt_probe(*words),
+                cwd=directory,
+                env=environment(),
+                check=True,
+                capture_output=True,
+                timeout=1200,
             )
 
     return built_once("trained", build)

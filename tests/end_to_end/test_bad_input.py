@@ -1,4 +1,4 @@
-"""Bad input, as a person meets it: one clear line, the right exit code, nothing half-written."""
+"""Tests of invalid input on the command line: one clear line, the right exit code, and no unfinished files."""
 
 import shutil
 import subprocess
@@ -16,8 +16,8 @@ from ckpt_probe.checkpoints import save_checkpoint
 from .conftest import CONFIG, Run, environment
 
 
-def refused(done: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
-    """The command failed with one line that holds all the parts, and printed nothing else."""
+def assert_refused(done: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
+    """Check that the command failed with this code and one line that contains all the parts."""
     assert done.returncode == code, done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr
@@ -27,20 +27,20 @@ def refused(done: subprocess.CompletedProcess[str], code: int, *parts: str) -> N
     assert done.stdout == ""
 
 
-def everything(where: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in where.rglob("*") if path.is_file()}
+def files_in(directory: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def dump(path: Path, **changes: np.ndarray) -> None:
     generator = np.random.default_rng(0)
     labels = np.arange(30) % 3
-    held = {
+    datasets = {
         "test/features": generator.normal(size=(30, 4)),
         "test/labels": labels,
         "classifier/weights": generator.normal(size=(3, 4)),
     }
     with h5py.File(path, "w") as file:
-        for name, value in (held | changes).items():
+        for name, value in (datasets | changes).items():
             file[name] = value
 
 
@@ -56,45 +56,45 @@ def dump(path: Path, **changes: np.ndarray) -> None:
         (("inspect", "missing.h5"), 1, "missing.h5: no such file"),
     ],
 )
-def test_a_missing_file(probe: Run, tmp_path: Path, words: tuple, code: int, part: str) -> None:
-    refused(probe(*words), code, part)
+def test_a_missing_file_is_refused(probe: Run, tmp_path: Path, words: tuple, code: int, part: str) -> None:
+    assert_refused(probe(*words), code, part)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_directory_without_a_checkpoint_or_a_dump(probe: Run, tmp_path: Path) -> None:
+def test_a_directory_without_a_checkpoint_or_a_dump_is_refused(probe: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    refused(probe("extract", "empty", "-o", "out"), 1, "empty: no checkpoint", "*.safetensors")
-    refused(probe("analyze", "empty"), 1, "empty: no dump found", "*.h5")
+    assert_refused(probe("extract", "empty", "-o", "out"), 1, "empty: no checkpoint", "*.safetensors")
+    assert_refused(probe("analyze", "empty"), 1, "empty: no dump found", "*.h5")
     assert not (tmp_path / "out").exists()
 
 
-def test_truncated_and_text_safetensors(probe: Run, trained: Path, tmp_path: Path) -> None:
-    whole = trained / "run" / "checkpoints" / "step-000010.safetensors"
-    (tmp_path / "cut.safetensors").write_bytes(whole.read_bytes()[:-100])
+def test_truncated_safetensors_and_text_files_are_refused(probe: Run, trained: Path, tmp_path: Path) -> None:
+    intact = trained / "run" / "checkpoints" / "step-000010.safetensors"
+    (tmp_path / "cut.safetensors").write_bytes(intact.read_bytes()[:-100])
     (tmp_path / "text.safetensors").write_text("no tensors here")
-    before = everything(tmp_path)
+    before = files_in(tmp_path)
     for name in ("cut", "text"):
         file = f"{name}.safetensors"
-        refused(probe("inspect", file), 1, file, "truncated")
-        refused(probe("extract", file, "-o", "out"), 1, file, "truncated")
-        refused(probe("interpolate", whole, file, "-o", "out"), 1, file, "truncated")
-        refused(probe("interpolate", whole, file, "--alpha", "0.5", "-o", "out"), 1, file, "truncated")
-    assert everything(tmp_path) == before
+        assert_refused(probe("inspect", file), 1, file, "truncated")
+        assert_refused(probe("extract", file, "-o", "out"), 1, file, "truncated")
+        assert_refused(probe("interpolate", intact, file, "-o", "out"), 1, file, "truncated")
+        assert_refused(probe("interpolate", intact, file, "--alpha", "0.5", "-o", "out"), 1, file, "truncated")
+    assert files_in(tmp_path) == before
 
 
-def test_a_dump_without_its_mark(probe: Run, trained: Path, tmp_path: Path) -> None:
+def test_an_incomplete_dump_is_refused(probe: Run, trained: Path, tmp_path: Path) -> None:
     shutil.copy(trained / "dumps" / "step-000010.h5", tmp_path / "step-000010.h5")
     with h5py.File(tmp_path / "step-000010.h5", "a") as file:
         del file.attrs["complete"]
     for verb in ("analyze", "inspect"):
-        refused(
+        assert_refused(
             probe(verb, "step-000010.h5"),
             1,
             "step-000010.h5: incomplete: writing it was interrupted",
             "extract it again",
         )
     done = probe("extract", trained / "run" / "checkpoints" / "step-000010.safetensors", "-o", ".")
-    refused(done, 2, "step-000010.h5", "not a complete dump", "--overwrite")
+    assert_refused(done, 2, "step-000010.h5", "not a complete dump", "--overwrite")
 
 
 @pytest.mark.parametrize(
@@ -105,74 +105,83 @@ def test_a_dump_without_its_mark(probe: Run, trained: Path, tmp_path: Path) -> N
         ({"test/labels": np.arange(29) % 3}, ("30 rows of features but 29 labels",)),
     ],
 )
-def test_dumps_that_hold_what_has_no_meaning(probe: Run, tmp_path: Path, changes: dict, parts: tuple[str, ...]) -> None:
+def test_dumps_with_invalid_values_are_refused(
+    probe: Run, tmp_path: Path, changes: dict, parts: tuple[str, ...]
+) -> None:
     dump(tmp_path / "bad.h5", **changes)
-    refused(probe("analyze", "bad.h5", "-o", "out.csv"), 1, "bad.h5", *parts)
+    assert_refused(probe("analyze", "bad.h5", "-o", "out.csv"), 1, "bad.h5", *parts)
     assert not (tmp_path / "out.csv").exists()
 
 
-def test_a_configuration_with_unknown_keys(probe: Run, tmp_path: Path) -> None:
+def test_a_configuration_with_unknown_keys_is_refused(probe: Run, tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text(CONFIG.replace("steps = 60", "stepps = 60\nbatchsize = 5"))
     done = probe("train", "bad.toml", "-o", "run")
-    refused(done, 2, "bad.toml: 2 problems", "line 7, training.stepps: unknown key (did you mean steps?)")
-    refused(done, 2, "line 8, training.batchsize: unknown key (did you mean batch_size?)")
+    assert_refused(done, 2, "bad.toml: 2 problems", "line 7, training.stepps: unknown key (did you mean steps?)")
+    assert_refused(done, 2, "line 8, training.batchsize: unknown key (did you mean batch_size?)")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_model_that_does_not_fit(probe: Run, trained: Path, tmp_path: Path) -> None:
+def test_a_model_that_does_not_fit_is_refused(probe: Run, trained: Path, tmp_path: Path) -> None:
     checkpoint = trained / "run" / "checkpoints" / "step-000010.safetensors"
     done = probe("extract", checkpoint, "-o", "out", "--model", "cnn")
-    refused(done, 1, "does not fit the checkpoint", "missing: 0.bias", "unexpected: 1.bias")
+    assert_refused(done, 1, "does not fit the checkpoint", "missing: 0.bias", "unexpected: 1.bias")
     done = probe("extract", checkpoint, "-o", "out", "--model-argument", '{"hidden": [8]}')
-    refused(done, 1, "other shape: 1.bias (16,) for (8,)")
+    assert_refused(done, 1, "other shape: 1.bias (16,) for (8,)")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_foreign_checkpoint_without_model_or_data(probe: Run, tmp_path: Path) -> None:
+def test_a_foreign_checkpoint_without_model_or_data_is_refused(probe: Run, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "foreign.safetensors", {"w": torch.zeros(2)})
-    refused(probe("extract", "foreign.safetensors", "-o", "out"), 2, "does not name its data; use --data")
-    refused(
+    assert_refused(probe("extract", "foreign.safetensors", "-o", "out"), 2, "does not name its data; use --data")
+    assert_refused(
         probe("extract", "foreign.safetensors", "-o", "out", "--data", "digits"),
         2,
         "does not name its model",
         "--model",
     )
     done = probe("interpolate", "foreign.safetensors", "foreign.safetensors", "-o", "out")
-    refused(done, 2, "does not name its data")
+    assert_refused(done, 2, "does not name its data")
     assert not (tmp_path / "out").exists()
 
 
-def test_output_that_exists_is_kept(probe: Run, trained: Path, tmp_path: Path) -> None:
+def test_existing_output_is_not_replaced(probe: Run, trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "own")
-    before = everything(tmp_path)
+    before = files_in(tmp_path)
     a, b = (f"own/run/checkpoints/step-{step}.safetensors" for step in ("000010", "000060"))
-    refused(probe("train", "own/config.toml", "-o", "own/run"), 2, "own/run: exists already", "--resume", "--overwrite")
-    refused(probe("extract", "own/run", "-o", "own/dumps", "--limit", "3"), 2, "another provenance", "--overwrite")
-    refused(probe("analyze", "own/dumps", "-o", "own/config.toml"), 2, "own/config.toml: exists already")
-    refused(probe("interpolate", a, b, "--alpha", "0.5", "-o", a), 2, "is one of the input checkpoints")
-    refused(probe("interpolate", a, b, "--alpha", "0.5", "-o", "own/config.toml"), 2, "exists already")
-    refused(probe("interpolate", a, b, "-o", "own/config.toml"), 2, "own/config.toml", "directory")
-    refused(probe("demo", "-o", "own"), 2, "own: exists already")
-    assert everything(tmp_path) == before
+    assert_refused(
+        probe("train", "own/config.toml", "-o", "own/run"), 2, "own/run: exists already", "--resume", "--overwrite"
+    )
+    assert_refused(
+        probe("extract", "own/run", "-o", "own/dumps", "--limit", "3"), 2, "another provenance", "--overwrite"
+    )
+    assert_refused(probe("analyze", "own/dumps", "-o", "own/config.toml"), 2, "own/config.toml: exists already")
+    assert_refused(probe("interpolate", a, b, "--alpha", "0.5", "-o", a), 2, "is one of the input checkpoints")
+    assert_refused(probe("interpolate", a, b, "--alpha", "0.5", "-o", "own/config.toml"), 2, "exists already")
+    assert_refused(probe("interpolate", a, b, "-o", "own/config.toml"), 2, "own/config.toml", "directory")
+    assert_refused(probe("demo", "-o", "own"), 2, "own: exists already")
+    assert files_in(tmp_path) == before
 
 
-# Root passes over permission bits by a capability; without it, root is refused as everybody else is.
-BOUND = """
+# Root ignores permission bits because of a capability; without it, root is refused like other users.
+WITHOUT_CAPABILITY = """
 import ctypes, sys
 from ckpt_probe.cli.app import run
 
 kernel, CAP_DAC_OVERRIDE = ctypes.CDLL(None, use_errno=True), 1
-header, held = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-assert kernel.capget(header, held) == 0
-for place in (0, 1):  # the effective ones, and those that could be taken back
-    held[place] &= ~(1 << CAP_DAC_OVERRIDE)
-assert kernel.capset(header, held) == 0
+header, capabilities = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+assert kernel.capget(header, capabilities) == 0
+for index in (0, 1):  # effective and permitted capabilities
+    capabilities[index] &= ~(1 << CAP_DAC_OVERRIDE)
+assert kernel.capset(header, capabilities) == 0
 sys.exit(run(sys.argv[1:]))
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="root is held to permissions by Linux's capabilities")
-def test_no_write_permission(commands: Any, trained: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"),
+    reason="root can drop this capability only on Linux",
+)
+def test_without_permission_to_write_the_error_names_the_reason(commands: Any, trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "own")
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o555)
@@ -185,7 +194,7 @@ def test_no_write_permission(commands: Any, trained: Path, tmp_path: Path) -> No
         ("interpolate", a, b, "--alpha", "0.5", "-o", "locked/mid.safetensors"),
         ("demo", "-o", "locked/demo"),
     ):
-        bound = commands.python(BOUND, *words)
+        bound = commands.python(WITHOUT_CAPABILITY, *words)
         done = subprocess.run(bound, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=1200)
         assert done.returncode == 1, (words, done.stderr)
         assert "cannot be written: Permission denied" in done.stderr.splitlines()[-1], words

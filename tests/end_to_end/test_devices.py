@@ -1,5 +1,7 @@
-"""The chain from training to metrics on devices that this machine lacks, pretended: nothing meets on two devices, MPS
-is asked for no float64 and waited for, and the numbers are those of the CPU."""
+"""Tests from training to metrics on simulated devices.
+
+No operation mixes devices, float64 and asynchronous copies are not used on MPS, and the numbers equal those of the CPU.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -34,34 +36,38 @@ def config(**changes: Any) -> TrainingConfig:
 
 
 @DEVICES
-def test_a_pretended_device_keeps_the_rules(pretended: Callable[[str], Any], device: str) -> None:
-    here = torch.ones(3)
+def test_a_simulated_device_enforces_the_rules_of_a_real_one(pretended: Callable[[str], Any], device: str) -> None:
+    on_cpu = torch.ones(3)
     with pretended(device):
-        there = here.to(device)
-        assert (there.device, (2 * there).device, there.cpu().device) == (torch.device(device),) * 2 + (here.device,)
-        assert torch.zeros(2, device=there.device).device == there.device
-        assert there[torch.tensor([0, 2])].device == there.device
-        for meet in (lambda: there + here, lambda: here[there > 0], lambda: torch.cat([here, there])):
+        on_device = on_cpu.to(device)
+        assert (on_device.device, (2 * on_device).device, on_device.cpu().device) == (torch.device(device),) * 2 + (
+            on_cpu.device,
+        )
+        assert torch.zeros(2, device=on_device.device).device == on_device.device
+        assert on_device[torch.tensor([0, 2])].device == on_device.device
+        for mix in (lambda: on_device + on_cpu, lambda: on_cpu[on_device > 0], lambda: torch.cat([on_cpu, on_device])):
             with pytest.raises(RuntimeError, match="one device"):
-                meet()
+                mix()
         with pytest.raises(TypeError, match="numpy"):
-            there.numpy()
+            on_device.numpy()
         if device == "mps":
-            for fault in (there.double, lambda: torch.zeros(2, dtype=torch.float64, device=device)):
+            for fault in (on_device.double, lambda: torch.zeros(2, dtype=torch.float64, device=device)):
                 with pytest.raises(TypeError, match="float64"):
                     fault()
-            with pytest.raises(RuntimeError, match="waited"):
-                here.to(device, non_blocking=True)
+            with pytest.raises(RuntimeError, match="asynchronous"):
+                on_cpu.to(device, non_blocking=True)
 
 
 @DEVICES
 @pytest.mark.parametrize("name", ["cma", "mir_loss", "hdr_loss", "matrix_entropy", "mir", "gram"])
-def test_losses_and_metrics_of_tensors(pretended: Callable[[str], Any], device: str, name: str) -> None:
+def test_losses_and_metrics_of_tensors_equal_those_on_the_cpu(
+    pretended: Callable[[str], Any], device: str, name: str
+) -> None:
     features, labels, weights = draw()
     others, _, _ = draw(1)
 
-    def value_and_gradient(place: str) -> tuple[Tensor, Tensor]:
-        rows, names, heads, more = (tensor.to(place) for tensor in (features, labels, weights, others))
+    def value_and_gradient(target: str) -> tuple[Tensor, Tensor]:
+        rows, names, heads, more = (tensor.to(target) for tensor in (features, labels, weights, others))
         rows = rows.clone().requires_grad_()
         value = {
             "cma": lambda: cp.losses.cma(rows, names, more, names),
@@ -79,38 +85,40 @@ def test_losses_and_metrics_of_tensors(pretended: Callable[[str], Any], device: 
 
     expected = value_and_gradient("cpu")
     with pretended(device):
-        found = value_and_gradient(device)
-    assert all(map(torch.equal, found, expected))
+        actual = value_and_gradient(device)
+    assert all(map(torch.equal, actual, expected))
 
 
 @DEVICES
-def test_moments_and_records(pretended: Callable[[str], Any], device: str) -> None:
+def test_moments_and_records_equal_those_on_the_cpu(pretended: Callable[[str], Any], device: str) -> None:
     features, labels, weights = draw(samples=400)
 
-    def moments(place: str) -> dict[str, Any]:
+    def moments(target: str) -> dict[str, Any]:
         first, second, loaded = Moments(4), Moments(4), Moments(4)
-        for each in (first, second):
-            each.update(features.to(place), labels.to(place))
+        for accumulator in (first, second):
+            accumulator.update(features.to(target), labels.to(target))
         first.merge(second)
         loaded.load(first.state_dict())
-        return loaded.compute(weights.to(place))
+        return loaded.compute(weights.to(target))
 
-    def record(place: str) -> dict[str, Any]:
+    def record(target: str) -> dict[str, Any]:
         options = {"centred": True, "orders": (2,)}
-        return cp.analyze_features(features.to(place), labels.to(place), weights.to(place), **options)
+        return cp.analyze_features(features.to(target), labels.to(target), weights.to(target), **options)
 
     expected = moments("cpu"), record("cpu")
     with pretended(device):
         assert (moments(device), record(device)) == expected
 
 
-def test_moments_are_not_for_mps() -> None:
+def test_moments_on_mps_are_refused() -> None:
     with pytest.raises(DataError, match="float64, which MPS lacks"):
         Moments(4, device="mps")
 
 
 @pytest.mark.parametrize("loss", [{}, {"mir": 0.1, "hdr": 0.1, "label_smoothing": 0.1}])
-def test_train_and_extract_on_mps(pretended: Callable[[str], Any], tmp_path: Path, loss: dict[str, float]) -> None:
+def test_training_and_extraction_on_mps_equal_those_on_the_cpu(
+    pretended: Callable[[str], Any], tmp_path: Path, loss: dict[str, float]
+) -> None:
     def records(device: str) -> list[dict[str, Any]]:
         run, dumps = tmp_path / device, tmp_path / f"{device}-dumps"
         cp.train(config(loss=loss), run, device=device)
@@ -125,7 +133,9 @@ def test_train_and_extract_on_mps(pretended: Callable[[str], Any], tmp_path: Pat
             cp.extract_series(tmp_path / "mps", tmp_path / "double", device="mps", dtype="float64")
 
 
-def test_cma_on_mps(pretended: Callable[[str], Any], study: Callable[[str], str], tmp_path: Path) -> None:
+def test_training_with_cma_on_mps_equals_that_on_the_cpu(
+    pretended: Callable[[str], Any], study: Callable[[str], str], tmp_path: Path
+) -> None:
     captions = [[f"the digit {number}", f"a handwritten {number}"] for number in range(10)]
     model = {"name": study("cma/two_source.py:two_source"), "arguments": {"captions": captions, "channels": [4]}}
     settings = config(model=model, loss={"cma": 1.0})
@@ -142,15 +152,17 @@ def test_cma_on_mps(pretended: Callable[[str], Any], study: Callable[[str], str]
         assert all(torch.equal(tensor, states[1][key]) for key, tensor in states[0].items())
 
 
-@pytest.mark.parametrize("how", [{"align": "permutation"}, {"align": "activations"}, {"path": "bezier"}])
-def test_paths_on_mps(pretended: Callable[[str], Any], tmp_path: Path, how: dict[str, Any]) -> None:
+@pytest.mark.parametrize("settings", [{"align": "permutation"}, {"align": "activations"}, {"path": "bezier"}])
+def test_paths_on_mps_equal_those_on_the_cpu(
+    pretended: Callable[[str], Any], tmp_path: Path, settings: dict[str, Any]
+) -> None:
     runs = [tmp_path / f"run-{seed}" for seed in (0, 1)]
     for seed, run in enumerate(runs):
         cp.train(config(seed=seed), run, device="cpu")
     ends = [run / "checkpoints" / "step-000006.safetensors" for run in runs]
 
     def points(device: str) -> list[dict[str, Any]]:
-        options = {"points": 3, "splits": ["test"], "batchnorm_samples": 256, "curve_epochs": 0.1, **how}
+        options = {"points": 3, "splits": ["test"], "batchnorm_samples": 256, "curve_epochs": 0.1, **settings}
         return cp.evaluate_path(*ends, tmp_path / device, device=device, **options).points
 
     expected = points("cpu")
@@ -158,13 +170,15 @@ def test_paths_on_mps(pretended: Callable[[str], Any], tmp_path: Path, how: dict
         assert points("mps") == expected
 
 
-def test_a_plane_and_a_pruned_series_on_mps(pretended: Callable[[str], Any], tmp_path: Path) -> None:
+def test_a_plane_and_a_pruned_series_on_mps_equal_those_on_the_cpu(
+    pretended: Callable[[str], Any], tmp_path: Path
+) -> None:
     cp.train(config(), tmp_path / "run", device="cpu")
     last = tmp_path / "run" / "checkpoints" / "step-000006.safetensors"
 
     def results(device: str) -> tuple[Any, Any]:
-        how = {"directions": "random", "grid": 2, "splits": ["test"], "batchnorm_samples": 256}
-        plane = cp.evaluate_plane(last, out=tmp_path / device, device=device, **how)
+        settings = {"directions": "random", "grid": 2, "splits": ["test"], "batchnorm_samples": 256}
+        plane = cp.evaluate_plane(last, out=tmp_path / device, device=device, **settings)
         cp.prune(last, tmp_path / f"{device}-pruned", [0.5], retrain=config(), device=device)
         with cp.open_checkpoint(tmp_path / f"{device}-pruned" / "sparsity-0.500.safetensors") as pruned:
             return plane.points, {name: tensor.tolist() for name, tensor in pruned.state_dict().items()}

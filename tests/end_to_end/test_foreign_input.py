@@ -1,4 +1,4 @@
-"""Other people's checkpoints, models and data where something is wrong: one clear line, and nothing is written."""
+"""Tests of invalid checkpoints, models and data of other programs: one clear line, and nothing is written."""
 
 import io
 import json
@@ -39,7 +39,7 @@ def raises():
 
 
 class Hostile:
-    """Runs a command when it is unpickled by anybody who lets it."""
+    """An object that runs a command when it is unpickled without restrictions."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch ran",)
@@ -70,29 +70,31 @@ def with_member(archive: bytes, name: str) -> bytes:
     return file.getvalue()
 
 
-def missing_shard(where: Path, index: str, shard: str, write: Callable[[dict[str, torch.Tensor], Path], Any]) -> None:
+def missing_shard(folder: Path, index: str, shard: str, write: Callable[[dict[str, torch.Tensor], Path], Any]) -> None:
     names = list(weights())
-    write({name: weights()[name] for name in names[:2]}, where / shard.format(1))
+    write({name: weights()[name] for name in names[:2]}, folder / shard.format(1))
     table = {name: shard.format(1 if name in names[:2] else 2) for name in names}
-    (where / index).write_text(json.dumps({"metadata": {}, "weight_map": table}))
+    (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": table}))
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])  # the directory of a model's file goes there
+    monkeypatch.setattr(sys, "path", [*sys.path])  # loading a model's file adds its directory
     return tmp_path
 
 
-def refused(words: list[str], code: int, here: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    before = sorted(here.rglob("*"))
+def error_of(words: list[str], code: int, directory: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    before = sorted(directory.rglob("*"))
     assert run(words) == code
-    shown = capsys.readouterr()
-    assert (shown.out, shown.err.strip().count("\n")) == ("", 0), shown.err
-    assert shown.err.startswith("error: ")
-    left = [path for path in sorted(here.rglob("*")) if "__pycache__" not in path.parts and path.name != "out"]
-    assert [path for path in left if path not in before] == []
-    return shown.err
+    output = capsys.readouterr()
+    assert (output.out, output.err.strip().count("\n")) == ("", 0), output.err
+    assert output.err.startswith("error: ")
+    remaining = [
+        path for path in sorted(directory.rglob("*")) if "__pycache__" not in path.parts and path.name != "out"
+    ]
+    assert [path for path in remaining if path not in before] == []
+    return output.err
 
 
 FILES = {
@@ -106,33 +108,33 @@ FILES = {
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "parts"),
     [
-        (lambda whole: whole[: len(whole) // 2], "truncated"),
-        (lambda whole: whole[:-1], "truncated"),
+        (lambda data: data[: len(data) // 2], "truncated"),
+        (lambda data: data[:-1], "truncated"),
         (lambda _: b"", ("an empty file", "a header of 0 bytes")),
         (lambda _: b"hello\n" * 100, ("not a checkpoint of a known format", "not a safetensors file")),
     ],
     ids=["half", "a byte short", "empty", "another file's"],
 )
-def test_files_that_are_no_whole_checkpoint(
-    name: str, change: Callable[[bytes], bytes], told: str | tuple[str, ...], here: Path, capsys: Any
+def test_damaged_checkpoints_are_refused(
+    name: str, change: Callable[[bytes], bytes], parts: str | tuple[str, ...], directory: Path, capsys: Any
 ) -> None:
-    (here / name).write_bytes(change(FILES[name]()))
-    message = refused(["inspect", name], 1, here, capsys)
+    (directory / name).write_bytes(change(FILES[name]()))
+    message = error_of(["inspect", name], 1, directory, capsys)
     assert name in message
-    assert any(part in message for part in ([told] if isinstance(told, str) else told))
+    assert any(part in message for part in ([parts] if isinstance(parts, str) else parts))
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_directory_in_place_of_a_file(name: str, here: Path, capsys: Any) -> None:
-    (here / name).mkdir()
-    assert f"{name}: no checkpoint found" in refused(["inspect", name], 1, here, capsys)
+def test_an_empty_directory_in_place_of_a_file_is_refused(name: str, directory: Path, capsys: Any) -> None:
+    (directory / name).mkdir()
+    assert f"{name}: no checkpoint found" in error_of(["inspect", name], 1, directory, capsys)
 
 
-def test_a_file_with_the_suffix_of_another_format_is_opened_as_what_it_is(here: Path, capsys: Any) -> None:
-    (here / "x.pt").write_bytes(FILES["x.safetensors"]())
-    (here / "x.safetensors").write_bytes(FILES["x.pt"]())
+def test_a_file_with_the_suffix_of_another_format_is_opened_by_its_content(directory: Path, capsys: Any) -> None:
+    (directory / "x.pt").write_bytes(FILES["x.safetensors"]())
+    (directory / "x.safetensors").write_bytes(FILES["x.pt"]())
     for name in ("x.pt", "x.safetensors"):
         assert run(["inspect", name]) == 0
         assert "fc2.weight" in capsys.readouterr().out
@@ -145,9 +147,9 @@ def test_a_file_with_the_suffix_of_another_format_is_opened_as_what_it_is(here: 
         ("pytorch_model.bin.index.json", "pytorch_model-0000{}-of-00002.bin", torch.save),
     ],
 )
-def test_a_missing_shard(index: str, shard: str, write: Any, here: Path, capsys: Any) -> None:
-    missing_shard(here, index, shard, write)
-    message = refused(["inspect", "."], 1, here, capsys)
+def test_a_missing_shard_is_named(index: str, shard: str, write: Any, directory: Path, capsys: Any) -> None:
+    missing_shard(directory, index, shard, write)
+    message = error_of(["inspect", "."], 1, directory, capsys)
     assert f"{index}: names the shard {shard.format(2)}, which is missing" in message
 
 
@@ -166,32 +168,34 @@ def test_a_missing_shard(index: str, shard: str, write: Any, here: Path, capsys:
     ],
     ids=["forbidden global", "whole module", "plain pickle", "member that escapes", "two candidates"],
 )
-def test_pickles(content: Callable[[], bytes], code: int, parts: list[str], here: Path, capsys: Any) -> None:
-    (here / "x.pt").write_bytes(content())
-    message = refused(["inspect", "x.pt"], code, here, capsys)
+def test_invalid_and_ambiguous_pickles_are_refused(
+    content: Callable[[], bytes], code: int, parts: list[str], directory: Path, capsys: Any
+) -> None:
+    (directory / "x.pt").write_bytes(content())
+    message = error_of(["inspect", "x.pt"], code, directory, capsys)
     assert all(part in message for part in ["x.pt", *parts]), message
-    assert not (here / "ran").exists()
+    assert not (directory / "ran").exists()
 
 
 def extract(*words: str, checkpoint: str = "x.safetensors", data: str = "digits") -> list[str]:
     return ["extract", checkpoint, "-o", "out", "--data", data, *words]
 
 
-def image_folder(where: Path) -> None:
+def image_folder(folder: Path) -> None:
     from PIL import Image
 
     for name in ("ant", "bee"):
-        (where / "photos" / "test" / name).mkdir(parents=True)
+        (folder / "photos" / "test" / name).mkdir(parents=True)
         pixels = np.zeros((8, 8), np.uint8)
-        Image.fromarray(pixels).save(where / "photos" / "test" / name / "0.png")
+        Image.fromarray(pixels).save(folder / "photos" / "test" / name / "0.png")
 
 
-def test_a_thousand_rows_for_data_of_two_named_classes(here: Path, capsys: Any) -> None:
-    (here / "net.py").write_text(NETWORK)
-    image_folder(here)
-    save_file(weights(1000), here / "x.safetensors")
+def test_a_model_of_1000_classes_for_data_of_two_named_classes_is_refused(directory: Path, capsys: Any) -> None:
+    (directory / "net.py").write_text(NETWORK)
+    image_folder(directory)
+    save_file(weights(1000), directory / "x.safetensors")
     words = ["--model", "net.py:Net", "--model-argument", "classes=1000", "--data-argument", "channels=1"]
-    message = refused(extract(*words, data="imagefolder:photos"), 1, here, capsys)
+    message = error_of(extract(*words, data="imagefolder:photos"), 1, directory, capsys)
     assert "the data have 2 classes (ant, bee), the model has 1,000 and no names" in message
     assert run(extract(*words, "--data-argument", "match=order", data="imagefolder:photos")) == 0
 
@@ -206,39 +210,43 @@ def test_a_thousand_rows_for_data_of_two_named_classes(here: Path, capsys: Any) 
         ("missing.py:net", ["missing.py"]),
     ],
 )
-def test_models_of_their_own(model: str, parts: list[str], here: Path, capsys: Any) -> None:
-    save_file(weights(), here / "x.safetensors")
-    (here / "net.py").write_text(NETWORK)
-    (here / "broken.py").write_text("def net(:\n")
-    message = refused(extract("--model", model), 2, here, capsys)
+def test_invalid_functions_of_models_are_refused(model: str, parts: list[str], directory: Path, capsys: Any) -> None:
+    save_file(weights(), directory / "x.safetensors")
+    (directory / "net.py").write_text(NETWORK)
+    (directory / "broken.py").write_text("def net(:\n")
+    message = error_of(extract("--model", model), 2, directory, capsys)
     assert all(part in message for part in parts), message
 
 
-def test_the_traceback_of_a_model_function_with_debug(here: Path, capsys: Any) -> None:
-    save_file(weights(), here / "x.safetensors")
-    (here / "net.py").write_text(NETWORK)
+def test_debug_prints_the_traceback_of_a_models_function(directory: Path, capsys: Any) -> None:
+    save_file(weights(), directory / "x.safetensors")
+    (directory / "net.py").write_text(NETWORK)
     assert run(["--debug", *extract("--model", "net.py:raises")]) == 2
-    shown = capsys.readouterr().err
-    assert 'net.py", line' in shown
-    assert 'return {}["missing"]' in shown
+    errors = capsys.readouterr().err
+    assert 'net.py", line' in errors
+    assert 'return {}["missing"]' in errors
 
 
-def test_tensors_that_are_quantised(here: Path, capsys: Any) -> None:
-    (here / "net.py").write_text(NETWORK)
+def test_quantised_tensors_are_refused(directory: Path, capsys: Any) -> None:
+    (directory / "net.py").write_text(NETWORK)
     eight = {**weights(), "fc2.weight": torch.ones(10, 16, dtype=torch.int8), "fc2.SCB": torch.ones(10)}
     four = {**weights(), "fc2.weight": torch.ones(80, 1, dtype=torch.uint8), "fc2.weight.absmax": torch.ones(3)}
-    for held in (eight, four):
-        save_file(held, here / "x.safetensors")
-        message = refused(extract("--model", "net.py:Net"), 1, here, capsys)
+    for state in (eight, four):
+        save_file(state, directory / "x.safetensors")
+        message = error_of(extract("--model", "net.py:Net"), 1, directory, capsys)
         assert "'fc2.weight'" in message
         assert "quantised" in message
 
 
-def test_an_adapter_without_its_base(here: Path, capsys: Any) -> None:
-    (here / "adapter").mkdir()
-    save_file({"base_model.model.fc2.lora_A.weight": torch.ones(2, 16)}, here / "adapter" / "adapter_model.safetensors")
-    (here / "adapter" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
-    assert "with --base" in refused(["inspect", "adapter"], 2, here, capsys)
+def test_an_adapter_without_its_base_is_refused(directory: Path, capsys: Any) -> None:
+    (directory / "adapter").mkdir()
+    save_file(
+        {"base_model.model.fc2.lora_A.weight": torch.ones(2, 16)}, directory / "adapter" / "adapter_model.safetensors"
+    )
+    (directory / "adapter" / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4})
+    )
+    assert "with --base" in error_of(["inspect", "adapter"], 2, directory, capsys)
 
 
 @pytest.mark.parametrize(
@@ -249,9 +257,11 @@ def test_an_adapter_without_its_base(here: Path, capsys: Any) -> None:
     ],
     ids=["no label column", "no tokenizer"],
 )
-def test_tables(table: str, code: int, parts: list[str], here: Path, capsys: Any) -> None:
-    save_file(weights(), here / "x.safetensors")
-    (here / "net.py").write_text(NETWORK)
-    (here / "t.csv").write_text(table)
-    message = refused(extract("--model", "net.py:Net", data="csv:t.csv"), code, here, capsys)
+def test_tables_without_labels_or_a_tokenizer_are_refused(
+    table: str, code: int, parts: list[str], directory: Path, capsys: Any
+) -> None:
+    save_file(weights(), directory / "x.safetensors")
+    (directory / "net.py").write_text(NETWORK)
+    (directory / "t.csv").write_text(table)
+    message = error_of(extract("--model", "net.py:Net", data="csv:t.csv"), code, directory, capsys)
     assert all(part in message for part in parts), message

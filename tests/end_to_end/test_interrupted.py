@@ -1,4 +1,4 @@
-"""Ctrl-C and kill -9 in each stage: exit 130, nothing half-written, and a later run that ends where it should."""
+"""Tests of Ctrl-C and kill -9 in each stage: exit code 130, no unfinished files, and a later run completes the work."""
 
 import json
 import signal
@@ -29,19 +29,19 @@ every_steps = {every}
 """
 
 
-# Signals itself as soon as it comes to rename a file to this, or to open it: the moment is the same on any machine.
+# The process signals itself when it renames a file to a given name or opens it, at the same moment on any machine.
 SIGNALLED = """
 import os, sys
 from pathlib import Path
 from ckpt_probe.cli.app import run
 
-event, ending, how = sys.argv[1], sys.argv[2], int(sys.argv[3])
+event, ending, signal_number = sys.argv[1], sys.argv[2], int(sys.argv[3])
 left = [1]
 
 def signalled(name, arguments):
     if name == event and str(Path(os.fspath(arguments[event == "os.rename"]))).endswith(ending) and left:
         left.clear()
-        os.kill(os.getpid(), how)
+        os.kill(os.getpid(), signal_number)
 
 sys.addaudithook(signalled)
 sys.exit(run(sys.argv[4:]))
@@ -50,27 +50,27 @@ sys.exit(run(sys.argv[4:]))
 
 @pytest.fixture
 def interrupted(commands: Any, tmp_path: Path) -> Callable[..., tuple[int, str]]:
-    """Runs a command that is signalled when it renames a file to one of some ending, or opens it: exit code, errors."""
+    """Return a function that runs a command, signals it at a file operation, and returns exit code and errors."""
 
-    def run(*words: object, at: str, how: signal.Signals, event: str = "os.rename") -> tuple[int, str]:
-        program = commands.python(SIGNALLED, event, at, int(how), *words)
+    def run(*words: object, at: str, number: signal.Signals, event: str = "os.rename") -> tuple[int, str]:
+        program = commands.python(SIGNALLED, event, at, int(number), *words)
         done = subprocess.run(program, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=1200)
         return done.returncode, done.stderr
 
     return run
 
 
-def started(words: tuple, where: Path) -> subprocess.Popen[str]:
-    """A process of its own, whose output waits to be read after a few lines."""
+def started(words: tuple, directory: Path) -> subprocess.Popen[str]:
+    """Start a command whose output pipe is small, so that it blocks after a few unread lines."""
     return subprocess.Popen(
         command(*words),
-        cwd=where,
+        cwd=directory,
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         pipesize=4096,
-        # Whoever runs the tests in the background has Ctrl-C ignored, and so would every process from here on.
+        # If the tests run in the background, SIGINT is ignored, and child processes inherit this.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
@@ -79,133 +79,137 @@ def checkpoints(run: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in run.glob("checkpoints/*.safetensors")}
 
 
-def halves(where: Path) -> list[Path]:
-    return [path for path in where.rglob("*") if path.name.endswith(".part")]
+def unfinished_files(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.name.endswith(".part")]
 
 
-def said_how_to_go_on(errors: str) -> bool:
+def explains_how_to_resume(errors: str) -> bool:
     return errors.strip().splitlines()[-1].startswith("interrupted; ") and "Traceback" not in errors
 
 
 @pytest.fixture(scope="module")
-def whole(commands: Any, tmp_path_factory: pytest.TempPathFactory, optimizer: str) -> Path:
-    """A run that nothing interrupted."""
-    where = tmp_path_factory.mktemp("whole")
-    (where / "long.toml").write_text(LONG.format(steps=300, every=50, optimizer=optimizer))
+def uninterrupted(commands: Any, tmp_path_factory: pytest.TempPathFactory, optimizer: str) -> Path:
+    """Train a run without interruption, and return its directory."""
+    directory = tmp_path_factory.mktemp("uninterrupted")
+    (directory / "long.toml").write_text(LONG.format(steps=300, every=50, optimizer=optimizer))
     words = commands.ckpt_probe("train", "long.toml", "-o", "run")
-    subprocess.run(words, cwd=where, env=environment(), check=True, capture_output=True, timeout=1200)
-    return where / "run"
+    subprocess.run(words, cwd=directory, env=environment(), check=True, capture_output=True, timeout=1200)
+    return directory / "run"
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"], scope="module")
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_train_resumes_bit_for_bit(
-    probe: Run, interrupted: Callable, whole: Path, tmp_path: Path, optimizer: str, how: signal.Signals
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_training_resumes_bit_for_bit(
+    probe: Run, interrupted: Callable, uninterrupted: Path, tmp_path: Path, optimizer: str, number: signal.Signals
 ) -> None:
     (tmp_path / "long.toml").write_text(LONG.format(steps=300, every=50, optimizer=optimizer))
-    code, errors = interrupted("train", "long.toml", "-o", "cut", at="step-000150.safetensors", how=how)
-    assert code == (130 if how == signal.SIGINT else -signal.SIGKILL)
-    if how == signal.SIGINT:
-        assert said_how_to_go_on(errors)
-        assert halves(tmp_path) == []
+    code, errors = interrupted("train", "long.toml", "-o", "cut", at="step-000150.safetensors", number=number)
+    assert code == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    if number == signal.SIGINT:
+        assert explains_how_to_resume(errors)
+        assert unfinished_files(tmp_path) == []
     assert "step-000300.safetensors" not in checkpoints(tmp_path / "cut")
     done = probe("train", "long.toml", "-o", "cut", "--resume")
     assert done.returncode == 0, done.stderr
     assert "resuming after step" in done.stderr
-    assert checkpoints(tmp_path / "cut") == checkpoints(whole)
-    logs = [(run / "metrics.jsonl").read_text().splitlines() for run in (tmp_path / "cut", whole)]
-    found, expected = ([{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in log] for log in logs)
-    assert found == expected
+    assert checkpoints(tmp_path / "cut") == checkpoints(uninterrupted)
+    logs = [(run / "metrics.jsonl").read_text().splitlines() for run in (tmp_path / "cut", uninterrupted)]
+    resumed, expected = (
+        [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in log] for log in logs
+    )
+    assert resumed == expected
 
 
-def test_train_stops_at_a_signal_from_outside(tmp_path: Path) -> None:
+def test_training_stops_at_a_signal_of_another_process(tmp_path: Path) -> None:
     (tmp_path / "long.toml").write_text(LONG.format(steps=10**7, every=100, optimizer="sgd"))
     with started(("train", "long.toml", "-o", "cut"), tmp_path) as process:
-        # It would go on for hours, so that however late it is seen it is still at work.
+        # The training would take hours, so it is still running however late the signal is sent.
         while len(checkpoints(tmp_path / "cut")) < 3:
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate()
     assert process.returncode == 130
-    assert said_how_to_go_on(errors)
-    assert halves(tmp_path) == []
+    assert explains_how_to_resume(errors)
+    assert unfinished_files(tmp_path) == []
 
 
 @pytest.fixture(scope="module")
 def many(commands: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with many checkpoints, so that later stages can be caught between two of them."""
-    where = tmp_path_factory.mktemp("many")
-    (where / "long.toml").write_text(LONG.format(steps=500, every=25, optimizer="sgd"))
+    """Train a run with many checkpoints, so that later stages can be interrupted between two of them."""
+    directory = tmp_path_factory.mktemp("many")
+    (directory / "long.toml").write_text(LONG.format(steps=500, every=25, optimizer="sgd"))
     words = commands.ckpt_probe("train", "long.toml", "-o", "run")
-    subprocess.run(words, cwd=where, env=environment(), check=True, capture_output=True, timeout=1200)
-    return where / "run"
+    subprocess.run(words, cwd=directory, env=environment(), check=True, capture_output=True, timeout=1200)
+    return directory / "run"
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_extract_goes_on_with_the_dumps_that_are_missing(
-    probe: Run, interrupted: Callable, many: Path, tmp_path: Path, how: signal.Signals
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_extract_resumes_with_the_missing_dumps(
+    probe: Run, interrupted: Callable, many: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    code, errors = interrupted("extract", many, "-o", "dumps", at="step-000075.h5", how=how)
-    assert code == (130 if how == signal.SIGINT else -signal.SIGKILL)
-    if how == signal.SIGINT:
-        assert said_how_to_go_on(errors)
-        assert halves(tmp_path) == []
+    code, errors = interrupted("extract", many, "-o", "dumps", at="step-000075.h5", number=number)
+    assert code == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    if number == signal.SIGINT:
+        assert explains_how_to_resume(errors)
+        assert unfinished_files(tmp_path) == []
     complete = sorted(path.name for path in (tmp_path / "dumps").glob("step-*.h5"))
     assert 3 <= len(complete) <= 5
     assert probe("analyze", "dumps", "--json").returncode == 0
     done = probe("extract", many, "-o", "dumps")
     assert f"{21 - len(complete)} dumps written, {len(complete)} already complete" in done.stderr
     assert len(list((tmp_path / "dumps").glob("step-*.h5"))) == 21
-    assert halves(tmp_path) == []
+    assert unfinished_files(tmp_path) == []
 
 
-def test_analyze_stops_at_once_and_leaves_no_file(probe: Run, many: Path, tmp_path: Path) -> None:
+def test_an_interrupted_analyze_stops_at_once_and_writes_no_file(probe: Run, many: Path, tmp_path: Path) -> None:
     assert probe("extract", many, "-o", "dumps").returncode == 0
     words = ("analyze", "dumps", "--json", "-o", "records.jsonl")
     with started(words, tmp_path) as process:
         assert process.stdout is not None
         assert json.loads(process.stdout.readline())["step"] == 0
-        # It cannot have come to its end: what it has to say is more than waits unread.
+        # The command is still running, as its output does not fit into the pipe.
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate()
     assert process.returncode == 130
-    assert said_how_to_go_on(errors)
+    assert explains_how_to_resume(errors)
     assert not (tmp_path / "records.jsonl").exists()
     assert probe(*words).returncode == 0
     assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 42
 
 
-def test_interpolate_goes_on_point_by_point(probe: Run, interrupted: Callable, many: Path, tmp_path: Path) -> None:
+def test_interpolate_resumes_with_the_missing_points(
+    probe: Run, interrupted: Callable, many: Path, tmp_path: Path
+) -> None:
     a, b = (many / "checkpoints" / f"step-{step}.safetensors" for step in ("000000", "000500"))
     words = ("interpolate", a, b, "-o", "path", "--points", "15", "--json")
     points = tmp_path / "path" / "points.jsonl"
-    code, errors = interrupted(*words, at="points.jsonl", how=signal.SIGINT)
+    code, errors = interrupted(*words, at="points.jsonl", number=signal.SIGINT)
     assert code == 130
-    assert said_how_to_go_on(errors)
-    kept = points.read_text().splitlines()
-    assert 2 <= len(kept) < 30
+    assert explains_how_to_resume(errors)
+    complete = points.read_text().splitlines()
+    assert 2 <= len(complete) < 30
     assert not (tmp_path / "path" / "path.json").exists()
     done = probe(*words)
     assert done.returncode == 0, done.stderr
-    assert points.read_text().splitlines()[: len(kept)] == kept
+    assert points.read_text().splitlines()[: len(complete)] == complete
     assert len(points.read_text().splitlines()) == 30
-    assert probe("interpolate", a, b, "-o", "whole", "--points", "15").returncode == 0
-    assert points.read_bytes() == (tmp_path / "whole" / "points.jsonl").read_bytes()
+    assert probe("interpolate", a, b, "-o", "uninterrupted", "--points", "15").returncode == 0
+    assert points.read_bytes() == (tmp_path / "uninterrupted" / "points.jsonl").read_bytes()
 
 
-def test_a_demo_can_be_stopped_and_started_anew(interrupted: Callable, tmp_path: Path) -> None:
-    code, errors = interrupted("demo", "-o", "demo", at="runs/a/metrics.jsonl", how=signal.SIGINT, event="open")
+def test_an_interrupted_demo_leaves_no_unfinished_files(interrupted: Callable, tmp_path: Path) -> None:
+    code, errors = interrupted("demo", "-o", "demo", at="runs/a/metrics.jsonl", number=signal.SIGINT, event="open")
     assert code == 130
-    assert said_how_to_go_on(errors)
-    assert halves(tmp_path) == []
+    assert explains_how_to_resume(errors)
+    assert unfinished_files(tmp_path) == []
 
 
 LOADING = """
 import os, signal, sys
 from ckpt_probe.__main__ import main
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background of a script ignore it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a script ignore SIGINT
 module, sys.argv = sys.argv[1], ["ckpt-probe", *sys.argv[2:]]
 left = [1]
 
@@ -220,7 +224,7 @@ main()
 
 
 @pytest.mark.parametrize("module", ["ckpt_probe.cli.app", "h5py"])
-def test_an_interruption_while_modules_are_loaded_gives_one_line(module: str, tmp_path: Path) -> None:
+def test_an_interruption_while_modules_are_imported_prints_one_line(module: str, tmp_path: Path) -> None:
     words = [sys.executable, "-c", LOADING, module, "inspect", str(tmp_path / "a.h5")]
     (tmp_path / "a.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=1200)

@@ -1,4 +1,4 @@
-"""The main job as a person runs it: train, extract, analyze, interpolate, inspect, demo."""
+"""Tests of the main commands as users run them: train, extract, analyze, interpolate, inspect, demo."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ import pytest
 from .conftest import Run
 
 
-def test_analyze_prints_a_table_lines_or_csv_of_the_same_numbers(probe: Run, trained: Path, tmp_path: Path) -> None:
+def test_analyze_prints_the_same_numbers_as_a_table_json_or_csv(probe: Run, trained: Path, tmp_path: Path) -> None:
     table = probe("analyze", trained / "dumps", "--split", "test")
     assert table.returncode == 0, table.stderr
     lines = probe("analyze", trained / "dumps", "--split", "test", "--json")
@@ -33,7 +33,7 @@ def test_analyze_prints_a_table_lines_or_csv_of_the_same_numbers(probe: Run, tra
     assert probe("analyze", trained / "dumps", "--json", "--csv").returncode == 2
 
 
-def test_training_learns_and_the_numbers_follow(probe: Run, trained: Path) -> None:
+def test_metrics_change_as_expected_while_the_network_learns(probe: Run, trained: Path) -> None:
     lines = probe("analyze", trained / "dumps", "--split", "train", "--json", "--centred").stdout.splitlines()
     first, _, last = (json.loads(line) for line in lines)
     assert last["accuracy"] > first["accuracy"] + 0.3
@@ -44,12 +44,12 @@ def test_training_learns_and_the_numbers_follow(probe: Run, trained: Path) -> No
     assert last["missing"] is None
 
 
-def test_extract_says_what_it_skipped_and_takes_its_options(probe: Run, trained: Path, tmp_path: Path) -> None:
+def test_extract_reports_skipped_dumps_and_uses_its_options(probe: Run, trained: Path, tmp_path: Path) -> None:
     first = probe("extract", trained / "run", "-o", "dumps", "--split", "test", "--limit", "40", "--dtype", "float64")
     assert first.returncode == 0, first.stderr
     assert "dumps: 3 dumps written, 0 already complete" in first.stderr
-    again = probe("extract", trained / "run", "-o", "dumps", "--split", "test", "--limit", "40", "--dtype", "float64")
-    assert "dumps: 0 dumps written, 3 already complete" in again.stderr
+    second = probe("extract", trained / "run", "-o", "dumps", "--split", "test", "--limit", "40", "--dtype", "float64")
+    assert "dumps: 0 dumps written, 3 already complete" in second.stderr
     [facts] = [json.loads(probe("inspect", "dumps/step-000010.h5", "--json").stdout)]
     assert facts["whole"] is True
     assert {t["name"]: t["shape"] for t in facts["tensors"]}["test/features"] == [40, 16]
@@ -58,11 +58,11 @@ def test_extract_says_what_it_skipped_and_takes_its_options(probe: Run, trained:
     assert probe("extract", trained / "run", "-o", "dumps", "--data-argument", "{").returncode == 2
 
 
-def test_inspect_tells_tensors_metadata_and_the_head(probe: Run, trained: Path) -> None:
+def test_inspect_prints_tensors_metadata_and_the_head(probe: Run, trained: Path) -> None:
     path = trained / "run" / "checkpoints" / "step-000060.safetensors"
-    told = probe("inspect", path).stdout
+    output = probe("inspect", path).stdout
     for part in ("a whole checkpoint", "parameters: 1,210", "head: 3 (Linear", "3.weight", "10 × 16", "step: 60"):
-        assert part in told
+        assert part in output
     facts = json.loads(probe("inspect", path, "--json").stdout)
     assert facts["classifier"] == "3"
     assert facts["metadata"]["metrics"]["test"]["accuracy"] > 0.3
@@ -81,8 +81,8 @@ def test_interpolate_prints_points_and_barriers_and_writes_them(probe: Run, trai
     assert [point["alpha"] for point in points] == [0, 0, 0.5, 0.5, 1, 1]
     summary = json.loads((tmp_path / "path" / "path.json").read_text())["summary"]
     assert [record["split"] for record in summary] == ["train", "test"]
-    shown = probe("interpolate", a, b, "-o", "other", "--points", "3", "--json").stdout.splitlines()
-    assert [json.loads(line) for line in shown] == points
+    lines = probe("interpolate", a, b, "-o", "other", "--points", "3", "--json").stdout.splitlines()
+    assert [json.loads(line) for line in lines] == points
     assert probe("interpolate", a, b, "--alpha", "0.3", "--out", "mid.safetensors").returncode == 0
     assert "whole checkpoint" in probe("inspect", "mid.safetensors").stdout
     assert probe("extract", "mid.safetensors", "-o", "mid").returncode == 0
@@ -104,11 +104,11 @@ def test_the_demo_states_the_numbers_of_its_files_and_commands_that_run(
     assert change is not None, output
     assert [f"{loss[change[1]]:.4g}", f"{loss[change[2]]:.4g}"] == [change[3], change[4]]
     assert re.search(rf"^ *{records[-1]['step']}  train +{records[-1]['accuracy']:.3f} ", output, re.MULTILINE)
-    told = json.loads((tmp_path / "ckpt-probe-demo" / "paths" / "ab" / "path.json").read_text())
-    assert f"the loss {told['summary'][0]['barrier.loss']:.4f}" in output
-    follow = [line.split() for line in output.splitlines() if line.startswith("  ckpt-probe ")]
-    assert len(follow) == 4
-    for words in follow:
+    path = json.loads((tmp_path / "ckpt-probe-demo" / "paths" / "ab" / "path.json").read_text())
+    assert f"the loss {path['summary'][0]['barrier.loss']:.4f}" in output
+    next_commands = [line.split() for line in output.splitlines() if line.startswith("  ckpt-probe ")]
+    assert len(next_commands) == 4
+    for words in next_commands:
         assert probe(*words[1:]).returncode == 0, words
     refused = probe("demo")
     assert refused.returncode == 2
@@ -116,7 +116,7 @@ def test_the_demo_states_the_numbers_of_its_files_and_commands_that_run(
 
 
 @pytest.mark.parametrize("verb", ["demo", "train", "extract", "analyze", "interpolate", "inspect"])
-def test_every_verb_has_help(probe: Run, verb: str) -> None:
+def test_every_command_has_help(probe: Run, verb: str) -> None:
     done = probe(verb, "--help")
     assert done.returncode == 0
     assert f"ckpt-probe {verb}" in done.stdout

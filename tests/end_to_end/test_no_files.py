@@ -1,4 +1,4 @@
-"""Pipes and devices in the place of files, and data nested or packed beyond reason: one line, and no waiting."""
+"""Tests of pipes and devices in place of files, and of extreme nesting or compression: one line, no waiting."""
 
 import io
 import json
@@ -21,7 +21,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("words", COMMANDS)
-def test_a_pipe_in_the_place_of_a_file_is_told_and_not_waited_for(
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -47,20 +47,22 @@ def test_a_pipe_in_the_place_of_a_file_is_told_and_not_waited_for(
 
 
 @pytest.mark.parametrize("source", ["csv:x.csv", "parquet:x.parquet", "npz:x.npz", "h5:x.h5"])
-def test_so_it_is_with_data(tmp_path: Path, source: str) -> None:
+def test_a_pipe_in_place_of_a_file_of_data_is_refused(tmp_path: Path, source: str) -> None:
     kind, _, name = source.partition(":")
     os.mkfifo(tmp_path / name)
     with pytest.raises(CkptProbeError, match="pipe"):
         load_data(f"{kind}:{tmp_path / name}")
 
 
-def test_a_device_has_no_end_and_is_not_read(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_device_in_place_of_a_file_is_refused_and_not_read(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     (tmp_path / "a.safetensors").symlink_to("/dev/zero")
     assert run(["inspect", str(tmp_path / "a.safetensors")]) == 1
     assert "a.safetensors: a pipe, a socket or a device, not a file" in capsys.readouterr().err
 
 
-def test_toml_and_json_of_thousands_of_levels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_toml_and_json_of_thousands_of_levels_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.toml").write_text("a = " + "[" * 5000 + "]" * 5000)
     assert run(["train", str(tmp_path / "a.toml"), "-o", str(tmp_path / "out")]) == 2
     assert "a.toml: not valid TOML" in capsys.readouterr().err
@@ -77,7 +79,7 @@ def test_toml_and_json_of_thousands_of_levels(tmp_path: Path, capsys: pytest.Cap
         assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_an_archive_of_arrays_that_claims_or_unpacks_to_more_than_there_is(tmp_path: Path) -> None:
+def test_an_archive_that_claims_or_unpacks_to_far_more_than_its_size_is_refused(tmp_path: Path) -> None:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (10**13,)})
     with zipfile.ZipFile(tmp_path / "claims.npz", "w") as file:

@@ -1,4 +1,4 @@
-"""Two calls on one output, each a process of its own: the work is done once, neither waits for ever, both end well."""
+"""Tests of two processes with one output: the work is done once, and both finish without waiting forever."""
 
 import json
 import subprocess
@@ -23,18 +23,18 @@ def ends(tmp_path_factory: pytest.TempPathFactory, train_digits: Any) -> list[Pa
     return [run / "checkpoints" / f"step-{step:06d}.safetensors" for step in (0, 10, 20)]
 
 
-def two_at_once(command: list[str], where: Path) -> list[subprocess.CompletedProcess[str]]:
-    begun = [
+def two_at_once(command: list[str], directory: Path) -> list[subprocess.CompletedProcess[str]]:
+    processes = [
         subprocess.Popen(
-            command, cwd=where, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, cwd=directory, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         for _ in range(2)
     ]
-    found = []
-    for process in begun:
+    completed = []
+    for process in processes:
         out, err = process.communicate(timeout=300)
-        found.append(subprocess.CompletedProcess(command, process.returncode, out, err))
-    return found
+        completed.append(subprocess.CompletedProcess(command, process.returncode, out, err))
+    return completed
 
 
 def numbers_of(text: str) -> list[dict[str, Any]]:
@@ -42,62 +42,64 @@ def numbers_of(text: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", ["path", "plane"])
-def test_two_calls_for_one_path_or_plane(kind: str, ends: list[Path], tmp_path: Path, commands: Any) -> None:
+def test_two_calls_for_one_path_or_plane_share_the_points(
+    kind: str, ends: list[Path], tmp_path: Path, commands: Any
+) -> None:
     words, points = {
         "path": (["interpolate", str(ends[0]), str(ends[2]), "-o", "out", "--points", "5"], 5),
         "plane": (["plane", *map(str, ends), "-o", "out", "--grid", "3"], 9),
     }[kind]
     command = commands.ckpt_probe(*words, "--split", "test", "--json", "--device", "cpu")
-    both = two_at_once(command, tmp_path)
-    assert [done.returncode for done in both] == [0, 0], [done.stderr for done in both]
-    assert numbers_of(both[0].stdout) == numbers_of(both[1].stdout)
-    kept = numbers_of((tmp_path / "out" / "points.jsonl").read_text())
-    places = [(record.get("alpha"), record.get("x"), record.get("y")) for record in kept]
-    assert len(places) == len(set(places)) >= points
+    calls = two_at_once(command, tmp_path)
+    assert [done.returncode for done in calls] == [0, 0], [done.stderr for done in calls]
+    assert numbers_of(calls[0].stdout) == numbers_of(calls[1].stdout)
+    records = numbers_of((tmp_path / "out" / "points.jsonl").read_text())
+    positions = [(record.get("alpha"), record.get("x"), record.get("y")) for record in records]
+    assert len(positions) == len(set(positions)) >= points
     assert list(tmp_path.glob(".*")) == []
 
 
-def evaluated(kind: str, ends: list[Path], out: Path, **how: Any) -> Any:
-    here = {"device": "cpu", "splits": ["test"], **how}
+def evaluate(kind: str, ends: list[Path], out: Path, **options: Any) -> Any:
+    settings = {"device": "cpu", "splits": ["test"], **options}
     if kind == "path":
-        return evaluate_path(ends[0], ends[2], out, points=3, **here)
-    return evaluate_plane(*ends, out=out, grid=2, **here)
+        return evaluate_path(ends[0], ends[2], out, points=3, **settings)
+    return evaluate_plane(*ends, out=out, grid=2, **settings)
 
 
-class Heard(NullProgress):
-    """What is said, and a word when something is."""
+class Messages(NullProgress):
+    """Progress that collects messages, and sets an event when there is one."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
-        self.spoken = threading.Event()
+        self.messages: list[str] = []
+        self.received = threading.Event()
 
     def message(self, text: str) -> None:
-        self.said.append(text)
-        self.spoken.set()
+        self.messages.append(text)
+        self.received.set()
 
 
 @pytest.mark.parametrize("kind", ["path", "plane"])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_who_waits_says_it_once(
+def test_a_waiting_call_reports_it_once(
     kind: str, overwrite: bool, ends: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looked: list[float] = []
+    waits: list[float] = []
     enough = threading.Event()
 
     def sleep(seconds: float) -> None:
-        looked.append(seconds)
-        if len(looked) >= 5:
+        waits.append(seconds)
+        if len(waits) >= 5:
             enough.set()
         threading.Event().wait(0.01)
 
     monkeypatch.setattr("ckpt_probe.scheduling.claims.sleep", sleep)
-    out, heard, failed = tmp_path / "out", Heard(), []
-    first = evaluated(kind, ends, out)
+    out, progress, failed = tmp_path / "out", Messages(), []
+    first = evaluate(kind, ends, out)
 
     def work() -> None:
         try:
-            found = evaluated(kind, ends, out, overwrite=overwrite, progress=heard)
-            assert found.points == first.points
+            result = evaluate(kind, ends, out, overwrite=overwrite, progress=progress)
+            assert result.points == first.points
         except BaseException as error:
             failed.append(error)
 
@@ -105,32 +107,32 @@ def test_who_waits_says_it_once(
         assert not hasattr(claim, "holder")
         waiting = threading.Thread(target=work)
         waiting.start()
-        assert heard.spoken.wait(60)
+        assert progress.received.wait(60)
         assert enough.wait(60)
     waiting.join()
     assert failed == []
-    assert len([text for text in heard.said if "is working on it; waiting" in text]) == 1
+    assert len([text for text in progress.messages if "is working on it; waiting" in text]) == 1
 
 
 @pytest.mark.parametrize("kind", ["path", "plane"])
-def test_the_claim_of_a_process_that_is_gone_is_taken_over(kind: str, ends: list[Path], tmp_path: Path) -> None:
-    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+def test_the_claim_of_a_process_that_has_ended_is_taken_over(kind: str, ends: list[Path], tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
     import socket
 
-    told = {"host": socket.gethostname(), "process": int(gone.stdout), "token": "x"}
-    (tmp_path / ".out.claim-1").write_text(json.dumps(told))
-    heard = Heard()
-    assert evaluated(kind, ends, tmp_path / "out", progress=heard).points
-    assert not [text for text in heard.said if "waiting" in text]
+    claim = {"host": socket.gethostname(), "process": int(ended.stdout), "token": "x"}
+    (tmp_path / ".out.claim-1").write_text(json.dumps(claim))
+    progress = Messages()
+    assert evaluate(kind, ends, tmp_path / "out", progress=progress).points
+    assert not [text for text in progress.messages if "waiting" in text]
     assert list(tmp_path.glob(".out*")) == []
 
 
-def test_two_calls_of_analyze_share_the_dumps(
+def test_two_calls_of_analyze_print_the_same_records(
     ends: list[Path], tmp_path: Path, probe: Callable[..., Any], commands: Any
 ) -> None:
     run = str(ends[0].parents[1])
     assert probe("extract", run, "-o", "dumps", "--device", "cpu").returncode == 0
-    both = two_at_once(commands.ckpt_probe("analyze", "dumps", "--json"), tmp_path)
-    assert [done.returncode for done in both] == [0, 0], [done.stderr for done in both]
-    assert numbers_of(both[0].stdout) == numbers_of(both[1].stdout)
-    assert len(numbers_of(both[0].stdout)) == 6
+    calls = two_at_once(commands.ckpt_probe("analyze", "dumps", "--json"), tmp_path)
+    assert [done.returncode for done in calls] == [0, 0], [done.stderr for done in calls]
+    assert numbers_of(calls[0].stdout) == numbers_of(calls[1].stdout)
+    assert len(numbers_of(calls[0].stdout)) == 6
