@@ -29,11 +29,11 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model = _model_saver()
     draw = np.random.default_rng(1)
     texts = [" ".join(chr(97 + n) for n in draw.integers(0, LETTERS, length)) for length in LENGTHS]
-    (directory / "held.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (directory / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     for name, seed in (("step7", 0), ("fresh", 1)):
         save_model("gpt2", "LMHeadModel", directory / name, seed=seed)
     save_model("bert", "ForMaskedLM", directory / "masked")
-    data = f"text:{directory / 'held.jsonl'}"
+    data = f"text:{directory / 'texts.jsonl'}"
     cp.extract_series(directory / "step7", directory / "dumps", data=data, layers="all", **OPTIONS)
     cp.extract_series(directory / "fresh", directory / "fresh-dumps", data=data, layers="all", **OPTIONS)
     cp.extract_series(directory / "step7", directory / "moments", data=data, store="moments", layers="all", **OPTIONS)
@@ -54,7 +54,7 @@ def penultimate_record(path: Path, **options: Any) -> dict[str, Any]:
 
 def test_rows_have_the_index_of_their_document_and_their_position(directory: Path) -> None:
     with cp.open_dump(directory / "dumps" / "model.h5") as dump:
-        view = dump["held"]
+        view = dump["texts"]
         lengths = np.array(LENGTHS) - 1
         assert view.documents[:].tolist() == np.repeat(np.arange(len(LENGTHS)), lengths).tolist()
         assert view.positions[:].tolist() == np.concatenate([np.arange(length) for length in lengths]).tolist()
@@ -97,8 +97,8 @@ def test_the_difference_is_that_from_the_reference(directory: Path) -> None:
 
 def test_masked_positions_are_not_successive(directory: Path) -> None:
     with cp.open_dump(directory / "masked-dumps" / "model.h5") as dump:
-        documents, positions = dump["held"].documents[:], dump["held"].positions[:]
-        features = dump["held"].features[:].astype(float)
+        documents, positions = dump["texts"].documents[:], dump["texts"].positions[:]
+        features = dump["texts"].features[:].astype(float)
     angles = []
     for document in np.unique(documents):
         indices, rows = positions[documents == document], features[documents == document]

@@ -41,8 +41,8 @@ def loaded(directory: Path, name: str, arguments: dict[str, Any]) -> LabelledDat
 
 
 def lines(directory: Path, documents: tuple[str, ...] = DOCUMENTS) -> str:
-    (directory / "held.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
-    return f"text:{directory / 'held.jsonl'}"
+    (directory / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    return f"text:{directory / 'texts.jsonl'}"
 
 
 def pairs(inputs: Any, labels: Tensor) -> list[tuple[tuple[int, ...], int]]:
@@ -59,7 +59,7 @@ def pairs(inputs: Any, labels: Tensor) -> list[tuple[tuple[int, ...], int]]:
 @pytest.mark.parametrize(("context", "stride"), [(16, 16), (4, 4), (4, 2), (3, 1), (2, 2), (7, 7), (6, 6)])
 def test_every_token_but_the_first_is_predicted_once(directory: Path, context: int, stride: int) -> None:
     data = loaded(directory, lines(directory), {"context": context, "stride": stride})
-    split = data.splits["held"]
+    split = data.splits["texts"]
     inputs, labels = split.batch(slice(0, len(split)))
     predictions = pairs(inputs, labels)
     expected = [
@@ -83,9 +83,9 @@ def test_every_token_but_the_first_is_predicted_once(directory: Path, context: i
 def test_masked_tokens_are_replaced_and_labelled(directory: Path) -> None:
     configured(directory, model_type="bert", architectures=["BertForMaskedLM"], max_position_embeddings=16)
     arguments = {"context": 4, "stride": 2, "masked_fraction": 0.5, "masked_seed": 3}
-    split = loaded(directory, lines(directory), arguments).splits["held"]
+    split = loaded(directory, lines(directory), arguments).splits["texts"]
     inputs, labels = split.batch(slice(0, len(split)))
-    plain, _ = loaded(directory, lines(directory), {"labels": "none", "context": 4, "stride": 2}).splits["held"].batch(
+    plain, _ = loaded(directory, lines(directory), {"labels": "none", "context": 4, "stride": 2}).splits["texts"].batch(
         slice(0, len(split))
     )  # fmt: skip
     counted = labels != LEFT_OUT
@@ -93,14 +93,14 @@ def test_masked_tokens_are_replaced_and_labelled(directory: Path) -> None:
     assert bool((inputs["input_ids"][counted] == WORDS.index("<mask>")).all())  # pyright: ignore[reportArgumentType, reportCallIssue]
     assert torch.equal(labels[counted], plain["input_ids"][counted])  # pyright: ignore[reportArgumentType, reportCallIssue]
     assert split.rows_of(len(split)) == int(counted.sum())  # pyright: ignore[reportAttributeAccessIssue]
-    repeated = loaded(directory, lines(directory), arguments).splits["held"].batch(slice(0, len(split)))
+    repeated = loaded(directory, lines(directory), arguments).splits["texts"].batch(slice(0, len(split)))
     assert torch.equal(repeated[1], labels)
 
 
 def test_data_of_a_model_without_a_language_head_have_no_labels(directory: Path) -> None:
     configured(directory, architectures=["GPT2Model"])
     data = loaded(directory, lines(directory), {})
-    split = data.splits["held"]
+    split = data.splits["texts"]
     assert (data.classes, data.labelled, len(split)) == (0, False, len(DOCUMENTS))
     assert split.batch(slice(0, 2))[1].tolist() == [UNLABELLED, UNLABELLED]
     unlabelled = load_data(lines(directory), {"unlabelled": True}, hints=ModelHints(f"hf:{configured(directory)}"))
@@ -133,7 +133,7 @@ def test_a_saved_data_set_of_texts_has_the_windows_of_a_text_file(directory: Pat
     datasets.DatasetDict({"test": datasets.Dataset.from_dict(table)}).save_to_disk(str(tmp_path / "saved"))
     saved = loaded(directory, f"hf-dataset:{tmp_path / 'saved'}", {"context": 4})
     expected = loaded(directory, lines(tmp_path), {"context": 4})
-    split, expected_split = saved.splits["test"], expected.splits["held"]
+    split, expected_split = saved.splits["test"], expected.splits["texts"]
     assert torch.equal(split.batch(slice(0, 9))[1], expected_split.batch(slice(0, 9))[1])
     assert saved.classes == len(WORDS)
 
@@ -148,7 +148,13 @@ def test_a_saved_data_set_of_texts_has_the_windows_of_a_text_file(directory: Pat
             DataError,
             "has 11 tokens, the model 9: it is another model's",
         ),
-        ({}, ("", " ", "a"), {}, DataError, "split held: no text with a token to predict; 3 documents of fewer than 2"),
+        (
+            {},
+            ("", " ", "a"),
+            {},
+            DataError,
+            "split texts: no text with a token to predict; 3 documents of fewer than 2",
+        ),
         ({}, DOCUMENTS, {"context": 17}, UsageError, "context: 17 tokens are more than the 16 that the model takes"),
         (
             {},

@@ -1,4 +1,4 @@
-"""Small models of transformers with a tokenizer of words, as directories, for tests of text."""
+"""Fixtures for tests of texts: small models of transformers with a tokenizer of letters, and documents."""
 
 import json
 from collections.abc import Callable
@@ -33,22 +33,22 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="session")
 def save_model() -> Callable[..., Any]:
-    """Saves a model of transformers', made by a seed, with a tokenizer of single letters; returns it."""
+    """Return a function that saves a random model of transformers with a tokenizer of letters, and returns it."""
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    def save(name: str, task: str, place: Path, *, seed: int = 0) -> Any:
+    def save(name: str, task: str, directory: Path, *, seed: int = 0) -> Any:
         family, settings = MODELS[name]
         torch.manual_seed(seed)
         model = getattr(transformers, f"{family}{task}")(getattr(transformers, f"{family}Config")(**settings)).eval()
         with torch.no_grad():
             for weights in model.parameters():
                 weights.mul_(4 if weights.ndim > 1 else 1)
-        model.save_pretrained(place)
-        made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
-        made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+        model.save_pretrained(directory)
+        tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
         special = {"pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>"}
-        transformers.PreTrainedTokenizerFast(tokenizer_object=made, **special).save_pretrained(place)
+        transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(directory)
         return model
 
     return save
@@ -56,10 +56,10 @@ def save_model() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve documents of 2 to 24 words, one a line of JSON."""
+    """Write twelve documents of 2 to 24 words as JSON Lines, and return the file."""
     draw = torch.Generator().manual_seed(0)
-    place = tmp_path_factory.mktemp("texts") / "held.jsonl"
+    file = tmp_path_factory.mktemp("texts") / "texts.jsonl"
     lengths = (3, 9, 2, 16, 24, 5, 17, 8, 2, 11, 4, 20)
     texts = [" ".join(WORDS[n] for n in torch.randint(3, len(WORDS), (k,), generator=draw).tolist()) for k in lengths]
-    place.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return place
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return file

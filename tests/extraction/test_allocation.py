@@ -1,4 +1,4 @@
-"""Memory that a forward pass frees and asks for again: kept by the process, unless its user says otherwise."""
+"""Checks that memory which forward passes free is kept by the process, unless the user changed the allocator."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def passes():
             library.free(block)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-# What glibc comes to by itself depends on what has been freed before; here it gives back whatever it can.
+# The thresholds of glibc depend on earlier frees; these settings make it return as much memory as possible.
 library.mallopt(-3, 2**25)
 library.mallopt(-1, 2**17)
 KEEP
@@ -36,19 +36,19 @@ print(passes())
 KEEP = "from ckpt_probe.extraction.forward import keep_freed_memory; "
 
 
-def faults(said: str, **environment: str) -> str:
-    code = FAULTS.replace("KEEP", said)
+def faults(statement: str, **environment: str) -> str:
+    code = FAULTS.replace("KEEP", statement)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's own settings")
-def test_activations_are_not_mapped_anew_in_every_batch() -> None:
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the settings are those of glibc")
+def test_memory_of_activations_is_not_mapped_again_for_every_batch() -> None:
     pages = 10 * 4 * 2**24 // os.sysconf("SC_PAGE_SIZE")
     assert int(faults(f"{KEEP}assert keep_freed_memory()")) < pages / 20 < int(faults("pass"))
 
 
 @pytest.mark.parametrize("setting", [{"MALLOC_ARENA_MAX": "2"}, {"GLIBC_TUNABLES": "glibc.malloc.arena_max=2"}])
-def test_what_the_user_sets_stands(setting: dict[str, str]) -> None:
+def test_settings_of_the_user_are_not_changed(setting: dict[str, str]) -> None:
     assert faults(f"{KEEP}print(keep_freed_memory())", **setting).split()[0] == "False"

@@ -1,4 +1,4 @@
-"""The rows of a sample are those that the framework gives it alone, whatever else is in its batch."""
+"""Checks that the rows of a sample do not depend on other samples of its batch, and equal those of the framework."""
 
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ KINDS: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
-def made(kind: str, task: str, directory: Path, side: str = "right", **settings: Any) -> tuple[Any, Any]:
-    """A small model of transformers with large weights and its tokenizer, saved in a directory."""
+def make_model(kind: str, task: str, directory: Path, side: str = "right", **settings: Any) -> tuple[Any, Any]:
+    """Save a small model of transformers with large weights and its tokenizer in a directory, and return both."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     config = getattr(transformers, f"{kind}Config")(**{**SIZE, "num_labels": 3, **settings})
@@ -59,67 +59,67 @@ def made(kind: str, task: str, directory: Path, side: str = "right", **settings:
     return model, tokenizer
 
 
-def dumped(directory: Path, out: Path, data: str, batch_size: int, **options: Any) -> dict[str, Tensor]:
-    """What a dump of the only split says of each row."""
+def extract_rows(directory: Path, out: Path, data: str, batch_size: int, **options: Any) -> dict[str, Tensor]:
+    """Extract a data set of one split, and return its features, labels, logits and losses of each row."""
     extract_series(directory, out, data=data, batch_size=batch_size, device="cpu", **options)
     with open_dump(next(out.glob("*.h5"))) as dump:
         split = dump[dump.splits[0]]
         arrays = {name: getattr(split, name) for name in ("features", "labels", "logits", "loss")}
-        found = {name: torch.as_tensor(np.asarray(array[:])) for name, array in arrays.items() if array is not None}
+        rows = {name: torch.as_tensor(np.asarray(array[:])) for name, array in arrays.items() if array is not None}
         bias = 0 if dump.bias is None else torch.as_tensor(np.asarray(dump.bias[:]))
         weights = torch.as_tensor(np.asarray(dump.weights[:]))
-    if "logits" in found:
+    if "logits" in rows:
         torch.testing.assert_close(
-            found["features"].double() @ weights.T + bias, found["logits"].double(), rtol=1e-4, atol=1e-4
+            rows["features"].double() @ weights.T + bias, rows["logits"].double(), rtol=1e-4, atol=1e-4
         )
-    return found
+    return rows
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_texts(name: str, tmp_path: Path) -> None:
+def test_rows_of_texts_equal_those_of_each_text_alone(name: str, tmp_path: Path) -> None:
     kind, settings, side = KINDS[name]
     directory = tmp_path / "model"
-    model, tokenizer = made(kind, "ForSequenceClassification", directory, side, **settings)
+    model, tokenizer = make_model(kind, "ForSequenceClassification", directory, side, **settings)
     with torch.inference_mode():
         alone = torch.cat([model(**tokenizer(text, return_tensors="pt")).logits for text in TEXTS])
     rows = [f'"{text}",{number % 3}\n' for number, text in enumerate(TEXTS)]
     (tmp_path / "texts.csv").write_text("text,label\n" + "".join(rows))
     data = f"csv:{tmp_path / 'texts.csv'}"
     layers = {"layers": "all"} if name.startswith("absolute") else {}
-    together = dumped(directory, tmp_path / "together", data, len(TEXTS), **layers)
+    together = extract_rows(directory, tmp_path / "together", data, len(TEXTS), **layers)
     torch.testing.assert_close(together["logits"], alone, rtol=1e-4, atol=1e-4)
     assert together["labels"].tolist() == [number % 3 for number in range(len(TEXTS))]
-    single = dumped(directory, tmp_path / "single", data, 1)
+    single = extract_rows(directory, tmp_path / "single", data, 1)
     torch.testing.assert_close(together["features"], single["features"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["GPT2", "Bert", "FNet"])
-def test_windows_of_tokens(kind: str, tmp_path: Path) -> None:
+def test_rows_of_windows_equal_those_of_each_window_alone(kind: str, tmp_path: Path) -> None:
     directory, causal = tmp_path / "model", kind == "GPT2"
     settings = GPT2[1] if causal else WIDTH
-    model, tokenizer = made(kind, "LMHeadModel" if causal else "ForMaskedLM", directory, **settings)
+    model, tokenizer = make_model(kind, "LMHeadModel" if causal else "ForMaskedLM", directory, **settings)
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
     arguments = {"document": "line", "context": 10, **({} if causal else {"masked_fraction": 0.5, "masked_seed": 1})}
     data = f"text:{tmp_path / 'texts.txt'}"
-    together = dumped(directory, tmp_path / "together", data, 64, data_arguments=arguments)
-    single = dumped(directory, tmp_path / "single", data, 1, data_arguments=arguments)
+    together = extract_rows(directory, tmp_path / "together", data, 64, data_arguments=arguments)
+    single = extract_rows(directory, tmp_path / "single", data, 1, data_arguments=arguments)
     assert torch.equal(together["labels"], single["labels"])
-    for each in ("features", "loss"):
-        torch.testing.assert_close(together[each], single[each], rtol=1e-4, atol=1e-4)
+    for name in ("features", "loss"):
+        torch.testing.assert_close(together[name], single[name], rtol=1e-4, atol=1e-4)
     if not causal:
         return
-    wanted = []
+    losses = []
     for text in (ids for ids in tokenizer(list(TEXTS))["input_ids"] if len(ids) > 1):
         for start in range(0, len(text) - 1, 10):
             with torch.inference_mode():
                 logits = model(torch.tensor([text[start : start + 10]])).logits[0]
             targets = torch.tensor(text[start + 1 : start + 11])
-            wanted.append(F.cross_entropy(logits[: len(targets)], targets, reduction="none"))
-    torch.testing.assert_close(together["loss"], torch.cat(wanted), rtol=1e-4, atol=1e-4)
+            losses.append(F.cross_entropy(logits[: len(targets)], targets, reduction="none"))
+    torch.testing.assert_close(together["loss"], torch.cat(losses), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("norm", ["group", "layer"])
-def test_sounds(norm: str, tmp_path: Path) -> None:
+def test_logits_of_sounds_equal_those_of_each_sound_alone(norm: str, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     directory = tmp_path / "model"
     config = transformers.Wav2Vec2Config(
@@ -130,7 +130,7 @@ def test_sounds(norm: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = transformers.Wav2Vec2ForSequenceClassification(config).eval()
     model.save_pretrained(directory)
-    # Models with a group norm were trained without a mask, so that theirs is not made.
+    # Models with a group norm were trained without an attention mask, so the extractor returns none for them.
     extractor = transformers.Wav2Vec2FeatureExtractor(sampling_rate=100, return_attention_mask=norm == "layer")
     extractor.save_pretrained(directory)
     draw = np.random.default_rng(0)
@@ -141,23 +141,23 @@ def test_sounds(norm: str, tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"wave": waves, "label": [0, 1, 0, 1]}, features=kinds).save_to_disk(tmp_path / "set")
     with torch.inference_mode():
         inputs = [extractor(wave, sampling_rate=100, return_tensors="pt") for wave in waves]
-        alone = torch.cat([model(**each).logits for each in inputs])
-    together = dumped(directory, tmp_path / "together", f"hf-dataset:{tmp_path / 'set'}", 4)
+        alone = torch.cat([model(**batch).logits for batch in inputs])
+    together = extract_rows(directory, tmp_path / "together", f"hf-dataset:{tmp_path / 'set'}", 4)
     torch.testing.assert_close(together["logits"], alone, rtol=1e-4, atol=1e-5)
     assert together["labels"].tolist() == [0, 1, 0, 1]
 
 
-def test_images_of_a_network_with_batch_norm(tmp_path: Path) -> None:
+def test_logits_of_images_equal_those_of_each_image_alone(tmp_path: Path) -> None:
     timm: Any = pytest.importorskip("timm")
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=3)
     images = torch.rand(6, 3, 32, 32)
-    model(images)  # gives batch norm statistics of its own
+    model(images)  # this forward pass updates the statistics of batch norm
     torch.save(model.state_dict(), tmp_path / "a.pth")
     np.savez(tmp_path / "images.npz", x_test=images, y_test=np.arange(6) % 3)
-    found = dumped(
+    rows = extract_rows(
         tmp_path / "a.pth", tmp_path / "together", f"npz:{tmp_path / 'images.npz'}", 6, model="timm:test_resnet"
     )
     with torch.inference_mode():
         alone = torch.cat([model.eval()(image[None]) for image in images])
-    torch.testing.assert_close(found["logits"], alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(rows["logits"], alone, rtol=1e-4, atol=1e-5)

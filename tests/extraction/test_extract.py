@@ -1,4 +1,4 @@
-"""From a real run's checkpoints to dumps: content, resume, refusal, and nothing half-written."""
+"""Tests of extraction from a trained run: content of dumps, resuming, refused input, and no unfinished files."""
 
 import threading
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, train_digits: Any) -> Path:
     return train_digits(tmp_path_factory.mktemp("run") / "digits", [10, 30])
 
 
-def test_a_dump_holds_what_the_model_computes(run: Path, tmp_path: Path) -> None:
+def test_a_dump_has_the_features_and_logits_of_the_model(run: Path, tmp_path: Path) -> None:
     summary = extract_series(run, tmp_path, device="cpu")
     assert summary.written == ("step-000000", "step-000010", "step-000030")
     with open_checkpoint(run / "checkpoints" / "step-000030.safetensors") as checkpoint:
@@ -48,7 +48,7 @@ def test_a_dump_holds_what_the_model_computes(run: Path, tmp_path: Path) -> None
             np.testing.assert_array_equal(dump[name].labels[:], labels)
 
 
-def test_complete_dumps_are_skipped_and_missing_ones_made(run: Path, tmp_path: Path) -> None:
+def test_complete_dumps_are_skipped_and_missing_ones_are_written(run: Path, tmp_path: Path) -> None:
     extract_series(run, tmp_path, device="cpu")
     (tmp_path / "step-000010.h5").unlink()
     before = (tmp_path / "step-000030.h5").stat().st_mtime_ns
@@ -58,7 +58,7 @@ def test_complete_dumps_are_skipped_and_missing_ones_made(run: Path, tmp_path: P
     assert (tmp_path / "step-000030.h5").stat().st_mtime_ns == before
 
 
-def test_another_provenance_under_the_same_name_is_an_error(run: Path, tmp_path: Path) -> None:
+def test_a_dump_with_another_provenance_is_not_replaced(run: Path, tmp_path: Path) -> None:
     extract_series(run, tmp_path, device="cpu", splits=["test"])
     with pytest.raises(
         UsageError, match=r"another provenance.*splits \('test',\) / \('train', 'test'\).*`overwrite=True`"
@@ -69,14 +69,14 @@ def test_another_provenance_under_the_same_name_is_an_error(run: Path, tmp_path:
         assert [dump[name].samples for name in dump.splits] == [5, 5]
 
 
-def test_a_file_that_is_no_dump_is_never_replaced_unasked(run: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_dump_is_not_replaced(run: Path, tmp_path: Path) -> None:
     (tmp_path / "step-000000.h5").write_text("mine")
     with pytest.raises(UsageError, match="not a complete dump"):
         extract_series(run, tmp_path, device="cpu")
     assert (tmp_path / "step-000000.h5").read_text() == "mine"
 
 
-def test_stored_precision_and_no_logits(run: Path, tmp_path: Path) -> None:
+def test_features_are_stored_in_the_requested_precision_and_logits_only_on_request(run: Path, tmp_path: Path) -> None:
     extract_series(run, tmp_path, device="cpu", feature_dtype="float16", dtype="float64", with_logits=False)
     with open_dump(tmp_path / "step-000000.h5") as dump:
         assert dump["test"].features.dtype == np.float16
@@ -93,17 +93,18 @@ def test_stored_moments_give_the_records_of_stored_features(run: Path, tmp_path:
         extract_series(run, tmp_path / "moments", store="both", **options)
     with open_dump(tmp_path / "moments" / "step-000030.h5") as dump:
         assert (dump["test"].features, dump["test"].labels) == (None, None)
-    whole, moments = (list(analyze(tmp_path / store)) for store in ("features", "moments"))
+    of_features, of_moments = (list(analyze(tmp_path / store)) for store in ("features", "moments"))
     of_second_pass = {metric.name for metric in METRICS if {SECOND_PASS, TRAIN_MEANS} & set(metric.requires)}
-    for one, other in zip(whole, moments, strict=True):
-        assert {other.get(name) for name in of_second_pass} == {None}
-        for name in one.keys() - {*of_second_pass, "missing"}:
-            assert other[name] == (pytest.approx(one[name], rel=1e-9) if isinstance(one[name], float) else one[name])
+    for expected, record in zip(of_features, of_moments, strict=True):
+        assert {record.get(name) for name in of_second_pass} == {None}
+        for name in expected.keys() - {*of_second_pass, "missing"}:
+            value = expected[name]
+            assert record[name] == (pytest.approx(value, rel=1e-9) if isinstance(value, float) else value)
 
 
-def test_moments_over_the_memory_budget_are_refused_before_anything_is_forwarded(run: Path, tmp_path: Path) -> None:
-    told = r"class moments of 10 classes and 16 features take 20,480 bytes, more than `memory=20000`; raise"
-    with pytest.raises(UsageError, match=told):
+def test_moments_beyond_the_memory_budget_are_refused_before_the_forward_pass(run: Path, tmp_path: Path) -> None:
+    message = r"class moments of 10 classes and 16 features take 20,480 bytes, more than `memory=20000`; raise"
+    with pytest.raises(UsageError, match=message):
         extract_series(run, tmp_path / "out", device="cpu", store="moments", memory=20_000)
     assert not (tmp_path / "out").exists()
     extract_series(run, tmp_path / "out", device="cpu", store="features", memory=20_000)
@@ -117,22 +118,22 @@ def test_a_foreign_checkpoint_needs_a_model_and_data(run: Path, tmp_path: Path) 
         extract_series(tmp_path / "foreign", tmp_path / "out", device="cpu")
     with pytest.raises(UsageError, match="does not name its model; use `model=`"):
         extract_series(tmp_path / "foreign", tmp_path / "out", data="digits", device="cpu")
-    named = {"model": "mlp", "model_arguments": {"hidden": [16]}, "data": "digits", "device": "cpu"}
-    assert extract_series(tmp_path / "foreign", tmp_path / "out", **named).written == ("model-7",)
+    options = {"model": "mlp", "model_arguments": {"hidden": [16]}, "data": "digits", "device": "cpu"}
+    assert extract_series(tmp_path / "foreign", tmp_path / "out", **options).written == ("model-7",)
     with pytest.raises(DataError, match=r"does not fit the checkpoint; .*missing: .*unexpected"):
-        extract_series(tmp_path / "foreign", tmp_path / "b", **(named | {"model": "cnn", "model_arguments": {}}))
+        extract_series(tmp_path / "foreign", tmp_path / "b", **(options | {"model": "cnn", "model_arguments": {}}))
     with open_dump(tmp_path / "out" / "model-7.h5") as dump:
         assert dump.step == 7
 
 
 @pytest.mark.parametrize("option", [{"batch_size": 0}, {"limit": 0}, {"dtype": "int8"}, {"feature_dtype": "bfloat16"}])
-def test_senseless_options_are_refused(run: Path, tmp_path: Path, option: dict) -> None:
+def test_invalid_options_are_refused(run: Path, tmp_path: Path, option: dict) -> None:
     [(name, value)] = option.items()
     with pytest.raises(UsageError, match=f"^`{name}={value!r}`: expected"):
         extract_series(run, tmp_path, device="cpu", **option)
 
 
-def test_an_error_midway_leaves_nothing_under_the_final_name(run: Path, tmp_path: Path) -> None:
+def test_an_interruption_leaves_no_dump_and_no_thread(run: Path, tmp_path: Path) -> None:
     class Breaks:
         def __init__(self) -> None:
             self.passed = 0
@@ -161,7 +162,7 @@ def test_an_error_midway_leaves_nothing_under_the_final_name(run: Path, tmp_path
     assert len(extract_series(run, tmp_path, device="cpu").written) == 3
 
 
-def test_more_rows_than_announced_are_an_error_and_leave_no_file(tmp_path: Path) -> None:
+def test_more_rows_than_announced_are_refused_and_leave_no_file(tmp_path: Path) -> None:
     block = Block(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), torch.zeros(2, 2))
     writing = StoreWriter(tmp_path / "a.h5", None, Storage(), torch.zeros(2, 3))
     with pytest.raises(DataError, match="more rows"), writing as writer:
@@ -169,7 +170,7 @@ def test_more_rows_than_announced_are_an_error_and_leave_no_file(tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_extract_takes_anybodys_model_and_loader(tmp_path: Path) -> None:
+def test_extract_accepts_a_module_and_a_loader(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     inputs, labels = torch.randn(50, 6), torch.arange(50) % 3
@@ -185,7 +186,7 @@ def test_extract_takes_anybodys_model_and_loader(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
-def test_a_series_has_the_checkpoints_own_weights_whatever_the_forward_pass_runs_in(
+def test_weights_of_a_series_are_those_of_the_checkpoints_for_any_forward_dtype(
     run: Path, tmp_path: Path, dtype: str
 ) -> None:
     series = tmp_path / "series"
@@ -200,14 +201,14 @@ def test_a_series_has_the_checkpoints_own_weights_whatever_the_forward_pass_runs
         extract_series(file, tmp_path / "alone", device="cpu", dtype=dtype, splits=["test"])
         with open_checkpoint(file) as checkpoint:
             weights = checkpoint.state_dict()["3.weight"].double().numpy()
-        dumps = [tmp_path / where / f"{file.stem}.h5" for where in ("all", "alone")]
-        with open_dump(dumps[0]) as one, open_dump(dumps[1]) as other:
-            np.testing.assert_array_equal(one.weights, weights)
-            np.testing.assert_array_equal(other.weights, weights)
-            np.testing.assert_array_equal(one["test"].features[:], other["test"].features[:])
+        dumps = [tmp_path / directory / f"{file.stem}.h5" for directory in ("all", "alone")]
+        with open_dump(dumps[0]) as in_series, open_dump(dumps[1]) as alone:
+            np.testing.assert_array_equal(in_series.weights, weights)
+            np.testing.assert_array_equal(alone.weights, weights)
+            np.testing.assert_array_equal(in_series["test"].features[:], alone["test"].features[:])
 
 
-def test_float16_that_overflows_leaves_no_dump(run: Path, tmp_path: Path) -> None:
+def test_features_that_overflow_float16_are_refused_and_leave_no_dump(run: Path, tmp_path: Path) -> None:
     with open_checkpoint(run / "checkpoints" / "step-000030.safetensors") as checkpoint:
         state, raw = checkpoint.state_dict(), checkpoint.raw_metadata
     state["1.weight"] *= 1e6
@@ -220,28 +221,30 @@ def test_float16_that_overflows_leaves_no_dump(run: Path, tmp_path: Path) -> Non
         assert list((tmp_path / "d").iterdir()) == []
 
 
-def test_a_writer_that_raises_midway_leaves_no_thread(run: Path, tmp_path: Path) -> None:
+def test_an_error_while_writing_leaves_no_thread(run: Path, tmp_path: Path) -> None:
     with open_checkpoint(run / "checkpoints" / "step-000030.safetensors") as checkpoint:
         state, raw = checkpoint.state_dict(), checkpoint.raw_metadata
     state["1.weight"] *= 1e6
     save_checkpoint(tmp_path / "a.safetensors", state, raw)
-    # The exception and its traceback, and so every frame's names, live on here: nothing is left to collection.
-    with pytest.raises(DataError, match="`feature_dtype='float32'`") as told:
+    # The exception keeps all frames of its traceback alive, so the thread must end without garbage collection.
+    with pytest.raises(DataError, match="`feature_dtype='float32'`") as caught:
         extract_series(tmp_path / "a.safetensors", tmp_path / "d", device="cpu", feature_dtype="float16", batch_size=1)
-    assert told.tb is not None
+    assert caught.tb is not None
     assert not [thread for thread in threading.enumerate() if thread.name == "batches_0"]
 
 
-def test_tuples_in_arguments_and_splits_named_twice(run: Path, tmp_path: Path) -> None:
-    how = {"data_arguments": {"classes": (0, 1)}, "splits": ["test", "test"], "device": "cpu"}
-    assert len(extract_series(run, tmp_path, **how).written) == 3
-    assert len(extract_series(run, tmp_path, **how).skipped) == 3
+def test_tuples_in_arguments_and_repeated_splits_are_accepted(run: Path, tmp_path: Path) -> None:
+    options = {"data_arguments": {"classes": (0, 1)}, "splits": ["test", "test"], "device": "cpu"}
+    assert len(extract_series(run, tmp_path, **options).written) == 3
+    assert len(extract_series(run, tmp_path, **options).skipped) == 3
     with open_dump(tmp_path / "step-000030.h5") as dump:
         assert dump.splits == ["test"]
 
 
 @pytest.mark.parametrize("store", ["features", "moments"])
-def test_a_label_beyond_the_classifier_is_told_before_its_batch_is_forwarded(tmp_path: Path, store: str) -> None:
+def test_a_label_beyond_the_classifier_is_refused_before_the_forward_pass_of_its_batch(
+    tmp_path: Path, store: str
+) -> None:
     class Counting(nn.Linear):
         seen = 0
 
@@ -252,8 +255,8 @@ def test_a_label_beyond_the_classifier_is_told_before_its_batch_is_forwarded(tmp
     inputs, labels = torch.randn(12, 4), torch.arange(12) % 3
     labels[6] = 3
     batches = [(inputs[:4], labels[:4]), (inputs[4:], labels[4:])]
-    told = "batch 1: the label of sample 2 is 3, outside 0 … 2, though the classifier gives 3 logits"
-    with pytest.raises(DataError, match=told):
+    message = "batch 1: the label of sample 2 is 3, outside 0 … 2, though the classifier gives 3 logits"
+    with pytest.raises(DataError, match=message):
         extract(nn.Sequential(Counting(4, 3)), batches, tmp_path / "a.h5", device="cpu", store=store)
     assert Counting.seen == 2 + 4, "two samples to find the classifier, and the first batch"
     assert list(tmp_path.iterdir()) == []
@@ -270,7 +273,7 @@ def test_an_index_that_the_model_does_not_have_is_reported(study: Callable[[str]
 
 
 class Scaling(nn.Module):
-    """A model that takes images of whole numbers as they are."""
+    """A model that accepts images of integers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -281,7 +284,7 @@ class Scaling(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
-def test_a_callers_model_and_inputs_are_left_as_they_are(tmp_path: Path, kind: torch.dtype) -> None:
+def test_the_model_and_inputs_of_the_caller_are_not_changed(tmp_path: Path, kind: torch.dtype) -> None:
     model = nn.Sequential(Scaling().to(kind), nn.Identity())
     model[1].eval()
     images, labels = torch.randint(0, 256, (12, 4), dtype=torch.uint8), torch.arange(12) % 3
@@ -298,7 +301,7 @@ def test_a_callers_model_and_inputs_are_left_as_they_are(tmp_path: Path, kind: t
     assert model.training
 
 
-def test_a_float64_checkpoint_on_mps_has_its_own_weights(
+def test_weights_of_a_float64_checkpoint_are_exact_on_mps(
     run: Path, tmp_path: Path, pretended: Callable[[str], Any]
 ) -> None:
     with open_checkpoint(run / "checkpoints" / "step-000030.safetensors") as checkpoint:
@@ -314,7 +317,7 @@ def test_a_float64_checkpoint_on_mps_has_its_own_weights(
             np.testing.assert_array_equal(dump.weights, expected["3.weight"].double().numpy())
 
 
-def test_a_damaged_tensor_is_told_before_anything_is_forwarded(run: Path, tmp_path: Path) -> None:
+def test_a_damaged_tensor_is_reported_before_the_forward_pass(run: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     data = bytearray((run / "checkpoints" / "step-000010.safetensors").read_bytes())
     data[-5] ^= 32

@@ -1,4 +1,4 @@
-"""Data of anybody's through models of anybody's: features as the frameworks give them, classes by name, damage told."""
+"""Tests of images and texts of users with models of frameworks: features, names of classes, and damaged samples."""
 
 import json
 from pathlib import Path
@@ -21,31 +21,31 @@ from ckpt_probe.progress import NullProgress
 CLASSES = ("ant", "bee", "cat")
 
 
-class Listening(NullProgress):
-    """Progress that keeps what is said."""
+class Messages(NullProgress):
+    """Progress that collects its messages."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def message(self, text: str) -> None:
-        self.said.append(text)
+        self.messages.append(text)
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve photos of each of three classes, in test."""
-    place, generator = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    """Write twelve photos of each of three classes in test, and return the directory."""
+    directory, generator = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     for name in CLASSES:
-        (place / "test" / name).mkdir(parents=True)
+        (directory / "test" / name).mkdir(parents=True)
         for number in range(12):
             pixels = generator.integers(0, 256, (170 + 9 * (number % 3), 190, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(place / "test" / name / f"{number:02}.jpg")
-    return place
+            Image.fromarray(pixels).save(directory / "test" / name / f"{number:02}.jpg")
+    return directory
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small network of timm's with three classes."""
+    """Save a small timm network with three classes, and return the file."""
     import timm
 
     torch.manual_seed(0)
@@ -55,10 +55,12 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_images_through_a_network_of_timms(photos: Path, weights: Path, tmp_path: Path, workers: int) -> None:
+def test_features_of_images_equal_those_of_a_timm_network(
+    photos: Path, weights: Path, tmp_path: Path, workers: int
+) -> None:
     import timm
 
-    said = Listening()
+    progress = Messages()
     extract_series(
         weights,
         tmp_path / "dumps",
@@ -67,42 +69,42 @@ def test_images_through_a_network_of_timms(photos: Path, weights: Path, tmp_path
         data_workers=workers,
         batch_size=8,
         device="cpu",
-        progress=said,
+        progress=progress,
     )
     model = timm.create_model("test_resnet", num_classes=3).eval()
     model.load_state_dict(load_file(weights))
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
-    theirs = ImageFolder(str(photos / "test"), transform)
+    reference = ImageFolder(str(photos / "test"), transform)
     with torch.inference_mode():
-        maps = [model.forward_features(images) for images, _ in DataLoader(theirs, batch_size=8)]
+        maps = [model.forward_features(images) for images, _ in DataLoader(reference, batch_size=8)]
         features = torch.cat([model.forward_head(part, pre_logits=True) for part in maps])
     with open_dump(tmp_path / "dumps" / "step-5.h5") as dump:
         np.testing.assert_allclose(dump["test"].features[:], features, rtol=1e-4, atol=1e-5)
-        assert dump["test"].labels[:].tolist() == theirs.targets
+        assert dump["test"].labels[:].tolist() == reference.targets
         assert dump.class_names == CLASSES
         assert dump.provenance is not None
         assert "workers" not in dump.provenance.data_arguments
         assert dump.provenance.data_arguments["transform"]["timm"]["input_size"] == [3, 160, 160]
-    # The network is not trained.
-    assert [line.partition(":")[0] for line in said.said] == [
+    # The network is not trained, so its accuracy is near chance.
+    assert [line.partition(":")[0] for line in progress.messages] == [
         "inputs",
         "accuracy stays near chance at every checkpoint",
     ]
-    again = extract_series(
+    second = extract_series(
         weights, tmp_path / "dumps", model="timm:test_resnet", data=f"imagefolder:{photos}", device="cpu"
     )
-    assert again.skipped == ("step-5",)
+    assert second.skipped == ("step-5",)
 
 
 @pytest.mark.parametrize("store", ["features", "moments", "both"])
-def test_a_damaged_image_is_left_out_of_the_dump_and_said(weights: Path, tmp_path: Path, store: str) -> None:
+def test_a_damaged_image_is_left_out_of_the_dump_and_reported(weights: Path, tmp_path: Path, store: str) -> None:
     generator = np.random.default_rng(0)
     for number in range(120):
-        place = tmp_path / "many" / "test" / CLASSES[number % 3] / f"{number:03}.png"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(place)
+        file = tmp_path / "many" / "test" / CLASSES[number % 3] / f"{number:03}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file)
     (tmp_path / "many" / "test" / "bee" / "004.png").write_bytes(b"damaged")
-    said = Listening()
+    progress = Messages()
     extract_series(
         weights,
         tmp_path / "dumps",
@@ -112,7 +114,7 @@ def test_a_damaged_image_is_left_out_of_the_dump_and_said(weights: Path, tmp_pat
         device="cpu",
         batch_size=50,
         store=store,
-        progress=said,
+        progress=progress,
     )
     (record,) = analyze(tmp_path / "dumps" / "step-5.h5")
     assert record["samples"] == 119
@@ -123,11 +125,11 @@ def test_a_damaged_image_is_left_out_of_the_dump_and_said(weights: Path, tmp_pat
             assert len(names) == 119
             assert "bee/004.png" not in names
             assert [CLASSES.index(name.partition("/")[0]) for name in names] == dump["test"].labels[:].tolist()
-    told = "split test: 1 of 120 samples cannot be read, and are left out: bee/004.png (no image, or a damaged one)"
-    assert (said.said[0].partition(":")[0], said.said[1]) == ("inputs", told)
+    message = "split test: 1 of 120 samples cannot be read, and are left out: bee/004.png (no image, or a damaged one)"
+    assert (progress.messages[0].partition(":")[0], progress.messages[1]) == ("inputs", message)
 
 
-def test_classes_of_a_model_that_has_names_are_matched(photos: Path, tmp_path: Path) -> None:
+def test_labels_are_matched_with_the_names_of_the_models_classes(photos: Path, tmp_path: Path) -> None:
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
     torch.manual_seed(0)
@@ -170,7 +172,7 @@ def _per_class(path: Path) -> list[dict[str, Any]]:
     return reading.per_class
 
 
-def test_texts_through_a_sequence_classifier(tmp_path: Path) -> None:
+def test_features_of_texts_equal_those_of_a_sequence_classifier(tmp_path: Path) -> None:
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertTokenizerFast
 
     torch.manual_seed(0)

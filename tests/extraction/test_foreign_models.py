@@ -1,4 +1,4 @@
-"""Checkpoints of the frameworks to dumps: no size is asked for, features are theirs, scales each checkpoint's."""
+"""Tests of extraction from checkpoints of frameworks: no sizes are needed, and features and scales are theirs."""
 
 import sys
 from pathlib import Path
@@ -21,29 +21,29 @@ CLASSES = 5
 
 
 @pytest.fixture(autouse=True)
-def _own_search_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A function's file puts its directory where modules are looked for."""
+def _restored_search_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restore `sys.path`, to which loading a function's file adds its directory."""
     monkeypatch.setattr(sys, "path", sys.path.copy())
 
 
-def images(place: Path, channels: int, side: int, samples: int = 12) -> str:
-    """Data in a file, one split; returns its name."""
+def images(directory: Path, channels: int, side: int, samples: int = 12) -> str:
+    """Write random images of one split to a file, and return the name of the data."""
     draw = np.random.default_rng(0)
     x = draw.random((samples, channels, side, side), dtype=np.float32)
-    np.savez(place / "images.npz", x_test=x, y_test=np.arange(samples) % CLASSES)
-    return f"npz:{place / 'images.npz'}"
+    np.savez(directory / "images.npz", x_test=x, y_test=np.arange(samples) % CLASSES)
+    return f"npz:{directory / 'images.npz'}"
 
 
-def shown(place: Path) -> Tensor:
-    with np.load(place / "images.npz") as arrays:
+def inputs_in(directory: Path) -> Tensor:
+    with np.load(directory / "images.npz") as arrays:
         return torch.from_numpy(arrays["x_test"])
 
 
 def rows(path: Path, split: str = "test") -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Features, logits, weights and bias of a dump, whose logits are what the other three say."""
+    """Return features, logits, weights and bias of a dump, after a check that they are consistent."""
     with cp.open_dump(path) as dump:
-        held = dump[split]
-        features, logits = (torch.from_numpy(np.asarray(part[:])) for part in (held.features, held.logits))
+        view = dump[split]
+        features, logits = (torch.from_numpy(np.asarray(part[:])) for part in (view.features, view.logits))
         weights = torch.as_tensor(np.asarray(dump.weights))
         bias = None if dump.bias is None else torch.as_tensor(np.asarray(dump.bias))
     torch.testing.assert_close(F.linear(features.double(), weights, bias), logits.double(), rtol=1e-4, atol=1e-4)
@@ -51,31 +51,33 @@ def rows(path: Path, split: str = "test") -> tuple[Tensor, Tensor, Tensor, Tenso
 
 
 @pytest.mark.parametrize(
-    ("name", "made", "side"),
+    ("name", "arguments", "side"),
     [
         ("resnet10t", {"num_classes": CLASSES, "in_chans": 1}, 32),
         ("vit_tiny_patch16_224", {"num_classes": CLASSES, "img_size": 32}, 32),
         ("resnetv2_50x1_bit", {"num_classes": CLASSES}, 32),
     ],
 )
-def test_timm_from_a_pickled_state_dict(name: str, made: dict[str, Any], side: int, tmp_path: Path) -> None:
+def test_pickled_state_dicts_of_timm_have_timms_features(
+    name: str, arguments: dict[str, Any], side: int, tmp_path: Path
+) -> None:
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
-    model = timm.create_model(name, **made).eval()
+    model = timm.create_model(name, **arguments).eval()
     nn.init.normal_(model.get_classifier().weight)
     torch.save({"model": {f"module.{key}": value for key, value in model.state_dict().items()}}, tmp_path / "a.pth")
-    data = images(tmp_path, made.get("in_chans", 3), side)
+    data = images(tmp_path, arguments.get("in_chans", 3), side)
     cp.extract_series(
         tmp_path / "a.pth", tmp_path / "dumps", model=f"timm:{name}", data=data, device="cpu", batch_size=5
     )
     features, logits, _, _ = rows(tmp_path / "dumps" / "a.h5")
     with torch.no_grad():
-        seen = model.forward_features(shown(tmp_path))
-        torch.testing.assert_close(features, model.forward_head(seen, pre_logits=True).flatten(1), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(logits, model.forward_head(seen), rtol=1e-4, atol=1e-4)
+        maps = model.forward_features(inputs_in(tmp_path))
+        torch.testing.assert_close(features, model.forward_head(maps, pre_logits=True).flatten(1), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logits, model.forward_head(maps), rtol=1e-4, atol=1e-4)
 
 
-def test_a_directory_of_transformers_needs_no_model(tmp_path: Path) -> None:
+def test_a_directory_of_transformers_needs_no_option_for_the_model(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     config = transformers.ViTConfig(image_size=8, patch_size=4, num_channels=1, num_labels=CLASSES, **size)
@@ -88,9 +90,9 @@ def test_a_directory_of_transformers_needs_no_model(tmp_path: Path) -> None:
     assert summary.written == ("checkpoint-1", "checkpoint-2")
     features, logits, _, _ = rows(tmp_path / "dumps" / "checkpoint-2.h5")
     with torch.no_grad():
-        found = model(shown(tmp_path), output_hidden_states=True)
-    torch.testing.assert_close(logits, found.logits, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(features, model.vit.layernorm(found.hidden_states[-1])[:, 0], rtol=1e-4, atol=1e-5)
+        outputs = model(inputs_in(tmp_path), output_hidden_states=True)
+    torch.testing.assert_close(logits, outputs.logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(features, model.vit.layernorm(outputs.hidden_states[-1])[:, 0], rtol=1e-4, atol=1e-5)
 
 
 NET = """
@@ -125,7 +127,7 @@ def warm(classes=5):
 
 
 @pytest.mark.parametrize("name", ["cosine", "warm"])
-def test_scales_are_those_of_each_checkpoint(name: str, tmp_path: Path) -> None:
+def test_each_checkpoint_has_its_scale_of_logits(name: str, tmp_path: Path) -> None:
     (tmp_path / "nets.py").write_text(NET)
     torch.manual_seed(0)
     function = f"{tmp_path / 'nets.py'}:{name}"
@@ -138,16 +140,16 @@ def test_scales_are_those_of_each_checkpoint(name: str, tmp_path: Path) -> None:
             model.temperature.fill_(scale)
             if name == "cosine":
                 model.head.scale.fill_(3 * scale**2)
-            logits[step] = model(shown(tmp_path))
+            logits[step] = model(inputs_in(tmp_path))
         torch.save(model.state_dict(), tmp_path / "run" / f"step-{step}.pth")
     cp.extract_series(tmp_path / "run", tmp_path / "dumps", model=function, data=data, device="cpu")
     for step, expected in logits.items():
-        _, found, _, _ = rows(tmp_path / "dumps" / f"step-{step}.h5")
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        _, actual, _, _ = rows(tmp_path / "dumps" / f"step-{step}.h5")
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 class Tokens(nn.Module):
-    """Says something of each token."""
+    """A classifier of each token."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,13 +160,13 @@ class Tokens(nn.Module):
 
 
 def batches() -> list[tuple[dict[str, Tensor], Tensor]]:
-    """Tokens by the model's own argument, two batches of other lengths; padding is labelled −100."""
+    """Return two batches of tokens of different lengths, as mappings; padding has the label −100."""
     draw = torch.Generator().manual_seed(0)
     ids = [torch.randint(11, shape, generator=draw) for shape in ((3, 7), (2, 4))]
     labels = [part % CLASSES for part in ids]
     labels[0][1, 3:] = -100
     labels[1][:, 0] = -100
-    return [({"ids": part}, named) for part, named in zip(ids, labels, strict=True)]
+    return [({"ids": part}, targets) for part, targets in zip(ids, labels, strict=True)]
 
 
 def test_every_token_with_a_label_is_a_row(tmp_path: Path) -> None:
@@ -172,7 +174,7 @@ def test_every_token_with_a_label_is_a_row(tmp_path: Path) -> None:
     model = Tokens()
     cp.extract(model, batches(), tmp_path / "tokens.h5", split="test", device="cpu")
     ids = torch.cat([inputs["ids"].flatten() for inputs, _ in batches()])
-    labels = torch.cat([named.flatten() for _, named in batches()])
+    labels = torch.cat([targets.flatten() for _, targets in batches()])
     features, _, _, _ = rows(tmp_path / "tokens.h5")
     assert len(features) == 3 * 7 + 2 * 4 - 4 - 2
     torch.testing.assert_close(features, model.words(ids[labels != -100]).detach())
@@ -180,7 +182,7 @@ def test_every_token_with_a_label_is_a_row(tmp_path: Path) -> None:
         assert torch.equal(torch.as_tensor(np.asarray(dump["test"].labels[:])), labels[labels != -100])
 
 
-def test_labels_that_are_not_the_rows(tmp_path: Path) -> None:
+def test_labels_that_do_not_fit_the_rows_are_refused(tmp_path: Path) -> None:
     (inputs, labels), _ = batches()
     with pytest.raises(
         DataError, match=r"classifier head gives 21 rows for labels of shape \(3, 6\); a label for each"
@@ -194,7 +196,7 @@ def test_labels_that_are_not_the_rows(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_texts_of_a_causal_model_by_their_last_token(tmp_path: Path) -> None:
+def test_a_causal_classifier_has_the_features_of_the_last_token(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(
         vocab_size=11, n_embd=6, n_layer=1, n_head=2, n_positions=8, pad_token_id=0, eos_token_id=0, num_labels=CLASSES
@@ -237,35 +239,35 @@ def network(width=3):
 """
 
 
-def lit_checkpoint(place: Path, **arguments: Any) -> Path:
-    """The file that Lightning's trainer writes of `Lit`, in lit.py beside it."""
+def lit_checkpoint(directory: Path, **arguments: Any) -> Path:
+    """Save a checkpoint of `Lit` with Lightning's trainer, beside the file lit.py; return the checkpoint."""
     lightning = pytest.importorskip("lightning")
-    (place / "lit.py").write_text(LIT)
-    module = load_function(f"{place}/lit.py:Lit")(**arguments)
+    (directory / "lit.py").write_text(LIT)
+    module = load_function(f"{directory}/lit.py:Lit")(**arguments)
     trainer = lightning.Trainer(logger=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)
     trainer.strategy.connect(module)
-    trainer.save_checkpoint(place / "epoch=0-step=4.ckpt")
-    return place / "epoch=0-step=4.ckpt"
+    trainer.save_checkpoint(directory / "epoch=0-step=4.ckpt")
+    return directory / "epoch=0-step=4.ckpt"
 
 
 @pytest.mark.parametrize("function", ["Lit", "network"])
-def test_arguments_are_lightnings_hyperparameters(function: str, tmp_path: Path) -> None:
+def test_arguments_of_the_model_are_lightnings_hyperparameters(function: str, tmp_path: Path) -> None:
     path, data = lit_checkpoint(tmp_path, width=7), images(tmp_path, 1, 4)
     subject = open_subject(path, Setup(model=f"{tmp_path}/lit.py:{function}", data=data, device="cpu"))
     assert subject.model_arguments["width"] == 7
     assert "model arguments from the checkpoint's hyperparameters: width=7" in subject.notes[0]
-    given = Setup(model=f"{tmp_path}/lit.py:{function}", model_arguments={"width": 8}, data=data, device="cpu")
+    setup = Setup(model=f"{tmp_path}/lit.py:{function}", model_arguments={"width": 8}, data=data, device="cpu")
     with pytest.raises(DataError, match="of another shape"):
-        open_subject(path, given)
+        open_subject(path, setup)
 
 
-def test_hyperparameters_name_no_function(tmp_path: Path) -> None:
+def test_a_function_in_hyperparameters_is_not_called(tmp_path: Path) -> None:
     path, data = lit_checkpoint(tmp_path, inner="os:system"), images(tmp_path, 1, 4)
     with pytest.raises(UsageError, match="names the function os:system, which is not called"):
         open_subject(path, Setup(model=f"{tmp_path}/lit.py:Lit", data=data, device="cpu"))
 
 
-def test_the_architecture_in_a_file_is_only_told(tmp_path: Path) -> None:
+def test_the_architecture_in_a_file_is_only_suggested(tmp_path: Path) -> None:
     torch.save({"arch": "resnet10t", "state_dict": {"fc.weight": torch.ones(2, 2)}}, tmp_path / "last.pth.tar")
     with pytest.raises(UsageError, match=r"'resnet10t' stands in the file: perhaps timm:resnet10t"):
         open_subject(tmp_path / "last.pth.tar", Setup(data=images(tmp_path, 1, 4), device="cpu"))
@@ -311,7 +313,7 @@ def network():
 
 
 @pytest.mark.parametrize("nested", [True, False])
-def test_extra_state_of_each_checkpoint_reaches_the_model(nested: bool, tmp_path: Path) -> None:
+def test_extra_state_of_each_checkpoint_is_loaded_into_the_model(nested: bool, tmp_path: Path) -> None:
     (tmp_path / "scaled.py").write_text(SCALED)
     (tmp_path / "run").mkdir()
     np.savez(tmp_path / "x.npz", x_test=np.eye(5, 4, dtype="f4"), y_test=np.arange(5))

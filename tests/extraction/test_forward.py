@@ -1,4 +1,4 @@
-"""Forward passes: what is tapped, in which order, and what happens when memory runs out."""
+"""Tests of forward passes: rows and their order, batches after a lack of memory, and models of the caller."""
 
 import threading
 from collections.abc import Callable
@@ -43,14 +43,14 @@ def test_features_are_the_classifiers_input_and_logits_its_output(batch_size: in
     assert torch.equal(torch.cat([b.labels for b in blocks]), labels)
 
 
-def test_limit_takes_the_first_samples_and_dtype_is_that_of_the_forward() -> None:
+def test_limit_selects_the_first_samples_and_dtype_is_used_in_the_forward_pass() -> None:
     blocks = list(forward_blocks(network(), HEAD, split_of(), batch_size=4, limit=10, dtype=torch.bfloat16))
     assert sum(len(b.labels) for b in blocks) == 10
     assert blocks[0].features.dtype == torch.bfloat16
 
 
-class Hungry(nn.Module):
-    """Fits at most `most` samples into its memory."""
+class LimitedMemory(nn.Module):
+    """A network that runs out of memory with more than `most` samples."""
 
     def __init__(self, most: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Hungry(nn.Module):
         return self.inner(x)
 
 
-class Heard(NullProgress):
+class Messages(NullProgress):
     def __init__(self) -> None:
         self.lines: list[str] = []
 
@@ -71,12 +71,12 @@ class Heard(NullProgress):
         self.lines.append(text)
 
 
-def test_out_of_memory_halves_the_batch_aloud_and_loses_no_sample() -> None:
-    heard = Heard()
-    blocks = list(forward_blocks(Hungry(5), INNER, split_of(), batch_size=16, progress=heard))
-    whole = list(forward_blocks(network(), HEAD, split_of(), batch_size=23))
-    torch.testing.assert_close(torch.cat([b.features for b in blocks]), whole[0].features)
-    assert heard.lines == [
+def test_out_of_memory_halves_the_batch_with_a_message_and_loses_no_sample() -> None:
+    progress = Messages()
+    blocks = list(forward_blocks(LimitedMemory(5), INNER, split_of(), batch_size=16, progress=progress))
+    expected = list(forward_blocks(network(), HEAD, split_of(), batch_size=23))
+    torch.testing.assert_close(torch.cat([b.features for b in blocks]), expected[0].features)
+    assert progress.lines == [
         "out of memory: continuing with batches of 8 samples",
         "out of memory: continuing with batches of 4 samples",
     ]
@@ -84,17 +84,17 @@ def test_out_of_memory_halves_the_batch_aloud_and_loses_no_sample() -> None:
 
 def test_out_of_memory_for_one_sample_is_an_error() -> None:
     with pytest.raises(DataError, match="not enough memory on the device for a single sample"):
-        list(forward_blocks(Hungry(0), INNER, split_of(), batch_size=4))
+        list(forward_blocks(LimitedMemory(0), INNER, split_of(), batch_size=4))
 
 
-def test_a_classifier_on_sequences_is_an_error() -> None:
+def test_a_classifier_of_sequences_is_refused() -> None:
     model = nn.Linear(6, 3)
     sequences = ArraySplit(torch.randn(4, 5, 6), torch.zeros(4, dtype=torch.long))
     with pytest.raises(DataError, match="one row of features per sample"):
         list(forward_blocks(nn.Sequential(model), Head((Part("0", 6),)), sequences))
 
 
-def test_a_classifier_that_runs_twice_is_an_error() -> None:
+def test_a_classifier_that_runs_twice_is_refused() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -107,7 +107,7 @@ def test_a_classifier_that_runs_twice_is_an_error() -> None:
         list(forward_blocks(Twice(), Head((Part("head", 6),)), split_of()))
 
 
-def test_a_broken_sample_reaches_the_caller_and_leaving_early_ends_the_thread() -> None:
+def test_an_error_of_a_sample_is_raised_and_closing_early_ends_the_thread() -> None:
     class Broken(ArraySplit):
         def batch(self, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
             if isinstance(indices, slice) and indices.start >= 8:
@@ -125,35 +125,35 @@ def test_a_broken_sample_reaches_the_caller_and_leaving_early_ends_the_thread() 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_cuda_gives_the_same_features() -> None:
+def test_features_on_cuda_equal_those_on_the_cpu() -> None:
     split = split_of(257)
-    there = list(forward_blocks(network(), HEAD, split, batch_size=32, device="cuda"))
-    here = list(forward_blocks(network(), HEAD, split, batch_size=32))
+    on_cuda = list(forward_blocks(network(), HEAD, split, batch_size=32, device="cuda"))
+    on_cpu = list(forward_blocks(network(), HEAD, split, batch_size=32))
     for name in ("features", "labels", "logits"):
-        first, second = (torch.cat([b.to_tensors()[name] for b in blocks]) for blocks in (there, here))
+        first, second = (torch.cat([b.to_tensors()[name] for b in blocks]) for blocks in (on_cuda, on_cpu))
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
 
 
-def test_batches_go_to_the_model_as_they_are_and_halve_where_memory_runs_out() -> None:
-    seen: list[torch.dtype] = []
+def test_batches_are_passed_to_the_model_unchanged_and_halved_without_memory() -> None:
+    dtypes: list[torch.dtype] = []
 
-    class Whole(Hungry):
+    class Integers(LimitedMemory):
         def forward(self, x: Tensor) -> Tensor:
-            seen.append(x.dtype)
+            dtypes.append(x.dtype)
             return super().forward(x).float() if x.is_floating_point() else super().forward(x.float() / 255)
 
     images, labels = torch.arange(138).reshape(23, 6).to(torch.uint8), torch.arange(23) % 3
     batches = [(images[:9], labels[:9]), (images[9:], labels[9:])]
-    how = {"device": torch.device("cpu"), "dtype": torch.float32}
-    blocks = list(forward_batches(Whole(5).eval(), INNER, batches, **how))
-    assert set(seen) == {torch.uint8}
+    options = {"device": torch.device("cpu"), "dtype": torch.float32}
+    blocks = list(forward_batches(Integers(5).eval(), INNER, batches, **options))
+    assert set(dtypes) == {torch.uint8}
     assert [len(block.labels) for block in blocks] == [4, 4, 1, 4, 4, 4, 2]
     expected = network()[:2](images / 255)
     torch.testing.assert_close(torch.cat([block.features for block in blocks]), expected, check_dtype=False)
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_lent_model_comes_back_as_it_was(pretended: Callable[[str], Any], fails: bool) -> None:
+def test_a_lent_model_is_restored_afterwards(pretended: Callable[[str], Any], fails: bool) -> None:
     model = network().bfloat16()
     model.append(nn.BatchNorm1d(3).bfloat16())
     model[2].eval()
@@ -169,7 +169,7 @@ def test_a_lent_model_comes_back_as_it_was(pretended: Callable[[str], Any], fail
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
-def test_a_model_that_cannot_be_lent(pretended: Callable[[str], Any]) -> None:
+def test_a_model_that_cannot_be_moved_is_refused(pretended: Callable[[str], Any]) -> None:
     with pretended("mps"), pytest.raises(UsageError, match="float64, which MPS does not support"):
         lent(network().double(), torch.device("mps")).__enter__()
     apart = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3, device="meta"))

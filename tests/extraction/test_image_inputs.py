@@ -1,4 +1,4 @@
-"""Images as a network of a library was trained on them: at the size of its file, and with what its builder switches."""
+"""Tests of images for networks of libraries: prepared for the size of the checkpoint and the options of its builder."""
 
 import inspect
 import re
@@ -26,7 +26,7 @@ VIT = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "inte
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two photos of each of three classes."""
+    """Write two photos of each of three classes, and return the directory."""
     folder, draw = tmp_path_factory.mktemp("images") / "photos", np.random.default_rng(0)
     for name in "abc":
         (folder / name).mkdir(parents=True)
@@ -73,7 +73,7 @@ def of_transformers(directory: Path) -> tuple[str, nn.Module, Any]:
 
 
 @pytest.mark.parametrize("library", [of_timm, of_timm_grey, of_torchvision, of_transformers])
-def test_logits_are_those_of_the_network_with_its_own_inputs(
+def test_logits_equal_those_of_the_network_with_the_inputs_of_its_library(
     library: Callable[[Path], tuple[str, nn.Module, Any]], photos: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
@@ -82,41 +82,41 @@ def test_logits_are_those_of_the_network_with_its_own_inputs(
         for weights in model.parameters():
             weights.add_(0.05 * torch.randn_like(weights))
     torch.save(model.state_dict(), tmp_path / "a.pth")
-    heard = MessageLog()
+    progress = MessageLog()
     data = f"imagefolder:{photos}"
-    extract_series(tmp_path / "a.pth", tmp_path / "dumps", model=name, data=data, device="cpu", progress=heard)
+    extract_series(tmp_path / "a.pth", tmp_path / "dumps", model=name, data=data, device="cpu", progress=progress)
     inputs = next(iter(DataLoader(ImageFolder(str(photos), transform), batch_size=6)))[0]
     with torch.inference_mode():
-        wanted: Any = model.eval()(inputs)
+        outputs: Any = model.eval()(inputs)
     with open_dump(tmp_path / "dumps" / "a.h5") as dump:
         logits = dump["photos"].logits
         assert logits is not None
-        np.testing.assert_allclose(logits[:], getattr(wanted, "logits", wanted), rtol=1e-4, atol=1e-4)
-    assumed = [message for message in heard.messages if "transform_input=True is assumed" in message]
+        np.testing.assert_allclose(logits[:], getattr(outputs, "logits", outputs), rtol=1e-4, atol=1e-4)
+    assumed = [message for message in progress.messages if "transform_input=True is assumed" in message]
     assert len(assumed) == (library is of_torchvision)
 
 
-def test_arguments_that_are_stated_are_not_assumed(photos: Path, tmp_path: Path) -> None:
+def test_explicit_arguments_are_not_replaced(photos: Path, tmp_path: Path) -> None:
     name, model, _ = of_torchvision(tmp_path)
     torch.save(model.state_dict(), tmp_path / "a.pth")
-    heard = MessageLog()
-    stated = {"model": name, "model_arguments": {"transform_input": False}, "data": f"imagefolder:{photos}"}
-    extract_series(tmp_path / "a.pth", tmp_path / "dumps", **stated, device="cpu", progress=heard)
+    progress = MessageLog()
+    options = {"model": name, "model_arguments": {"transform_input": False}, "data": f"imagefolder:{photos}"}
+    extract_series(tmp_path / "a.pth", tmp_path / "dumps", **options, device="cpu", progress=progress)
     with open_dump(tmp_path / "dumps" / "a.h5") as dump:
         assert dump.provenance is not None
         assert dump.provenance.model_arguments["transform_input"] is False
-    assert all(message.startswith("inputs: ") for message in heard.messages)
+    assert all(message.startswith("inputs: ") for message in progress.messages)
 
 
-def test_everything_that_torchvisions_builders_switch_with_weights_is_known() -> None:
-    # The file shows some; weights are replaced; maxvit's own weights are for images of its default size.
+def test_all_arguments_that_torchvisions_builders_change_with_weights_are_listed() -> None:
+    # Some are visible in the file, others concern only weights; maxvit's weights are for images of its default size.
     known = {"num_classes", "aux_logits", "image_size", "init_weights", "input_size", "groups", "width_per_group"}
-    found: dict[str, set[str]] = {}
+    listed: dict[str, set[str]] = {}
     for name in models.list_models(module=models):
         builder = inspect.unwrap(models.get_model_builder(name))
         inner = re.findall(r"return (_\w+)\(", inspect.getsource(builder))
-        sources = map(inspect.getsource, (builder, *(builder.__globals__[each] for each in set(inner))))
+        sources = map(inspect.getsource, (builder, *(builder.__globals__[constructor] for constructor in set(inner))))
         switched = {key for text in sources for key in re.findall(r'_ovewrite_named_param\(kwargs, "(\w+)"', text)}
         if switched - known:
-            found[name] = switched - known
-    assert {name: set(arguments) for name, arguments in OF_WEIGHTS.items()} == found
+            listed[name] = switched - known
+    assert {name: set(arguments) for name, arguments in OF_WEIGHTS.items()} == listed

@@ -1,4 +1,4 @@
-"""Language models to dumps: rows are positions, as the framework computes them one text at a time."""
+"""Tests of language models: rows are positions, as the framework computes them for each text alone."""
 
 import json
 from collections.abc import Callable
@@ -25,50 +25,50 @@ CAUSAL = {
     **dict.fromkeys(("gpt_neox", "llama", "qwen2", "gemma2", "cohere", "granite"), "ForCausalLM"),
 }
 SCALES = {"cohere": 0.5, "granite": 1 / 3}
-"""What these models multiply the output of their last layer by."""
+"""Factors by which these models multiply the output of their last layer."""
 
 
-class Listening(NullProgress):
-    """Progress that keeps what is said."""
+class Messages(NullProgress):
+    """Progress that collects its messages."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def message(self, text: str) -> None:
-        self.said.append(text)
+        self.messages.append(text)
 
 
 def one_by_one(model: Any, documents: Path, context: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Features before the head, logits and next tokens of each text alone, cut into windows without padding."""
-    place = model.name_or_path
-    tokens = [torch.tensor(ids) for ids in tokenized(place, documents)]
+    """Return features, logits and next tokens of each text alone, in windows without padding."""
+    directory = model.name_or_path
+    tokens = [torch.tensor(ids) for ids in tokenized(directory, documents)]
     states, logits, labels = [], [], []
     with torch.no_grad():
         for ids in tokens:
             for start in range(0, len(ids) - 1, context):
                 part, following = ids[start : start + context], ids[start + 1 : start + context + 1]
-                found = model(input_ids=part[None], output_hidden_states=True)
-                # The last of them has gone through the final norm.
-                states.append(found.hidden_states[-1][0, : len(following)])
-                logits.append(found.logits[0, : len(following)])
+                outputs = model(input_ids=part[None], output_hidden_states=True)
+                # The last hidden state is the output of the final norm.
+                states.append(outputs.hidden_states[-1][0, : len(following)])
+                logits.append(outputs.logits[0, : len(following)])
                 labels.append(following)
     return torch.cat(states), torch.cat(logits), torch.cat(labels)
 
 
-def tokenized(place: str, documents: Path) -> list[list[int]]:
+def tokenized(directory: str, documents: Path) -> list[list[int]]:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(place)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
     return [tokenizer(json.loads(line)["text"])["input_ids"] for line in documents.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-def test_positions_are_the_frameworks_one_text_at_a_time(
+def test_rows_equal_those_of_the_framework_for_each_text_alone(
     name: str, save_model: Callable[..., Any], documents: Path, tmp_path: Path
 ) -> None:
     model = save_model(name, CAUSAL[name], tmp_path / "step7")
     model.name_or_path = str(tmp_path / "step7")
-    said = Listening()
+    progress = Messages()
     cp.extract_series(
         tmp_path / "step7",
         tmp_path / "dumps",
@@ -76,24 +76,24 @@ def test_positions_are_the_frameworks_one_text_at_a_time(
         data_arguments={"context": 8},
         batch_size=5,
         device="cpu",
-        progress=said,
+        progress=progress,
     )
     states, logits, labels = one_by_one(model, documents, 8)
     with cp.open_dump(tmp_path / "dumps" / "model.h5") as dump:
-        held = dump["held"]
-        assert held.logits is None
-        np.testing.assert_allclose(held.features[:], states, rtol=1e-4, atol=1e-5)
-        assert held.labels[:].tolist() == labels.tolist()
-        assert held.prediction is not None
-        assert held.loss is not None
-        assert held.prediction[:].tolist() == logits.argmax(dim=1).tolist()
+        view = dump["texts"]
+        assert view.logits is None
+        np.testing.assert_allclose(view.features[:], states, rtol=1e-4, atol=1e-5)
+        assert view.labels[:].tolist() == labels.tolist()
+        assert view.prediction is not None
+        assert view.loss is not None
+        assert view.prediction[:].tolist() == logits.argmax(dim=1).tolist()
         expected = F.cross_entropy(logits, labels, reduction="none")
-        np.testing.assert_allclose(held.loss[:], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(view.loss[:], expected, rtol=1e-4, atol=1e-5)
         weights, bias = dump.weights, dump.bias
         assert bias is None
         assert weights is not None
-        own = model.get_output_embeddings().weight.detach().double()
-        np.testing.assert_allclose(weights, own * SCALES.get(name, 1), rtol=2e-6 if name in SCALES else 0)
+        head = model.get_output_embeddings().weight.detach().double()
+        np.testing.assert_allclose(weights, head * SCALES.get(name, 1), rtol=2e-6 if name in SCALES else 0)
         assert dump.class_names is not None
         assert dump.class_names[3:5] == ("a", "b")
     [record] = cp.analyze(tmp_path / "dumps", cache=False)
@@ -101,21 +101,21 @@ def test_positions_are_the_frameworks_one_text_at_a_time(
     assert record["loss"] == pytest.approx(float(expected.double().mean()), rel=1e-5)
     assert record["accuracy"] == pytest.approx(float((logits.argmax(dim=1) == labels).double().mean()))
     assert record["nc4.disagreement"] is not None
-    assert any("positions are padding, or labelled -100, and left out" in line for line in said.said)
+    assert any("positions are padding, or labelled -100, and left out" in line for line in progress.messages)
 
 
-def test_logits_of_all_positions_are_never_there(
+def test_logits_of_all_positions_are_never_in_memory(
     save_model: Callable[..., Any], documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The head itself does not run, and what stands in for it takes few rows and few classes at a time."""
+    """Check that the head does not run, and that losses are computed from few rows and few classes at a time."""
     save_model("gpt2", "LMHeadModel", tmp_path / "model")
     monkeypatch.setattr(quality, "FEW_CLASSES", 7)
     monkeypatch.setattr(quality, "LOGITS_AT_ONCE", 3 * 7)
-    seen: list[int] = []
+    row_counts: list[int] = []
     linear = F.linear
 
     def counted(rows: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
-        seen.extend([len(rows)] if weights.shape == (7, 12) else [])
+        row_counts.extend([len(rows)] if weights.shape == (7, 12) else [])
         assert weights.shape != (29, 12) or len(rows) <= 2, "the head ran"
         return linear(rows, weights, bias)
 
@@ -123,67 +123,71 @@ def test_logits_of_all_positions_are_never_there(
     cp.extract_series(
         tmp_path / "model", tmp_path / "dumps", data=f"text:{documents}", batch_size=4, device="cpu"
     )  # fmt: skip
-    assert max(seen) == 3
+    assert max(row_counts) == 3
     with cp.open_dump(tmp_path / "dumps" / "model.h5") as dump:
-        assert sum(seen) == 4 * dump["held"].samples  # 29 classes are four parts of 7, and one
+        assert sum(row_counts) == 4 * dump["texts"].samples  # 29 classes are four parts of 7 and one of 1
 
 
-def test_a_masked_language_models_rows_are_the_masked_tokens(
+def test_rows_of_a_masked_language_model_are_the_masked_tokens(
     save_model: Callable[..., Any], documents: Path, tmp_path: Path
 ) -> None:
     for name in ("bert", "distilbert"):
         model = save_model(name, "ForMaskedLM", tmp_path / name)
-        given = {"context": 8, "masked_fraction": 0.4}
+        arguments = {"context": 8, "masked_fraction": 0.4}
         cp.extract_series(
-            tmp_path / name, tmp_path / "dumps" / name, data=f"text:{documents}", data_arguments=given, device="cpu"
+            tmp_path / name, tmp_path / "dumps" / name, data=f"text:{documents}", data_arguments=arguments, device="cpu"
         )
         hints = ModelHints(f"hf:{tmp_path / name}")
-        inputs, labels = load_data(f"text:{documents}", given, hints=hints).splits["held"].batch(slice(None))
+        inputs, labels = load_data(f"text:{documents}", arguments, hints=hints).splits["texts"].batch(slice(None))
         with torch.no_grad():
             logits = model(**inputs).logits[labels != -100]
         with cp.open_dump(tmp_path / "dumps" / name / "model.h5") as dump:
-            held = dump["held"]
-            assert held.prediction is not None
-            assert held.prediction[:].tolist() == logits.argmax(dim=1).tolist()
-            assert held.labels[:].tolist() == labels[labels != -100].tolist()
-            found = torch.as_tensor(held.features[:]).double() @ torch.as_tensor(dump.weights).T
-            np.testing.assert_allclose(found + torch.as_tensor(dump.bias), logits, rtol=1e-3, atol=1e-4)
+            view = dump["texts"]
+            assert view.prediction is not None
+            assert view.prediction[:].tolist() == logits.argmax(dim=1).tolist()
+            assert view.labels[:].tolist() == labels[labels != -100].tolist()
+            products = torch.as_tensor(view.features[:]).double() @ torch.as_tensor(dump.weights).T
+            np.testing.assert_allclose(products + torch.as_tensor(dump.bias), logits, rtol=1e-3, atol=1e-4)
 
 
-def test_moments_and_chosen_rows(save_model: Callable[..., Any], documents: Path, tmp_path: Path) -> None:
-    save_model("gpt2", "LMHeadModel", tmp_path / "model")
-    given: dict[str, Any] = {"data": f"text:{documents}", "device": "cpu", "batch_size": 3}
-    cp.extract_series(tmp_path / "model", tmp_path / "all", **given)
-    cp.extract_series(tmp_path / "model", tmp_path / "moments", store="moments", **given)
-    cp.extract_series(tmp_path / "model", tmp_path / "some", max_rows=40, rows_seed=3, **given)
-    [whole], [moments] = (list(cp.analyze(tmp_path / place, cache=False)) for place in ("all", "moments"))
-    for name in ("accuracy", "loss", "nc1.cdnv", "class.mir", "sample.entropy_features", "gnc2.uniformity"):
-        assert moments[name] == pytest.approx(whole[name], rel=1e-9), name
-    # Rows of an untrained layer norm sum to zero up to float32's rounding, a direction that moments do not resolve.
-    assert (moments["nc1.pinv"], whole["nc1.pinv"] is None) == (None, False)
-    assert "nc1.pinv, separation: along the class means the spread is below the rounding of Σ_W" in moments["missing"]
-    with cp.open_dump(tmp_path / "all" / "model.h5") as every, cp.open_dump(tmp_path / "some" / "model.h5") as some:
-        rows, kept = every["held"], some["held"]
-        assert (kept.samples, kept.not_stored) == (40, rows.samples - 40)
-        chosen = np.sort(np.random.default_rng(3).choice(rows.samples, 40, replace=False, shuffle=False))
-        for name in ("features", "labels", "prediction", "loss"):
-            np.testing.assert_array_equal(getattr(kept, name)[:], getattr(rows, name)[:][chosen])
-    [record] = cp.analyze(tmp_path / "some", cache=False)
-    assert (record["samples"], record["samples_not_stored"]) == (40, rows.samples - 40)
-    with pytest.raises(UsageError, match=r"another provenance .*max_rows None / 12"):
-        cp.extract_series(tmp_path / "model", tmp_path / "all", max_rows=12, **given)
-
-
-def test_moments_of_many_classes_keep_the_total_alone(
+def test_moments_and_random_rows_agree_with_all_rows(
     save_model: Callable[..., Any], documents: Path, tmp_path: Path
 ) -> None:
     save_model("gpt2", "LMHeadModel", tmp_path / "model")
-    # More rows than could be kept as they are.
+    options: dict[str, Any] = {"data": f"text:{documents}", "device": "cpu", "batch_size": 3}
+    cp.extract_series(tmp_path / "model", tmp_path / "all", **options)
+    cp.extract_series(tmp_path / "model", tmp_path / "moments", store="moments", **options)
+    cp.extract_series(tmp_path / "model", tmp_path / "some", max_rows=40, rows_seed=3, **options)
+    [full], [moments] = (list(cp.analyze(tmp_path / name, cache=False)) for name in ("all", "moments"))
+    for name in ("accuracy", "loss", "nc1.cdnv", "class.mir", "sample.entropy_features", "gnc2.uniformity"):
+        assert moments[name] == pytest.approx(full[name], rel=1e-9), name
+    # Rows of an untrained layer norm sum to zero up to rounding, so moments cannot resolve this direction.
+    assert (moments["nc1.pinv"], full["nc1.pinv"] is None) == (None, False)
+    assert "nc1.pinv, separation: along the class means the spread is below the rounding of Σ_W" in moments["missing"]
+    with cp.open_dump(tmp_path / "all" / "model.h5") as every, cp.open_dump(tmp_path / "some" / "model.h5") as some:
+        rows, sampled = every["texts"], some["texts"]
+        assert (sampled.samples, sampled.not_stored) == (40, rows.samples - 40)
+        chosen = np.sort(np.random.default_rng(3).choice(rows.samples, 40, replace=False, shuffle=False))
+        for name in ("features", "labels", "prediction", "loss"):
+            np.testing.assert_array_equal(getattr(sampled, name)[:], getattr(rows, name)[:][chosen])
+    [record] = cp.analyze(tmp_path / "some", cache=False)
+    assert (record["samples"], record["samples_not_stored"]) == (40, rows.samples - 40)
+    with pytest.raises(UsageError, match=r"another provenance .*max_rows None / 12"):
+        cp.extract_series(tmp_path / "model", tmp_path / "all", max_rows=12, **options)
+
+
+def test_moments_of_many_classes_contain_only_the_total(
+    save_model: Callable[..., Any], documents: Path, tmp_path: Path
+) -> None:
+    save_model("gpt2", "LMHeadModel", tmp_path / "model")
+    # These are more rows than fit into the moments unreduced.
     (tmp_path / "long.jsonl").write_text(3 * documents.read_text())
-    given: dict[str, Any] = {"data": f"text:{tmp_path / 'long.jsonl'}", "device": "cpu", "store": "moments"}
-    said = Listening()
-    cp.extract_series(tmp_path / "model", tmp_path / "dumps", memory=6000, progress=said, **given)
-    assert any("only that of all rows is stored, and within-class entropies are missing" in line for line in said.said)
+    options: dict[str, Any] = {"data": f"text:{tmp_path / 'long.jsonl'}", "device": "cpu", "store": "moments"}
+    progress = Messages()
+    cp.extract_series(tmp_path / "model", tmp_path / "dumps", memory=6000, progress=progress, **options)
+    assert any(
+        "only that of all rows is stored, and within-class entropies are missing" in line for line in progress.messages
+    )
     with cp.open_dump(tmp_path / "dumps" / "model.h5") as dump:
         arrays = dump["long"].arrays()
     assert "moments/total" in arrays
@@ -192,10 +196,10 @@ def test_moments_of_many_classes_keep_the_total_alone(
     assert record["within.entropy_mean"] is None
     assert record["sample.entropy_features"] is not None
     with pytest.raises(UsageError, match="raise `memory=`, or store features"):
-        cp.extract_series(tmp_path / "model", tmp_path / "more", memory=100, **given)
+        cp.extract_series(tmp_path / "model", tmp_path / "more", memory=100, **options)
 
 
-def test_a_series_of_revisions_and_its_first_one(
+def test_a_series_has_differences_of_effective_rank_from_its_first_checkpoint(
     save_model: Callable[..., Any], documents: Path, tmp_path: Path
 ) -> None:
     for seed, step in enumerate((0, 20, 100)):
@@ -206,7 +210,7 @@ def test_a_series_of_revisions_and_its_first_one(
     features = []
     for step in (0, 20, 100):
         with cp.open_dump(tmp_path / "dumps" / f"step{step}.h5") as dump:
-            features.append(dump["held"].features[:])
+            features.append(dump["texts"].features[:])
     for record, rows in zip(records, features, strict=True):
         expected = cp.erank_difference(features[0].astype(np.float64), rows.astype(np.float64))
         assert record["erank.difference"] == pytest.approx(expected, rel=1e-7, abs=1e-7)
@@ -215,7 +219,7 @@ def test_a_series_of_revisions_and_its_first_one(
     assert "erank.difference" not in alone
 
 
-def test_labels_that_leave_nothing(save_model: Callable[..., Any], tmp_path: Path) -> None:
+def test_labels_that_leave_no_row_are_refused(save_model: Callable[..., Any], tmp_path: Path) -> None:
     model = save_model("gpt2", "LMHeadModel", tmp_path / "model")
     inputs = {"input_ids": torch.full((2, 4), 5)}
     with pytest.raises(DataError, match="split data: no row: every label is -100"):
@@ -223,7 +227,9 @@ def test_labels_that_leave_nothing(save_model: Callable[..., Any], tmp_path: Pat
     assert not (tmp_path / "a.h5").exists()
 
 
-def test_a_checkpoint_of_another_vocabulary(save_model: Callable[..., Any], documents: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_of_another_vocabulary_is_refused(
+    save_model: Callable[..., Any], documents: Path, tmp_path: Path
+) -> None:
     save_model("gpt2", "LMHeadModel", tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "vocab_size": 12}))
@@ -231,22 +237,27 @@ def test_a_checkpoint_of_another_vocabulary(save_model: Callable[..., Any], docu
         cp.extract_series(tmp_path / "model", tmp_path / "dumps", data=f"text:{documents}", device="cpu")
 
 
-def test_a_point_between_two_revisions_is_scored_alike(
+def test_the_end_of_a_path_has_the_record_of_its_checkpoint(
     save_model: Callable[..., Any], documents: Path, tmp_path: Path
 ) -> None:
     ends = [tmp_path / f"step{seed}" for seed in (0, 1)]
-    for seed, place in enumerate(ends):
-        save_model("gpt2", "LMHeadModel", place, seed=seed)
-    given: dict[str, Any] = {"data": f"text:{documents}", "device": "cpu"}
+    for seed, directory in enumerate(ends):
+        save_model("gpt2", "LMHeadModel", directory, seed=seed)
+    options: dict[str, Any] = {"data": f"text:{documents}", "device": "cpu"}
     cp.evaluate_path(
-        *(end / "model.safetensors" for end in ends), tmp_path / "path", points=3, keep_dumps=True, errors=True, **given
+        *(end / "model.safetensors" for end in ends),
+        tmp_path / "path",
+        points=3,
+        keep_dumps=True,
+        errors=True,
+        **options,
     )
     records = [json.loads(line) for line in (tmp_path / "path" / "points.jsonl").read_text().splitlines()]
-    cp.extract_series(ends[0], tmp_path / "dumps", **given)
+    cp.extract_series(ends[0], tmp_path / "dumps", **options)
     [record] = cp.analyze(tmp_path / "dumps", cache=False, errors=True)
     assert records[0]["alpha"] == 0
-    # Errors are those of documents, whose rows depend on each other.
+    # Errors are computed from documents, as rows of a document are dependent.
     for name in ("loss", "accuracy", "nc1.pinv", "samples", "loss_stderr", "sample.entropy_features_stderr"):
         assert records[0][name] == pytest.approx(record[name], rel=1e-6), name
     with cp.open_dump(next((tmp_path / "path").rglob("*.h5"))) as dump:
-        assert dump["held"].loss is not None
+        assert dump["texts"].loss is not None

@@ -1,4 +1,4 @@
-"""A tree of runs is mirrored by extraction, and its records have group and seed."""
+"""Tests of extracting a tree of runs: dumps have the same tree, and records have group and seed."""
 
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,17 @@ from ckpt_probe.errors import DataError
 from ckpt_probe.models import build_model
 from ckpt_probe.progress import MessageLog
 
-PLACES = ("plain/seed-0", "plain/seed-1", "decay/seed-0")
+RUNS = ("plain/seed-0", "plain/seed-1", "decay/seed-0")
 
 
 def save(run: Path, step: int) -> None:
     """Add a checkpoint to a run."""
     model = build_model("mlp", {"hidden": [4]}, input_shape=(1, 8, 8), classes=10)
-    named = CheckpointMetadata(
+    metadata = CheckpointMetadata(
         model="mlp", model_arguments={"hidden": [4]}, data="digits", data_arguments={}, step=step
     )
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-    save_checkpoint(run / "checkpoints" / f"step-{step:03}.safetensors", model.state_dict(), named)
+    save_checkpoint(run / "checkpoints" / f"step-{step:03}.safetensors", model.state_dict(), metadata)
 
 
 class Growth(MessageLog):
@@ -41,19 +41,19 @@ class Growth(MessageLog):
 @pytest.fixture(scope="module")
 def dumps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tree")
-    for place in PLACES:
+    for name in RUNS:
         for step in (1, 20):
-            save(root / "runs" / place, step)
+            save(root / "runs" / name, step)
     summary = cp.extract_series(root / "runs", root / "dumps", splits="test", limit=60, device="cpu")
-    assert set(summary.written) == {f"{place}/step-{step:03}" for place in PLACES for step in (1, 20)}
-    again = cp.extract_series(root / "runs", root / "dumps", splits="test", limit=60, device="cpu")
-    assert (again.written, set(again.skipped)) == ((), set(summary.written))
+    assert set(summary.written) == {f"{name}/step-{step:03}" for name in RUNS for step in (1, 20)}
+    second = cp.extract_series(root / "runs", root / "dumps", splits="test", limit=60, device="cpu")
+    assert (second.written, set(second.skipped)) == ((), set(summary.written))
     return root / "dumps"
 
 
-def test_dumps_lie_where_their_runs_lie(dumps: Path) -> None:
+def test_dumps_have_the_tree_of_their_runs(dumps: Path) -> None:
     files = {file.relative_to(dumps).as_posix() for file in dumps.rglob("*.h5")}
-    assert files == {f"{place}/step-{step:03}.h5" for place in PLACES for step in (1, 20)}
+    assert files == {f"{name}/step-{step:03}.h5" for name in RUNS for step in (1, 20)}
     alone = cp.extract_series(dumps.parent / "runs" / "plain", dumps.parent / "of-seeds", splits="test", limit=60)
     assert alone.written[0] == "seed-0/step-001"
 
@@ -92,8 +92,8 @@ def test_records_of_a_tree_have_group_and_seed(dumps: Path) -> None:
     [*alone] = cp.analyze(dumps / "plain" / "seed-1", only="quality", cache=False)
     assert "group" not in alone[0]
     assert alone[0]["loss"] == records[4]["loss"]
-    named = cp.analyze({"x": str(dumps / "*" / "seed-0")}, only="quality", cache=False)
-    assert [(r["group"], r["seed"]) for r in named][::2] == [("x", "decay/seed-0"), ("x", "plain/seed-0")]
+    in_groups = cp.analyze({"x": str(dumps / "*" / "seed-0")}, only="quality", cache=False)
+    assert [(r["group"], r["seed"]) for r in in_groups][::2] == [("x", "decay/seed-0"), ("x", "plain/seed-0")]
     frame = cp.to_dataframe(records)
     assert frame.groupby(["group", "seed"]).size().to_dict() == {
         ("decay", "seed-0"): 2,
@@ -104,6 +104,6 @@ def test_records_of_a_tree_have_group_and_seed(dumps: Path) -> None:
     assert (rows[0]["group"], rows[0]["seed"], rows[0]["class"]) == ("decay", "seed-0", 0)
 
 
-def test_nothing_to_analyze_has_the_reason_of_a_single_directory(tmp_path: Path) -> None:
+def test_an_empty_directory_is_refused_as_without_groups(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no dump found"):
         cp.analyze(tmp_path)

@@ -1,4 +1,4 @@
-"""What is forwarded is what the caller names; a file's word calls no function."""
+"""Checks that the model and data named by the caller are used, and that no function that only a file names runs."""
 
 import json
 import sys
@@ -34,7 +34,7 @@ def data(samples=8, inner=None):
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Writes a checkpoint with the metadata given, beside a module that leaves a mark when it is imported."""
+    """Return a function that writes a checkpoint with metadata, beside a module that writes a file when imported."""
     (tmp_path / "marked_module.py").write_text(MARKED)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path.copy())
@@ -56,7 +56,7 @@ UNION: dict[str, Any] = {"data": "union", "data_arguments": {"sources": [{"name"
 
 
 @pytest.mark.parametrize(
-    ("metadata", "wanted", "named"),
+    ("metadata", "options", "function"),
     [
         (MINE, {}, "marked_module:data"),
         (MINE, {"data": "digits"}, "marked_module:network"),
@@ -66,54 +66,63 @@ UNION: dict[str, Any] = {"data": "union", "data_arguments": {"sources": [{"name"
         ({"model": "os:system", "model_arguments": {"command": "touch imported"}, "data": "digits"}, {}, "os:system"),
     ],
 )
-def test_a_files_word_calls_no_function(
-    checkpoint: Callable[..., Path], tmp_path: Path, metadata: dict, wanted: dict, named: str
+def test_a_function_that_only_the_file_names_is_not_called(
+    checkpoint: Callable[..., Path], tmp_path: Path, metadata: dict, options: dict, function: str
 ) -> None:
     path = checkpoint(**metadata)
-    with pytest.raises(UsageError, match=rf"step-000001.safetensors: names the function {named}, which is not called"):
-        open_subject(path, Setup(device="cpu", **wanted))
-    if "data_arguments" not in wanted:
+    with pytest.raises(
+        UsageError, match=rf"step-000001.safetensors: names the function {function}, which is not called"
+    ):
+        open_subject(path, Setup(device="cpu", **options))
+    if "data_arguments" not in options:
         assert not (tmp_path / "imported").exists()
         assert "marked_module" not in sys.modules
 
 
-def test_the_callers_word_does_and_the_files_arguments_go_with_it(checkpoint: Callable[..., Path]) -> None:
+def test_a_function_that_the_caller_names_is_called_with_the_files_arguments(checkpoint: Callable[..., Path]) -> None:
     path = checkpoint(**MINE, data_arguments={"samples": 6})
     subject = open_subject(path, Setup(device="cpu", **MINE))
     assert len(subject.data.split("train")) == 6
-    other = open_subject(path, Setup(device="cpu", **MINE, data_arguments={"samples": 9}))
-    assert len(other.data.split("train")) == 9
+    with_arguments = open_subject(path, Setup(device="cpu", **MINE, data_arguments={"samples": 9}))
+    assert len(with_arguments.data.split("train")) == 9
     path = checkpoint(model="marked_module:network", model_arguments={"width": 5}, **UNION)
-    again = open_subject(path, Setup(device="cpu", **MINE))
-    assert again.model_arguments == {"width": 5}
+    with_other_data = open_subject(path, Setup(device="cpu", **MINE))
+    assert with_other_data.model_arguments == {"width": 5}
 
 
-@pytest.mark.parametrize("what", ["model", "data"])
+@pytest.mark.parametrize("source", ["model", "data"])
 @pytest.mark.parametrize("inner", ["os:system", {"deep": ["x", {"os:system": 1}]}])
-def test_a_function_in_the_files_arguments_is_not_passed_on(
-    checkpoint: Callable[..., Path], what: str, inner: Any
+def test_a_function_in_the_files_arguments_is_not_passed_to_the_model_or_data(
+    checkpoint: Callable[..., Path], source: str, inner: Any
 ) -> None:
-    """A function that is given another's name may well call it, as `curve_net` builds the model that it is told."""
-    path = checkpoint(**MINE, **{f"{what}_arguments": {"inner": inner}})
-    told = (
-        rf"names the function os:system, which is not called .*: `{what}='marked_module:\w+'` and `{what}_arguments=`"
-    )
-    with pytest.raises(UsageError, match=told):
+    """A function may call others that its arguments name, as `curve_net` builds a model by name."""
+    path = checkpoint(**MINE, **{f"{source}_arguments": {"inner": inner}})
+    command = rf"`{source}='marked_module:\w+'` and `{source}_arguments=`"
+    message = rf"names the function os:system, which is not called .*: {command}"
+    with pytest.raises(UsageError, match=message):
         open_subject(path, Setup(device="cpu", **MINE))
-    said: dict[str, Any] = {f"{what}_arguments": {"inner": inner}}
-    assert open_subject(path, Setup(device="cpu", **MINE, **said)).classifier == "1"
+    options: dict[str, Any] = {f"{source}_arguments": {"inner": inner}}
+    assert open_subject(path, Setup(device="cpu", **MINE, **options)).classifier == "1"
 
 
-def test_no_function_through_one_of_our_own(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_no_function_is_called_through_a_function_of_the_package(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
     net = "ckpt_probe.paths.curve:curve_net"
-    told = {"model": "os:system", "model_arguments": {"command": "touch imported"}, "a": "", "b": "", "curve": "bezier"}
-    path = checkpoint(model=net, model_arguments=told, data="digits")
+    arguments = {
+        "model": "os:system",
+        "model_arguments": {"command": "touch imported"},
+        "a": "",
+        "b": "",
+        "curve": "bezier",
+    }
+    path = checkpoint(model=net, model_arguments=arguments, data="digits")
     assert run(["extract", str(path), "-o", "dumps", "--model", net, "--device", "cpu"]) == 2
     assert not (tmp_path / "imported").exists()
 
 
 @pytest.mark.parametrize("verb", ["extract", "interpolate", "inspect", "prune"])
-def test_no_command_calls_one(
+def test_no_command_calls_a_function_that_only_a_file_names(
     checkpoint: Callable[..., Path], tmp_path: Path, verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = str(checkpoint(**MINE))
@@ -124,21 +133,21 @@ def test_no_command_calls_one(
         "prune": ["prune", path, "-o", "pruned", "--keep-classifier", "--sparsity", "0.5"],
     }[verb]
     code = run(words)
-    shown = capsys.readouterr()
+    output = capsys.readouterr()
     assert code == (0 if verb == "inspect" else 2)
-    assert "is not called because any file could name any function" in shown.out + shown.err
+    assert "is not called because any file could name any function" in output.out + output.err
     if verb == "inspect":
-        assert json.loads(shown.out)["classifier"].startswith("unknown: ")
+        assert json.loads(output.out)["classifier"].startswith("unknown: ")
     assert not (tmp_path / "imported").exists()
 
 
-def test_pruning_by_the_layers_name_needs_no_function(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_pruning_calls_no_function_of_the_file(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     summary = prune(checkpoint(**MINE), tmp_path / "out", [0.5], keep_classifier=False)
     assert [level.written for level in summary.levels] == [True]
     assert not (tmp_path / "imported").exists()
 
 
-def test_which_names_are_functions() -> None:
+def test_only_names_with_a_module_are_functions() -> None:
     assert model_functions("mlp") == []
     assert model_functions("a.b:c") == ["a.b:c"]
     assert build_model("mlp", input_shape=[4], classes=2) is not None
@@ -147,14 +156,16 @@ def test_which_names_are_functions() -> None:
 
 
 @pytest.mark.parametrize("classifier", [None, "1"])
-def test_data_that_the_model_does_not_take(checkpoint: Callable[..., Path], classifier: str | None) -> None:
+def test_data_that_the_model_does_not_accept_are_refused(
+    checkpoint: Callable[..., Path], classifier: str | None
+) -> None:
     path = checkpoint(model="marked_module:network", data="digits")
-    wanted = Setup(model="marked_module:network", classifier=classifier, device="cpu")
-    told = (
+    setup = Setup(model="marked_module:network", classifier=classifier, device="cpu")
+    message = (
         r"step-000001.safetensors: model marked_module:network, data digits: the model does not take inputs of shape "
     )
-    with pytest.raises(DataError, match=told + r"\(1, 8, 8\) of float32 \(RuntimeError: [^\n]*$"):
-        open_subject(path, wanted)
+    with pytest.raises(DataError, match=message + r"\(1, 8, 8\) of float32 \(RuntimeError: [^\n]*$"):
+        open_subject(path, setup)
 
 
 @pytest.mark.parametrize("modular", [False, True])
@@ -165,15 +176,15 @@ def test_too_few_logits_are_reported(study: Callable[[str], str], tmp_path: Path
     narrow = build_model(model, arguments if modular else {**arguments, "input_shape": [1, 8, 8]})
     path = tmp_path / "a.safetensors"
     save_checkpoint(path, narrow.state_dict(), CheckpointMetadata(data=data, data_arguments=data_arguments))
-    told = f"the model gives 5 logits, fewer than the data's {7 if modular else 10} classes"
-    with pytest.raises(DataError, match=rf"a\.safetensors: model {model}, data {data}: {told}$"):
+    message = f"the model gives 5 logits, fewer than the data's {7 if modular else 10} classes"
+    with pytest.raises(DataError, match=rf"a\.safetensors: model {model}, data {data}: {message}$"):
         open_subject(path, Setup(model=model, model_arguments=arguments, data=data, device="cpu"))
 
 
 @pytest.mark.parametrize(("kind", "fits"), [("uint8", True), ("float64", True), ("int32", False), ("bool", False)])
-def test_kinds_of_numbers_in_an_npz(tmp_path: Path, kind: str, fits: bool) -> None:
-    np.savez(tmp_path / "whole.npz", x=np.ones((8, 3), dtype=kind), y=np.arange(8) % 2)
-    path, data = tmp_path / "a.safetensors", f"npz:{tmp_path / 'whole.npz'}"
+def test_inputs_of_an_npz_must_have_a_dtype_that_the_model_accepts(tmp_path: Path, kind: str, fits: bool) -> None:
+    np.savez(tmp_path / "data.npz", x=np.ones((8, 3), dtype=kind), y=np.arange(8) % 2)
+    path, data = tmp_path / "a.safetensors", f"npz:{tmp_path / 'data.npz'}"
     shape = {"input_shape": [3], "classes": 2}
     save_checkpoint(
         path, build_model("mlp", shape).state_dict(), CheckpointMetadata(model="mlp", model_arguments=shape)
@@ -181,5 +192,5 @@ def test_kinds_of_numbers_in_an_npz(tmp_path: Path, kind: str, fits: bool) -> No
     if fits:
         assert open_subject(path, Setup(data=data, device="cpu")).classifier == "5"
         return
-    with pytest.raises(DataError, match=r"whole\.npz: the model does not take inputs of shape \(3,\) of int64 \("):
+    with pytest.raises(DataError, match=r"data\.npz: the model does not take inputs of shape \(3,\) of int64 \("):
         open_subject(path, Setup(data=data, device="cpu"))
