@@ -71,10 +71,10 @@ def test_a_tree_is_followed_while_runs_grow_and_appear(tmp_path: Path) -> None:
     followed = cp.extract_series(
         runs, tmp_path / "dumps", follow=True, until=20, every=0.01, progress=progress, **chosen
     )
-    expected = {f"{place}/step-{step:03}" for place in PLACES for step in (1, 20)}
+    expected = {f"{name}/step-{step:03}" for name in RUNS for step in (1, 20)}
     assert (set(followed.written), followed.skipped, followed.stopped) == (expected, (), False)
-    again = cp.extract_series(runs, tmp_path / "dumps", **chosen)
-    assert (again.written, set(again.skipped)) == ((), expected)
+    second = cp.extract_series(runs, tmp_path / "dumps", **chosen)
+    assert (second.written, set(again.skipped)) == ((), expected)
     assert not [text for text in progress.messages if "left out" in text]
 
 
