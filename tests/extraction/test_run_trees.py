@@ -74,7 +74,7 @@ def test_a_tree_is_followed_while_runs_grow_and_appear(tmp_path: Path) -> None:
     expected = {f"{name}/step-{step:03}" for name in RUNS for step in (1, 20)}
     assert (set(followed.written), followed.skipped, followed.stopped) == (expected, (), False)
     second = cp.extract_series(runs, tmp_path / "dumps", **chosen)
-    assert (second.written, set(again.skipped)) == ((), expected)
+    assert (second.written, set(second.skipped)) == ((), expected)
     assert not [text for text in progress.messages if "left out" in text]
 
 
