@@ -215,7 +215,7 @@ class _Sums:
 
     def __init__(self, size: int) -> None:
         self._count = 0
-        # Of A in the first row, of B in the second.
+        # The first row has the values of A, the second those of B.
         self._sums, self._squares = torch.zeros(2, 2, size, dtype=torch.float64)
         self._products = torch.zeros(size, size, dtype=torch.float64)
 

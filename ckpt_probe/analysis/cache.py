@@ -107,7 +107,7 @@ def cached_records(
         with claimed(entry.file) as claim:
             if isinstance(claim, Busy):
                 return claim
-            # Another process may have finished just before the claim.
+            # Another process may have cached the records just before the claim.
             if (records := entry.read()) is not None:
                 return CachedRecords(records, from_cache=True)
             records = compute()

@@ -46,7 +46,7 @@ class Predictions:
 
     @property
     def remembered(self) -> bool:
-        """Whether the predictions of the first pass are in memory."""
+        """Return whether the predictions of the first pass are in memory."""
         return bool(self._blocks) or self._all is not None
 
     def remember(self, prediction: Tensor) -> None:

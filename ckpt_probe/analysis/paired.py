@@ -58,7 +58,7 @@ class Interval:
         if np.ptp(values) == 0:
             return float(values[0]), float(values[0])
         if self.method == "t":
-            # By the upper tail: 0.5 + confidence / 2 rounds to 1 before the confidence does.
+            # The upper tail is exact near 1, where 0.5 + confidence / 2 rounds to 1 before the confidence does.
             half = float(stats.t.isf((1 - self.confidence) / 2, len(values) - 1) * stats.sem(values))
             return float(values.mean()) - half, float(values.mean()) + half
         interval = stats.bootstrap(
@@ -67,7 +67,7 @@ class Interval:
             n_resamples=self.resamples,
             confidence_level=expanded(self.confidence, len(values)),
             method="percentile",
-            # By its older name, which every scipy from 1.12 on accepts.
+            # This older name of the keyword is accepted by every scipy from 1.12 on.
             random_state=np.random.default_rng(self.seed),  # pyright: ignore[reportCallIssue]
         ).confidence_interval
         return float(interval.low), float(interval.high)

@@ -58,7 +58,7 @@ class SharedSplits:
     progress: Progress
 
     def contains(self, view: SplitView) -> bool:
-        """Whether a split is divided into ranges."""
+        """Return whether a split is divided into ranges."""
         return view.features is not None and view.labelled and view.samples > self.rows
 
     def accumulate(self, dump: Dump, view: SplitView, settings: Settings, at_once: int) -> FirstPass:

@@ -19,9 +19,13 @@ FOLDER = re.compile(r"pytorch_model_fsdp_\d+|(mp|tp|pp)_rank_\w+|rank[-_]?\d+")
 
 @dataclass(frozen=True)
 class Layout:
-    """How a program divides a model among files: their names, what they are, and what a person does with them.
+    """The files among which a program divides a model.
 
-    complete: the name of the file that holds the model if it is alone.
+    Attributes:
+        names: Pattern of their names.
+        what: Description of the files, for messages.
+        remedy: Advice for the user, for messages.
+        complete: Name of the file that contains the complete model if it is the only one; None if there is no such name.
     """
 
     names: re.Pattern[str]

@@ -164,7 +164,7 @@ class Arrivals:
 
     @property
     def settled(self) -> bool:
-        """Whether every checkpoint of the last search was returned or refused."""
+        """Return whether every checkpoint of the last search was returned or refused."""
         return self._seen.keys() <= self._returned | self._refused.keys()
 
     def look(self) -> list[Member]:

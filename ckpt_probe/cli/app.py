@@ -106,7 +106,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line in this process and return its exit code: 0, 1 bad data, 2 wrong use, 130 interrupted."""
     debug = "--debug" in arguments
     try:
-        # First, so that no error or result can contain a credential.
+        # This comes first, so that no error and no result can contain a credential.
         words = [clean_words(word) for word in arguments]
         _require_local(words)
     except CkptProbeError as error:
@@ -121,7 +121,7 @@ def run(arguments: Sequence[str]) -> int:
         return code if isinstance(code, int) else 0
     except (click.Abort, Interrupted, KeyboardInterrupt) as error:
         if isinstance(error.__cause__, EOFError):
-            # click takes the end of any file for the end of a person's input.
+            # click reports the end of any file as an abort of interactive input.
             return _internal(error.__cause__, debug)
         line = (
             "interrupted; files written so far are complete: run the same command again to continue (train: --resume)"
@@ -169,7 +169,7 @@ def ignored_interruptions_repeated() -> Iterator[None]:
                 repetition = _thread.allocate_lock()
                 repetition.acquire()
                 repetitions.append(repetition)
-                # From a thread: its turn comes after this hook has returned, or else the hook repeats it once more.
+                # The thread runs after this hook has returned; otherwise the hook is called and repeats it again.
                 _thread.start_new_thread(repeat, (repetition,))
                 return
 

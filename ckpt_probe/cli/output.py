@@ -164,7 +164,7 @@ class Output:
 
     @property
     def is_table(self) -> bool:
-        """Whether records are printed as a table."""
+        """Return whether records are printed as a table."""
         return not (self.json or self.csv)
 
     def print(

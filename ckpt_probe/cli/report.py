@@ -112,7 +112,7 @@ def _follow(
 
     drawn, watch = None, EventWatch()
     while True:
-        # Before reading, so that a change during reading is drawn in the next round.
+        # Read the stamps before the sources, so that a change while they are read is drawn in the next round.
         stamps = _stamps(sources, made)
         if stamps != drawn:
             drawn = stamps

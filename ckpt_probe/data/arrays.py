@@ -64,7 +64,7 @@ def read_npz(path: Path, test_fraction: float = TEST_FRACTION, split_seed: int =
             names = [name for name in archive.files if name[:1] in "xy" or name == CLASS_NAMES]
             zipped: Any = archive.zip
             sizes = {member.filename.removesuffix(".npy"): member.file_size for member in zipped.infolist()}
-            # Once as arrays and once as splits.
+            # The data are in memory twice: as arrays and as splits.
             Budget(path, path.stat().st_size).spend(2 * sum(sizes[name] for name in names), len(sizes))
             arrays = {name: archive[name] for name in names}
     except FileNotFoundError as error:
@@ -144,7 +144,7 @@ class StoredSplit:
         return ArraySplit(self._read(slice(None)), self.labels)
 
     def _read(self, indices: Tensor | slice) -> Tensor:
-        # Opened for each batch, because processes cannot share an open file and a split is never closed.
+        # The file is opened for each batch, because processes cannot share an open file and a split is never closed.
         with opened(self._path) as file, own_reads(self._path, self._inputs):
             dataset: Any = file[self._inputs]
             if isinstance(indices, slice):
@@ -231,7 +231,7 @@ def _read_idx_file(path: Path, dimensions: int) -> np.ndarray:
             size = math.prod(shape)
             if path.suffix != ".gz" and size > path.stat().st_size:
                 raise DataError(f"{path}: the header promises {size} bytes, more than a file of this size can contain")
-            # Once as bytes and once as an array.
+            # The content is in memory twice: as bytes and as an array.
             Budget(path, path.stat().st_size).spend(2 * size)
             content = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:

@@ -86,7 +86,7 @@ def ready_parts(
         # Threads that start later inherit this setting. It also runs after a batch that is being read.
         last = pool.submit(torch.set_num_threads, threads)
         try:
-            # Not a join, which treats the thread as ended if Ctrl-C interrupts it (CPython issue 90882).
+            # `join` is not used: it treats the thread as ended if Ctrl-C interrupts it (CPython issue 90882).
             wait([last])
         except KeyboardInterrupt:
             # An HDF5 file must not be read while the process ends.

@@ -251,7 +251,7 @@ def _require_labels(data: LabelledData) -> None:
 
 
 def _is_split(value: Any) -> bool:
-    """Whether a value that is no mapping is one split by itself; a list is more likely a mistake."""
+    """Return whether a value that is not a mapping is a single split; a list is not, as it is more likely a mistake."""
     pair = isinstance(value, tuple) and len(value) == 2
     return pair or isinstance(value, Split | DataLoader | Dataset)
 

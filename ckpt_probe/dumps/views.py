@@ -281,7 +281,7 @@ class LayerView(SplitView):
 
     @property
     def stored(self) -> bool:
-        """Whether features or moments are stored."""
+        """Return whether features or moments are stored."""
         return self.features is not None or self._moments is not None
 
     @property

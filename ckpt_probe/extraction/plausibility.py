@@ -24,7 +24,14 @@ ADVICE = "its inputs may be prepared otherwise than in training, or its classes 
 
 @dataclass(frozen=True)
 class Stated:
-    """An accuracy that a file states. split: of this one; None if it is not known. best: of the run so far."""
+    """An accuracy that a file states.
+
+    Attributes:
+        value: The accuracy, between 0 and 1.
+        source: Description of where it is stated, for messages.
+        split: Name of the split; None if it is not known.
+        best: Whether it is the best accuracy of the run so far.
+    """
 
     value: float
     source: str

@@ -25,7 +25,7 @@ from ckpt_probe.moments.quality import Gathering, LinearHead, Scored
 from ckpt_probe.moments.subset import PREFIX, RowSubset
 
 Scores = Literal["logits", "scored", "none"]
-"""What a dump has beside the rows: logits, or prediction and loss of each row, or neither."""
+"""Arrays of a split beside its rows: logits, or prediction and loss of each row, or neither."""
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Tally:
 
     @property
     def near_chance(self) -> bool:
-        """Whether the accuracy is less than 2.5 times that of chance, and less than 15 % of the way to 1 above it."""
+        """Return whether the accuracy is at most 2.5 times chance, and at most 15 % of the way from chance to 1."""
         return self.accuracy <= min(2.5 * self.chance, self.chance + 0.15 * (1 - self.chance))
 
 

@@ -192,7 +192,7 @@ def settled_state(file: h5py.File) -> State | None:
     Returns:
         None if the file was written so recently that another write might leave its time unchanged.
     """
-    # Of the open file, since another one may have taken its name meanwhile.
+    # The state is that of the open file, as another file may have its name by now.
     state = state_of(os.fstat(file.id.get_vfd_handle()))
     return state if time.time_ns() - state[-1] > SETTLED_NS else None
 

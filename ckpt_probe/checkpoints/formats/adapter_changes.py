@@ -117,7 +117,7 @@ def merge(name: str, tensor: "Tensor", adapter: Contents, change: Change) -> "Te
     """
     import torch
 
-    # As in a model that peft loads: an adapter in half precision is computed with in single.
+    # peft too computes with an adapter of half precision in single precision.
     exact = torch.float64 if tensor.dtype == torch.float64 else torch.float32
     parts = {role: adapter.read(part).to(exact) for role, part in change.parts.items()}
     if name.endswith(".bias"):

@@ -57,7 +57,7 @@ def open_adapter(path: Path, state_key: str | None = None, base: Contents | None
 
             if name not in replaced:
                 return base.read(names[name])
-            # As into the parameter of a model, which keeps its type.
+            # Convert to the dtype of the base, as loading into a parameter of a model does.
             dtype = layout[name][0]
             return adapter.read(replaced[name]).to(getattr(torch, TORCH_NAMES.get(dtype, dtype)))
 

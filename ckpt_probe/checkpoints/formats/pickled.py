@@ -187,7 +187,7 @@ def _plain_tensor(name: str, tensor: "Tensor", size: int) -> "Tensor":
     """Return a tensor without its class and gradient, checked against the bytes of its file."""
     import torch
 
-    # The class's method, since a file may set attributes of its tensors.
+    # Call the method of the class, as a file may set attributes of its tensors.
     detached = torch.Tensor.detach(tensor)
     claimed = detached.numel() * detached.element_size()
     if claimed > size:

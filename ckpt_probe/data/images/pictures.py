@@ -73,7 +73,7 @@ def read_picture(
             opened = images.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
             with opened:
                 size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
-                # As it is stored, with four channels at most, and as it is returned.
+                # The decoded image, of at most four channels, and the returned one are in memory.
                 Budget(name, size).spend((4 + channels) * math.prod(opened.size))
                 return _eight_bits(_decoded(opened, upright, mode), images).convert(MODES[channels])
     except (images.DecompressionBombError, DataError) as error:
