@@ -25,7 +25,7 @@ class Layout:
         names: Pattern of their names.
         what: Description of the files, for messages.
         remedy: Advice for the user, for messages.
-        complete: Name of the file that contains the complete model if it is the only one; None if there is no such name.
+        complete: Name of the file that contains the complete model if it is the only one; None without such a name.
     """
 
     names: re.Pattern[str]
