@@ -1,9 +1,9 @@
-"""What checksums cost: extraction and analysis of dumps with Fletcher-32 against the same without, in turn.
+"""Cost of checksums: extraction and analysis of dumps with Fletcher-32 checksums against dumps without, in turn.
 
-Extraction of N images of 28 × 28 by the built-in cnn, features of D numbers; analysis of a dump of N rows, NC1-NC4
-alone (the fastest there is) and the whole record. The median of the ratios of the pairs. Without means that the
-datasets are made without the filter; all else, such as the hash of names and attributes, stays. Times are those of the
-processor.
+Extracts N images of 28 × 28 with the built-in cnn, D features each, and analyzes a dump of N rows: NC1 to NC4 only (the
+fastest analysis), and the complete record. Prints the median of the ratios of the pairs. "Without" means that datasets
+are made without the filter; everything else, such as the hash of names and attributes, stays. Times are processor
+times.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/checksums.py [--samples 20000] [--pairs 7]
 """
@@ -31,62 +31,65 @@ WANTED = 1.03
 
 @contextmanager
 def plain() -> Iterator[None]:
-    """While entered, datasets are made without the filter."""
-    made = h5py.Group.create_dataset
+    """Make datasets without the filter inside the `with` block."""
+    create_dataset = h5py.Group.create_dataset
 
-    def without(group: h5py.Group, *args: Any, fletcher32: bool = False, **kwargs: Any) -> h5py.Dataset:
-        return made(group, *args, **kwargs)
+    def create_without_filter(group: h5py.Group, *args: Any, fletcher32: bool = False, **kwargs: Any) -> h5py.Dataset:
+        return create_dataset(group, *args, **kwargs)
 
-    h5py.Group.create_dataset = without  # pyright: ignore[reportAttributeAccessIssue]
+    h5py.Group.create_dataset = create_without_filter  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
-        h5py.Group.create_dataset = made
+        h5py.Group.create_dataset = create_dataset
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    """Processor time that a call takes, in all threads: a thread that writes beside the model counts too."""
+    """Return the processor time of a call in all threads, so that a writing thread counts too."""
     started = time.process_time()
     function()
     return time.process_time() - started
 
 
-def compared(told: str, checked: Callable[[], Any], bare: Callable[[], Any], pairs: int) -> None:
-    """Time both in turn, the first pair to warm up."""
+def compare(description: str, checked: Callable[[], Any], bare: Callable[[], Any], pairs: int) -> None:
+    """Time both calls in turn, without the first pair, which warms up, and print the ratio."""
     times = [(seconds(checked), seconds(bare)) for _ in range(pairs + 1)][1:]
     ratio = statistics.median(with_them / without for with_them, without in times)
     verdict = "" if ratio <= WANTED else f"   MORE THAN {WANTED}"
-    print(f"{told}: {statistics.median(t for t, _ in times):.2f} s, {ratio:.3f} of that without{verdict}", flush=True)
+    print(
+        f"{description}: {statistics.median(t for t, _ in times):.2f} s, {ratio:.3f} of that without{verdict}",
+        flush=True,
+    )
 
 
 def main() -> None:
-    """Measure extraction and analysis."""
+    """Measure the extraction and the analysis."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=20_000)
     parser.add_argument("--pairs", type=int, default=7)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     torch.manual_seed(0)
     model = build_model("cnn", {"channels": [16, 32], "hidden": FEATURES}, input_shape=(1, 28, 28), classes=CLASSES)
-    images, labels = torch.rand(asked.samples, 1, 28, 28), torch.arange(asked.samples) % CLASSES
+    images, labels = torch.rand(arguments.samples, 1, 28, 28), torch.arange(arguments.samples) % CLASSES
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
 
-        def extracted() -> None:
+        def run_extraction() -> None:
             extract(model, zip(images.split(BATCH), labels.split(BATCH), strict=True), out / "x.h5", overwrite=True)
 
-        def extracted_plain() -> None:
+        def run_plain_extraction() -> None:
             with plain():
-                extracted()
+                run_extraction()
 
-        compared(f"extraction of {asked.samples:,} samples", extracted, extracted_plain, asked.pairs)
-        write(out / "checked.h5", asked.samples, FEATURES, CLASSES)
+        compare(f"extraction of {arguments.samples:,} samples", run_extraction, run_plain_extraction, arguments.pairs)
+        write(out / "checked.h5", arguments.samples, FEATURES, CLASSES)
         with plain():
-            write(out / "plain.h5", asked.samples, FEATURES, CLASSES)
-        for told, only in (("NC1 to NC4", ("nc",)), ("the whole record", None)):
+            write(out / "plain.h5", arguments.samples, FEATURES, CLASSES)
+        for description, only in (("NC1 to NC4", ("nc",)), ("the whole record", None)):
             first, second = (
                 lambda name=name, only=only: list(analyze(out / name, only=only)) for name in ("checked.h5", "plain.h5")
             )
-            compared(f"{told} of {asked.samples:,} × {FEATURES}", first, second, asked.pairs)
+            compare(f"{description} of {arguments.samples:,} × {FEATURES}", first, second, arguments.pairs)
 
 
 if __name__ == "__main__":

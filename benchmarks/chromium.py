@@ -1,4 +1,4 @@
-"""A headless Chromium that opens one page from its file: what the browser's tests and its timings both drive."""
+"""A headless Chromium that opens a page from its file, for the tests of the page in a browser and for its timings."""
 
 import json
 import shutil
@@ -14,14 +14,14 @@ QUIET = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions",
 )  # fmt: skip
 OWN = ("file:", "data:", "blob:", "about:", "chrome:", "chrome-extension:", "devtools:")
-"""Beginnings of addresses that reach nothing beyond this machine."""
+"""Schemes of addresses that stay on this machine."""
 
 SENT, FAILED = "requestWillBeSent", "loadingFailed"
 DRAWN = "return document.documentElement.dataset.drawn"
 
 
 def missing() -> str | None:
-    """What is not there that is needed, in words; None where all is."""
+    """Return which of the required programs and packages are missing, as a text, or None."""
     absent = [] if any(map(shutil.which, NAMES)) else ["Chromium (apt-get install chromium)"]
     absent += [] if shutil.which("chromedriver") else ["its driver (apt-get install chromium-driver)"]
     try:
@@ -33,7 +33,7 @@ def missing() -> str | None:
 
 @contextmanager
 def browser(width: int = 1280, height: int = 900) -> Iterator[Any]:
-    """A selenium driver of a fresh browser, closed at the end."""
+    """Return a selenium driver of a new browser, which is closed at the end."""
     from selenium import webdriver  # pyright: ignore[reportMissingImports]
     from selenium.webdriver.chrome.service import Service  # pyright: ignore[reportMissingImports]
 
@@ -51,27 +51,29 @@ def browser(width: int = 1280, height: int = 900) -> Iterator[Any]:
 
 
 def open_page(driver: Any, page: Path, seconds: float = 60) -> None:
-    """Open a report and wait until all of it is drawn. Raises TimeoutError where it never is."""
+    """Open a report and wait until all of it is drawn; raise TimeoutError if that takes longer than `seconds`."""
     from selenium.common.exceptions import TimeoutException  # pyright: ignore[reportMissingImports]
     from selenium.webdriver.support.ui import WebDriverWait  # pyright: ignore[reportMissingImports]
 
     driver.get(page.resolve().as_uri())
     try:
-        WebDriverWait(driver, seconds, poll_frequency=0.05).until(lambda one: one.execute_script(DRAWN) == "all")
+        WebDriverWait(driver, seconds, poll_frequency=0.05).until(
+            lambda page_driver: page_driver.execute_script(DRAWN) == "all"
+        )
     except TimeoutException as error:
         raise TimeoutError(f"{page}: not drawn after {seconds:g} s; the console says: {console(driver)}") from error
 
 
 def console(driver: Any) -> list[str]:
-    """What the console was told since it was last asked."""
+    """Return the messages of the console since the last call."""
     return [entry["message"] for entry in driver.get_log("browser")]
 
 
 def requests(driver: Any) -> list[str]:
-    """Addresses beyond this machine that were asked for since this was last called, but for what a policy stopped."""
+    """Return the addresses beyond this machine requested since the last call, except those that the policy blocked."""
     events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    told = {name: [e["params"] for e in events if e["method"] == f"Network.{name}"] for name in (SENT, FAILED)}
-    # The browser also tells of requests that it then does not send.
-    stopped = {one["requestId"] for one in told[FAILED] if one.get("blockedReason") == "csp"}
-    sent = [one["request"]["url"] for one in told[SENT] if one["requestId"] not in stopped]
+    events_of = {name: [e["params"] for e in events if e["method"] == f"Network.{name}"] for name in (SENT, FAILED)}
+    # The browser also reports requests that it does not send.
+    stopped = {event["requestId"] for event in events_of[FAILED] if event.get("blockedReason") == "csp"}
+    sent = [event["request"]["url"] for event in events_of[SENT] if event["requestId"] not in stopped]
     return [address for address in sent if not address.startswith(OWN)]

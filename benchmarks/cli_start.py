@@ -1,4 +1,4 @@
-"""How long `ckpt-probe --help` takes over bare `python -c pass`, and `import ckpt_probe` likewise, as whole processes.
+"""Seconds of `ckpt-probe --help` and of `import ckpt_probe` beyond those of `python -c pass`, as separate processes.
 
 Run: python benchmarks/cli_start.py [--runs 21]
 """
@@ -19,14 +19,14 @@ COMMANDS = {
 
 
 def seconds(command: list[str]) -> float:
-    """Wall-clock seconds of one whole process."""
+    """Return the wall-clock seconds of a process."""
     started = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started
 
 
 def main() -> None:
-    """Time the commands in turn, several rounds, and print each one's median and its excess over bare Python."""
+    """Time the commands in turn for several rounds; print each median and its excess over bare Python."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=21)
     runs = parser.parse_args().runs

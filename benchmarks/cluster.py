@@ -1,10 +1,10 @@
-"""What many workers cost and gain: overhead a task, two workers against one, and where a scheduler saturates.
+"""Costs and gains of many workers: overhead per task, two workers against one, and the limit of a scheduler.
 
-overhead: tasks that do nothing, one after another here, in two processes, and through a Dask scheduler on loopback.
-speedup: extraction of 8 checkpoints, analysis of 16 dumps (D 384), with --workers 1 and 2, one thread each.
-saturation: 10,000 tasks that sleep, as stand-ins, on the real scheduler with 64 threads; what the ideal takes over what
-it takes, by the length of a task.
-many: extraction and analysis of 250, 500 and 1,000 small checkpoints: seconds each, and the largest memory.
+overhead: tasks that do nothing, in turn in this process, in two processes, and through a Dask scheduler on loopback.
+speedup: extraction of 8 checkpoints and analysis of 16 dumps (D 384) with --workers 1 and 2, one thread each.
+saturation: 10,000 tasks that only sleep, on a real scheduler with 64 threads: the ideal time divided by the measured
+one, by the length of a task.
+many: extraction and analysis of 250, 500 and 1,000 small checkpoints: seconds of each, and the largest memory.
 
 Run: python benchmarks/cluster.py [overhead] [speedup] [saturation] [many]
 """
@@ -46,16 +46,16 @@ sys.exit(code)
 
 @contextmanager
 def cluster(folder: Path, *, threads: int, processes: int = 1) -> Iterator[str]:
-    """A Dask scheduler and worker processes on loopback, as `dask scheduler` and `dask worker` start them."""
-    written = folder / "scheduler.json"
-    named = ["--scheduler-file", str(written), "--no-dashboard"]
+    """Start a Dask scheduler and worker processes on loopback, as `dask scheduler` and `dask worker` do."""
+    scheduler_file = folder / "scheduler.json"
+    named = ["--scheduler-file", str(scheduler_file), "--no-dashboard"]
     started = [_program("dask_scheduler", "--port", "0", "--host", "127.0.0.1", *named)]
-    while not written.exists():
+    while not scheduler_file.exists():
         time.sleep(0.05)
     worker = ("dask_worker", "--nthreads", str(threads), "--no-nanny", *named)
     started += [_program(*worker) for _ in range(processes)]
     try:
-        yield str(written)
+        yield str(scheduler_file)
     finally:
         for process in reversed(started):
             process.kill()
@@ -68,10 +68,10 @@ def _program(name: str, *words: str) -> subprocess.Popen[bytes]:
 
 
 def seconds_of(lengths: Sequence[float], workers: "Workers") -> float:
-    """How long so many sleeps take, the start of the workers not counted."""
+    """Return the seconds of tasks that sleep for the given lengths, without the start of the workers."""
     from ckpt_probe.scheduling import Team, results
 
-    def quiet(_told: str) -> None: ...
+    def quiet(_message: str) -> None: ...
 
     with Team(workers, quiet) as team:
         warm = [0.0] * 2 * THREADS
@@ -84,7 +84,7 @@ def seconds_of(lengths: Sequence[float], workers: "Workers") -> float:
 
 
 def overhead(folder: Path) -> None:
-    """Milliseconds a task that does nothing."""
+    """Print the milliseconds of a task that does nothing."""
     from ckpt_probe.scheduling import Workers
 
     nothing = [0.0] * 2000
@@ -95,22 +95,22 @@ def overhead(folder: Path) -> None:
 
 
 def saturation(folder: Path) -> None:
-    """Stand-in tasks of several lengths on the scheduler."""
+    """Print the efficiency for sleeping tasks of several lengths."""
     from ckpt_probe.scheduling import Workers
 
     with cluster(folder, threads=THREADS) as address:
         for length in LENGTHS:
-            taken = seconds_of([length] * STAND_INS, Workers(1, address))
+            duration = seconds_of([length] * STAND_INS, Workers(1, address))
             ideal = STAND_INS * length / THREADS
             print(
-                f"saturation: {STAND_INS:,} tasks of {length:g} s on {THREADS} threads: {taken:.1f} s, "
-                f"ideal {ideal:.1f} s, {ideal / taken:.2f}; {STAND_INS / taken:.0f} tasks a second",
+                f"saturation: {STAND_INS:,} tasks of {length:g} s on {THREADS} threads: {duration:.1f} s, "
+                f"ideal {ideal:.1f} s, {ideal / duration:.2f}; {STAND_INS / duration:.0f} tasks a second",
                 flush=True,
             )
 
 
 def ours(*words: object) -> tuple[float, int]:
-    """Seconds and MiB of a ckpt-probe command, as a process of its own with one thread."""
+    """Return the seconds and MiB of a ckpt-probe command in a separate process with one thread."""
     started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", RUNNER, *map(str, words)],
@@ -123,7 +123,7 @@ def ours(*words: object) -> tuple[float, int]:
 
 
 def checkpoints(folder: Path, count: int, name: str, side: int) -> Path:
-    """Untrained checkpoints of a built-in model for images of that side."""
+    """Write untrained checkpoints of a built-in model for images of `side` × `side` pixels."""
     import torch
     from safetensors.torch import save_file
 
@@ -138,12 +138,12 @@ def checkpoints(folder: Path, count: int, name: str, side: int) -> Path:
 
 
 def shape(side: int) -> dict[str, object]:
-    """Arguments of a built-in model for such images."""
+    """Return the arguments of a built-in model for images of `side` × `side` pixels."""
     return {"input_shape": [1, side, side], "classes": 10}
 
 
 def subject(folder: Path, name: str, samples: int, side: int) -> list[str]:
-    """Words that name a built-in model and random images of ten classes."""
+    """Return the words that name a built-in model and random images of ten classes."""
     draw, file = np.random.default_rng(0), folder / f"{side}.npz"
     images = draw.random((samples, 1, side, side), dtype=np.float32)
     np.savez(file, x_test=images, y_test=np.arange(samples) % 10)
@@ -152,47 +152,47 @@ def subject(folder: Path, name: str, samples: int, side: int) -> list[str]:
 
 
 def speedup(folder: Path) -> None:
-    """Two workers of one thread each against one."""
+    """Print the speed of two workers of one thread each against one."""
     run, model = checkpoints(folder / "series", CHECKPOINTS, "resnet", 28), subject(folder, "resnet", 12_000, 28)
     rows = folder / "rows"
     rows.mkdir()
     for number in range(DUMPS):
         write(rows / f"step-{number:06d}.h5", 20_000, 384, 10)
-    taken: dict[str, list[float]] = {"extract": [], "analyze": []}
+    seconds_of_command: dict[str, list[float]] = {"extract": [], "analyze": []}
     for workers in (1, 2):
         staff = ("--workers", workers)
-        taken["extract"].append(ours("extract", run, "-o", folder / f"dumps-{workers}", *model, *staff)[0])
-        taken["analyze"].append(
+        seconds_of_command["extract"].append(ours("extract", run, "-o", folder / f"dumps-{workers}", *model, *staff)[0])
+        seconds_of_command["analyze"].append(
             ours("analyze", rows, "--set", "cache=false", *staff, "-o", folder / f"{workers}.jsonl")[0]
         )
     same = (folder / "1.jsonl").read_bytes() == (folder / "2.jsonl").read_bytes()
-    for command, (one, two) in taken.items():
-        print(f"speedup of {command}: {one:.1f} s with 1 worker, {two:.1f} s with 2: {one / two:.2f} ×")
+    for command, (first, second) in seconds_of_command.items():
+        print(f"speedup of {command}: {first:.1f} s with 1 worker, {second:.1f} s with 2: {first / second:.2f} ×")
     print(f"records of both are the same bytes: {same}")
 
 
 def many(folder: Path) -> None:
-    """A growing number of small checkpoints."""
+    """Print times and memory for a growing number of small checkpoints."""
     model = subject(folder, "mlp", 200, 8)
     for count in MANY:
         run = checkpoints(folder / f"many-{count}", count, "mlp", 8)
         out = folder / f"many-dumps-{count}"
         extracted, first = ours("extract", run, "-o", out, *model)
         analyzed, second = ours("analyze", out, "-o", folder / f"many-{count}.jsonl", "--set", "cache=false")
-        told = [f"{taken:.1f} s ({1e3 * taken / count:.0f} ms each" for taken in (extracted, analyzed)]
+        texts = [f"{duration:.1f} s ({1e3 * duration / count:.0f} ms each" for duration in (extracted, analyzed)]
         print(
-            f"many: {count:5,} checkpoints: extract {told[0]}, {first} MiB), analyze {told[1]}, {second} MiB)",
+            f"many: {count:5,} checkpoints: extract {texts[0]}, {first} MiB), analyze {texts[1]}, {second} MiB)",
             flush=True,
         )
 
 
 def main() -> None:
-    """Run the parts that are asked for, all where none is."""
+    """Run the requested parts, or all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
-    asked = parser.parse_args().parts or PARTS
+    parts = parser.parse_args().parts or PARTS
     print(f"{os.cpu_count()} cores")
-    for part in asked:
+    for part in parts:
         with tempfile.TemporaryDirectory() as folder:
             {"overhead": overhead, "speedup": speedup, "saturation": saturation, "many": many}[part](Path(folder))
 

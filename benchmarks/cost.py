@@ -1,8 +1,8 @@
-"""What one checkpoint costs by N, D, C and the model's size: measured, fitted, and projected to runs nobody has here.
+"""Cost of a checkpoint by N, D, C and the model's size: measured, fitted, and projected to larger runs.
 
-Eight points or more of each; every analysis in a process of its own, its peak memory above the imports with it. A fit
-has non-negative coefficients and minimises relative errors; one larger point that it has not seen tests it. Of the
-model's size the forward pass is timed, `extract`'s own share of it is what `extraction.py` measures.
+Measures at least eight points for each variable, every analysis in a separate process with its peak memory above the
+imports. A fit has non-negative coefficients and minimises relative errors; it is tested on a larger point that was not
+used for it. For the model's size the forward pass is timed; `extraction.py` measures the overhead of `extract`.
 
 Run: python benchmarks/cost.py [--quick] [--folder DIR]
 """
@@ -23,28 +23,28 @@ from scaling import memory, write
 from scipy.optimize import nnls
 
 Point = tuple[int, int, int]
-"""N, D and C."""
+"""Values of N, D and C."""
 BASE = (20_000, 256, 10)
 SAMPLES = (2_000, 5_000, 10_000, 20_000, 40_000, 80_000, 160_000, 320_000)
 WIDTHS = (32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048)
 CLASSES = (2, 10, 50, 100, 250, 500, 1000, 2000)
 LARGE = (50_000, 512, 50_304)
-"""A head of a language model: other routes, with float32 products whose decisions are exact."""
+"""Size of the head of a language model, for which other algorithms are used (float32 products, exact decisions)."""
 UNSEEN = (200_000, 768, 1000)
 BUDGET, PROBES, STEPS = 2 * 2**30, 8, 20
-"""`memory`, and what sampling keeps beside it: so many vectors as long as the joint matrix."""
+"""Argument `memory`, and the number of probes and steps of sampling, each a vector as long as the joint matrix."""
 MODELS = (
     ("resnet18", 64), ("resnet18", 128), ("resnet34", 128), ("resnet50", 128), ("resnet50", 224),
     ("vit_tiny_patch16_224", 224), ("vit_small_patch16_224", 224), ("vit_base_patch16_224", 224),
 )  # fmt: skip
 FAMILIES = ("class,nc", "sample")
 EXACT = 256
-"""`exact_limit`: as large cases have it, joint entropies are sampled at the small points too."""
+"""Argument `exact_limit`: joint entropies of small points are sampled too, as those of large cases are."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A series that is priced: how many checkpoints, of how many rows, width, classes, parameters, and operations."""
+    """A series of checkpoints whose cost is projected: numbers of rows, features, classes and operations per row."""
 
     name: str
     checkpoints: int
@@ -64,13 +64,13 @@ WORKERS = (1, 8, 64)
 
 
 def terms(family: str, n: float, d: float, c: float) -> dict[str, float]:
-    """What an analysis does, in units of work, by name; joint entropies are sampled (see EXACT)."""
+    """Return the work of an analysis by terms; joint entropies are sampled (see EXACT)."""
     shared = {"1": 1.0, "N·D": n * d, "N·D²": n * d * d, "C·D": c * d, "C·D²": c * d * d, "D³": d**3}
     return shared if family == "sample" else shared | {"N·C·D": n * c * d, "C²·D": c * c * d}
 
 
 def analyze(path: Path, family: str) -> None:
-    """One analysis in this process: its seconds, and the peak of memory above the imports, MiB."""
+    """Analyze a dump in this process; print the seconds, and the peak memory above the imports in MiB."""
     from ckpt_probe.analysis import analyze
     from ckpt_probe.moments import Moments
 
@@ -82,49 +82,49 @@ def analyze(path: Path, family: str) -> None:
 
 
 def measured(folder: Path, point: Point) -> dict[str, tuple[float, float]]:
-    """Seconds and MiB of each family at N, D and C."""
+    """Return seconds and MiB of each family at N, D and C."""
     path = folder / "rows.h5"
     write(path, *point)
-    found = {}
+    costs = {}
     for family in FAMILIES:
         words = [sys.executable, __file__, "--analyze", str(path), family]
         seconds, mebibytes, route = subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()
-        found[family] = float(seconds), float(mebibytes)
+        costs[family] = float(seconds), float(mebibytes)
         print(f"  N {point[0]:7,} D {point[1]:5,} C {point[2]:5,}  {family:9} {float(seconds):7.2f} s "
               f"{float(mebibytes):6.0f} MiB  [{route}]", flush=True)  # fmt: skip
     path.unlink()
-    return found
+    return costs
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Coefficients by term, and the relative errors of the points that it was made from."""
+    """Coefficients by term, and the relative errors at the points of the fit."""
 
     coefficients: dict[str, float]
     errors: np.ndarray
 
     @staticmethod
     def of(rows: list[dict[str, float]], values: list[float]) -> "Fit":
-        """The one of smallest relative errors whose coefficients are not negative."""
+        """Return the fit with the smallest relative errors and non-negative coefficients."""
         names = list(rows[0])
         table, target = np.array([[row[name] for name in names] for row in rows]), np.array(values)
         scale = np.abs(table).max(axis=0)
-        found, _ = nnls(table / scale / target[:, None], np.ones(len(target)))
-        errors = table / scale @ found / target - 1
-        return Fit(dict(zip(names, found / scale, strict=True)), errors)
+        solution, _ = nnls(table / scale / target[:, None], np.ones(len(target)))
+        errors = table / scale @ solution / target - 1
+        return Fit(dict(zip(names, solution / scale, strict=True)), errors)
 
     def at(self, row: dict[str, float]) -> float:
-        """What it says of another point."""
+        """Return the value of the fit at another point."""
         return sum(self.coefficients[name] * row[name] for name in row)
 
-    def told(self) -> str:
-        """In one line."""
-        kept = " + ".join(f"{value:.2e}·{name}" for name, value in self.coefficients.items() if value)
-        return f"{kept}; error: median {np.median(abs(self.errors)):.0%}, at most {abs(self.errors).max():.0%}"
+    def text(self) -> str:
+        """Return the fit as a line of text."""
+        formula = " + ".join(f"{value:.2e}·{name}" for name, value in self.coefficients.items() if value)
+        return f"{formula}; error: median {np.median(abs(self.errors)):.0%}, at most {abs(self.errors).max():.0%}"
 
 
 def forward(samples: int) -> Fit:
-    """Seconds a sample of a forward pass by its operations (2 a multiplication), over models of many sizes."""
+    """Fit the seconds per sample of forward passes to their operations (2 per multiplication), over many models."""
     import timm
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -151,22 +151,25 @@ def forward(samples: int) -> Fit:
 
 
 def fitted(points: dict[Point, dict[str, tuple[float, float]]], unseen: Point) -> Callable[[str, str, Case], float]:
-    """Fits of seconds and MiB by family, told with what they say of a point that they have not seen."""
+    """Fit seconds and MiB by family, print each fit with its prediction of the unseen point, and return the costs."""
     fits = {}
     for family in FAMILIES:
         rows = [terms(family, *point) for point in points if point != unseen]
-        for place, unit in ((0, "seconds"), (1, "MiB")):
-            fit = Fit.of(rows, [max(found[family][place], 1e-3) for point, found in points.items() if point != unseen])
+        for index, unit in ((0, "seconds"), (1, "MiB")):
+            fit = Fit.of(
+                rows, [max(cost_of[family][index], 1e-3) for point, cost_of in points.items() if point != unseen]
+            )
             fits[family, unit] = fit
-            said, found = fit.at(terms(family, *unseen)), points[unseen][family][place]
-            print(f"{family} {unit} = {fit.told()}; unseen point: {said:.1f} for {found:.1f}")
+            prediction, measurement = fit.at(terms(family, *unseen)), points[unseen][family][index]
+            print(f"{family} {unit} = {fit.told()}; unseen point: {prediction:.1f} for {measurement:.1f}")
     return lambda family, unit, case: fits[family, unit].at(terms(family, case.rows, case.features, case.classes))
 
 
 def project(cost: Callable[[str, str, Case], float], rate: Fit) -> None:
-    """Hours, bytes and memory of the cases. Bytes: features as float32, labels, and the checkpoints that are read.
+    """Print hours, bytes and memory of the cases.
 
-    Memory is not extrapolated, as the budget bounds what the fits have seen grow.
+    Bytes are those of features as float32, labels, and the checkpoints that are read. Memory is not extrapolated, since
+    the budget limits the part that grows in the fits.
     """
     for case in CASES:
         passes = rate.at({"operations": case.operations}) * case.rows
@@ -187,27 +190,27 @@ def project(cost: Callable[[str, str, Case], float], rate: Fit) -> None:
 
 
 def main() -> None:
-    """Measure, fit, project."""
+    """Measure, fit and project."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="Smaller points, to try the benchmark itself.")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--analyze", nargs=2, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.analyze:
-        analyze(Path(asked.analyze[0]), asked.analyze[1])
+    arguments_given = parser.parse_args()
+    if arguments_given.analyze:
+        analyze(Path(arguments_given.analyze[0]), arguments_given.analyze[1])
         return
-    shrink = 16 if asked.quick else 1
+    shrink = 16 if arguments_given.quick else 1
     n, d, c = BASE[0] // shrink, BASE[1], BASE[2]
     unseen = (UNSEEN[0] // shrink, UNSEEN[1] // shrink, UNSEEN[2] // shrink)
     points = [(size // shrink, d, c) for size in SAMPLES]
     points += [(n, max(2, size // shrink), c) for size in WIDTHS] + [(n, d, max(2, size // shrink)) for size in CLASSES]
-    if not asked.quick:
+    if not arguments_given.quick:
         points.append(LARGE)
     print(f"{os.cpu_count()} cores, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')}")
-    with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
-        found = {point: measured(Path(folder), point) for point in [*dict.fromkeys(points), unseen]}
-    cost = fitted(found, unseen)
-    rate = forward(2 if asked.quick else 16)
+    with tempfile.TemporaryDirectory(dir=arguments_given.folder) as folder:
+        costs = {point: measured(Path(folder), point) for point in [*dict.fromkeys(points), unseen]}
+    cost = fitted(costs, unseen)
+    rate = forward(2 if arguments_given.quick else 16)
     print(f"seconds a sample = {rate.told()}")
     project(cost, rate)
 

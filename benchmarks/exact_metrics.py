@@ -1,7 +1,7 @@
-"""The direct N × N computation of the sample level against class moments: the same numbers, and the ratio of times.
+"""The direct N × N computation at sample level against class moments: equal numbers, and the ratio of times.
 
-Direct: three Gram matrices and their eigenvalues, in float64. Ours: `Moments`, which gives the whole record. Both in
-one process on the same rows, one after the other; ours is short, and so the median of five.
+Direct: three Gram matrices and their eigenvalues in float64. Ours: `Moments`, which gives the complete record. Both run
+in one process on the same rows, one after the other; ours is the median of five runs, since it is short.
 
 Run: python benchmarks/exact_metrics.py [--case N,D,C ...]
 """
@@ -22,7 +22,7 @@ NAMES = ("entropy_features", "entropy_weights", "entropy_joint", "mir", "hdr")
 
 
 def labelled_features(samples: int, features: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Features (N, D) around the weights (C, D) of their labels (N,)."""
+    """Return features (N, D) around the weights (C, D) of their labels (N,)."""
     generator = torch.Generator().manual_seed(0)
     weights = torch.randn(classes, features, generator=generator, dtype=torch.float64)
     labels = torch.arange(samples) % classes
@@ -31,7 +31,7 @@ def labelled_features(samples: int, features: int, classes: int) -> tuple[Tensor
 
 
 def direct(Z: Tensor, labels: Tensor, weights: Tensor) -> list[float]:
-    """The definition as it stands: entropies of two N × N Gram matrices and of their elementwise product."""
+    """Compute the definition directly: entropies of two N × N Gram matrices and of their elementwise product."""
     unit = torch.nn.functional.normalize(Z)
     heads = torch.nn.functional.normalize(weights)[labels]
     K1, K2 = unit @ unit.T, heads @ heads.T
@@ -46,14 +46,14 @@ def direct(Z: Tensor, labels: Tensor, weights: Tensor) -> list[float]:
 
 
 def entropy(K: Tensor) -> float:
-    """Matrix entropy of a Gram matrix, nats."""
+    """Return the matrix entropy of a Gram matrix in nats."""
     values = torch.linalg.eigvalsh(K / len(K))
     values = values[values > len(K) * torch.finfo(K.dtype).eps * values.max()]
     return float(-(values * values.log()).sum())
 
 
 def ours(Z: Tensor, labels: Tensor, weights: Tensor) -> list[float]:
-    """The same numbers, among all others, from class moments."""
+    """Compute the same numbers from class moments."""
     moments = Moments(len(weights))
     moments.update(Z, labels)
     record = moments.compute(weights)
@@ -61,7 +61,7 @@ def ours(Z: Tensor, labels: Tensor, weights: Tensor) -> list[float]:
 
 
 def measure(case: str) -> None:
-    """One case: both times, their ratio, and the largest relative difference."""
+    """Print both times of a case, their ratio, and the largest relative difference."""
     samples, features, classes = map(int, case.split(","))
     rows = labelled_features(samples, features, classes)
     ours(*rows)
@@ -70,18 +70,18 @@ def measure(case: str) -> None:
         spent = []
         for _ in range(repeats):
             started = time.perf_counter()
-            found = function(*rows)
+            numbers = function(*rows)
             spent.append(time.perf_counter() - started)
         times.append(statistics.median(spent))
-        results.append(found)
+        results.append(numbers)
     worst = max(abs(a - b) / abs(b) for a, b in zip(*results, strict=True))
     verdict = "same numbers" if worst <= TOLERANCE else "DIFFERENT"
-    told = f"ours {times[0]:8.3f} s   direct {times[1]:8.2f} s   ratio {times[1] / times[0]:7.1f}"
-    print(f"N {samples:6} D {features:4} C {classes:4}   {told}   {verdict} (relative {worst:.0e})", flush=True)
+    times_text = f"ours {times[0]:8.3f} s   direct {times[1]:8.2f} s   ratio {times[1] / times[0]:7.1f}"
+    print(f"N {samples:6} D {features:4} C {classes:4}   {times_text}   {verdict} (relative {worst:.0e})", flush=True)
 
 
 def main() -> None:
-    """Measure each case."""
+    """Measure every case."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", action="append", help="N,D,C; may be repeated")
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads")

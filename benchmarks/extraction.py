@@ -1,13 +1,13 @@
-"""Samples per second of extraction, files written included, over a bare forward loop on the same model and batches.
+"""Samples per second of extraction, including written files, relative to a forward loop on the same model and batches.
 
-Bare: `torch.inference_mode`, batches already in memory, the outputs dropped. Ours: `extract_series` on a checkpoint of
-that model, from opening it to the finished dump. Both in one process, in turn; the medians and the ratio of each round.
-Models: the builtin `cnn` on 28 × 28 images; timm's resnet18, and a ViT (192 wide, 12 layers) and a BERT (256 wide,
-4 layers, 64 tokens) of transformers, on 64 × 64 images and on tokens. All weights and inputs are random.
+Bare: `torch.inference_mode`, batches already in memory, outputs discarded. Ours: `extract_series` on a checkpoint of
+that model, from opening it to the finished dump. Both run in one process in turn; prints medians and the ratio of each
+round. Models: the builtin `cnn` on 28 × 28 images; timm's resnet18, and a ViT (192 wide, 12 layers) and a BERT (256
+wide, 4 layers, 64 tokens) of transformers, on 64 × 64 images and on tokens. All weights and inputs are random.
 
-gpt2: a language model of GPT-2's size (12 layers, 768 wide, 50,257 tokens), every position a row. What a checkpoint
-costs whatever the text (0.5 GB opened and hashed, the classifier written) is measured by a single batch and taken off;
-what remains is tokens per second, by the clock and in seconds of the processor, which other programs disturb less.
+gpt2: a language model of GPT-2's size (12 layers, 768 wide, 50,257 tokens), every position a row. The cost of a
+checkpoint that does not depend on the text (0.5 GB opened and hashed, the classifier written) is measured with a single
+batch and subtracted. Tokens per second are by the clock and by processor time, which other programs disturb less.
 
 Run: python benchmarks/extraction.py [--model cnn|timm|vit|bert|gpt2] [--samples N] [--rounds 5] [--device auto]
 """
@@ -37,7 +37,7 @@ WORDS = 1000
 
 @dataclass(frozen=True)
 class Case:
-    """A model by name and arguments, given a directory of its own; the shape of a sample, and how many are run."""
+    """A model's name and arguments, written to a directory; the shape of a sample, and the number of samples."""
 
     model: Callable[[Path], tuple[str, dict[str, Any]]]
     shape: tuple[int, ...]
@@ -64,11 +64,11 @@ def measure(name: str, samples: int, rounds: int, device_name: str) -> float:
     starts = range(0, samples, case.batch)
     split = _shared()(samples, list(case.shape)).split("test")
     batches = [split.batch(slice(start, min(start + case.batch, samples)))[0] for start in starts]
-    with tempfile.TemporaryDirectory() as place:
-        source, arguments = case.model(Path(place))
+    with tempfile.TemporaryDirectory() as folder:
+        source, arguments = case.model(Path(folder))
         model = build_model(source, arguments).eval()
-        path, dumps = Path(place) / "model.safetensors", Path(place) / "dumps"
-        # Copies: tensors that share memory have no place in such a file.
+        path, dumps = Path(folder) / "model.safetensors", Path(folder) / "dumps"
+        # safetensors cannot store tensors that share memory, so that they are copied.
         state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
         save_checkpoint(path, state, CheckpointMetadata(model=source, model_arguments=arguments))
         model.to(device)
@@ -76,26 +76,28 @@ def measure(name: str, samples: int, rounds: int, device_name: str) -> float:
         ours(path, dumps, samples, case, device_name)
         times = []
         for _ in range(rounds):
-            plain = _both(lambda: bare(model, batches, device))
-            times.append((plain, _both(lambda: ours(path, dumps, samples, case, device_name))))
+            plain = clock_and_processor(lambda: bare(model, batches, device))
+            times.append((plain, clock_and_processor(lambda: ours(path, dumps, samples, case, device_name))))
         size = (dumps / "model.h5").stat().st_size
-    forward, whole = (statistics.median(each[0] for each in side) for side in zip(*times, strict=True))
-    ratio, processor = (statistics.median(bare[i] / own[i] for bare, own in times) for i in (0, 1))
+    forward, extraction = (statistics.median(each[0] for each in side) for side in zip(*times, strict=True))
+    ratio, processor = (
+        statistics.median(bare[i] / extraction_time[i] for bare, extraction_time in times) for i in (0, 1)
+    )
     print(f"{name}: {os.cpu_count()} cores, {device}, {samples} samples, dump of {size / 2**20:.0f} MiB")
-    told = f"samples per second, ours ÷ bare: {ratio:.3f} by the clock, {processor:.3f} by the processor"
-    print(f"bare forward {forward:6.2f} s   extraction {whole:6.2f} s   {told}", flush=True)
+    ratio_text = f"samples per second, ours ÷ bare: {ratio:.3f} by the clock, {processor:.3f} by the processor"
+    print(f"bare forward {forward:6.2f} s   extraction {extraction:6.2f} s   {ratio_text}", flush=True)
     return ratio
 
 
 def measure_tokens(name: str, samples: int, rounds: int, device_name: str) -> tuple[float, float]:
-    """Run a language model, print it, and return its ratios by the clock and by the processor."""
+    """Run a language model, print its ratios by the clock and by processor time, and return them."""
     case, device = CASES[name], choose_device(device_name)
     split = _shared()(samples, list(case.shape)).split("test")
     batches = [split.batch(slice(start, start + case.batch))[0] for start in range(0, samples, case.batch)]
-    with tempfile.TemporaryDirectory() as place:
-        source, arguments = case.model(Path(place))
+    with tempfile.TemporaryDirectory() as folder:
+        source, arguments = case.model(Path(folder))
         model = build_model(source, arguments).eval()
-        path, dumps = Path(place) / "model.safetensors", Path(place) / "dumps"
+        path, dumps = Path(folder) / "model.safetensors", Path(folder) / "dumps"
         state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
         save_checkpoint(path, state, CheckpointMetadata(model=source, model_arguments=arguments))
         del state
@@ -103,11 +105,11 @@ def measure_tokens(name: str, samples: int, rounds: int, device_name: str) -> tu
         bare(model, batches[:1], device)
         clock, processor = [], []
         for _ in range(rounds):
-            one = _both(lambda: ours(path, dumps, case.batch, case, device_name))
-            plain = _both(lambda: bare(model, batches[1:], device))
-            whole = _both(lambda: ours(path, dumps, samples, case, device_name))
-            clock.append(plain[0] / (whole[0] - one[0]))
-            processor.append(plain[1] / (whole[1] - one[1]))
+            single_batch = clock_and_processor(lambda: ours(path, dumps, case.batch, case, device_name))
+            plain = clock_and_processor(lambda: bare(model, batches[1:], device))
+            extraction = clock_and_processor(lambda: ours(path, dumps, samples, case, device_name))
+            clock.append(plain[0] / (extraction[0] - single_batch[0]))
+            processor.append(plain[1] / (extraction[1] - single_batch[1]))
     tokens = (samples - case.batch) * case.shape[0]
     print(f"{name}: {os.cpu_count()} cores, {device}, {tokens} tokens beside the first batch, {rounds} rounds in turn")
     ratios = statistics.median(clock), statistics.median(processor)
@@ -116,15 +118,15 @@ def measure_tokens(name: str, samples: int, rounds: int, device_name: str) -> tu
     return ratios
 
 
-def _both(run: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds by the clock, and of the processor."""
+def clock_and_processor(run: Callable[[], Any]) -> tuple[float, float]:
+    """Return the seconds of a call by the clock and of processor time."""
     started, used = time.perf_counter(), time.process_time()
     run()
     return time.perf_counter() - started, time.process_time() - used
 
 
 def bare(model: torch.nn.Module, batches: Sequence[Batch], device: torch.device) -> float:
-    """Seconds of a forward pass over all batches and nothing else."""
+    """Return the seconds of a forward pass over all batches."""
     started = time.perf_counter()
     with torch.inference_mode():
         for batch in batches:
@@ -135,7 +137,7 @@ def bare(model: torch.nn.Module, batches: Sequence[Batch], device: torch.device)
 
 
 def ours(checkpoint: Path, out: Path, count: int, case: Case, device: str) -> float:
-    """Seconds of the whole extraction of one checkpoint."""
+    """Return the seconds of a complete extraction of one checkpoint."""
     started = time.perf_counter()
     extract_series(
         checkpoint,
@@ -150,12 +152,12 @@ def ours(checkpoint: Path, out: Path, count: int, case: Case, device: str) -> fl
 
 
 def samples(count: int, shape: list[int]) -> LabelledData:
-    """Random images (channels, height, width), tokens (T,), or tokens that are labelled with the next, (T, words)."""
-    return _made(count, tuple(shape))
+    """Return random images (channels, height, width), tokens (T,), or tokens labelled with the next one, (T, words)."""
+    return _random_data(count, tuple(shape))
 
 
 class Texts:
-    """A split of texts of one length, none of them padded, handed out by the names of a model's arguments."""
+    """A split of texts of equal length without padding, with inputs by the names of a model's arguments."""
 
     def __init__(self, tokens: Tensor, labels: Tensor) -> None:
         self._tokens = tokens
@@ -165,14 +167,14 @@ class Texts:
         return len(self.labels)
 
     def batch(self, indices: Tensor | slice) -> Any:
-        """The tokens and their mask, and the labels."""
+        """Return the tokens with their mask, and the labels."""
         tokens = self._tokens[indices]
-        found: Mapping[str, Tensor] = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-        return found, self.labels[indices]
+        inputs: Mapping[str, Tensor] = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        return inputs, self.labels[indices]
 
 
 @cache
-def _made(count: int, shape: tuple[int, ...]) -> LabelledData:
+def _random_data(count: int, shape: tuple[int, ...]) -> LabelledData:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(count) % CLASSES
     if len(shape) == 2:
@@ -187,7 +189,7 @@ def _made(count: int, shape: tuple[int, ...]) -> LabelledData:
 
 
 def _shared() -> Callable[[int, list[int]], LabelledData]:
-    # The same function under its importable name, so that both sides see one set of samples.
+    # This is the function under its importable name, so that both sides use one set of samples.
     from benchmarks.extraction import samples as shared
 
     return shared
@@ -201,12 +203,12 @@ def _timm(_: Path) -> tuple[str, dict[str, Any]]:
     return "timm:resnet18", {"num_classes": CLASSES}
 
 
-def _vit(place: Path) -> tuple[str, dict[str, Any]]:
+def _vit(folder: Path) -> tuple[str, dict[str, Any]]:
     from transformers import ViTConfig
 
     labels: Any = {"num_labels": CLASSES}
     return _of_transformers(
-        place,
+        folder,
         ViTConfig(
             image_size=64, patch_size=8, hidden_size=192, num_hidden_layers=12, num_attention_heads=3,
             intermediate_size=768, **labels,
@@ -214,12 +216,12 @@ def _vit(place: Path) -> tuple[str, dict[str, Any]]:
     )  # fmt: skip
 
 
-def _bert(place: Path) -> tuple[str, dict[str, Any]]:
+def _bert(folder: Path) -> tuple[str, dict[str, Any]]:
     from transformers import BertConfig
 
     labels: Any = {"num_labels": CLASSES}
     return _of_transformers(
-        place,
+        folder,
         BertConfig(
             vocab_size=WORDS, hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024,
             max_position_embeddings=64, **labels,
@@ -227,15 +229,15 @@ def _bert(place: Path) -> tuple[str, dict[str, Any]]:
     )  # fmt: skip
 
 
-def _gpt2(place: Path) -> tuple[str, dict[str, Any]]:
+def _gpt2(folder: Path) -> tuple[str, dict[str, Any]]:
     from transformers import GPT2Config
 
-    return _of_transformers(place, GPT2Config(architectures=["GPT2LMHeadModel"]))
+    return _of_transformers(folder, GPT2Config(architectures=["GPT2LMHeadModel"]))
 
 
-def _of_transformers(place: Path, config: Any) -> tuple[str, dict[str, Any]]:
-    config.save_pretrained(place / "config")
-    return f"hf:{place / 'config'}", {}
+def _of_transformers(folder: Path, config: Any) -> tuple[str, dict[str, Any]]:
+    config.save_pretrained(folder / "config")
+    return f"hf:{folder / 'config'}", {}
 
 
 CASES = {

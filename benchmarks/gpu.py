@@ -1,12 +1,12 @@
-"""Everything that a GPU is for, in one run: the tests marked `gpu`, extraction, moments and the losses on the device.
+"""Everything that runs on a GPU, in one run: the tests marked `gpu`, extraction, moments and the losses.
 
 - Extraction: resnet50 and ViT-B/16 (timm, random weights) in float32 and bfloat16, random images of 224 × 224, features
-  to disk, over a bare `torch.inference_mode` loop on the same batches with its outputs dropped.
-- Moments: `Moments.update` of rows that are on the device, over a blocked XᵀX of the same rows in float64 there.
-- Losses: what each adds to a training step, as benchmarks/losses.py measures it.
+  to disk, relative to a `torch.inference_mode` loop on the same batches with discarded outputs.
+- Moments: `Moments.update` of rows on the device, relative to a blocked XᵀX of the same rows in float64.
+- Losses: the time that each adds to a training step, as in benchmarks/losses.py.
 
-Run: python benchmarks/gpu.py [--device cuda] [--samples 100000] [--rounds 3]; --tiny is a dry run, small and on any
-device, that measures nothing of interest.
+Run: python benchmarks/gpu.py [--device cuda] [--samples 100000] [--rounds 3]; --tiny is a small trial on any device,
+whose times mean nothing.
 """
 
 import argparse
@@ -33,12 +33,12 @@ from ckpt_probe.models import Batch, build_model, choose_device
 from ckpt_probe.moments import Moments
 
 POOL = 4
-"""Batches of random images that are made; a split of any length is these over and over."""
+"""Number of batches of random images; a split of any length repeats them."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is run: models by name with arguments, side of the images, classes, samples and batches; rows of moments."""
+    """Sizes of a run: models by name with arguments, side of the images, classes, samples, batches, rows of moments."""
 
     models: tuple[tuple[str, dict[str, Any]], ...]
     side: int
@@ -48,7 +48,7 @@ class Sizes:
     moments: tuple[tuple[int, int, int], ...]
     """Rows, features and classes."""
     losses: tuple[int, ...]
-    """Classes."""
+    """Numbers of classes."""
     repeats: int
 
 
@@ -75,7 +75,7 @@ TINY = Sizes(
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run all parts and print them; returns the exit code of the tests."""
+    """Run all parts, print them, and return the exit code of the tests."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--samples", type=int)
@@ -97,7 +97,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def run_tests() -> int:
-    """The tests that need CUDA, in a process of their own."""
+    """Run the tests that need CUDA in a separate process."""
     print("tests marked gpu:", flush=True)
     root = Path(__file__).parent.parent
     return subprocess.run(
@@ -106,16 +106,22 @@ def run_tests() -> int:
 
 
 def measure_extraction(
-    sizes: Sizes, model: str, given: dict[str, Any], dtype: str, samples: int, rounds: int, device: torch.device
+    sizes: Sizes,
+    model: str,
+    model_arguments: dict[str, Any],
+    dtype: str,
+    samples: int,
+    rounds: int,
+    device: torch.device,
 ) -> None:
-    """One model in one dtype: the bare loop and the extraction in turn, and their ratio."""
-    arguments = {**given, "num_classes": sizes.classes}
+    """Print the ratio of the bare loop and the extraction for a model and dtype."""
+    arguments = {**model_arguments, "num_classes": sizes.classes}
     network = build_model(model, arguments).eval()
     data = {"samples": samples, "batch": sizes.batch, "side": sizes.side, "classes": sizes.classes}
     split = pooled(**data).split("test")
     batches = [split.batch(slice(start, start + sizes.batch))[0] for start in range(0, samples, sizes.batch)]
-    with tempfile.TemporaryDirectory() as place:
-        path, dumps = Path(place) / "model.safetensors", Path(place) / "dumps"
+    with tempfile.TemporaryDirectory() as folder:
+        path, dumps = Path(folder) / "model.safetensors", Path(folder) / "dumps"
         state = {key: tensor.clone() for key, tensor in network.state_dict().items()}
         save_checkpoint(path, state, CheckpointMetadata(model=model, model_arguments=arguments))
         network.to(device=device, dtype=getattr(torch, dtype))
@@ -140,17 +146,17 @@ def measure_extraction(
         bare(network, loop[:2], device)
         times = [(bare(network, loop, device), ours()) for _ in range(rounds)]
         size = (dumps / "model.h5").stat().st_size
-    forward, whole = (statistics.median(each) for each in zip(*times, strict=True))
+    forward, extraction = (statistics.median(each) for each in zip(*times, strict=True))
     ratio = statistics.median(a / b for a, b in times)
     print(
-        f"extraction  {model} {dtype}: bare {samples / forward:9,.0f}/s  ours {samples / whole:9,.0f}/s  "
+        f"extraction  {model} {dtype}: bare {samples / forward:9,.0f}/s  ours {samples / extraction:9,.0f}/s  "
         f"ratio {ratio:.3f}  dump {size / 2**20:,.0f} MiB",
         flush=True,
     )
 
 
 def measure_moments(rows: int, features: int, classes: int, rounds: int, device: torch.device) -> None:
-    """Class moments of rows on the device, and XᵀX of the same blocks in float64 there."""
+    """Print the ratio of class moments and of XᵀX in float64 for rows on the device."""
     block = min(rows, 8192)
     X = torch.randn(block, features, generator=torch.Generator().manual_seed(0)).to(device)
     labels = torch.arange(block, device=device) % classes
@@ -163,9 +169,9 @@ def measure_moments(rows: int, features: int, classes: int, rounds: int, device:
             total += part.T @ part
 
     def moments() -> None:
-        found = Moments(classes, device=device)
+        accumulated = Moments(classes, device=device)
         for count in counts:
-            found.update(X[:count], labels[:count])
+            accumulated.update(X[:count], labels[:count])
 
     plain, ours = (_median(each, rounds, device) for each in (products, moments))
     print(
@@ -176,13 +182,13 @@ def measure_moments(rows: int, features: int, classes: int, rounds: int, device:
 
 
 def pooled(samples: int, batch: int, side: int, classes: int) -> LabelledData:
-    """Random images, as many as are asked for, of which only a few batches are in memory."""
+    """Return random images in the requested number, of which a few batches are in memory."""
     arguments = {"samples": samples, "batch": batch, "side": side, "classes": classes}
     return LabelledData("pooled", {"test": Pooled(samples, batch, side, classes)}, classes, (3, side, side), arguments)
 
 
 class Pooled:
-    """A split whose batches are those of a pool over and over; ready at once, so that only the model is timed."""
+    """A split that repeats the batches of a pool, so that only the model is timed."""
 
     def __init__(self, samples: int, batch: int, side: int, classes: int) -> None:
         self.labels = torch.arange(samples) % classes
@@ -192,7 +198,7 @@ class Pooled:
         return len(self.labels)
 
     def batch(self, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Images and labels of the samples named; a whole batch is a view of the pool."""
+        """Return images and labels of the given samples; a complete batch is a view of the pool."""
         labels = self.labels[indices]
         size = self._pool.shape[1]
         if isinstance(indices, slice) and (indices.start or 0) % size == 0 and len(labels) <= size:
@@ -218,7 +224,7 @@ def _median(work: Callable[[], None], rounds: int, device: torch.device) -> floa
         started = time.perf_counter()
         work()
         _settle(device)
-        if number:  # the first warms up
+        if number:  # The first round warms up.
             times.append(time.perf_counter() - started)
     return statistics.median(times)
 

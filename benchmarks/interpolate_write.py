@@ -1,8 +1,8 @@
-"""Writing the point between two checkpoints, whole processes side by side: time and peak memory of each.
+"""Writing the point between two checkpoints: time and peak memory of several programs, as separate processes.
 
-Ours (`ckpt-probe interpolate A B --alpha 0.3`); `mergekit-pytorch` with its linear method, where --mergekit says where
-it is; loading both with safetensors, adding and saving; and the floor, `cat A B > /dev/null; cp A C; sync C`. Files of
-about 160 tensors of mixed size, all sides in turn, --repeats times; the medians.
+Ours (`ckpt-probe interpolate A B --alpha 0.3`); `mergekit-pytorch` with its linear method, if --mergekit has its path;
+loading both with safetensors, adding and saving; and the lower limit, `cat A B > /dev/null; cp A C; sync C`. Files have
+about 160 tensors of mixed sizes; all programs run in turn, --repeats times; prints the medians.
 
 Run: python benchmarks/interpolate_write.py [--gib 1] [--dtype float32] [--mergekit PATH] [--folder DIR]
 """
@@ -33,7 +33,7 @@ FLOOR = 'cat "$1" "$2" > /dev/null; cp "$1" "$3"; sync "$3"'
 
 
 def write(path: Path, dtype: str, seed: int, size: int) -> None:
-    """A checkpoint of about 160 tensors of three sizes, `size` bytes in all."""
+    """Write a checkpoint of about 160 tensors of three sizes, `size` bytes in total."""
     import torch
     from safetensors.torch import save_file
 
@@ -47,7 +47,7 @@ def write(path: Path, dtype: str, seed: int, size: int) -> None:
 
 
 def run(words: list[str], silent: bool = True) -> tuple[float, float]:
-    """Seconds and peak MiB of one process."""
+    """Return the seconds and the peak MiB of a process."""
     started = time.perf_counter()
     child = os.fork()
     if child == 0:
@@ -63,9 +63,9 @@ def run(words: list[str], silent: bool = True) -> tuple[float, float]:
 
 
 def sides(folder: Path, a: Path, b: Path, dtype: str, mergekit: str | None) -> dict[str, list[str]]:
-    """What is run, by name; each writes folder/out or a directory of that name."""
+    """Return the commands by name; each writes `folder`/out, a file or a directory."""
     out = str(folder / "out")
-    found = {
+    commands = {
         "floor": ["sh", "-c", FLOOR, "sh", str(a), str(b), out],
         "ours": [sys.executable, "-m", "ckpt_probe", "interpolate", str(a), str(b), "--alpha", "0.3", "--out", out],
         "load, add, save": [sys.executable, "-c", SMALL, str(a), str(b), out],
@@ -73,14 +73,14 @@ def sides(folder: Path, a: Path, b: Path, dtype: str, mergekit: str | None) -> d
     if mergekit:
         config = folder / "mergekit.yaml"
         config.write_text(CONFIG.format(a=a, b=b, dtype=dtype))
-        found["mergekit"] = [mergekit, str(config), out]
-    return found
+        commands["mergekit"] = [mergekit, str(config), out]
+    return commands
 
 
 def measure(folder: Path, dtype: str, gib: float, repeats: int, mergekit: str | None) -> None:
-    """All sides of one dtype, in turn."""
+    """Run all programs in turn for a dtype, and print medians."""
     paths = [folder / f"{name}.safetensors" for name in "ab"]
-    # Written by a process of its own, so that this one stays small: a child's peak begins at its parent's.
+    # The files are written by another process, since the peak memory of a child starts at that of its parent.
     for seed, path in enumerate(paths):
         run([sys.executable, __file__, "--write", str(path), "--dtype", dtype, "--gib", str(gib), "--seed", str(seed)])
     spent: dict[str, list[tuple[float, float]]] = {}
@@ -101,7 +101,7 @@ def measure(folder: Path, dtype: str, gib: float, repeats: int, mergekit: str | 
 
 
 def main() -> None:
-    """Measure each dtype."""
+    """Measure every dtype."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gib", type=float, default=1.0)
     parser.add_argument("--dtype", action="append")
@@ -110,14 +110,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.write:
-        write(asked.write, asked.dtype[0], asked.seed, int(asked.gib * 2**30))
+    arguments = parser.parse_args()
+    if arguments.write:
+        write(arguments.write, arguments.dtype[0], arguments.seed, int(arguments.gib * 2**30))
         return
-    print(f"{os.cpu_count()} cores; mergekit: {asked.mergekit or 'not found, left out'}", flush=True)
-    with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
-        for dtype in asked.dtype or ["float32", "bfloat16"]:
-            measure(Path(folder), dtype, asked.gib, asked.repeats, asked.mergekit)
+    print(f"{os.cpu_count()} cores; mergekit: {arguments.mergekit or 'not found, left out'}", flush=True)
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        for dtype in arguments.dtype or ["float32", "bfloat16"]:
+            measure(Path(folder), dtype, arguments.gib, arguments.repeats, arguments.mergekit)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""The numbers of a language model's head: N = 1,000,000 positions, D = 768, C = 50,257 next tokens, float16 in a dump.
+"""Analysis of a language model's head: N = 1,000,000 positions, D = 768, C = 50,257 tokens, a dump in float16.
 
-Three parts, each in a process of its own, with its time and its peak memory above the imports:
+Three parts, each in a separate process, with its time and its peak memory above the imports:
 collapse: class level (entropies, MIR, HDR) and NC1 to NC3 with CDNV and generalised NC2;
-sample: sample-level MIR with its error bar at a relative 1e-2;
-nearest: NC4 over a share of the rows, in multiples of the bare float32 product of the same rows and the class means in
-blocks. Predictions are known, as extraction keeps them for a language model.
+sample: sample-level MIR with an error bar of a relative 1e-2;
+nearest: NC4 over a share of the rows, relative to the float32 product of the same rows and the class means in blocks.
+Predictions are stored in the dump, as extraction does for a language model.
 
-Tokens are drawn by Zipf's law, so that class sizes are as uneven as in text and some tokens never occur.
+Tokens follow Zipf's law, so that class sizes are as uneven as in text and some tokens never occur.
 
 Run: python benchmarks/language_head.py [--scale 0.05] [--part collapse|sample|nearest] [--growth] [--folder DIR]
 """
@@ -34,7 +34,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Size:
-    """How many samples, features and classes."""
+    """Numbers of samples, features and classes."""
 
     samples: int
     features: int
@@ -42,12 +42,12 @@ class Size:
 
     @staticmethod
     def of(scale: float) -> "Size":
-        """A share of the positions and tokens of the full size; the features stay."""
+        """Return a share of the positions and tokens of the full size, with all features."""
         return Size(round(SAMPLES * scale), FEATURES, max(3000, round(CLASSES * scale)))
 
 
 def write(folder: Path, size: Size) -> None:
-    """A dump of features around the weights of their tokens, and what is predicted at each position beside it."""
+    """Write a dump of features around the weights of their tokens, with the prediction at each position."""
     from ckpt_probe.dumps import DumpWriter
 
     generator = np.random.default_rng(0)
@@ -68,21 +68,21 @@ def write(folder: Path, size: Size) -> None:
 
 
 def measure(part: str, folder: Path) -> None:
-    """One part, in this process: what it took and gave, as a line."""
+    """Run a part in this process, and print its time, memory and results."""
     from ckpt_probe.dumps import open_dump
 
     imported = peak()
     with open_dump(folder / "head.h5") as dump:
         view = dump["test"]
         if part == "nearest":
-            told = nearest(folder, view, round(NEAREST_SHARE * view.samples))
+            results = nearest(folder, view, round(NEAREST_SHARE * view.samples))
         else:
-            told = record(part, folder, dump, view)
-    print(f"{told}; peak {peak():.2f} GiB, {peak() - imported:.2f} above the imports")
+            results = record(part, folder, dump, view)
+    print(f"{results}; peak {peak():.2f} GiB, {peak() - imported:.2f} above the imports")
 
 
 def record(part, folder: Path, dump, view) -> str:
-    """Time and figures of a record of some families."""
+    """Return time and numbers of a record of some families as a text."""
     from ckpt_probe.analysis import Settings, compute_from_blocks
     from ckpt_probe.moments.quality import Scored
 
@@ -97,7 +97,7 @@ def record(part, folder: Path, dump, view) -> str:
             start = stop
 
     started = time.perf_counter()
-    found = compute_from_blocks(
+    detailed = compute_from_blocks(
         blocks, dump.weights, None, Settings(only=only, tolerance=TOLERANCE, memory=MEMORY)
     ).record
     spent = time.perf_counter() - started
@@ -118,11 +118,13 @@ def record(part, folder: Path, dump, view) -> str:
         "nc3.uniformity",
         "classes_present",
     )
-    return f"{part}: {spent:.1f} s; " + ", ".join(f"{name} {found[name]:.6g}" for name in names if found.get(name))
+    return f"{part}: {spent:.1f} s; " + ", ".join(
+        f"{name} {detailed[name]:.6g}" for name in names if detailed.get(name)
+    )
 
 
 def nearest(folder: Path, view, rows: int) -> str:
-    """NC4's pass over the first rows against the bare product, one after the other."""
+    """Return the time of NC4's pass over the first rows and of the product, as a text."""
     import torch
 
     from ckpt_probe.analysis.nearest import Predictions, count_nearest
@@ -133,19 +135,19 @@ def nearest(folder: Path, view, rows: int) -> str:
     moments = Moments(only=("nc3",))
     for features, labels, _ in view.blocks(8 * ROWS):
         moments.update(features, labels)
-    held = [(torch.from_numpy(f), torch.from_numpy(y)) for f, y, _ in first_rows(view, rows)]
+    blocks_in_memory = [(torch.from_numpy(f), torch.from_numpy(y)) for f, y, _ in first_rows(view, rows)]
     means = moments.class_means
     present = means[~means[:, 0].isnan()].float()
 
     def blocks():
         start = 0
-        for features, labels in held:
+        for features, labels in blocks_in_memory:
             some = predictions[start : start + len(labels)]
             yield features, labels, Scored(some, torch.zeros(len(labels)))
             start += len(labels)
 
     started = time.perf_counter()
-    for features, _ in held:
+    for features, _ in blocks_in_memory:
         for part in features.float().split(1024):
             for some in present.split(2048):
                 _ = part @ some.T
@@ -158,7 +160,7 @@ def nearest(folder: Path, view, rows: int) -> str:
 
 
 def first_rows(view, rows: int):
-    """Blocks of the first rows of a split."""
+    """Return blocks of the first rows of a split."""
     for block in view.blocks(ROWS):
         yield block
         rows -= len(block[1])
@@ -167,34 +169,34 @@ def first_rows(view, rows: int):
 
 
 def peak() -> float:
-    """Largest memory of this process so far, GiB."""
+    """Return the peak memory of this process so far in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
 
 
 def main() -> None:
-    """Write each size's dump and measure the parts asked for."""
+    """Write the dump of every size and measure the requested parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the positions and tokens of the full size")
     parser.add_argument("--part", choices=PARTS, action="append")
     parser.add_argument("--growth", action="store_true", help="also half as many samples, classes, features")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.measure:
-        measure(asked.measure[0], Path(asked.measure[1]))
+    arguments = parser.parse_args()
+    if arguments.measure:
+        measure(arguments.measure[0], Path(arguments.measure[1]))
         return
-    full = Size.of(asked.scale)
+    full = Size.of(arguments.scale)
     halves = [
         Size(full.samples // 2, full.features, full.classes),
         Size(full.samples, full.features, full.classes // 2),
         Size(full.samples, full.features // 2, full.classes),
     ]
     print(f"{os.cpu_count()} cores")
-    for size in [full, *(halves if asked.growth else [])]:
+    for size in [full, *(halves if arguments.growth else [])]:
         print(f"N {size.samples:,} D {size.features} C {size.classes:,}", flush=True)
-        with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
             write(Path(folder), size)
-            for part in asked.part or PARTS:
+            for part in arguments.part or PARTS:
                 words = [sys.executable, __file__, "--measure", part, folder]
                 done = subprocess.run(words, check=True, capture_output=True, text=True)
                 print(f"  {done.stdout.strip()}", flush=True)

@@ -1,9 +1,9 @@
-"""What it costs to look at a large checkpoint: `inspect`, `inspect --statistics`, and one tensor of a pickled file.
+"""Cost of looking at a large checkpoint: `inspect`, `inspect --statistics`, and reading a tensor of a pickled file.
 
-A file of random float32 tensors, 4096 × 4096 each, as safetensors and as torch.save writes it. Measured in turn:
-`inspect FILE` against starting Python; `inspect FILE --statistics` against reading the same bytes in blocks of 4 MiB,
-from memory (the page cache) and, where the system can be told to forget them, from the disk;
-the resident memory of a process that opens the pickled file and reads one tensor, over one that imports the same code.
+The file has random float32 tensors of 4096 × 4096, once as safetensors and once written by torch.save. Measured in
+turn: `inspect FILE` against starting Python; `inspect FILE --statistics` against reading the file in blocks of 4 MiB,
+from memory (the page cache) and, if the system can drop its cache, from the disk; and the resident memory of a process
+that opens the pickled file and reads one tensor, above that of one that imports the same code.
 
 Run: python benchmarks/looking.py [--gib 1] [--repeats 5] [--folder DIR]
 """
@@ -36,7 +36,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)
 
 
 def write_files(folder: Path, gib: float) -> tuple[Path, Path]:
-    """The same tensors as safetensors and as a pickled file."""
+    """Write tensors as safetensors and as a pickled file."""
     import torch
     from safetensors.torch import save_file
 
@@ -49,30 +49,30 @@ def write_files(folder: Path, gib: float) -> tuple[Path, Path]:
 
 
 def cost(command: list[str]) -> tuple[float, float]:
-    """Seconds of a command by the clock, and by the processor."""
+    """Return the seconds of a command by the clock and of processor time."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     took, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     return took, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def paired(
+def medians_of_pairs(
     ours: list[str], theirs: list[str], repeats: int, before: Callable[[], None] = lambda: None
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Medians of both commands, run in turn, `before` before each: (by the clock, by the processor) each."""
-    found = []
+    """Return medians of both commands, run in turn after calling `before`: (clock, processor) of each."""
+    times = []
     for _ in range(repeats):
         before()
-        one = cost(ours)
+        first = cost(ours)
         before()
-        found.append((one, cost(theirs)))
-    sides = list(zip(*found, strict=True))
-    one, other = ((statistics.median(t[0] for t in side), statistics.median(t[1] for t in side)) for side in sides)
-    return one, other
+        times.append((first, cost(theirs)))
+    sides = list(zip(*times, strict=True))
+    first, second = ((statistics.median(t[0] for t in side), statistics.median(t[1] for t in side)) for side in sides)
+    return first, second
 
 
-def forgotten(file: Path) -> None:
-    """Take a file out of the page cache."""
+def drop_from_cache(file: Path) -> None:
+    """Remove a file from the page cache."""
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -90,17 +90,17 @@ def main() -> None:
         safe, pickled = write_files(Path(folder), options.gib)
         print(f"{safe.stat().st_size / 2**30:.2f} GiB")
         for file in (safe, pickled):
-            ours, bare = paired([*command, str(file)], [*python, "-c", "pass"], options.repeats)
-            told = f"{ours[0] - bare[0]:.3f} s over starting Python ({ours[1] - bare[1]:.3f} s of the processor)"
-            print(f"inspect {file.suffix}: {told}")
+            ours, bare = medians_of_pairs([*command, str(file)], [*python, "-c", "pass"], options.repeats)
+            excess = f"{ours[0] - bare[0]:.3f} s over starting Python ({ours[1] - bare[1]:.3f} s of the processor)"
+            print(f"inspect {file.suffix}: {excess}")
         reading = [*python, "-c", READ.format(block=BLOCK), str(safe)]
         places = {"memory": lambda: None}
         if hasattr(os, "posix_fadvise"):
-            places["disk"] = partial(forgotten, safe)
-        for place, before in places.items():
-            ours, bare = paired([*command, str(safe), "--statistics"], reading, options.repeats, before)
+            places["disk"] = partial(drop_from_cache, safe)
+        for source, before in places.items():
+            ours, bare = medians_of_pairs([*command, str(safe), "--statistics"], reading, options.repeats, before)
             ratio = f"{bare[0] / ours[0]:.2f} of the speed of reading"
-            print(f"--statistics from {place}: {ours[0]:.2f} s, reading alone {bare[0]:.2f} s: {ratio}")
+            print(f"--statistics from {source}: {ours[0]:.2f} s, reading alone {bare[0]:.2f} s: {ratio}")
         done = subprocess.run([*python, "-c", OPENED, str(pickled)], check=True, capture_output=True, text=True)
         print(f"one tensor of the pickled file: {int(done.stdout) / 1024:.0f} MiB resident more than the imports take")
 

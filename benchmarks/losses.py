@@ -1,8 +1,8 @@
-"""What each loss adds to a training step of the builtin `cnn`: 128 inputs of 1 × 28 × 28, 512 penultimate features.
+"""Time that each loss adds to a training step of the builtin `cnn`: 128 inputs of 1 × 28 × 28, 512 features.
 
-A step is forward, backward and an update of SGD. Plain steps and steps with one loss take turns, --repeats of each; the
-medians, by the clock and of this process's own processor time, which a busy machine distorts less. The other source of
-cma: as many features of another model, which is not trained.
+A step is a forward pass, a backward pass and an update of SGD. Plain steps and steps with one loss take turns,
+--repeats of each; prints medians by the clock and of processor time, which a busy machine distorts less. The other
+source of cma is as many features of another model that is not trained.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/losses.py [--classes 10 --classes 100] [--device cpu] [--repeats 30]
 """
@@ -25,12 +25,12 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def losses(classes: int, device: torch.device) -> dict[str, Loss | None]:
-    """(features, labels, weights) → loss, by name; None is the plain step."""
-    other = torch.randn(BATCH, HIDDEN, generator=torch.Generator().manual_seed(1)).to(device)
+    """Return functions (features, labels, weights) → loss by name, with None for the plain step."""
+    anchors = torch.randn(BATCH, HIDDEN, generator=torch.Generator().manual_seed(1)).to(device)
     other_labels = torch.arange(BATCH, device=device) % classes
     return {
         "plain": None,
-        "cma": lambda features, labels, _: cma(features, labels, other, other_labels),
+        "cma": lambda features, labels, _: cma(features, labels, anchors, other_labels),
         "mir": mir_loss,
         "hdr": hdr_loss,
     }
@@ -39,7 +39,7 @@ def losses(classes: int, device: torch.device) -> dict[str, Loss | None]:
 def step(
     model: nn.Sequential, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor, loss: Loss | None
 ) -> None:
-    """One update."""
+    """Make one update."""
     *body, head = model
     assert isinstance(head, nn.Linear)
     optimizer.zero_grad()
@@ -54,7 +54,7 @@ def step(
 
 
 def measure(classes: int, device: torch.device, repeats: int) -> None:
-    """Median times of the plain step and of the step with each loss."""
+    """Print median times of the plain step and of the step with each loss."""
     torch.manual_seed(0)
     model = build_model("cnn", {"hidden": HIDDEN}, input_shape=(1, 28, 28), classes=classes).to(device)
     assert isinstance(model, nn.Sequential)
@@ -74,12 +74,12 @@ def measure(classes: int, device: torch.device, repeats: int) -> None:
     plain = medians.pop("plain")
     for name, times in medians.items():
         shares = [after / before - 1 for before, after in zip(plain, times, strict=True)]
-        told = [
+        texts = [
             f"{kind}: without {before:6.1f} ms  with {after:6.1f} ms  {share:+6.1%}"
             for kind, before, after, share in zip(("clock", "processor"), plain, times, shares, strict=True)
         ]
         verdict = "" if max(shares) < WANTED else f"   MORE THAN {WANTED:.0%}"
-        print(f"C {classes:4}  {name}   {'   '.join(told)}{verdict}", flush=True)
+        print(f"C {classes:4}  {name}   {'   '.join(texts)}{verdict}", flush=True)
 
 
 def _settle(device: torch.device) -> None:
@@ -88,15 +88,15 @@ def _settle(device: torch.device) -> None:
 
 
 def main() -> None:
-    """Measure each number of classes."""
+    """Measure every number of classes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, action="append")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=30)
-    asked = parser.parse_args()
-    print(f"{torch.get_num_threads()} threads, {asked.device}; batch {BATCH}, D {HIDDEN}")
-    for classes in asked.classes or [10, 100]:
-        measure(classes, torch.device(asked.device), asked.repeats)
+    arguments = parser.parse_args()
+    print(f"{torch.get_num_threads()} threads, {arguments.device}; batch {BATCH}, D {HIDDEN}")
+    for classes in arguments.classes or [10, 100]:
+        measure(classes, torch.device(arguments.device), arguments.repeats)
 
 
 if __name__ == "__main__":

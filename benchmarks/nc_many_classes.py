@@ -1,13 +1,13 @@
-"""Neural collapse at few and at many classes: `only=("nc",)`, the whole record, and rhubarbwu/neural-collapse.
+"""Neural collapse for few and many classes: `only=("nc",)`, the complete record, and rhubarbwu/neural-collapse.
 
-Few: N = 60,000, D = 512, C = 10. Many: N = 100,000, D = 512, C = 5,000. Features of float32 around the weights of their
-labels, in memory; alternating runs in one process, the median of each. The other package is measured with the same
-rows, where its source is given: class means, within-class covariance, variances, decisions (float32, blocks of 8,192
-rows), then NC1 by pseudo-inverse, CDNV, the distance from the simplex ETF, duality and agreement. At many classes its
-CDNV holds C × C × D numbers, 51 GB; it is measured without, and with `--cdnv` by tiles of 64.
+Few: N = 60,000, D = 512, C = 10. Many: N = 100,000, D = 512, C = 5,000. Float32 features around the weights of their
+labels, in memory; alternating runs in one process, the median of each. The other package is measured with the same rows
+if its source is given: class means, within-class covariance, variances, decisions (float32, blocks of 8,192 rows), then
+NC1 by pseudo-inverse, CDNV, the distance from the simplex ETF, duality and agreement. For many classes its CDNV would
+need C × C × D numbers, 51 GB; it is measured without, and with `--cdnv` in tiles of 64.
 
-Three plain passes in float32 are measured beside them. With `--dump` also from a dump of the same rows with their
-logits, as `extract` writes it, which NC4 need not compute.
+Three plain passes in float32 are measured too. With `--dump` the analysis also runs on a dump of the same rows with
+their logits, as `extract` writes it, for which NC4 need not compute logits.
 
 Run: python benchmarks/nc_many_classes.py [--neural-collapse DIR] [--case few|many] [--repeats 3] [--whole] [--dump]
 """
@@ -34,7 +34,7 @@ ROWS = 8192
 
 
 def labelled_features(samples: int, features: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Features (N, D) around the weights (C, D) of their labels (N,)."""
+    """Return features (N, D) around the weights (C, D) of their labels (N,)."""
     generator = torch.Generator().manual_seed(0)
     weights = torch.randn(classes, features, generator=generator)
     labels = torch.randint(0, classes, (samples,), generator=generator)
@@ -44,8 +44,8 @@ def labelled_features(samples: int, features: int, classes: int) -> tuple[Tensor
     return rows, labels, weights
 
 
-def written(path: Path, rows: Tensor, labels: Tensor, weights: Tensor) -> Path:
-    """A dump of the rows, their labels and logits, and the classifier."""
+def write_rows(path: Path, rows: Tensor, labels: Tensor, weights: Tensor) -> Path:
+    """Write a dump of the rows, their labels and logits, and the classifier."""
     with DumpWriter(path, None, classes=len(weights), features=weights.shape[1]) as writer:
         writer.write_classifier(weights)
         writer.start_split("test", len(rows))
@@ -55,7 +55,7 @@ def written(path: Path, rows: Tensor, labels: Tensor, weights: Tensor) -> Path:
 
 
 def theirs(source: Path, rows: Tensor, labels: Tensor, weights: Tensor, *, tiles: int | None) -> dict[str, float]:
-    """What the other package gives, in the order in which its own example takes it."""
+    """Return the numbers of the other package, computed in the order of its own example."""
     if str(source) not in sys.path:
         sys.path.insert(0, str(source))
     from neural_collapse import accumulate, measure  # pyright: ignore[reportMissingImports]
@@ -76,7 +76,7 @@ def theirs(source: Path, rows: Tensor, labels: Tensor, weights: Tensor, *, tiles
         if tiles is not None:
             spreads.accumulate(block, numbers, means)
         decisions.accumulate(block, numbers, weights, means)
-    found = {
+    results = {
         "nc1.pinv": measure.covariance_ratio(products.compute(), means, centre),
         "nc2": measure.simplex_etf_error(means, centre),
         "nc3": measure.self_duality_error(weights, means, centre),
@@ -84,8 +84,8 @@ def theirs(source: Path, rows: Tensor, labels: Tensor, weights: Tensor, *, tiles
     }
     if tiles is not None:
         variances, _ = spreads.compute()
-        found["nc1.cdnv"] = measure.variability_cdnv(variances, means, tile_size=tiles)
-    return found
+        results["nc1.cdnv"] = measure.variability_cdnv(variances, means, tile_size=tiles)
+    return results
 
 
 def plain(rows: Tensor, labels: Tensor, weights: Tensor) -> dict[str, float]:
@@ -105,36 +105,36 @@ def plain(rows: Tensor, labels: Tensor, weights: Tensor) -> dict[str, float]:
     return {}
 
 
-def timed(function: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds that a call takes, and what it gives."""
+def time_call(function: Callable[[], Any]) -> tuple[float, Any]:
+    """Return the seconds of a call, and its result."""
     started = time.perf_counter()
     value = function()
     return time.perf_counter() - started, value
 
 
-def measure_case(case: str, asked: argparse.Namespace, folder: Path) -> None:
-    """Time all of one case in turn, and print each with its ratio to the other package's."""
+def measure_case(case: str, arguments: argparse.Namespace, folder: Path) -> None:
+    """Time all functions of a case in turn; print each with its ratio to the other package's."""
     rows, labels, weights = labelled_features(*CASES[case])
     functions: dict[str, Callable[[], Any]] = {
         "three float32 passes": lambda: plain(rows, labels, weights),
         "only nc": lambda: analyze_features(rows, labels, weights, only=("nc",)),
         "only nc, float32": lambda: analyze_features(rows, labels, weights, only=("nc",), precision="float32"),
     }
-    if asked.whole:
+    if arguments.whole:
         functions["whole record"] = lambda: analyze_features(rows, labels, weights)
-    if asked.dump:
-        path = written(folder / f"{case}.h5", rows, labels, weights)
+    if arguments.dump:
+        path = write_rows(folder / f"{case}.h5", rows, labels, weights)
         functions["only nc, of a dump"] = lambda: analyze(path, only=("nc",))[0]
-        if asked.whole:
+        if arguments.whole:
             functions["whole, of a dump"] = lambda: analyze(path)[0]
-    if asked.neural_collapse:
-        tiles = 64 if asked.cdnv else None
-        functions["neural-collapse"] = lambda: theirs(asked.neural_collapse, rows, labels, weights, tiles=tiles)
+    if arguments.neural_collapse:
+        tiles = 64 if arguments.cdnv else None
+        functions["neural-collapse"] = lambda: theirs(arguments.neural_collapse, rows, labels, weights, tiles=tiles)
     spent: dict[str, list[float]] = {name: [] for name in functions}
-    found: dict[str, Any] = {}
-    for _ in range(asked.repeats + 1):
+    results: dict[str, Any] = {}
+    for _ in range(arguments.repeats + 1):
         for name, function in functions.items():
-            seconds, found[name] = timed(function)
+            seconds, results[name] = time_call(function)
             spent[name].append(seconds)
     samples, features, classes = CASES[case]
     print(f"N {samples:,} D {features} C {classes:,}")
@@ -145,7 +145,7 @@ def measure_case(case: str, asked: argparse.Namespace, folder: Path) -> None:
         beside = f"  {statistics.median(ratios):5.2f} × neural-collapse" if ratios else ""
         values = {
             key: value
-            for key, value in found[name].items()
+            for key, value in results[name].items()
             if key in ("nc1.pinv", "nc1.cdnv", "nc4.disagreement", "nc4")
         }
         print(
@@ -155,7 +155,7 @@ def measure_case(case: str, asked: argparse.Namespace, folder: Path) -> None:
 
 
 def main() -> None:
-    """Measure the cases asked for."""
+    """Measure the requested cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=list(CASES))
     parser.add_argument("--repeats", type=int, default=3)
@@ -163,11 +163,11 @@ def main() -> None:
     parser.add_argument("--dump", action="store_true", help="from a dump with logits too")
     parser.add_argument("--neural-collapse", type=Path, metavar="DIR", help="source of rhubarbwu/neural-collapse")
     parser.add_argument("--cdnv", action="store_true", help="its CDNV too")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads")
     with tempfile.TemporaryDirectory() as folder:
-        for case in [asked.case] if asked.case else CASES:
-            measure_case(case, asked, Path(folder))
+        for case in [arguments.case] if arguments.case else CASES:
+            measure_case(case, arguments, Path(folder))
 
 
 if __name__ == "__main__":

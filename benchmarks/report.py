@@ -1,7 +1,7 @@
-"""A report of many checkpoints: seconds to write it, its size, and in a browser seconds to its first plots and a step.
+"""A report of many checkpoints: seconds to write it, its size, and in a browser seconds of first plots and of a step.
 
-500 checkpoints, 40 metrics and 2 splits as records, or with --dumps so many dumps of small features, whose matrices,
-spectra and classes follow the slider too.
+The input has 500 checkpoints, 40 metrics and 2 splits as records, or with --dumps as many dumps of small features,
+whose matrices, spectra and classes also follow the slider.
 
 Run: python benchmarks/report.py [--checkpoints 500] [--metrics 40] [--dumps] [--folder DIR]
 """
@@ -39,7 +39,7 @@ SPLITS = ("train", "test")
 
 
 def write_records(path: Path, checkpoints: int, metrics: int) -> None:
-    """Records of a run that falls, with noise."""
+    """Write records of a run with decreasing, noisy numbers."""
     generator = np.random.default_rng(0)
     with path.open("w", encoding="utf-8") as file:
         for index in range(checkpoints):
@@ -52,7 +52,7 @@ def write_records(path: Path, checkpoints: int, metrics: int) -> None:
 
 
 def write_dumps(folder: Path, checkpoints: int, classes: int = 10, features: int = 32) -> None:
-    """Dumps whose classes part."""
+    """Write dumps whose classes become separated."""
     from ckpt_probe.dumps import DumpWriter
 
     generator = np.random.default_rng(0)
@@ -70,51 +70,53 @@ def write_dumps(folder: Path, checkpoints: int, classes: int = 10, features: int
 
 
 def measure(page: Path) -> list[str]:
-    """What the browser needs, in words: the median of three loads, and of steps over the whole slider."""
+    """Return the times of the browser as texts: medians of three loads, and of steps over the complete slider."""
     if reason := missing():
         return [f"in the browser: {reason}"]
-    found = []
+    loads = []
     with browser() as driver:
         for _ in range(3):
             open_page(driver, page, seconds=300)
-            found.append(driver.execute_script(TIMES))
+            loads.append(driver.execute_script(TIMES))
         last = driver.execute_script("return Number(document.getElementById('checkpoint').max)")
-        steps = [driver.execute_async_script(STEP, round(place * last / 20)) for place in range(21)]
-    drawn, painted = (statistics.median(one[i] for one in found if one[i] is not None) for i in (0, 1))
-    computed, shown = (sorted(step[i] for step in steps) for i in (0, 1))
+        steps = [driver.execute_async_script(STEP, round(position * last / 20)) for position in range(21)]
+    drawn, painted = (statistics.median(load[i] for load in loads if load[i] is not None) for i in (0, 1))
+    computed, redrawn = (sorted(step[i] for step in steps) for i in (0, 1))
     return [
         f"first plots drawn after {drawn:.0f} ms, first paint after {painted:.0f} ms (limit 2000)",
         f"a step of the slider: {statistics.median(computed):.0f} ms, at most {computed[-1]:.0f} ms; "
-        f"until it is on the screen {statistics.median(shown):.0f} ms, at most {shown[-1]:.0f} ms (limit 100)",
+        f"until it is on the screen {statistics.median(redrawn):.0f} ms, at most {redrawn[-1]:.0f} ms (limit 100)",
     ]
 
 
 def main() -> None:
-    """Make the input, time the command as a whole process, then the page in a browser."""
+    """Write the input, time the command in a separate process, then the page in a browser."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoints", type=int, default=500)
     parser.add_argument("--metrics", type=int, default=40)
     parser.add_argument("--dumps", action="store_true")
     parser.add_argument("--folder", type=Path)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = given.folder or Path(temporary)
-        source, page = folder / ("dumps" if given.dumps else "records.jsonl"), folder / "report.html"
+        folder = arguments.folder or Path(temporary)
+        source, page = folder / ("dumps" if arguments.dumps else "records.jsonl"), folder / "report.html"
         if not source.exists():
-            write_dumps(source, given.checkpoints) if given.dumps else write_records(
-                source, given.checkpoints, given.metrics
+            write_dumps(source, arguments.checkpoints) if arguments.dumps else write_records(
+                source, arguments.checkpoints, arguments.metrics
             )
         command = [sys.executable, "-m", "ckpt_probe", "report", str(source), "-o", str(page), "--overwrite"]
-        if given.dumps:
-            # The first call analyzes; what is timed is the report of what is in the cache.
+        if arguments.dumps:
+            # The first call analyzes the dumps; the timed one reads their records from the cache.
             subprocess.run(command, check=True, capture_output=True)
         started = time.perf_counter()
         subprocess.run(command, check=True, capture_output=True)
         seconds = time.perf_counter() - started
         kind = (
-            "dumps, analyzed before" if given.dumps else f"checkpoints × {given.metrics} metrics × {len(SPLITS)} splits"
+            "dumps, analyzed before"
+            if arguments.dumps
+            else f"checkpoints × {arguments.metrics} metrics × {len(SPLITS)} splits"
         )
-        print(f"{os.cpu_count()} cores; {given.checkpoints} {kind}")
+        print(f"{os.cpu_count()} cores; {arguments.checkpoints} {kind}")
         print(f"written in {seconds:.1f} s (limit 10), {page.stat().st_size / 1e6:.2f} MB (limit 6)")
         print("\n".join(measure(page)))
 

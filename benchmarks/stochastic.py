@@ -1,12 +1,12 @@
-"""The sampled joint entropy: time and error against tolerance at a size that has no exact route; calibration at sizes
-that have one.
+"""The sampled joint entropy: time and error by tolerance where no exact algorithm fits, and error bars for small sizes.
 
-Large: features of N = 50,000 rows, D = 2,048, C = 1,000 (ImageNet's validation set under a ResNet-50): the whole record
-of `Moments` in one pass and its samples, in multiples of one `Z.T @ Z` in float64 over the same rows, with the peak
-memory of the process above the features themselves.
+Large: features of N = 50,000 rows, D = 2,048, C = 1,000 (ImageNet's validation set under a ResNet-50): the complete
+record of `Moments` with its samples, in multiples of one `Z.T @ Z` in float64 over the same rows, with the peak memory
+of the process above the features.
 
-Small: kinds of features with N = 1,000 or 20,000, whose exact value is that of the definition: over many seeds, how
-often it lies within two standard errors, for orders 1, 0.1, 0.5 and 2 (at the first tolerance; else for order 1).
+Small: several kinds of features with N = 1,000 or 20,000, whose exact value follows from the definition: how often it
+lies within two standard errors over many seeds, for orders 1, 0.1, 0.5 and 2 (at the first tolerance; else for order
+1).
 
 Run: python benchmarks/stochastic.py [--part large|small] [--runs 100] [--tolerance 1e-3 ...]
 """
@@ -33,7 +33,7 @@ TOLERANCES = (1e-2, 1e-3)
 ORDERS = (1.0, 0.1, 0.5, 2.0)
 ROWS = 4096
 MOST = 96
-"""Probes after which a run of the small part stops, whether it has reached its tolerance or not."""
+"""Number of probes after which a run of the small part stops, even if it has not reached its tolerance."""
 
 GIB = 2**30
 
@@ -42,9 +42,12 @@ GIB = 2**30
 class Regime:
     """Rows around the weights of their labels, or around a simplex.
 
-    heads: "random", "simplex" (which the class means are too) or "rank one" up to a tenth of noise; zipf: class sizes
-    by Zipf's law; noise: its length beside a unit class mean; tail: how fast the noise falls from feature to feature;
-    shared: length of a direction that all rows have.
+    Attributes:
+        heads: "random", "simplex" (also for the class means), or "rank one" up to a tenth of noise.
+        zipf: Whether class sizes follow Zipf's law.
+        noise: Length of the noise relative to a unit class mean.
+        tail: Rate at which the noise decreases from feature to feature.
+        shared: Length of a direction that all rows have in common.
     """
 
     samples: int
@@ -76,7 +79,7 @@ REGIMES = {
 
 
 def rows_of(regime: Regime) -> tuple[Tensor, Tensor, Tensor]:
-    """Features (N, D), labels (N,), weights (C, D)."""
+    """Return features (N, D), labels (N,) and weights (C, D)."""
     generator = torch.Generator().manual_seed(3)
 
     def normal(*shape: int) -> Tensor:
@@ -100,7 +103,7 @@ def rows_of(regime: Regime) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def labelled_features(size: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Features (N, D) of float32 around the weights (C, D) of their labels (N,)."""
+    """Return float32 features (N, D) around the weights (C, D) of their labels (N,)."""
     samples, features, classes = size
     generator = torch.Generator().manual_seed(0)
     weights = torch.randn(classes, features, generator=generator)
@@ -112,14 +115,14 @@ def labelled_features(size: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tenso
 
 
 def peak() -> float:
-    """Largest memory of this process so far, GiB."""
+    """Return the peak memory of this process so far in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
 
 
 def large(tolerances: list[float]) -> None:
-    """The whole record at ImageNet's size, by tolerance."""
+    """Print the complete record's time and error at ImageNet's size, by tolerance."""
     rows, labels, weights = labelled_features(LARGE)
-    held = peak()
+    memory_before = peak()
 
     def blocks():
         for start in range(0, len(rows), ROWS):
@@ -135,7 +138,8 @@ def large(tolerances: list[float]) -> None:
 
     unit = min(product(), product())
     print(
-        f"N {LARGE[0]:,} D {LARGE[1]:,} C {LARGE[2]:,}: Z.T @ Z {unit:.2f} s; features held: {held:.2f} GiB", flush=True
+        f"N {LARGE[0]:,} D {LARGE[1]:,} C {LARGE[2]:,}: Z.T @ Z {unit:.2f} s; features held: {memory_before:.2f} GiB",
+        flush=True,
     )
     for tolerance in tolerances:
         started = time.perf_counter()
@@ -148,14 +152,14 @@ def large(tolerances: list[float]) -> None:
         print(
             f"tolerance {tolerance:.0e}: MIR {mir:.6f} relative s.e. {error / mir:.1e}  "
             f"probes {record['sample.probes']:4}  {spent:6.1f} s = {spent / unit:5.1f} × Z.T @ Z  "
-            f"peak above the features {peak() - held:.2f} GiB"
+            f"peak above the features {peak() - memory_before:.2f} GiB"
             f"  [{record['route']}]",
             flush=True,
         )
 
 
 def small(name: str, runs: int, tolerance: float, orders: tuple[float, ...]) -> None:
-    """Errors and error bars against the exact values, over seeds."""
+    """Print errors and error bars against the exact values, over seeds."""
     rows, labels, weights = rows_of(REGIMES[name])
     unit, heads = torch.nn.functional.normalize(rows), torch.nn.functional.normalize(weights)
     counts = torch.bincount(labels, minlength=len(heads))
@@ -199,7 +203,7 @@ def small(name: str, runs: int, tolerance: float, orders: tuple[float, ...]) -> 
 
 
 def calibration(estimates: list[Estimate], order: float, exact: float) -> str:
-    """Share of the runs with the truth within two standard errors, and the largest error in standard errors."""
+    """Return the share of runs with the exact value within two standard errors, and the largest standardised error."""
     errors = [abs(e.entropies[order] - exact) / e.stderrs[order] for e in estimates if order in e.entropies]
     missing = f" ({len(estimates) - len(errors)} missing)" if len(errors) < len(estimates) else ""
     return (
@@ -208,35 +212,35 @@ def calibration(estimates: list[Estimate], order: float, exact: float) -> str:
 
 
 def eigenvalues(rows: Tensor) -> Tensor:
-    """Those of the Gram matrix of rows (n, d), d < n, over n."""
+    """Return the eigenvalues of the Gram matrix of rows (n, d), d < n, divided by n."""
     return torch.linalg.eigvalsh(rows.T @ rows / len(rows))
 
 
 def by_gram(first: Tensor, second: Tensor) -> Tensor:
-    """Those of the joint matrix by its definition."""
+    """Return the eigenvalues of the joint matrix by its definition."""
     return torch.linalg.eigvalsh((first @ first.T) * (second @ second.T) / len(first))
 
 
 def entropy(values: Tensor, order: float) -> float:
-    """Entropy from eigenvalues that sum to 1, nats."""
+    """Return the entropy of eigenvalues that sum to 1, in nats."""
     values = values[values > len(values) * torch.finfo(values.dtype).eps * values.max()]
     return float(-(values * values.log()).sum() if order == 1 else values.pow(order).sum().log() / (1 - order))
 
 
 def main() -> None:
-    """Measure the parts asked for."""
+    """Measure the requested parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=["large", "small"])
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--tolerance", type=float, action="append")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads")
-    if asked.part != "large":
+    if arguments.part != "large":
         for name in REGIMES:
-            for i, tolerance in enumerate(asked.tolerance or TOLERANCES):
-                small(name, asked.runs, tolerance, ORDERS[:1] if i else ORDERS)
-    if asked.part != "small":
-        large(asked.tolerance or list(TOLERANCES))
+            for i, tolerance in enumerate(arguments.tolerance or TOLERANCES):
+                small(name, arguments.runs, tolerance, ORDERS[:1] if i else ORDERS)
+    if arguments.part != "small":
+        large(arguments.tolerance or list(TOLERANCES))
 
 
 if __name__ == "__main__":

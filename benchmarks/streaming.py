@@ -1,7 +1,7 @@
-"""Throughput of `Moments.update` against a bare blocked X.T @ X in float64 over the same rows.
+"""Throughput of `Moments.update` relative to a blocked X.T @ X in float64 over the same rows.
 
-60,000 rows of 512 features in float32, 10 classes, blocks of 4,096 rows; alternating runs in one process, the median of
-each. The bare product is the least that any second moment costs.
+60,000 float32 rows of 512 features, 10 classes, blocks of 4,096 rows; alternating runs in one process, the median of
+each. The product is the least that second moments can cost.
 
 Run: python benchmarks/streaming.py [--repeats 5]
 """
@@ -20,7 +20,7 @@ SAMPLES, FEATURES, CLASSES, ROWS = 60_000, 512, 10, 4096
 
 
 def bare(features: Tensor, _labels: Tensor) -> None:
-    """Σ x xᵀ over blocks."""
+    """Sum x xᵀ over blocks."""
     total = torch.zeros(FEATURES, FEATURES, dtype=torch.float64)
     for block in features.split(ROWS):
         double = block.double()
@@ -28,7 +28,7 @@ def bare(features: Tensor, _labels: Tensor) -> None:
 
 
 def ours(features: Tensor, labels: Tensor) -> None:
-    """Counts, means, centred scatter and second moments of unit rows by class, over the same blocks."""
+    """Accumulate counts, means, centred scatter and second moments of unit rows by class over the same blocks."""
     moments = Moments(CLASSES)
     for block, numbers in zip(features.split(ROWS), labels.split(ROWS), strict=True):
         moments.update(block, numbers)

@@ -80,15 +80,15 @@ def main() -> None:
         measured = seconds(lambda: list(cp.weights(directory, only="audit,motion")))
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         again = seconds(lambda: list(cp.weights(directory, only="audit,motion", sketch=True)))
-    speeds = [f"{size / taken / 1e9:.2f} GB/s" for taken in (plain, measured, again)]
+    speeds = [f"{size / duration / 1e9:.2f} GB/s" for duration in (plain, measured, again)]
     print(f"{size / 1e9:.1f} GB: reading {speeds[0]}, audit and motion {speeds[1]}, by sketches {speeds[2]}")
     print(f"audit and motion at {plain / measured:.2f} of the speed of reading")
     print(f"memory: {after / 1024:.0f} MiB at most, {(after - before) / 1024:.0f} MiB more than before")
     random, shapes = np.random.default_rng(0), resnet_50()
     matrices = [random.normal(size=shape).astype(np.float32) for shape in shapes]
     first = [random.normal(size=shape).astype(np.float32) for shape in shapes]
-    taken = seconds(lambda: [spectrum_of(*pair) for pair in zip(matrices, first, strict=True)])
-    print(f"spectra of {len(shapes)} matrices, and of their changes: {taken:.1f} s")
+    duration = seconds(lambda: [spectrum_of(*pair) for pair in zip(matrices, first, strict=True)])
+    print(f"spectra of {len(shapes)} matrices, and of their changes: {duration:.1f} s")
 
 
 if __name__ == "__main__":

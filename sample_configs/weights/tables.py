@@ -10,7 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 
 SHARE = 0.95
-"""Share of its whole way that a tensor has gone when it counts as settled."""
+"""Share of its total path length after which a tensor counts as settled."""
 
 
 def read(file: str) -> list[dict]:
