@@ -84,7 +84,7 @@ def test_a_new_signature_replaces_the_old_one_but_another_file_is_refused() -> N
         cleaned("https://h/get?file=b.npz")
 
 
-def test_an_address_within_a_word_is_cleaned() -> None:
+def test_an_address_within_an_argument_is_cleaned() -> None:
     assert clean_words("npz:https://u:secret@h/a.npz?sig=xyz") == "npz:https://h/a.npz"
     assert clean_words("--base=s3://key:secret@b/x") == "--base=s3://b/x"
     assert clean_words("hf://org/model@main/a.bin") == "hf://org/model@main/a.bin"

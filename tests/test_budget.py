@@ -17,7 +17,7 @@ from ckpt_probe.errors import DataError
 from ckpt_probe.files import read_object
 
 
-def test_memory_is_counted_in_sum_and_grows_with_the_file() -> None:
+def test_counted_bytes_add_up_and_their_limit_grows_with_the_file() -> None:
     small, large = Budget("small.npz"), Budget("large.npz", MEMORY)
     for budget, most in ((small, MEMORY), (large, GROWTH * MEMORY)):
         budget.spend(most // 2)

@@ -36,7 +36,7 @@ def test_a_dangling_link_counts_as_existing(tmp_path: Path) -> None:
         write_text(tmp_path / "link", "x")
 
 
-def test_an_error_midway_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def test_an_error_while_writing_leaves_only_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
     write_text(target, "old")
 

@@ -115,7 +115,7 @@ def dump(tmp_path: Path) -> Path:
     return cp.extract(model, batches, tmp_path / "step-000001.h5", split="test", device="cpu", layers=["0", "1"])
 
 
-def test_a_single_name_serves_wherever_names_are_expected(dump: Path) -> None:
+def test_a_single_name_is_accepted_in_place_of_a_list(dump: Path) -> None:
     [record] = cp.analyze(dump, splits="test", layers=False, orders=2)
     assert record["split"] == "test"
     assert "renyi_2.class.mir" in record
@@ -131,7 +131,7 @@ def test_per_class_records_are_those_of_the_command(dump: Path) -> None:
     assert sum(record["samples"] for record in records) == 30
 
 
-def test_a_module_in_place_of_a_name_gets_an_explanation(tmp_path: Path) -> None:
+def test_a_module_in_place_of_a_name_is_refused_with_an_explanation(tmp_path: Path) -> None:
     module = torch.nn.Linear(2, 2)
     with pytest.raises(cp.UsageError, match=r"found a Linear; extract\(model, loader, out\) takes a module itself"):
         cp.extract_series(tmp_path, tmp_path / "out", model=module)
@@ -156,7 +156,7 @@ def test_moments_can_be_reset_and_loaded_from_a_state(tmp_path: Path) -> None:
     )
 
 
-def test_training_takes_the_path_of_a_configuration_and_pruning_one_sparsity(tmp_path: Path) -> None:
+def test_training_accepts_the_path_of_a_configuration_and_pruning_a_single_sparsity(tmp_path: Path) -> None:
     config = tmp_path / "a.toml"
     config.write_text(
         '[data]\nname = "digits"\n[model]\nname = "mlp"\narguments = { hidden = [8] }\n[training]\nsteps = 1\n'

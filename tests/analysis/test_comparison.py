@@ -74,7 +74,7 @@ def test_values_too_far_apart_for_a_difference_are_refused(tmp_path: Path) -> No
         compare([group(tmp_path / "plain", low), group(tmp_path / "other", high)])
 
 
-def test_means_deviations_and_paired_differences_by_hand(tmp_path: Path) -> None:
+def test_means_deviations_and_paired_differences_equal_those_computed_by_hand(tmp_path: Path) -> None:
     plain, other = compare([group(tmp_path / "plain", PLAIN), group(tmp_path / "other", OTHER)])
     assert (plain.group, plain.verdict, plain.seeds, plain.step, plain.difference) == (
         "plain",
@@ -130,7 +130,7 @@ def test_students_interval_agrees_with_its_formula() -> None:
     assert (low, high) == (pytest.approx(3 - half, rel=1e-6), pytest.approx(3 + half, rel=1e-6))
 
 
-def test_few_pairs_have_no_interval_and_equal_differences_one_point(tmp_path: Path) -> None:
+def test_few_pairs_have_no_interval_and_that_of_equal_differences_is_a_point(tmp_path: Path) -> None:
     few = [group(tmp_path / "a", {"s0": 0.5, "s1": 0.6}), group(tmp_path / "b", {"s0": 0.7, "s1": 0.9})]
     two = compare(few)[1]
     assert (two.low, two.high, two.verdict) == (None, None, "undecided")
@@ -192,7 +192,7 @@ def test_every_step_is_compared_and_the_first_lasting_difference_is_named(tmp_pa
     assert {entry.differs_from for entry in same} == {None}
 
 
-def test_equal_loss_has_one_band_for_all_losses(tmp_path: Path) -> None:
+def test_groups_at_equal_loss_have_one_band_for_all_losses(tmp_path: Path) -> None:
     pair = [course(tmp_path / "a", 0), course(tmp_path / "b", 0.1, seed=1)]
     _, other = compare(pair, at="loss")
     assert (other.verdict, other.direction, other.pairs) == ("different", "higher", 6)
@@ -219,7 +219,7 @@ def test_the_band_at_equal_loss_has_its_confidence_with_three_pairs() -> None:
 
 
 @pytest.mark.parametrize("pairs", [3, 6])
-def test_groups_of_one_pool_rarely_differ(pairs: int) -> None:
+def test_groups_drawn_from_the_same_runs_rarely_differ(pairs: int) -> None:
     """Draw A/A groups, at one level and along a correlated curve: at most 5 %, with three standard errors."""
     differences = np.random.default_rng(0).normal(size=(120, pairs, 8)).cumsum(axis=2)
     single = np.mean([difference_p(sample[:, 0].tolist()) <= 0.05 for sample in differences])
@@ -290,7 +290,7 @@ def dump(path: Path, seed: int) -> Path:
     return path
 
 
-def test_dumps_are_analyzed_at_the_step_and_a_records_file_gives_the_same(tmp_path: Path, user_cache: Path) -> None:
+def test_dumps_and_files_of_records_give_the_same_comparison_at_a_step(tmp_path: Path, user_cache: Path) -> None:
     for seed in range(2):
         run = tmp_path / "dumps" / f"seed-{seed}"
         paths = [dump(run / f"step-{step}.h5", 10 * seed + step) for step in (5, 10)]

@@ -49,7 +49,7 @@ def data(samples: int = 90) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndar
     return weights[labels] + generator.normal(size=(samples, 6)), labels, weights, generator.normal(size=4)
 
 
-def test_a_record_has_every_documented_name_and_every_entry() -> None:
+def test_a_record_has_every_documented_name_and_every_registered_metric() -> None:
     features, labels, weights, bias = data()
     record = analyze_features(features, labels, weights, bias, centred=True)
     assert set(record) == DOCUMENTED
@@ -61,7 +61,7 @@ def test_a_record_has_every_documented_name_and_every_entry() -> None:
     assert list(record) == list(in_order(dict(reversed(record.items()))))
 
 
-def test_accuracy_loss_and_nc4_from_weights_and_bias() -> None:
+def test_accuracy_loss_and_nc4_are_computed_from_weights_and_bias() -> None:
     features, labels, weights, bias = data()
     record = analyze_features(features, labels, weights, bias)
     logits = features @ weights.T + bias
@@ -106,7 +106,7 @@ def test_blocks_of_any_size_give_the_same_record(rows: int) -> None:
         assert record[name] == expected, name
 
 
-def test_centred_is_the_record_of_centred_features() -> None:
+def test_centred_metrics_are_those_of_centred_features() -> None:
     features, labels, weights, _ = data()
     record = analyze_features(features + 3, labels, weights, centred=True)
     moved = analyze_features(features - features.mean(axis=0), labels, weights)
@@ -136,7 +136,7 @@ def test_different_numbers_of_rows_are_refused() -> None:
         analyze_features(features, labels, weights, logits=np.zeros((3, 4)))
 
 
-def test_an_infinite_loss_is_missing_not_infinite() -> None:
+def test_an_infinite_loss_is_missing() -> None:
     features, labels, weights, _ = data()
     logits = np.where(np.eye(4, dtype=bool)[labels], -math.inf, 0.0)
     record = analyze_features(features, labels, weights, logits=logits)
@@ -229,7 +229,7 @@ def test_per_class_values_that_are_not_finite_are_missing_with_the_reason() -> N
         assert "variance: not finite" in str(row["missing"])
 
 
-def test_errors_of_a_difference_use_that_rows_are_paired() -> None:
+def test_the_error_of_a_difference_of_paired_rows_is_smaller() -> None:
     features, labels, weights, bias = data(120)
     moved = features + 0.01 * np.random.default_rng(1).normal(size=features.shape)
     first, second = (analyze_features(rows, labels, weights, bias, errors=True) for rows in (features, moved))

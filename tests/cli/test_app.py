@@ -35,7 +35,9 @@ def test_every_option_has_a_sentence_and_every_verb_an_example(verb: str) -> Non
             assert parameter.help.endswith("."), f"{verb} {parameter.name}: not a sentence"
 
 
-def test_options_and_lines_of_help_are_few(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_of_options_and_of_lines_of_help_are_limited(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     count = 0
     for verb in VERBS:

@@ -96,7 +96,7 @@ def test_groups_are_directories_of_runs_or_patterns(dumps: Path, capsys: pytest.
     assert json.loads(capsys.readouterr().out)["other"] == "dumps/b"
 
 
-def test_errors_are_single_lines_with_flags(dumps: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_printed_in_one_line_with_flags(dumps: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with h5py.File("none.h5", "w") as file:
         file["test/features"], file["test/labels"] = np.zeros((4, 2)), LABELS
     for words, code, message in (

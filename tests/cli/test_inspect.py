@@ -175,7 +175,7 @@ def test_verify_reports_tensors_without_hashes(tmp_path: Path, capsys: pytest.Ca
     assert "step-2.safetensors: tensor '2.bias' is damaged" in capsys.readouterr().out
 
 
-def test_verify_reads_a_dump(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_detects_damage_in_a_dump(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.h5"
     features = torch.randn(40, 5)
     with DumpWriter(path, None, classes=3, features=5) as writer:

@@ -54,7 +54,7 @@ def test_a_path_is_drawn_along_alpha(directory: Path) -> None:
     assert (directory / "a.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_labels_distinguish_the_files(directory: Path) -> None:
+def test_files_of_the_same_name_get_distinct_labels(directory: Path) -> None:
     runs = [f"plain/seed-{seed}/metrics.jsonl" for seed in range(2)]
     assert open_conditions(["points.jsonl"]) == {"points": [Path("points.jsonl")]}
     assert open_conditions(runs) == {f"seed-{seed}": [Path(run)] for seed, run in enumerate(runs)}

@@ -141,7 +141,7 @@ def test_bfloat16_is_stored_exactly(tmp_path: Path) -> None:
         np.testing.assert_array_equal(dump["test"].features[:], features.float().numpy())
 
 
-def test_too_few_or_too_many_rows_leave_no_file(tmp_path: Path) -> None:
+def test_too_few_or_too_many_rows_are_refused_and_leave_no_file(tmp_path: Path) -> None:
     def fill(rows: int) -> None:
         with DumpWriter(tmp_path / "a.h5", None, classes=2, features=2) as writer:
             writer.start_split("test", 4, logits=False)
@@ -376,7 +376,9 @@ def test_a_step_may_be_an_array_of_one_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "size", "wider"), [("float16", 7e4, "float32"), ("float32", 1e39, "float64")])
-def test_features_beyond_their_precision_leave_no_file(tmp_path: Path, dtype: str, size: float, wider: str) -> None:
+def test_features_that_overflow_their_precision_are_refused_and_leave_no_file(
+    tmp_path: Path, dtype: str, size: float, wider: str
+) -> None:
     features = np.full((3, 2), -size)
     features[0] = np.inf, np.nan
 

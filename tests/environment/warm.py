@@ -76,7 +76,7 @@ def ask(address):
     code = os.waitstatus_to_exitcode(int.from_bytes(status, "little")) if status else 1
     if code < 0:
         # End by the signal that ended the command.
-        with contextlib.suppress(OSError):  # SIGKILL has no handler to reset
+        with contextlib.suppress(OSError):  # SIGKILL has no handler that could be reset
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     sys.exit(code)
@@ -98,12 +98,12 @@ def serve(directory, modules):
         while open_ended or running:
             connections = {connection: ended for ended, (_, connection) in running.items()}
             ready, _, _ = select([*open_ended, *running, *connections, *([listener] if open_ended else [])], [], [])
-            for ended in {each for each in ready if each in running}:
+            for ended in {descriptor for descriptor in ready if descriptor in running}:
                 process, connection = running.pop(ended)
                 with contextlib.suppress(OSError), connection:
                     connection.sendall(os.waitpid(process, 0)[1].to_bytes(4, "little"))
                 os.close(ended)
-            for connection in {each for each in ready if connections.get(each) in running}:
+            for connection in {item for item in ready if connections.get(item) in running}:
                 os.kill(running[connections[connection]][0], signal.SIGKILL)  # the client has ended
             if alive in ready:
                 open_ended.clear()
@@ -114,8 +114,8 @@ def serve(directory, modules):
                     if not process:
                         for descriptor in (alive, *running):
                             os.close(descriptor)
-                        for each in (listener, connection, *connections):
-                            each.close()
+                        for inherited in (listener, connection, *connections):
+                            inherited.close()
                         return _become(*request)
                     for stream in request[1]:
                         os.close(stream)

@@ -82,7 +82,7 @@ def test_out_of_memory_halves_the_batch_with_a_message_and_loses_no_sample() -> 
     ]
 
 
-def test_out_of_memory_for_one_sample_is_an_error() -> None:
+def test_out_of_memory_for_a_single_sample_is_an_error() -> None:
     with pytest.raises(DataError, match="not enough memory on the device for a single sample"):
         list(forward_blocks(LimitedMemory(0), INNER, split_of(), batch_size=4))
 

@@ -127,7 +127,9 @@ def test_the_preparation_of_the_training_causes_no_warning(run: Run) -> None:
         ),
     ],
 )
-def test_an_accuracy_in_the_file_is_compared(run: Run, beside: dict[str, Any], stated: str) -> None:
+def test_an_accuracy_in_the_file_that_contradicts_the_measured_one_is_reported(
+    run: Run, beside: dict[str, Any], stated: str
+) -> None:
     message = run({}, beside)[-1]
     assert message.startswith("accuracy contradicts what the checkpoint states: step-1: 0.2")
     assert stated in message
