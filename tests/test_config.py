@@ -33,7 +33,7 @@ def test_every_sample_configuration_is_valid(path: Path) -> None:
     assert load_config(path).checkpoints is not None
 
 
-def test_a_seed_of_the_command_line_replaces_that_of_the_file(tmp_path: Path) -> None:
+def test_missing_settings_have_defaults_and_the_seed_can_be_replaced(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text(GOOD)
     config = load_config(path)

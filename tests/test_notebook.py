@@ -32,7 +32,7 @@ def test_a_line_goes_from_edge_to_edge_and_breaks_where_a_value_is_missing() -> 
     assert second == [(pytest.approx(89), top), (right, pytest.approx(bottom - (bottom - top) / 4))]
 
 
-def test_single_equal_and_missing_values_have_lines_that_fit() -> None:
+def test_a_single_value_is_a_point_equal_values_a_flat_line_and_no_values_nothing() -> None:
     assert points_of(sparkline([3.0], "a")) == [[(EDGE, HEIGHT - EDGE)]]
     assert {y for _, y in points_of(sparkline([3.0, 3.0, 3.0], "a"))[0]} == {HEIGHT - EDGE}
     assert sparkline([None, None], "a") == ""
