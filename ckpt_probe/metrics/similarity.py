@@ -119,11 +119,12 @@ def hsic(X: Array, Y: Array) -> float | Tensor:
 
 
 class CKA:
-    """Linear CKA of rows that come block by block: `update(X, Y)`, `merge(other)`, `compute()`.
+    """Accumulates linear CKA of rows block by block: `update(X, Y)`, `merge(other)`, `compute()`.
 
-    minibatches=False: exactly that of all rows at once, however they were cut, from d·e + d² + e² sums.
-    minibatches=True: HSIC₁ averaged over the blocks (Nguyen et al. 2021), which have to be drawn at random and of one
-    size; it keeps three numbers, and estimates the same value.
+    Args:
+        minibatches: If False, the result is exactly that of all rows at once for any blocks, from d·e + d² + e² sums.
+            If True, HSIC₁ is averaged over the blocks (Nguyen et al. 2021), which must be random and of equal size;
+            this stores three numbers and estimates the same value.
     """
 
     def __init__(self, *, minibatches: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The joint entropy without its matrix: Lanczos quadrature on random probes, with an error bar.
+"""Estimate the joint entropy without its matrix, by Lanczos quadrature on random probes, with an error bar.
 
 For a symmetric A ⪰ 0 of N rows and a random direction x of unit length, N · E[xᵀ f(A) x] = tr f(A) (Ubaru, Chen and
 Saad 2017). The quadratures of all probes estimate the distribution of A's eigenvalues λ, and with it the straight line
@@ -23,28 +23,28 @@ from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.metrics.lanczos import EPS, Eigenpairs, Lanczos, Operator, Rules, leading_eigenpairs, spectral
 
 PROBES = 8
-"""Probes that run together, one Lanczos recurrence each."""
+"""Number of probes in one batch, with one Lanczos recurrence each."""
 
 FEWEST = 16
-"""Probes before an error bar is believed."""
+"""Smallest number of probes for an error bar."""
 
 MOST = 20_000
-"""Probes after which sampling gives up, where a caller names no other number."""
+"""Default of the largest number of probes."""
 
 STEPS = (4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160)
-"""Lengths of the recurrence that are tried in turn."""
+"""Lengths of the recurrence, which are tried in this order."""
 
 SETTLED = 0.25
-"""Share of the wanted error bar that the quadrature's own error may be."""
+"""Largest error of the quadrature, as a share of the requested error bar."""
 
 DEPTH = 8
-"""Powers of A in the Krylov space that eigenvectors are computed in, at most."""
+"""Largest number of powers of A in the Krylov space for eigenvectors."""
 
 COPIES = 5
-"""Arrays of the size of that space's basis that its computation takes."""
+"""Number of arrays of the size of that space's basis that its computation needs."""
 
 MARGIN = 1.2
-"""Factor on the sampling error: two error bars hold the truth in 98 % and not 95 % of all runs."""
+"""Factor on the sampling error, with which two error bars contain the exact value in 98 % instead of 95 % of runs."""
 
 RESOLVED = 0.1
 """Relative error of tr A^α up to which its logarithm, a Rényi entropy, has an error bar."""
@@ -52,9 +52,13 @@ RESOLVED = 0.1
 
 @dataclass(frozen=True)
 class Sampling:
-    """When to stop: at a relative standard error of MIR of `tolerance`, or after `budget` seconds (None: never).
+    """When sampling stops.
 
-    probes: how many are taken at most, as a tolerance is out of reach where MIR is nearly zero.
+    Attributes:
+        tolerance: Relative standard error of MIR at which it stops.
+        budget: Seconds after which it stops; None for no limit.
+        seed: Seed of the random probes.
+        probes: Largest number of probes, since no tolerance is reached if MIR is nearly zero.
     """
 
     tolerance: float = 1e-3
@@ -73,10 +77,10 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Entropies (nats) and their standard errors by Rényi order, and what they cost.
+    """Entropies (nats) and their standard errors by Rényi order, and the work that they took.
 
-    An order that sampling does not resolve is in neither. probes: those that are averaged, of `steps` Lanczos steps
-    each, beside `leading` eigenvectors whose share was computed.
+    Orders that sampling does not resolve are absent. The estimate averages `probes` probes of `steps` Lanczos steps
+    each; the share of `leading` eigenvectors is computed and not sampled.
     """
 
     entropies: dict[float, float]
@@ -152,7 +156,7 @@ def estimate_entropies(
 
 @dataclass(frozen=True)
 class _Trace:
-    """tr f(A), and what it may be off by: from sampling, from quadrature, from rounding."""
+    """Estimate of tr f(A), and its errors from sampling, quadrature and rounding."""
 
     value: float
     sampled: float
@@ -161,7 +165,7 @@ class _Trace:
 
     @property
     def stderr(self) -> float:
-        """All of it."""
+        """Return the total error."""
         return math.hypot(self.sampled, self.quadrature) + self.rounding
 
 
@@ -233,7 +237,7 @@ class _Samples:
         """Compute tr f(A), of A over its largest eigenvalue where the order is not 1: its powers may underflow."""
         rules, largest = Rules.join(self._parts), self._largest()
         scale = 1.0 if order == 1 else largest
-        # What the definition counts as zero; each eigenvalue is known to within this.
+        # Eigenvalues up to this size count as zero by definition, and each eigenvalue is known up to this error.
         rounding = self._size * EPS * largest / scale
         x = rules.nodes / scale
         x = torch.where(x > rounding, x, 0.0)

@@ -26,7 +26,7 @@ FINAL_LOGITS = ("rectified", "softcapped")
 """Readings whose results are the model's final logits, used for loss and prediction."""
 
 Positions = Literal["one", "mean", "chosen", "every"]
-"""Which rows of a layer belong to a sample: the only one, their mean, the one that the model chooses, or all."""
+"""Rows of a layer that belong to a sample: the only one, their mean, the one that the model chooses, or all."""
 
 
 def kind_of(layer: nn.Module, received: Tensor, output: Tensor, samples: int) -> Kind | None:

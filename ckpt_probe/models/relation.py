@@ -121,7 +121,7 @@ def _drawer(
             return None
         values = (size * torch.randn(output.shape, generator=generator)).to(output.device, output.dtype)
         drawn.append((module, values))
-        # What follows may change its input in place.
+        # The next layer may change its input in place.
         return values.clone()
 
     return draw

@@ -50,7 +50,7 @@ EQUAL = 1e-9
 
 @dataclass(frozen=True)
 class Design:
-    """How the rows of a sample were drawn, and therefore how their influences become a standard error.
+    """Sampling design of rows, which determines the standard error that follows from their influences.
 
     Attributes:
         indices: Absolute indices of the rows, (m,).

@@ -27,7 +27,7 @@ GRAM, MOMENTS, STOCHASTIC = "dense-gram", "dense-moments", "stochastic"
 
 @dataclass(frozen=True)
 class Route:
-    """How a joint entropy is computed.
+    """Method by which a joint entropy is computed.
 
     Attributes:
         name: `GRAM`, `MOMENTS` or `STOCHASTIC`; None if it cannot be computed.

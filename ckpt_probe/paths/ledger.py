@@ -51,12 +51,12 @@ class Ledger:
 
     @property
     def finished(self) -> bool:
-        """Whether all positions are evaluated."""
+        """Return whether all positions are evaluated."""
         return self._summary_file(self.kind).exists()
 
     @property
     def begun(self) -> bool:
-        """Whether it contains records."""
+        """Return whether the directory contains records."""
         return (self.path / POINTS_FILE).exists()
 
     def require_free(self, *, overwrite: bool, resume: bool) -> None:

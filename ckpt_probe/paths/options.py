@@ -22,7 +22,7 @@ RADIUS = 1.0
 
 
 def require_statistics(batchnorm: str, samples: int) -> None:
-    """Raise UsageError unless batch-norm statistics can be had that way, from that number of training samples."""
+    """Raise UsageError if the source of batch-norm statistics or the number of training samples is invalid."""
     if batchnorm not in {"recompute", "interpolate"} or samples < 2:
         raise UsageError(
             "batchnorm: expected recompute or interpolate, with at least two samples; "
@@ -76,7 +76,7 @@ class PathOptions:
 
     @property
     def curved(self) -> bool:
-        """Whether the path is a curve over a midpoint."""
+        """Return whether the path is a curve over a midpoint."""
         return self.path in BENT
 
     def _check_alignment(self) -> None:

@@ -111,7 +111,7 @@ class Material:
 
     @property
     def has_groups(self) -> bool:
-        """Whether the report is drawn by group: at least one run belongs to a group of several seeds."""
+        """Return whether the report is drawn by group: at least one run belongs to a group of several seeds."""
         return any(run.group is not None for run in self.runs)
 
 

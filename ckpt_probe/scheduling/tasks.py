@@ -41,7 +41,7 @@ class Workers:
 
     @property
     def alone(self) -> bool:
-        """Whether all tasks run in this process."""
+        """Return whether all tasks run in this process."""
         return self.count == 1 and self.scheduler is None
 
 

@@ -82,7 +82,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Opening:
-    """How the checkpoints of a series are opened and read.
+    """Settings with which the checkpoints of a series are opened and read.
 
     Attributes:
         state_key: Key of the weights in a pickled checkpoint.

@@ -1,4 +1,4 @@
-"""Turns of a run in weight space: a series whose files were copied or exchanged turns back where a run does not.
+"""Turns of a run in weight space, which show copied or exchanged files: the route then turns back sharply.
 
 The turn ratio (‖θ_t − θ_{t−1}‖ + ‖θ_{t+1} − θ_t‖) / ‖θ_{t+1} − θ_{t−1}‖ is 1 on a straight route and at most √2 for
 independent steps. Runs with a large learning rate exceed √2 at many consecutive checkpoints, so a high ratio alone is
@@ -18,8 +18,8 @@ RESTORED = 1.65
 """Largest turn ratio that a series may still have after the exchanges."""
 MOST_EXCHANGES = 3
 TURNED = 0.45
-"""How far the last step must turn back beyond every other step of the run, as a multiple of the turn ratio that the
-other order has there, if the last two are exchanged."""
+"""Excess of the last turn over every other turn of the run, as a multiple of the turn ratio of the other order, from
+which the last two checkpoints count as exchanged."""
 FAR = 4.0
 """Turn ratio of a single checkpoint that belongs to another route, if all others turn less than `USUAL`."""
 USUAL = 2.0
@@ -73,7 +73,7 @@ def find_turns(distances: np.ndarray, equal: Sequence[Sequence[int]] = ()) -> Tu
         equal: Groups of checkpoints with equal parameters.
     """
     copies = tuple(_copies(distances, group) for group in equal)
-    # Of each group one checkpoint remains, the one that fits, and the search goes on without the others.
+    # The checkpoint of each group that fits best remains; the others are left out of the further search.
     removed = {i for group, wrong in zip(equal, copies, strict=True) for i in (wrong or tuple(group)[1:])}
     left = np.array([i for i in range(len(distances)) if i not in removed], dtype=int)
     route = distances[np.ix_(left, left)]

@@ -18,7 +18,7 @@ DOTS_PER_INCH = 200
 
 # Overrides everything that a matplotlibrc could change, so that equal records give equal bytes.
 STYLE: dict[str, Any] = {
-    # Verdana, where DejaVu is not, is as wide.
+    # Verdana, for systems without DejaVu, has the same width.
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"],
     "font.size": 8,
@@ -43,9 +43,9 @@ STYLE: dict[str, Any] = {
     "ytick.major.width": 0.7,
     "lines.linewidth": 1.4,
     "lines.markersize": 3,
-    # Text as text: smaller, and it can be searched, copied and read aloud.
+    # Text is stored as text, which is smaller, and can be searched, copied and read aloud.
     "svg.fonttype": "none",
-    # Of a noisy curve of thousands of points, those that the eye can tell apart.
+    # Noisy curves of thousands of points keep only the points that can be distinguished by eye.
     "path.simplify_threshold": 0.4,
     "svg.hashsalt": "ckpt-probe",
     "pdf.fonttype": 42,

@@ -46,10 +46,12 @@ Drawing = tuple[str, Callable[..., list[str]]]
 def draw_contents(
     contents: Contents, folder: Path, kind: str, *, overwrite: bool = False, progress: Progress | None = None
 ) -> list[Path]:
-    """Draw every plot of a report into `folder`; returns the files. The table of classes is no figure.
+    """Draw every plot of a report into `folder`, except the table of classes, and return the files.
 
-    Matrices and spectra are those of each run's last checkpoint, and spectra are also followed through the run. Raises
-    UsageError where matplotlib is not installed, or one of the files exists and `overwrite` is not set.
+    Matrices and spectra are those of each run's last checkpoint, and spectra are also followed through the run.
+
+    Raises:
+        UsageError: If matplotlib is not installed, or one of the files exists and `overwrite` is not set.
     """
     progress = progress or NullProgress()
     drawings = [
@@ -157,9 +159,10 @@ def draw_layer_map(plot: LayerMap, frames: Sequence[Frames], path: Path, *, over
 def draw_spectra(
     plot: SpectrumPlot, frames: Sequence[Frames], track: Track, x: Axis, path: Path, *, overwrite: bool
 ) -> list[str]:
-    """Draw a spectrum for each of `frames`, splits of one run: by rank, and a few ranks through it.
+    """Draw a spectrum for each of `frames`, splits of one run: by rank, and a few ranks through the run.
 
-    Returns what matplotlib warned of.
+    Returns:
+        Warnings of matplotlib.
     """
     with drawing(path, (6.8, 2.4 * len(frames) + 0.3), overwrite=overwrite) as (figure, warnings):
         for row, frame in zip(figure.subplots(len(frames), 2, squeeze=False), frames, strict=True):
@@ -212,9 +215,11 @@ NARROW = 4
 def draw_plane(result: "PlaneResult", path: Path | str, *, overwrite: bool = False) -> list[str]:
     """Draw the loss over a plane into an SVG, PNG or PDF file, by its suffix; return the warnings of matplotlib.
 
-    The same result gives the same bytes. Levels are spaced evenly in the logarithm; points without a loss are left
-    white. Raises UsageError where matplotlib is not installed, the suffix is another, or the file exists and
-    `overwrite` is not set.
+    Equal results give equal bytes. Levels are evenly spaced in the logarithm; points without a loss are left white.
+
+    Raises:
+        UsageError: If matplotlib is not installed, the suffix is unknown, or the file exists and `overwrite` is not
+            set.
     """
     path = Path(path)
     require_drawable(path, overwrite=overwrite)

@@ -149,7 +149,7 @@ def _panel(axes: "Axes", plot: LinePlot, positions: Sequence[float], *, beside: 
             mark.x, 1.01, words(mark.label), transform=transform, ha="center", va="bottom", fontsize=7, color="#555555"
         )
     _scales(axes, plot, positions)
-    # Where there is no room for all names they stand above the panel only.
+    # If not all names fit, they are written above the panel only.
     axes.set_ylabel(words(plot.y.label if len(plot.y.name) <= 28 else plot.y.unit))
     if len(plot.names) > 1:
         axes.legend(
@@ -209,7 +209,7 @@ def scale_x(axes: "Axes", x: Axis, last: float) -> None:
 
 
 def _few_powers(axes: "Axes") -> None:
-    # Where an axis has one power of ten, or none, the values between are named, and plainly.
+    # An axis with at most one power of ten gets labels for the values between, as plain numbers.
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
 
     low, high = axes.get_ylim()
@@ -277,7 +277,7 @@ def _legend(plots: Sequence[LinePlot]) -> list[Any]:
 def _fitting(handles: Sequence[Any], width: float) -> int:
     lengths = [len(str(handle.get_label())) for handle in handles]
     for columns in range(len(lengths), 1, -1):
-        # As matplotlib fills them: the first columns have one more where the rest is not even.
+        # matplotlib fills the first columns with one more entry if the entries cannot be divided evenly.
         rows, more = divmod(len(lengths), columns)
         starts = [number * rows + min(number, more) for number in range(columns + 1)]
         longest = [max(lengths[start:stop]) for start, stop in pairwise(starts)]

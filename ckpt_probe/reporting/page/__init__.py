@@ -1,1 +1,1 @@
-"""The page: one HTML file that holds its data, its drawing and its style, and asks for nothing else."""
+"""The page: one HTML file with its data, program and style, which makes no requests."""

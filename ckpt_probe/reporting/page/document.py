@@ -112,7 +112,7 @@ PLOT_STYLE = """:where(.plot-d6a7b5) {
 :where(.plot-d6a7b5 tspan) {
   white-space: pre;
 }"""
-"""What Observable Plot puts into each of its drawings: known to the policy by its hash."""
+"""Style that Observable Plot adds to each drawing; the policy permits it by its hash."""
 
 PAGE = """\
 <!doctype html>
@@ -140,9 +140,11 @@ PAGE = """\
 
 
 def write_page(contents: Contents, path: Path, *, command: str = "", overwrite: bool = False) -> int:
-    """Write the page of a report, whole or not at all; returns its size in bytes.
+    """Write the page of a report atomically, and return its size in bytes.
 
-    Raises UsageError where the file exists and `overwrite` is not set, DataError where it cannot be written.
+    Raises:
+        UsageError: If the file exists and `overwrite` is not set.
+        DataError: If it cannot be written.
     """
     text = page_of(contents, command)
     write_text(path, text, overwrite=overwrite)

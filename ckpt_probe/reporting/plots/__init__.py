@@ -1,1 +1,1 @@
-"""Records, paths, planes and portraits → what a plot shows."""
+"""Descriptions of plots, computed from records, paths, planes and portraits."""
