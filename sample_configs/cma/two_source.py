@@ -198,8 +198,8 @@ def _image_encoder(input_shape: Sequence[int], channels: Sequence[int], features
 
 def _require_captions(captions: Sequence[Sequence[str]], classes: int) -> None:
     if isinstance(captions, str) or not isinstance(captions, Sequence) or len(captions) != classes:
-        found = len(captions) if isinstance(captions, list | tuple) else type(captions).__name__
-        raise ValueError(f"captions: expected one list of descriptions for each of {classes} classes, found {found}")
+        count = len(captions) if isinstance(captions, list | tuple) else type(captions).__name__
+        raise ValueError(f"captions: expected one list of descriptions for each of {classes} classes, found {count}")
     for number, group in enumerate(captions):
         if isinstance(group, str) or not isinstance(group, Sequence) or not group:
             raise ValueError(f"captions of class {number}: expected a list of descriptions, found {group!r}")

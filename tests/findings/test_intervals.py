@@ -133,7 +133,7 @@ def test_a_metric_that_still_moves_at_the_last_checkpoint_has_no_end() -> None:
     assert not any(event["kind"] == "end" for event in events)
 
 
-def test_reasons_for_series_that_are_not_tested() -> None:
+def test_short_and_constant_series_have_a_reason_instead_of_events() -> None:
     events, limits = find_events([series(np.arange(11.0), STEPS[:11]), series(np.ones(44))])
     assert events == []
     assert [limit["missing"] for limit in limits] == [
@@ -142,7 +142,7 @@ def test_reasons_for_series_that_are_not_tested() -> None:
     ]
 
 
-def test_holm_makes_many_metrics_harder_than_one() -> None:
+def test_detecting_a_jump_is_harder_among_many_metrics() -> None:
     noise = simulate(np.random.default_rng(6), 0.0, 40, 44)
     alone = find_events([series(noise[0])])[1][0]["smallest_detectable"]
     many = find_events([series(row) for row in noise])

@@ -35,7 +35,7 @@ def test_values_are_corrected_by_their_bias_and_error_columns_have_no_series() -
     assert series.name == "test mir"
 
 
-def test_a_bias_that_cannot_be_relied_on_is_not_subtracted() -> None:
+def test_an_unreliable_bias_is_not_subtracted() -> None:
     row = {"split": "test", "mir": 1.0, "mir_bias": 0.25, "missing": "mir_bias: the sample is too small"}
     [series] = series_of([{"step": 1, **row}, {"step": 2, **row, "missing": None}])
     assert series.values.tolist() == [1.0, 0.75]
@@ -89,7 +89,7 @@ def test_a_directory_with_a_run_per_seed_is_a_group(tmp_path: Path) -> None:
     assert {event["metric"] for event in named} == {"accuracy"}
 
 
-def test_wrong_use(tmp_path: Path) -> None:
+def test_missing_sources_and_an_invalid_level_are_errors(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs records or dumps"):
         cp.events()
     with pytest.raises(UsageError, match="`level=2`"):

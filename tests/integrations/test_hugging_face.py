@@ -137,7 +137,7 @@ def test_the_trainer_logs_the_numbers_and_can_choose_by_them(trained: Trainer) -
     records = {record["step"]: record for record in records_in(Path(trained.args.output_dir))}
     assert logged == {step: record["class.mir"] for step, record in records.items()}
     assert trained.state.best_metric == max(logged.values())
-    # The loss that the Trainer computes is left as it is.
+    # The Trainer's own loss does not change.
     losses = [entry["eval_loss"] for entry in trained.state.log_history if "eval_loss" in entry]
     assert losses == pytest.approx([record["loss"] for record in records.values()], rel=1e-5)
 

@@ -132,12 +132,12 @@ def test_a_metric_without_classifier_has_the_values_of_features_alone(samples) -
         (lambda: cp.RecordMetric(only="nc", settings=cp.Settings()), "`only` and `settings` exclude each other"),
     ],
 )
-def test_arguments_without_meaning_are_refused(call, message: str) -> None:
+def test_invalid_arguments_are_refused(call, message: str) -> None:
     with pytest.raises(cp.UsageError, match=message):
         call()
 
 
-def test_shapes_that_do_not_fit_are_named(samples) -> None:
+def test_mismatched_shapes_are_named_in_the_error(samples) -> None:
     with pytest.raises(cp.DataError, match=r"found \(100, 6\), \(7,\)"):
         cp.RecordMetric().update(samples[0], torch.arange(7))
     with pytest.raises(cp.DataError, match="no samples were added"), pytest.warns(UserWarning, match="before"):

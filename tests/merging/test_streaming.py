@@ -53,7 +53,7 @@ def same(written: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) ->
 
 @pytest.mark.parametrize("kind", DTYPES)
 @pytest.mark.parametrize("alpha", [0.3, 0.5, 0.9, -0.5, 1.5])
-def test_a_point_is_torchs_own_lerp_rounded_to_nearest_even(tmp_path: Path, kind: str, alpha: float) -> None:
+def test_a_point_equals_torchs_lerp_rounded_to_nearest_even(tmp_path: Path, kind: str, alpha: float) -> None:
     dtype = DTYPES[kind]
     a, b = state(1, dtype), state(2, dtype)
     for name, tensors in (("a", a), ("b", b)):
@@ -76,7 +76,7 @@ def test_a_point_is_torchs_own_lerp_rounded_to_nearest_even(tmp_path: Path, kind
 
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
-def test_every_rounding_is_to_nearest_even(kind: str) -> None:
+def test_values_are_rounded_to_nearest_even(kind: str) -> None:
     dtype = DTYPES[kind]
     generator = torch.Generator().manual_seed(0)
     halves = torch.randint(-(2**15), 2**15, (20_000,), generator=generator).to(torch.int16).view(dtype)
@@ -103,7 +103,9 @@ def test_the_number_of_threads_changes_no_bit(ends: tuple[Path, Path], tmp_path:
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
-def test_both_ends_and_a_line_to_itself_are_bit_for_bit(ends: tuple[Path, Path], tmp_path: Path, alpha: float) -> None:
+def test_both_ends_and_points_between_equal_checkpoints_are_bit_for_bit(
+    ends: tuple[Path, Path], tmp_path: Path, alpha: float
+) -> None:
     interpolate(*ends, alpha=alpha, out=tmp_path / "o")
     same(load_file(tmp_path / "o"), load_file(ends[int(alpha)]))
     interpolate(ends[0], ends[0], alpha=0.37, out=tmp_path / "same")
@@ -166,7 +168,7 @@ def sharded(directory: Path, seed: int, shards: int = 2) -> Path:
     return directory
 
 
-def test_shards_keep_their_layout(tmp_path: Path) -> None:
+def test_output_shards_have_the_layout_of_the_input(tmp_path: Path) -> None:
     a, b = sharded(tmp_path / "a", 1), sharded(tmp_path / "b", 2, shards=3)
     interpolate(a, b, alpha=0.25, out=tmp_path / "out", dtype="bfloat16")
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
@@ -196,7 +198,7 @@ def test_a_directory_with_other_files_is_not_replaced(tmp_path: Path) -> None:
     a, b = sharded(zoo / "a", 1), sharded(zoo / "b", 2)
     (zoo / "thesis.tex").write_text("years of work")
     (tmp_path / "link").symlink_to(zoo)
-    other = sharded(tmp_path / "other", 3)
+    three_shards = sharded(tmp_path / "three_shards", 3)
     empty = tmp_path / "empty"
     empty.mkdir()
     single = tmp_path / "single"
@@ -211,7 +213,7 @@ def test_a_directory_with_other_files_is_not_replaced(tmp_path: Path) -> None:
     for out, message in (
         (zoo, "contains one of the input checkpoints"), (tmp_path, "contains one of the input checkpoints"),
         (tmp_path / "link", "contains one of the input checkpoints"), (a, "is one of the input checkpoints"),
-        (other, r"it also contains code\.py"), (noted, r"not replaced, because it also contains notes\.txt"),
+        (three_shards, r"it also contains code\.py"), (noted, r"not replaced, because it also contains notes\.txt"),
         (empty, "not replaced, because it contains nothing and is not a sharded checkpoint"),
         (single, r"not replaced, because it contains model\.safetensors and .* \(no index of shards\)"),
         (broken, r"not replaced, because it contains code\.py and is not a sharded checkpoint \(.*which is missing"),

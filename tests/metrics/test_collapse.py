@@ -63,9 +63,7 @@ def test_the_algorithm_for_many_classes_gives_the_same_values(
 
 
 @pytest.mark.parametrize("classes", [3, 12])
-def test_the_distance_from_the_simplex_keeps_its_digits_where_it_is_reached(
-    classes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_distance_from_the_simplex_is_accurate_near_zero(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collapse, "MANY_ENTRIES", 1)
     assert etf_distance(5 * simplex_etf(classes, classes + 3)) == pytest.approx(0, abs=1e-13)
     assert etf_distance(5 * simplex_etf(classes, classes - 1)) == pytest.approx(0, abs=1e-13)

@@ -78,7 +78,7 @@ def test_close_means_give_accurate_values(monkeypatch: pytest.MonkeyPatch) -> No
     assert uniformity(M) == pytest.approx((expected["uniformity"], expected["spread"]), rel=1e-7)
 
 
-def test_coinciding_directions_and_rows_of_length_zero_are_undefined() -> None:
+def test_coinciding_directions_and_zero_rows_have_no_uniformity() -> None:
     M = rows(6, 3)
     M[2] = 2 * M[4]
     assert uniformity(M) == (None, None)

@@ -104,7 +104,7 @@ def test_a_high_order_does_not_underflow() -> None:
     assert estimate.entropies[400.0] == pytest.approx(expected, abs=2 * estimate.stderrs[400.0])
 
 
-def test_an_error_bar_contains_rounding_where_all_eigenvalues_are_computed() -> None:
+def test_error_bars_cover_rounding_if_all_eigenvalues_are_computed() -> None:
     values = spectrum(SPECTRA["exact collapse, Zipf class sizes"])
     for size in (50, 500):
         estimate = estimate_entropies(diagonal(values, size), size, known=4, sampling=Sampling(1e-9, probes=40))
@@ -147,7 +147,7 @@ def test_sampling_stops_if_longer_recurrences_would_be_needed(monkeypatch: pytes
     assert abs(estimate.entropies[1.0] - exact) <= 2 * estimate.stderrs[1.0]
 
 
-def test_sampling_stops_at_the_most_probes() -> None:
+def test_sampling_stops_at_the_largest_number_of_probes() -> None:
     values = spectrum(SPECTRA["flat"])
     estimate = estimate_entropies(diagonal(values, 500), 500, known=7.2, sampling=Sampling(1e-9, probes=20))
     assert (estimate.reached, estimate.probes) == (False, 20)

@@ -82,7 +82,7 @@ def test_prefixes_of_compiled_submodules_are_removed() -> None:
     assert fitting_names(wrapped, set(model.state_dict()))["module.0._orig_mod.weight"] == "0.weight"
 
 
-def test_two_networks_that_fit_are_an_error_that_names_both() -> None:
+def test_two_matching_networks_are_an_error_that_names_both() -> None:
     model = network()
     weights = prefixed("query.", network(1).state_dict()) | prefixed("key.", network(2).state_dict())
     with pytest.raises(DataError, match=r"under several prefixes: query, key; choose one with `state_key='query'`$"):

@@ -88,7 +88,7 @@ def test_the_head_is_found_by_any_name_in_any_output(kind: str) -> None:
     assert find_head(Odd(kind), torch.randn(2, 6)).name == "zeta"
 
 
-def test_no_head_lists_candidates_and_an_override_is_checked() -> None:
+def test_a_model_without_a_clear_head_lists_candidates_and_a_named_one_is_checked() -> None:
     model, inputs = Odd("square"), torch.randn(2, 6)
     with pytest.raises(DataError, match=r"candidates and their outputs: zeta \(2, 3\), fc \(2, 4\).*`classifier=`"):
         find_head(model, inputs)
@@ -147,7 +147,7 @@ def test_weights_fit_with_a_wrappers_prefix_and_misfits_are_listed() -> None:
     assert torch.equal(model[0].weight, state["0.weight"])
 
 
-def test_long_lists_are_cut() -> None:
+def test_long_lists_of_missing_tensors_are_abbreviated() -> None:
     model = nn.Sequential(*[nn.Linear(1, 1) for _ in range(10)])
     with pytest.raises(DataError, match=r"20 missing: .* and 12 more"):
         load_weights(model, {}, source="x")

@@ -81,19 +81,19 @@ def test_no_scores_give_no_accuracy_and_an_infinite_loss_is_missing() -> None:
     assert (quality.accuracy, quality.loss) == (0.5, None)
 
 
-@pytest.mark.parametrize("how", ["logits", "scored", "head"])
+@pytest.mark.parametrize("source", ["logits", "scored", "head"])
 @pytest.mark.parametrize("rows", [1, 16, 1000])
-def test_gathered_blocks_equal_one_block(how: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gathered_blocks_equal_one_block(source: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quality_module, "GATHERED_ROWS", rows)
     labels = LABELS % 10
     logits = LOGITS[:, :10]
-    gathered = Gathering(Moments(10), LinearHead.of(WEIGHTS[:10], BIAS[:10]) if how == "head" else None)
+    gathered = Gathering(Moments(10), LinearHead.of(WEIGHTS[:10], BIAS[:10]) if source == "head" else None)
     for part in torch.arange(90).split(8):
         known: Tensor | Scored | None = {
             "logits": logits[part],
             "scored": Scored(logits[part].argmax(dim=1), F.cross_entropy(logits[part], labels[part], reduction="none")),
             "head": None,
-        }[how]
+        }[source]
         gathered.add(FEATURES[part], labels[part], known)
     gathered.finish()
     gathered.finish()

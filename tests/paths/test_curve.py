@@ -61,13 +61,13 @@ def random_state(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, tor
 def test_points_on_curves_equal_their_formulas(dtype: torch.dtype, alpha: float) -> None:
     a, middle, b = (random_state(seed, dtype) for seed in (1, 2, 3))
     first, between, last = (state["weight"].double().numpy() for state in (a, middle, b))
-    wanted = {
+    points = {
         "bezier": (1 - alpha) ** 2 * first + 2 * alpha * (1 - alpha) * between + alpha**2 * last,
         "polychain": first + 2 * alpha * (between - first)
         if alpha <= 0.5
         else between + (2 * alpha - 1) * (last - between),
     }
-    for curve, expected in wanted.items():
+    for curve, expected in points.items():
         point = on_curve(curve, a, middle, b, alpha)
         assert point["weight"].dtype == dtype
         step = torch.finfo(dtype).eps

@@ -136,8 +136,8 @@ def test_biases_batch_norm_and_buffers_stay_and_tied_weights_move_together() -> 
         for _ in range(2)
     ]
     for name in ("conv.weight", "fc.weight"):
-        wanted = tensors[name] + 0.5 * expected[0][name] - 2 * expected[1][name]
-        torch.testing.assert_close(moved[name], wanted)
+        expected_tensor = tensors[name] + 0.5 * expected[0][name] - 2 * expected[1][name]
+        torch.testing.assert_close(moved[name], expected_tensor)
     first, second = (np.concatenate([d[n].numpy().ravel() for n in plane.first]) for d in (plane.first, plane.second))
     cosine = np.dot(first, second) / np.linalg.norm(first) / np.linalg.norm(second)
     assert plane.axes["cosine"] == pytest.approx(cosine, rel=1e-5)

@@ -12,7 +12,7 @@ LABELS = np.array([0, 0, 0, 1, 1, 2])
 PREDICTED = np.array([[0, 1, 1, 1, 2, 2], [0, 0, 1, 2, 2, 0]])
 
 
-def test_known_predictions_give_known_shares() -> None:
+def test_shares_of_six_rows_equal_those_counted_by_hand() -> None:
     shares = compare_predictions(PREDICTED, LABELS, [(0, 1)])
     # Rows 1, 3 and 5 differ. Rows 2 and 4 are wrong in both, each with one class.
     # Row 1 becomes right, rows 3 and 5 become wrong.

@@ -102,7 +102,7 @@ def test_a_single_checkpoint_has_no_forgetting(write_run: Writing) -> None:
         list(cp.function_similarity(directory))
 
 
-def test_a_step_with_nan_is_left_out_and_the_rest_is_computed(write_run: Writing) -> None:
+def test_a_step_with_nan_is_left_out_and_the_others_are_computed(write_run: Writing) -> None:
     scores = [logits_of(row) for row in [*PREDICTED, PREDICTED[2]]]
     scores[1][2, 0] = np.nan
     directory = write_run("nan", scores, LABELS)

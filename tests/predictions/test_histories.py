@@ -6,7 +6,7 @@ import pytest
 from ckpt_probe.predictions.histories import counts_by_class, histories, worst_first
 
 HISTORIES = {
-    # Whether the prediction is right at each of five checkpoints: first learned, forgotten, never learned.
+    # The first index that stays right, the number of times forgotten, and whether never learned, by right (1) or wrong.
     "11111": (0, 0, False),
     "00011": (3, 0, False),
     "10101": (4, 2, False),
@@ -18,7 +18,7 @@ HISTORIES = {
 
 
 @pytest.mark.parametrize("history", HISTORIES)
-def test_a_known_history(history: str) -> None:
+def test_a_history_has_its_first_learned_index_and_its_times_forgotten(history: str) -> None:
     predicted = np.array([[1 if right == "1" else 0] for right in history])
     statistics = histories(predicted, np.array([1]))
     first, forgotten, never = HISTORIES[history]
@@ -49,6 +49,6 @@ def test_the_worst_examples_come_first() -> None:
 def test_histograms_by_class_count_every_example() -> None:
     rng = np.random.default_rng(0)
     labels, values = rng.choice([2, 5, 9], 200), rng.integers(0, 4, 200)
-    found = counts_by_class(values, labels, np.array([2, 5, 9]), 4)
+    counts = counts_by_class(values, labels, np.array([2, 5, 9]), 4)
     expected = [[np.sum((labels == label) & (values == value)) for value in range(4)] for label in (2, 5, 9)]
-    assert found.tolist() == expected
+    assert counts.tolist() == expected

@@ -57,8 +57,8 @@ class Hub(BaseHTTPRequestHandler):
         """Answer with metadata of paths."""
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
         self.requests.append(f"POST {self.path} {body[:200]}")
-        wanted = json.loads(body)["paths"] if body.startswith("{") else re.findall(r"paths=([^&]+)", body)
-        self.answer(200, json.dumps([self.facts(name) for name in wanted if name in self.files]).encode())
+        paths = json.loads(body)["paths"] if body.startswith("{") else re.findall(r"paths=([^&]+)", body)
+        self.answer(200, json.dumps([self.facts(name) for name in paths if name in self.files]).encode())
 
     def facts(self, name: str) -> dict[str, Any]:
         """Return the metadata of a file as the hub states them."""

@@ -64,7 +64,7 @@ def test_a_short_run_has_a_reason_instead_of_events(tmp_path: Path) -> None:
     assert [section.key for section in contents.sections] == ["metrics"]
 
 
-def test_page_and_figures_have_the_intervals(tmp_path: Path) -> None:
+def test_the_page_and_the_figures_draw_the_intervals(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     summary = cp.report(write(tmp_path / "run.jsonl"), tmp_path / "page.html", figures=tmp_path / "figures")
     page = (tmp_path / "page.html").read_text()

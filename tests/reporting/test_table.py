@@ -145,9 +145,9 @@ def test_json_lines_have_null_and_never_nan() -> None:
 
 
 def test_csv_returns_every_number_exactly() -> None:
-    held = records()
-    rows = list(csv.DictReader(io.StringIO(to_csv([*held, {"split": "x", "extra": 1}]))))
-    assert [float(row["class.mir"]) for row in rows[:2]] == [record["class.mir"] for record in held]
+    rows_of_records = records()
+    rows = list(csv.DictReader(io.StringIO(to_csv([*rows_of_records, {"split": "x", "extra": 1}]))))
+    assert [float(row["class.mir"]) for row in rows[:2]] == [record["class.mir"] for record in rows_of_records]
     assert rows[2]["class.mir"] == ""
     assert rows[2]["extra"] == "1"
 

@@ -119,7 +119,7 @@ def test_tables_of_integers_can_be_joined(union: Load, study: Callable[[str], st
         ({"sources": [{"name": "digits"}], "balance": True}, "cannot be loaded with arguments"),
     ],
 )
-def test_wrong_arguments_are_refused(union: Load, arguments: dict, message: str) -> None:
+def test_invalid_arguments_are_refused(union: Load, arguments: dict, message: str) -> None:
     with pytest.raises(UsageError, match=f"digits_and_fashion.py:union: .*{message}"):
         union(**arguments)
 

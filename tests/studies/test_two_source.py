@@ -99,7 +99,7 @@ def encode_caption(text: nn.Module, caption: str) -> torch.Tensor:
     return out / out.norm()
 
 
-def test_captions_anchors_and_logits_against_brute_force() -> None:
+def test_captions_anchors_and_logits_equal_those_of_brute_force() -> None:
     model = build()
     text = model.classifier.text
     rows = [[encode_caption(text, caption) for caption in group] for group in CAPTIONS]

@@ -245,7 +245,7 @@ def test_existing_results_are_reused_if_they_fit_and_refused_otherwise(trained: 
 
 
 @pytest.mark.parametrize(("sparsities", "message"), [([], "at least one"), ([0.5, 0.2, 0.5], "0.5 occurs twice")])
-def test_a_list_of_none_or_with_repeats_is_refused(
+def test_an_empty_or_repeated_list_of_sparsities_is_refused(
     trained: Path, tmp_path: Path, sparsities: list[float], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):

@@ -117,7 +117,7 @@ def test_the_cosine_schedule_has_its_closed_form(step: int, factor: float) -> No
     assert learning_rate_factor(ScheduleSettings(name="cosine"), step, 100) == pytest.approx(factor)
 
 
-def test_warmup_then_cosine_over_the_remaining_steps() -> None:
+def test_a_warmup_is_followed_by_a_cosine_over_the_remaining_steps() -> None:
     settings = ScheduleSettings(name="cosine", warmup_steps=10)
     assert learning_rate_factor(settings, 0, 110) == pytest.approx(0.1)
     assert learning_rate_factor(settings, 9, 110) == 1.0

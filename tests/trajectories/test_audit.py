@@ -31,7 +31,7 @@ def test_a_clean_run_has_no_alarm(states, series: Series, vectors: np.ndarray) -
         assert report.turns.ratios[t] == pytest.approx(expected, rel=1e-10)
 
 
-def test_every_copy_and_every_inner_exchange_is_found(vectors: np.ndarray) -> None:
+def test_every_copy_and_every_inner_exchange_is_detected(vectors: np.ndarray) -> None:
     for i in range(10):
         for j in range(10):
             order = np.arange(10)
@@ -47,9 +47,9 @@ def test_every_copy_and_every_inner_exchange_is_found(vectors: np.ndarray) -> No
 
 
 def test_a_file_with_the_weights_of_another_step_is_named(states, series: Series) -> None:
-    wrong = list(states)
-    wrong[4] = {name: tensor.clone() for name, tensor in states[9].items()}
-    report = audit(series(wrong))
+    faulty = list(states)
+    faulty[4] = {name: tensor.clone() for name, tensor in states[9].items()}
+    report = audit(series(faulty))
     assert "step 60 holds the weights of step 200 (turn ratio " in report.verdict
     assert report.alarms[0].checkpoints == ("step-60",)
 
@@ -61,16 +61,16 @@ def test_many_copies_of_the_last_weights_are_one_finding(states, series: Series)
 
 
 def test_copies_between_other_checkpoints_are_distinguished_from_the_original(states, series: Series) -> None:
-    wrong = list(states)
-    wrong[2] = wrong[5] = states[9]
-    report = audit(series(wrong))
+    faulty = list(states)
+    faulty[2] = faulty[5] = states[9]
+    report = audit(series(faulty))
     assert "2 of 10 checkpoints hold the weights of step 200: step 20, step 80" in report.verdict
 
 
 def test_exchanged_files_are_named_with_both_ratios(states, series: Series) -> None:
-    wrong = list(states)
-    wrong[3], wrong[6] = states[6], states[3]
-    report = audit(series(wrong))
+    faulty = list(states)
+    faulty[3], faulty[6] = states[6], states[3]
+    report = audit(series(faulty))
     clean, ratios = np.nanmax(audit(series(states)).turns.ratios), report.turns.ratios
     assert report.verdict == (
         "audit: step 40 and step 100 are exchanged: in the other order the largest turn ratio falls from "
@@ -88,9 +88,9 @@ def test_an_exchange_with_an_end_of_the_run_is_found(vectors: np.ndarray, pair: 
 
 @pytest.mark.parametrize(("pair", "text"), [((0, 1), "its start"), ((8, 9), "its end")])
 def test_exchanged_files_at_the_ends_are_named(states, series: Series, pair: tuple[int, int], text: str) -> None:
-    wrong, clean = list(states), audit(series(states)).turns.ratios
-    wrong[pair[0]], wrong[pair[1]] = states[pair[1]], states[pair[0]]
-    [finding] = [finding for finding in audit(series(wrong)).alarms if finding.kind == "exchanged"]
+    faulty, clean = list(states), audit(series(states)).turns.ratios
+    faulty[pair[0]], faulty[pair[1]] = states[pair[1]], states[pair[0]]
+    [finding] = [finding for finding in audit(series(faulty)).alarms if finding.kind == "exchanged"]
     assert f"are exchanged: the run turns back at {text} (turn ratio " in finding.text
     assert finding.text.endswith(f", and {clean[1 if pair[0] == 0 else 8]:.3g} in the other order)")
     assert finding.checkpoints == (f"step-{STEPS[pair[0]]}", f"step-{STEPS[pair[1]]}")
@@ -196,7 +196,7 @@ def test_a_step_that_contradicts_the_file_name_is_an_alarm(states, tmp_path: Pat
     assert "says 77" in texts
 
 
-def test_quantised_and_integer_tensors_are_named_and_the_rest_is_compared(states, series: Series) -> None:
+def test_quantised_and_integer_tensors_are_named_and_the_others_are_compared(states, series: Series) -> None:
     codes = {"codes.qweight": torch.zeros(4, 4, dtype=torch.int32), "ids": torch.arange(3)}
     report = audit(series([{**state, **codes} for state in states]))
     texts = [finding.text for finding in report.findings]

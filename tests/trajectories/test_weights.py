@@ -35,7 +35,7 @@ def test_the_block_of_a_tensor_comes_from_its_name(name: str, block: str) -> Non
     assert block_of(name) == block
 
 
-def test_one_record_per_checkpoint_with_every_part(states, series: Series) -> None:
+def test_each_checkpoint_has_one_record_with_every_part(states, series: Series) -> None:
     records = list(cp.weights(series(states[:4])))
     assert [record["step"] for record in records] == [0, 10, 20, 40]
     names = {"audit.turn_ratio", "motion.step", "motion.from_first", "motion.cosine", "spectrum.alpha",
@@ -99,7 +99,7 @@ def test_sharded_checkpoints_are_read_as_one_series(states, tmp_path: Path) -> N
     assert records[2]["motion.step"] > 0
 
 
-def test_checkpoints_of_another_network_have_a_reason_and_the_rest_is_computed(states, series: Series) -> None:
+def test_checkpoints_of_another_network_have_a_reason_and_the_others_are_computed(states, series: Series) -> None:
     mixed = [dict(state) for state in states[:5]]
     mixed[2] = {"other.weight": torch.randn(40, 60)}
     records = list(cp.weights(series(mixed), only="motion,spectra"))
@@ -133,7 +133,7 @@ def _with(states, step: int, **tensors: torch.Tensor | None):
         ),
     ],
 )
-def test_bad_tensors_are_named_and_the_rest_is_computed(
+def test_invalid_tensors_are_named_and_the_others_are_computed(
     states, series: Series, capsys, step: int, tensors, texts: list[str]
 ) -> None:
     path = str(series(_with(states, step, **tensors)))

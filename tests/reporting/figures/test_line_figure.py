@@ -47,7 +47,7 @@ def test_lines_are_drawn_at_the_positions_of_the_numbers(tmp_path: Path) -> None
         assert drawn == pytest.approx((expected - expected[0]) / (expected[-1] - expected[0]), abs=2e-3)
 
 
-def test_the_mean_over_seeds_with_a_band_from_lowest_to_highest() -> None:
+def test_the_mean_over_seeds_has_a_band_from_lowest_to_highest() -> None:
     seeds = [records([0.1, 0.2, 0.3, 0.4]), records([0.3, 0.2, 0.9, 0.6]), records([0.2, 0.5, 0.3, 0.8])]
     [curve], notes = curves({"plain": seeds}, ["accuracy"], "step")
     assert (curve.seeds, curve.x, notes) == (3, [0, 2, 10, 100], [])
@@ -67,7 +67,7 @@ def test_a_missing_value_breaks_the_line_and_is_counted(tmp_path: Path) -> None:
     assert len(notes) == 1
 
 
-def test_train_is_solid_and_test_dashed_and_the_value_at_collapse_dotted(tmp_path: Path) -> None:
+def test_lines_of_train_are_solid_of_test_dashed_and_values_at_collapse_dotted(tmp_path: Path) -> None:
     records_of_both_splits = [*records([1, 0.9, 0.8, 0.7], "class.mir", "train", **{"reference.mir": 0.95})]
     records_of_both_splits += records([1, 0.8, 0.7, 0.6], "class.mir", "test", **{"reference.mir": 0.95})
     plot({"run": [records_of_both_splits]}, tmp_path / "a.svg", metrics=[["class.mir"]])
