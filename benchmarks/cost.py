@@ -161,7 +161,7 @@ def fitted(points: dict[Point, dict[str, tuple[float, float]]], unseen: Point) -
             )
             fits[family, unit] = fit
             prediction, measurement = fit.at(terms(family, *unseen)), points[unseen][family][index]
-            print(f"{family} {unit} = {fit.told()}; unseen point: {prediction:.1f} for {measurement:.1f}")
+            print(f"{family} {unit} = {fit.text()}; unseen point: {prediction:.1f} for {measurement:.1f}")
     return lambda family, unit, case: fits[family, unit].at(terms(family, case.rows, case.features, case.classes))
 
 
@@ -211,7 +211,7 @@ def main() -> None:
         costs = {point: measured(Path(folder), point) for point in [*dict.fromkeys(points), unseen]}
     cost = fitted(costs, unseen)
     rate = forward(2 if arguments_given.quick else 16)
-    print(f"seconds a sample = {rate.told()}")
+    print(f"seconds a sample = {rate.text()}")
     project(cost, rate)
 
 

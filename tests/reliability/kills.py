@@ -203,7 +203,7 @@ class Harness:
 
     def kill(self, name: str, random: np.random.Generator, *, by_time: bool) -> str:
         """Kill a command once, run it again, and return "same" or a description of the difference."""
-        expected_files, events, seconds = self.whole(name)
+        expected_files, events, seconds = self.uninterrupted(name)
         directory = shutil.copytree(self.start, self._folder / "work")
         try:
             prepare = kill_after(random.uniform(0, seconds)) if by_time else kill_at_event(random.integers(events) + 1)

@@ -104,7 +104,7 @@ class LoopbackCluster:
 
     @property
     def scheduler_file(self) -> str:
-        return str(self.place / "scheduler.json")
+        return str(self.directory / "scheduler.json")
 
     def start(self, workers: int, threads: int = 1, **environment: str) -> None:
         named = ["--scheduler-file", self.scheduler_file]
@@ -139,12 +139,12 @@ class LoopbackCluster:
         code = f"from distributed.cli.{program} import main; main()"
         words = [*arguments, "--no-dashboard"]
         separate = "PYTHONPATH" in environment
-        with (self.place / f"{name}.log").open("wb") as log:
+        with (self.directory / f"{name}.log").open("wb") as log:
             self.processes[name] = subprocess.Popen(
                 [sys.executable, "-c", code, *words] if separate else self.commands.python(code, *words),
                 stdout=log,
                 stderr=log,
-                cwd=self.place,
+                cwd=self.directory,
                 env={**os.environ, **environment},
             )
 

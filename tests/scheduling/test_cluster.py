@@ -29,16 +29,16 @@ class Gate:
     """A directory in which gated tasks state their processes and wait until it is opened."""
 
     def __init__(self, directory: Path) -> None:
-        self.place = directory
+        self.directory = directory
         directory.mkdir()
         self.items = [(number, str(directory)) for number in range(len(NAMES))]
 
     def at_work(self) -> set[int]:
         """Return the processes that have begun a task."""
-        return {int(file.stem.partition("-")[2]) for file in self.place.glob("*.began")}
+        return {int(file.stem.partition("-")[2]) for file in self.directory.glob("*.began")}
 
     def open(self) -> None:
-        (self.place / "open").touch()
+        (self.directory / "open").touch()
 
 
 def test_results_are_complete_after_two_workers_are_killed(tasks: ModuleType, cluster: Any, tmp_path: Path) -> None:
