@@ -158,16 +158,16 @@ class Odd(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.twice, self.idle, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
-        self.told, self.growing, self.summed = Told(), Growing(), Summed()
+        self.textual, self.growing, self.summed = Textual(), Growing(), Summed()
 
     def forward(self, x: Tensor) -> Tensor:
-        self.told(x)
+        self.textual(x)
         self.growing(x)
         self.summed(x)
         return self.head(self.twice(self.twice(x)))
 
 
-class Told(nn.Module):
+class Textual(nn.Module):
     def forward(self, x: Tensor) -> str:
         return f"{len(x)} samples"
 
@@ -186,7 +186,7 @@ class Summed(nn.Module):
     ("layers", "message"),
     [
         ("twice", r"layer twice runs 2 times in one forward pass"),
-        ("message", r"layer told gives no tensor"),
+        ("textual", r"layer textual gives no tensor"),
         ("summed", r"layer summed gives \(6,\) for 2 samples"),
         ("idle", r"`layers='idle'`: the model does not run idle"),
     ],

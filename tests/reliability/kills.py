@@ -241,7 +241,7 @@ class Harness:
 
 
 def _difference(files: dict[str, object], expected: dict[str, object]) -> str:
-    for problem, names in (("remaining", files.keys() - expected.keys()), ("missing", expected.keys() - files.keys())):
+    for problem, names in (("left", files.keys() - expected.keys()), ("missing", expected.keys() - files.keys())):
         if names:
             return f"{problem}: {sorted(names)}"
     return next((f"other contents: {name}" for name in expected if files[name] != expected[name]), "same")

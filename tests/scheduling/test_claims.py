@@ -61,7 +61,7 @@ def test_a_claim_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
 def claim_of_another_machine(path: Path) -> Path:
     """Write a claim of another machine that shares this directory."""
     file = path.with_name(f".{path.name}.claim-1")
-    file.write_text(json.dumps({"host": "claim_of_another_machine", "process": 7, "token": "t"}))
+    file.write_text(json.dumps({"host": "elsewhere", "process": 7, "token": "t"}))
     return file
 
 
@@ -121,7 +121,7 @@ def test_only_claims_of_dead_processes_on_existing_files_are_removed(tmp_path: P
         "done.claim-2": (host, dead.pid),
         "missing.claim-1": (host, dead.pid),
         "mine.claim-1": (host, os.getpid()),
-        "theirs.claim-1": ("claim_of_another_machine", dead.pid),
+        "theirs.claim-1": ("elsewhere", dead.pid),
     }
     for name, (host_of_claim, process) in claims.items():
         (tmp_path / f".{name}").write_text(json.dumps({"host": host_of_claim, "process": process, "token": "t"}))

@@ -185,10 +185,10 @@ def test_extraction_by_ranges_gives_the_same_dump_after_a_worker_is_killed(clust
     scheduler = cluster.scheduler_file
     extract_series(tmp_path / "run", parts, rows_per_task=16, scheduler=scheduler, **options)
     killer.join()
-    extract_series(tmp_path / "run", tmp_path / "whole", **options)
-    names = sorted(file.name for file in (tmp_path / "whole").iterdir())
+    extract_series(tmp_path / "run", tmp_path / "single", **options)
+    names = sorted(file.name for file in (tmp_path / "single").iterdir())
     assert sorted(file.name for file in parts.iterdir()) == names
     for name in names:
-        with h5py.File(parts / name) as shared, h5py.File(tmp_path / "single_process" / name) as single_process:
+        with h5py.File(parts / name) as shared, h5py.File(tmp_path / "single" / name) as single_process:
             for array in ("features", "labels", "logits"):
                 assert np.array_equal(shared[f"train/{array}"], single_process[f"train/{array}"])
