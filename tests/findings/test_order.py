@@ -68,7 +68,7 @@ def test_lags_of_overlapping_intervals_are_zero() -> None:
     assert lag((2, 4), (1, 2)) == -1.5
 
 
-def test_more_noise_alone_does_not_order_two_metrics() -> None:
+def test_the_lag_from_noise_is_antisymmetric_and_positive_for_the_noisier_metric() -> None:
     [(clean, noisy)] = [tuple(series) for series in runs(1, 0, noise=(0.004, 0.15)).values()]
     assert noise_lag(clean, noisy) >= 0
     assert noise_lag(noisy, clean) == -noise_lag(clean, noisy)

@@ -55,7 +55,7 @@ def test_rows_of_different_layers_and_texts_form_separate_series() -> None:
         series_of([without], splits=["train"])
 
 
-def test_a_csv_file_with_a_step_column_has_a_series_for_each_numeric_column(tmp_path: Path) -> None:
+def test_a_csv_file_has_series_of_its_numeric_columns_by_step(tmp_path: Path) -> None:
     file = tmp_path / "log.csv"
     file.write_text("step,loss,note\n1,0.5,a\n2,,b\n3,nan,c\n")
     rows = read_csv(file)

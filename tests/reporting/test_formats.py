@@ -63,7 +63,7 @@ def test_no_records_give_an_empty_data_frame() -> None:
         ([2**63, 1], "value: a whole number of more than 64 bits"),
     ],
 )
-def test_values_of_different_types_are_an_error_that_names_the_column(values: list, message: str) -> None:
+def test_values_that_cannot_form_a_column_are_an_error_that_names_it(values: list, message: str) -> None:
     with pytest.raises(DataError, match=message):
         cp.to_dataframe([{"value": value} for value in values])
 

@@ -26,7 +26,7 @@ def test_a_path_without_a_barrier_has_no_sentence() -> None:
     assert read_path([{"split": "test", "barrier.error": None, "barrier.loss": None}]) == []
 
 
-def test_a_barrier_is_called_low_or_high_by_the_published_rule() -> None:
+def test_an_error_barrier_within_two_per_cent_does_not_separate_networks() -> None:
     low = {"split": "test", "barrier.error": 0.001, "barrier.loss": 0.01}
     high = {"split": "test", "barrier.error": 0.3, "barrier.loss": 1.0}
     assert "within the 2%" in read_path([low])[0]
