@@ -29,7 +29,7 @@ def process(number):
     return os.getpid()
 
 def gated(item):
-    """Leaves word of its process, then waits until the gate is open."""
+    """Write the number of this process to a file, then wait until the gate is open."""
     number, folder = item
     (Path(folder) / f"{number}-{os.getpid()}.began").touch()
     while not (Path(folder) / "open").exists():
@@ -60,13 +60,13 @@ def relative(name):
     return Path(name).read_text()
 
 def opened(name):
-    """What a file held when this process first opened anything for its caller."""
+    """Return the contents of the first file that this process opened for its caller."""
     return made_once("opened", Path(name).read_text)
 
 at_work = []
 
 def overlapping(number):
-    """How many of these this process runs at once."""
+    """Return the number of tasks that this process runs at the same time."""
     at_work.append(number)
     time.sleep(0.05)
     count = len(at_work)
