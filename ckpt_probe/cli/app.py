@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from itertools import pairwise
+from typing import Any
 
 import click
 
@@ -42,6 +43,8 @@ WRITTEN = frozenset({"-o", "--out", "--spectra", "--figure", "--figures", "--ten
 """Options that name an output file or directory."""
 LOCAL_VERBS = frozenset({"demo", "train", "events", "compare", "plot", "report", "export"})
 """Subcommands that do not accept addresses."""
+HELP_WIDTH = 100
+"""Characters of a line of help, unless the terminal is narrower."""
 INTERRUPTED = 130
 INTERNAL_ERROR = 70
 
@@ -52,6 +55,14 @@ class Interrupted(Exception):
 
 class Verbs(click.Group):
     """Command group that imports the module of a subcommand only when it is used."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Return the context of a command line; in a pipe, help is as wide as on a wide terminal."""
+        if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
+            extra.setdefault("terminal_width", HELP_WIDTH)
+        return super().make_context(info_name, args, parent, **extra)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the subcommands in the order of a typical study."""
@@ -81,7 +92,7 @@ class Verbs(click.Group):
 
 @click.command(
     cls=Verbs,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": HELP_WIDTH},
     epilog="Start with: ckpt-probe demo",
     invoke_without_command=True,
     no_args_is_help=True,
