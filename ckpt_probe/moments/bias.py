@@ -7,13 +7,14 @@ exceeds the value of all rows by three times as much.
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
+from ckpt_probe.moments.errors import needs_classes
 from ckpt_probe.moments.registry import CENTRED, DOCUMENTS, LOGITS, SECOND_PASS, TRAIN_MEANS, Metric
 from ckpt_probe.moments.subset import priorities
 
@@ -67,7 +68,7 @@ def bias_of(
     sample = inputs.sample
     assert sample is not None
     halves: list[Values] = []
-    if inputs.halves and not sample.single and sample.reason is None:
+    if inputs.halves and sample.reason is None:
         parts = [half(inputs.present) for half in inputs.halves]
         if inputs.centred_parts is not None:
             for part, entropies in zip(parts, inputs.centred_parts.halves, strict=False):
@@ -87,7 +88,7 @@ def bias_of(
         error = values.get(f"{name}_stderr")
         if bias is not None and error is not None and abs(bias) > error:
             suspects[name] = (bias, error)
-    biases |= _checked(suspects, values, inputs, values_of, influences)
+    biases |= _checked(suspects, metrics, values, inputs, values_of, influences)
     for name, (bias, reason) in list(biases.items()):
         # Biases of the joint entropy and of the others can cancel, but not for every N.
         joint = re.sub(r"\.(mir|mutual_information)$", ".entropy_joint", name)
@@ -116,8 +117,10 @@ def _of_nearest_means(name: str, inputs: "Inputs") -> Bias:
     sample = inputs.sample
     assert sample is not None
     nearest, by_halves = inputs.nearest_of_sample, inputs.nearest_by_halves
-    if nearest is None or by_halves is None or name in sample.row_values:
+    if nearest is None or name in sample.row_values:
         return None, NOT_ACCUMULATED
+    if by_halves is None:
+        return None, NO_HALF
     before, after = (sample.values_of_rows(name, classes) for classes in (nearest, by_halves))
     if before is None or after is None:
         return None, NOT_ACCUMULATED
@@ -130,8 +133,11 @@ def _mean_of(name: str, parts: list[Values]) -> float | None:
     return sum(values) / len(values) if parts and len(values) == len(parts) else None
 
 
-def _of_part(part: "Inputs", inputs: "Inputs", values_of: ValuesOf, names: Iterable[str]) -> Values:
-    """Return the metrics of some names of a part of the rows; empty if they cannot be computed."""
+def _of_part(part: "Inputs", inputs: "Inputs", values_of: ValuesOf, metrics: Mapping[str, Metric]) -> Values:
+    """Return some metrics of a part of the rows, without those that cannot be computed because it lacks a class."""
+    if not part.samples:
+        return {}
+    names = [name for name, metric in metrics.items() if not (part.lacks_class and needs_classes(metric))]
     part.provided = set(inputs.provided) - {LOGITS, SECOND_PASS, TRAIN_MEANS, DOCUMENTS}
     part.provided -= {CENTRED} if part.centred is None else set()
     part.unavailable = dict(inputs.unavailable)
@@ -144,6 +150,7 @@ def _of_part(part: "Inputs", inputs: "Inputs", values_of: ValuesOf, names: Itera
 
 def _checked(
     suspects: Mapping[str, tuple[float, float]],
+    metrics: Mapping[str, Metric],
     values: Values,
     inputs: "Inputs",
     values_of: ValuesOf,
@@ -162,13 +169,13 @@ def _checked(
     assert sample is not None
     assert inputs.of_rows is not None
     for chosen in parts:
-        if int(sample.labels[chosen].max()) < int(inputs.present.max()):
-            return unchecked  # A part without a row of the last class.
+        if not len(chosen):
+            return unchecked
         rows, labels = sample.features[chosen], sample.labels[chosen]
         part = inputs.of_rows(rows, labels, inputs.present)
         if inputs.centred_parts is not None:
             part.centred = inputs.centred_parts.of_rows(rows, labels)
-        of_parts.append(_of_part(part, inputs, values_of, suspects))
+        of_parts.append(_of_part(part, inputs, values_of, {name: metrics[name] for name in suspects}))
     ratio = inputs.samples / (sum(len(chosen) for chosen in parts) / len(parts))
     checked: dict[str, Bias] = {}
     for name, (bias, error) in suspects.items():

@@ -14,7 +14,7 @@ from ckpt_probe.moments import spectra
 from ckpt_probe.moments.class_sums import UnitMoments, dense_limit
 from ckpt_probe.moments.grouping import Grouped, RowBlocks
 from ckpt_probe.moments.influences import InfluencesOfOrder, influences_of_rows, linear
-from ckpt_probe.moments.registry import DEFAULT, Undefined
+from ckpt_probe.moments.registry import COINCIDE, DEFAULT, Undefined
 from ckpt_probe.moments.sampling import JointOperator, MomentsOperator
 from ckpt_probe.moments.spectra import GRAM, MOMENTS, RANK_ONE, STOCHASTIC, Route, choose_route
 
@@ -198,7 +198,10 @@ def class_level(means: Tensor, weights: Tensor | None, options: Options) -> Leve
         mask &= _has_direction(weights)
     used = int(mask.sum())
     left_out = len(means) - used
-    require_directions(left_out, len(means), "class means and classifier weights")
+    if 2 * left_out > len(means):
+        if not bool(means.any()):
+            raise Undefined(COINCIDE)
+        raise Undefined(f"{left_out} of {len(means)} class means or rows of classifier weights have zero length")
     unit_means, _ = directions(means[mask])
     labels = torch.arange(used, device=means.device)
     ones = torch.ones_like(labels)

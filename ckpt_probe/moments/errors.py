@@ -180,6 +180,11 @@ class Scores(NamedTuple):
     confidence: Tensor
 
 
+def needs_classes(metric: Metric) -> bool:
+    """Return whether a metric depends on the rows of every class by themselves."""
+    return metric.family == "within" or not {MEANS, SCATTER, OUTSIDE, SECOND_PASS}.isdisjoint(metric.requires)
+
+
 @dataclass
 class Sample:
     """Rows along whose weights the inputs of metrics have gradients.
@@ -259,7 +264,7 @@ class Sample:
             return self.reason
         if metric.name == COMPUTING_ERROR:
             return OF_COMPUTATION
-        if metric.family != "within" and not {MEANS, SCATTER, OUTSIDE, SECOND_PASS} & set(metric.requires):
+        if not needs_classes(metric):
             return None
         if self.classes < 2:
             return ONE_CLASS

@@ -23,7 +23,7 @@ from ckpt_probe.moments.entropies import (
 )
 from ckpt_probe.moments.errors import AT_MAXIMUM, ONE_CLASS, SEVERAL_MAXIMA, Sample
 from ckpt_probe.moments.grouping import RowBlocks
-from ckpt_probe.moments.registry import COINCIDE, FROM_MOMENTS, MEANS, WEIGHTS, Metric, Undefined
+from ckpt_probe.moments.registry import ALL_ZERO, COINCIDE, FROM_MOMENTS, MEANS, WEIGHTS, Metric, Undefined
 
 if TYPE_CHECKING:
     from ckpt_probe.moments.documents import DocumentNumbers
@@ -140,11 +140,20 @@ class Inputs:
         self.reference: DocumentNumbers | None = None
         if len(self.present) < 2:
             self.unavailable[MEANS] = ONE_CLASS if self.options.min_samples == 1 else FEW_CLASSES
-        if weights is None and label_rows is None:
+        if weights is not None and label_rows is None and not bool(weights.any()):
+            # Some networks start with a classifier of zeros; its rows have no direction, but the features do.
+            self.unavailable[WEIGHTS], weights = ALL_ZERO, None
+        elif weights is None and label_rows is None:
             self.unavailable[WEIGHTS] = NO_WEIGHTS
         self._all_weights = weights
         self._label_rows = weights if label_rows is None else label_rows
         self._blocks = blocks
+
+    @cached_property
+    def lacks_class(self) -> bool:
+        """Return whether a class that counts as present has no row, which happens in parts of all rows."""
+        counts = self.scatter.counts
+        return bool((self.present >= len(counts)).any()) or bool((counts[self.present] == 0).any())
 
     @cached_property
     def class_means(self) -> Tensor:
@@ -246,14 +255,15 @@ class Inputs:
 
     @cached_property
     def nearest_by_halves(self) -> Tensor | None:
-        """Return the class of the nearest class mean of the half of each row of the sample, (m,); None as above."""
+        """Return the class of the nearest class mean of the half of each row, (m,); None if a half lacks a class."""
         assert self.sample is not None
-        if self.nearest_of_sample is None or not self.halves:
+        halves = [half(self.present) for half in self.halves]
+        if self.nearest_of_sample is None or not halves or any(half.lacks_class for half in halves):
             return None
         classes = self.nearest_of_sample.clone()
-        for number, half in enumerate(self.halves):
+        for number, half in enumerate(halves):
             chosen = (self.sample.halves == number).to(classes.device)
-            classes[chosen] = half(self.present).nearest_means(self.sample.features[chosen])
+            classes[chosen] = half.nearest_means(self.sample.features[chosen])
         return classes
 
     def nearest_means(self, features: Tensor) -> Tensor:

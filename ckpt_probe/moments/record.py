@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -108,9 +109,11 @@ def _computed(inputs: Inputs) -> DetailedRecord:
     levels: dict[str, LevelEntropies] = {}
     if "sample" in families:
         levels["sample"] = inputs.sample_level
-        _put_route(record, inputs.sample_level)
+        _put_route(record, inputs.sample_level, inputs.unavailable.get(WEIGHTS, NO_WEIGHTS))
     if "class" in families and MEANS not in inputs.unavailable:
-        levels["class"] = inputs.class_level
+        # Without a value, each metric of the level states the reason.
+        with suppress(Undefined):
+            levels["class"] = inputs.class_level
     left_out = inputs.all_classes - len(inputs.present) + (levels["class"].left_out if "class" in levels else 0)
     record.put("classes_left_out", left_out)
     record.evaluate(inputs, families)
@@ -198,11 +201,11 @@ def _computing_error(name: str, levels: Mapping[str, LevelEntropies]) -> float:
     return 0.0
 
 
-def _put_route(record: RecordBuilder, level: LevelEntropies) -> None:
+def _put_route(record: RecordBuilder, level: LevelEntropies, without: str) -> None:
     record.put("samples_left_out", level.left_out)
     if level.route is None:
-        record.put("route", None, NO_WEIGHTS)
-        record.put("route_reason", None, NO_WEIGHTS)
+        record.put("route", None, without)
+        record.put("route_reason", None, without)
         return
     stopped = level.estimate is not None and not level.estimate.reached
     record.put("route", level.route.name, level.route.reason)

@@ -194,6 +194,7 @@ def _defined(value: float | Tensor | None, reason: str) -> float | Tensor:
 COINCIDE = "class means coincide"
 SAME_DIRECTION = "two class means have the same direction"
 CENTRAL_MEAN = "a class mean equals the mean of the class means"
+ALL_ZERO = "all classifier weights are zero"
 ZERO_WEIGHTS = "a row of classifier weights has zero length"
 NO_SCORES = "neither logits nor classifier weights"
 NO_CONFIDENCE = "largest probabilities are unknown: earlier versions stored predictions and losses alone; extract again"

@@ -239,6 +239,54 @@ def test_the_error_of_a_difference_of_paired_rows_is_smaller() -> None:
     assert 0 < change["nc1.pinv_stderr"] < first["nc1.pinv_stderr"] / 5
 
 
+@pytest.mark.parametrize("single", [0, 3])
+def test_errors_of_rows_are_computed_beside_a_class_of_one_row(single: int) -> None:
+    features, labels, weights, bias = data()
+    chosen = (labels != single) | (np.cumsum(labels == single) == 1)
+    record = analyze_features(features[chosen], labels[chosen], weights, bias, errors=True)
+    assert record["nc4.disagreement_stderr"] is None
+    assert record["class.mir_bias"] is None
+    assert record["sample.mir_stderr"] > 0
+    assert math.isfinite(record["sample.mir_bias"])
+
+
+def test_errors_of_few_rows_are_positive_or_missing_with_the_reason() -> None:
+    generator = np.random.default_rng(0)
+    for samples in (8, 9, 10, 12, 15, 20):
+        labels = generator.integers(0, 5, samples)
+        features = np.eye(5, 6)[labels] + 0.3 * generator.normal(size=(samples, 6))
+        record = analyze_features(features, labels, np.eye(5, 6), errors=True)
+        for name in [name for name in record if name.endswith(("_stderr", "_bias"))]:
+            assert record[name] is None or math.isfinite(record[name])
+            assert record[name] is not None or name in record["missing"]
+            assert record[name] != 0 or name.endswith("_bias")
+
+
+@pytest.mark.parametrize("errors", [False, True])
+def test_a_classifier_of_zeros_leaves_the_metrics_of_features(errors: bool) -> None:
+    features, labels, weights, _ = data()
+    record = analyze_features(features, labels, 0 * weights, errors=errors)
+    without = analyze_features(features, labels, errors=errors)
+    for name in ("class.entropy_means", "sample.entropy_features", "nc1.pinv", "nc2.etf"):
+        assert record[name] == without[name]
+    for name in ("class.mir", "sample.mir", "nc3.duality", "class.entropy_weights", "route"):
+        assert record[name] is None
+        assert name in record["missing"].partition("all classifier weights are zero")[0]
+    assert record["loss"] == pytest.approx(math.log(4))
+
+
+def test_coinciding_class_means_leave_the_metrics_of_rows() -> None:
+    _, labels, weights, _ = data()
+    record = analyze_features(np.tile(np.arange(1.0, 7), (len(labels), 1)), labels, weights)
+    assert record["sample.entropy_features"] == pytest.approx(0, abs=1e-12)
+    assert record["sample.entropy_weights"] == pytest.approx(
+        analyze_features(weights[labels], labels, weights)["sample.entropy_weights"]
+    )
+    assert record["class.mir"] is None
+    assert record["class.entropy_means"] is None
+    assert "class means coincide" in record["missing"]
+
+
 def test_records_of_a_probe_have_errors(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
     probe = cp.Probe(model, tmp_path / "records.jsonl", settings=cp.Settings(errors=True, only="nc1,quality"))

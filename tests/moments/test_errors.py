@@ -13,7 +13,7 @@ import ckpt_probe.data
 from ckpt_probe.analysis.record import Context, compute_from_blocks
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.moments import Moments
-from ckpt_probe.moments.bias import TOO_SMALL, remaining_bias
+from ckpt_probe.moments.bias import NO_HALF, TOO_SMALL, remaining_bias
 from ckpt_probe.moments.errors import (
     AT_MAXIMUM,
     FEW_ROWS,
@@ -199,6 +199,21 @@ def test_without_subset_or_halves_the_reason_is_stated() -> None:
     assert record["class.mir_stderr"] > 0
     assert record["class.mir_bias"] is None
     assert "`halves=True`" in record["missing"]
+
+
+@pytest.mark.parametrize("rare", [0, CLASSES - 1])
+def test_a_class_in_one_half_only_has_no_bias(rare: int) -> None:
+    rows, labels, weights = classes_of_gaussians(400)
+    documents = torch.arange(400) // 20
+    labels = torch.where(documents == 3, rare, (labels % (CLASSES - 1) + rare + 1) % CLASSES)
+    moments = Moments(CLASSES, halves=True, subset=2048)
+    moments.update(rows, labels, documents=documents)
+    record = moments.compute(weights, errors=True)
+    assert record["class.mir_stderr"] > 0
+    assert record["class.mir_bias"] is None
+    assert record["within.entropy_mean_bias"] is None
+    assert NO_HALF in record["missing"]
+    assert math.isfinite(record["sample.entropy_features_bias"])
 
 
 def test_repeated_rows_of_documents_do_not_shrink_the_error() -> None:
