@@ -1,4 +1,4 @@
-"""Tests of groups of runs, given as directories, trees of directories, names and patterns."""
+"""Tests of groups of runs from directories, trees of directories, names and patterns."""
 
 from pathlib import Path
 

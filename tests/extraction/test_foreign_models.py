@@ -1,4 +1,4 @@
-"""Tests of extraction from checkpoints of frameworks: no sizes are needed, and features and scales are theirs."""
+"""Tests of extraction from checkpoints of frameworks: no sizes are needed, and features and scales agree with them."""
 
 import sys
 from pathlib import Path

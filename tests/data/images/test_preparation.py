@@ -1,4 +1,4 @@
-"""Images → inputs: our steps against torchvision's, and each library's own transform where the model names it."""
+"""Tests of preparing images: steps equal those of torchvision, and models of a library have its transform."""
 
 import json
 from pathlib import Path
