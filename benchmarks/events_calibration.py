@@ -1,7 +1,7 @@
 """Error rates of events, orders and verdicts on simulated runs: the tables of docs/findings.md.
 
-Run: python benchmarks/events_calibration.py [nulls looks smooth planted detectable order groups baselines time]
-     --trials 1000
+Run: python benchmarks/events_calibration.py [nulls looks smooth planted detectable order groups saturated baselines
+     time] --trials 1000
 """
 
 import argparse
@@ -86,12 +86,14 @@ def looks(trials: int) -> None:
         counts.append(math.ceil(counts[-1] * watching.GROWTH))
     steps = grid("linear", counts[-1])
     header(f"φ, {len(counts)} looks up to {counts[-1]} checkpoints", "any event, %")
+    noise = {phi: simulate(np.random.default_rng(round(10 * phi)), phi, trials, counts[-1]) for phi in CORRELATIONS}
+    alarms = {phi: np.zeros(trials, dtype=bool) for phi in CORRELATIONS}
+    # All coefficients at one length, whose critical values are simulated once.
+    for count in counts:
+        for phi, values in noise.items():
+            alarms[phi] |= [bool(each) for each in events_alone(values[:, :count], steps[:count], watching.LEVEL)]
     for phi in CORRELATIONS:
-        noise = simulate(np.random.default_rng(round(10 * phi)), phi, trials, counts[-1])
-        alarms = np.zeros(trials, dtype=bool)
-        for count in counts:
-            alarms |= [bool(events) for events in events_alone(noise[:, :count], steps[:count], watching.LEVEL)]
-        row(phi, share(alarms))
+        row(phi, share(alarms[phi]))
 
 
 def smooth(trials: int) -> None:
@@ -183,14 +185,21 @@ def known_noise(x: np.ndarray, phi: float) -> Callable[[np.ndarray, np.ndarray],
     return widths
 
 
-def pair_of(seed: int, lag: float, noise: tuple[float, float], power: float) -> list[Series]:
-    """Return two logistic metrics of one seed, the second later by `lag` in log step, or a power of the first."""
+def pair_of(seed: int, lag: float, noise: tuple[float, float], power: float | None) -> list[Series]:
+    """Return two metrics of one seed: logistic, the second later by `lag` in log step, or a power of the first.
+
+    Without a power, both begin to move at one step: the first within 0.2 in log step, the second within 1.2, and back.
+    """
     generator = np.random.default_rng(seed)
     steps = np.unique(np.geomspace(1, 6000, 44).round())
     x = positions(steps)
     centre = 5 + 0.3 * generator.normal()
     curves = [1 / (1 + np.exp(-(x - centre - shift) / 0.12)) for shift in (0, lag)]
-    curves[1] = curves[1] ** power
+    if power is None:
+        ramps = [np.clip((x - centre - start) / width, 0, 1) for start, width in ((0, 0.2), (0, 1.2), (1.5, 0.8))]
+        curves = [ramps[0], ramps[1] - ramps[2]]
+    else:
+        curves[1] = curves[1] ** power
     return [
         Series("g", str(seed), {}, name, steps, curve + sigma * generator.normal(size=len(x)))
         for name, curve, sigma in zip("AB", curves, noise, strict=True)
@@ -200,8 +209,11 @@ def pair_of(seed: int, lag: float, noise: tuple[float, float], power: float) -> 
 def order(trials: int) -> None:
     """Share of groups of six, and of single runs, for which an order is reported."""
     spacing = math.log(6001 / 2) / 43
-    cases = [(f"one process, B = A^{power:.2g}", 0.0, (0.02, 0.02), power) for power in (1, 3, 1 / 3)]
+    cases: list[tuple[str, float, tuple[float, float], float | None]] = [
+        (f"one process, B = A^{power:.2g}", 0.0, (0.02, 0.02), power) for power in (1, 3, 1 / 3)
+    ]
     cases += [("one process, B 10 times as noisy", 0.0, (0.005, 0.05), 1.0)]
+    cases += [("equal onsets, B gradual and back", 0.0, (0.02, 0.02), None)]
     cases += [(f"B later by {lag} spacings", lag * spacing, (0.02, 0.02), 1.0) for lag in (1, 3, 6)]
     header("case", "A before B, six seeds, %", "B before A, six seeds, %", "an order in a single run, %")
     for name, lag, noise, power in cases:
@@ -226,6 +238,18 @@ def groups(trials: int) -> None:
             single = [difference_p(each[:, -1].tolist()) <= 0.05 for each in curves]
             together = [band(each, 0.95, 500, 0).p_value <= 0.05 for each in curves]
             row(pairs, shift, share(single), share(together))
+
+
+def saturated(trials: int) -> None:
+    """Share of A/A groups with few errors of their accuracies that are called different at any of 20 steps."""
+    header("pairs", "errors per run", "different at any step, %", "without the bound of half a sample, %")
+    for pairs in (3, 4, 6):
+        for errors in (1, 3, 10):
+            counts = np.random.default_rng(pairs).poisson(errors, (2, trials, 20, pairs))
+            p_values = [
+                [[difference_p(step, grain) for step in run] for run in (counts[0] - counts[1])] for grain in (1, 0)
+            ]
+            row(pairs, errors, *(share(20 * min(run) <= 0.05 for run in each) for each in p_values))
 
 
 def baselines(trials: int) -> None:
@@ -308,6 +332,7 @@ PARTS = {
     "detectable": detectable,
     "order": order,
     "groups": groups,
+    "saturated": saturated,
     "baselines": baselines,
     "time": seconds,
 }

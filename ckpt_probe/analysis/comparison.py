@@ -1,7 +1,7 @@
 """Compare groups of runs that differ in their seed: at a step, at every step, or at equal loss, with a verdict."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from ckpt_probe.analysis.groups import (
     read_course,
     read_dump,
 )
-from ckpt_probe.analysis.paired import Interval, expanded
+from ckpt_probe.analysis.paired import Interval, expanded, grain_of
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.keywords import as_sequence, checked_keywords, from_arguments
 from ckpt_probe.moments.difference import difference
@@ -122,20 +122,34 @@ def compare(
         if step == STEPS or at == LOSS:
             raise
         progress.message(f"without a margin of equivalence: {error}")
-    margins = {(name, split): margin or OF_RANGE * _range(courses, name) for name in metrics}
+    values = {name: [*_values(courses, name)] for name in metrics}
+    margins = {
+        (name, split): margin or OF_RANGE * (max(values[name], default=0) - min(values[name], default=0))
+        for name in metrics
+    }
+    last = [measurement.values for runs in measurements.values() for measurement in runs.values()]
+    grains = {name: grain_of(values[name] or (each[name] for each in last)) for name in metrics}
     if at == LOSS:
         curves = {name: curves_by_loss(courses, name, progress) for name in metrics}
-        compared = [compare_at_loss(name, label, split, curves[name], interval) for name in metrics for label in opened]
+        compared = [
+            compare_at_loss(name, label, split, curves[name], interval, grains[name])
+            for name in metrics
+            for label in opened
+        ]
     elif step == STEPS:
         by_step = _by_step(courses, metrics, progress)
         compared = [
-            compare_at_step(name, label, split, values, interval)
+            compare_at_step(name, label, split, of_step, interval, grains[name])
             for name in metrics
             for label in opened
-            for values in by_step.values()
+            for of_step in by_step.values()
         ]
     else:
-        compared = [compare_at_step(name, label, split, measurements, interval) for name in metrics for label in opened]
+        compared = [
+            compare_at_step(name, label, split, measurements, interval, grains[name])
+            for name in metrics
+            for label in opened
+        ]
     compared = with_verdicts(compared, margins)
     if at is None and step != STEPS and all(len(group.members) == 1 for group in opened.values()):
         return _of_single_runs(compared, opened, split, chosen)
@@ -186,16 +200,12 @@ def _courses(groups: Mapping[str, RunGroup], names: Sequence[str], split: str) -
     }
 
 
-def _range(courses: Courses, metric: str) -> float:
-    """Return the range of a metric over all steps of all runs."""
-    values = [
-        float(value)
-        for runs in courses.values()
-        for course in runs.values()
-        for record in course.values()
-        if isinstance(value := record.get(metric), int | float) and math.isfinite(value)
-    ]
-    return max(values) - min(values) if values else 0.0
+def _values(courses: Courses, metric: str) -> Iterator[float]:
+    """Yield the values of a metric at all steps of all runs."""
+    for course in (course for runs in courses.values() for course in runs.values()):
+        for record in course.values():
+            if isinstance(value := record.get(metric), int | float) and math.isfinite(value):
+                yield float(value)
 
 
 def _by_step(courses: Courses, metrics: Sequence[str], progress: Progress) -> dict[int, Measurements]:

@@ -91,14 +91,24 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Tested:
-    """A comparison without its verdict, its paired differences by level, and its p-value; None for the baseline."""
+    """A comparison without its verdict.
+
+    Attributes:
+        comparison: The comparison.
+        differences: Paired differences by level; None for the baseline.
+        p_value: p-value of the test of no difference.
+        grain: Step of which the values of the metric are multiples; 0 if unknown.
+    """
 
     comparison: Comparison
     differences: np.ndarray | None = None
     p_value: float = 1.0
+    grain: float = 0.0
 
 
-def compare_at_step(metric: str, label: str, split: str, measurements: Measurements, interval: Interval) -> Tested:
+def compare_at_step(
+    metric: str, label: str, split: str, measurements: Measurements, interval: Interval, grain: float = 0.0
+) -> Tested:
     """Return the comparison of a group with the first one, of the values of a metric at one step."""
     baseline = next(iter(measurements))
     values, reference = (
@@ -108,20 +118,10 @@ def compare_at_step(metric: str, label: str, split: str, measurements: Measureme
     unit = _unit([*values.values(), *reference.values()])
     values, reference = ({name: value / unit for name, value in each.items()} for each in (values, reference))
     steps = {measurement.step for measurement in measurements[label].values()}
-    comparison = Comparison(
-        metric=metric,
-        group=label,
-        split=split,
-        step=steps.pop() if len(steps) == 1 else None,
-        seeds=len(values),
-        mean=float(np.mean(list(values.values()))),
-        deviation=float(np.std(list(values.values()), ddof=1)) if len(values) > 1 else None,
-        baseline=baseline,
-        interval=interval.method,
-        confidence=interval.confidence,
-        resamples=interval.resamples if interval.method == "bootstrap" else None,
-        seed=interval.seed if interval.method == "bootstrap" else None,
-    )
+    comparison = _of_group((metric, label, split, baseline), list(values.values()), interval)
+    comparison = replace(comparison, step=steps.pop() if len(steps) == 1 else None)
+    if interval.method != "bootstrap":
+        comparison = replace(comparison, resamples=None, seed=None)
     if label == baseline:
         return Tested(_times(comparison, unit))
     pairs = {name: value - reference[name] for name, value in values.items() if name in reference}
@@ -141,7 +141,27 @@ def compare_at_step(metric: str, label: str, split: str, measurements: Measureme
         distances = [abs(float(np.mean(list(each.values()))) - at_collapse[0] / unit) for each in (values, reference)]
         comparison = replace(comparison, collapse="nearer" if distances[0] < distances[1] else "further")
     comparison = _times(comparison, unit)
-    return Tested(comparison, np.array(list(pairs.values()))[:, None] * unit, difference_p(list(pairs.values())))
+    p_value = difference_p(list(pairs.values()), grain / unit)
+    return Tested(comparison, np.array(list(pairs.values()))[:, None] * unit, p_value, grain)
+
+
+def _of_group(names: tuple[str, str, str, str], values: Sequence[float], interval: Interval) -> Comparison:
+    """Return the entries of a comparison about its group alone: metric, group, split, baseline, and its values."""
+    metric, group, split, baseline = names
+    return Comparison(
+        metric=metric,
+        group=group,
+        split=split,
+        step=None,
+        seeds=len(values),
+        mean=float(np.mean(values)),
+        deviation=float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        baseline=baseline,
+        interval=interval.method,
+        confidence=interval.confidence,
+        resamples=interval.resamples,
+        seed=interval.seed,
+    )
 
 
 def _paired(comparison: Comparison, pairs: int, unpaired: int, interval: Interval) -> Comparison:
@@ -155,25 +175,17 @@ def _paired(comparison: Comparison, pairs: int, unpaired: int, interval: Interva
     )
 
 
-def compare_at_loss(metric: str, label: str, split: str, curves: Curves, interval: Interval) -> Tested:
+def compare_at_loss(
+    metric: str, label: str, split: str, curves: Curves, interval: Interval, grain: float = 0.0
+) -> Tested:
     """Compare a group with the baseline at equal loss; its mean is that over the common range of the loss."""
     baseline = next(iter(curves.values))
     of_group, reference = curves.values[label], curves.values[baseline]
-    comparison = Comparison(
-        metric=metric,
-        group=label,
-        split=split,
-        step=None,
-        seeds=len(of_group),
-        mean=float(np.mean(list(of_group.values()))),
-        deviation=float(np.std([each.mean() for each in of_group.values()], ddof=1)) if len(of_group) > 1 else None,
-        baseline=baseline,
+    means = [float(each.mean()) for each in of_group.values()]
+    comparison = replace(
+        _of_group((metric, label, split, baseline), means, interval),
         loss_low=float(curves.levels[-1]),
         loss_high=float(curves.levels[0]),
-        interval=interval.method,
-        confidence=interval.confidence,
-        resamples=interval.resamples,
-        seed=interval.seed,
     )
     if label == baseline:
         return Tested(comparison)
@@ -181,7 +193,7 @@ def compare_at_loss(metric: str, label: str, split: str, curves: Curves, interva
     comparison = _paired(comparison, len(differences), len(of_group.keys() ^ reference.keys()), interval)
     if len(differences) < FEWEST_PAIRS:
         return Tested(comparison, differences)
-    simultaneous = band(differences, interval.confidence, interval.resamples, interval.seed)
+    simultaneous = band(differences, interval.confidence, interval.resamples, interval.seed, grain)
     clearest = simultaneous.clearest
     comparison = replace(
         comparison,
@@ -191,7 +203,7 @@ def compare_at_loss(metric: str, label: str, split: str, curves: Curves, interva
         high=float(simultaneous.high[clearest]),
         loss=float(curves.levels[clearest]),
     )
-    return Tested(comparison, differences, simultaneous.p_value)
+    return Tested(comparison, differences, simultaneous.p_value, grain)
 
 
 def with_verdicts(compared: Sequence[Tested], margins: Mapping[tuple[str, str], float]) -> list[Comparison]:
@@ -233,7 +245,9 @@ def _equivalence(tested: Tested, margins: Mapping[tuple[str, str], float]) -> fl
     margin, differences = margins[tested.comparison.metric, tested.comparison.split], tested.differences
     if differences is None or not len(differences) or not margin:
         return 1.0
-    return max(equivalence_p(column.tolist(), 1) for column in (differences / margin).T)
+    if not differences.any():
+        return 0.0
+    return max(equivalence_p(column.tolist(), 1, tested.grain / margin) for column in (differences / margin).T)
 
 
 def _with_first_steps(comparisons: Sequence[Comparison]) -> list[Comparison]:

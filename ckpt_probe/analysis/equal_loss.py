@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ckpt_probe.analysis.paired import standard_error
 from ckpt_probe.errors import DataError
 from ckpt_probe.progress import Progress
 
@@ -89,7 +90,7 @@ def curves_by_loss(
     return Curves(-grid, values)
 
 
-def band(differences: np.ndarray, confidence: float, resamples: int, seed: int) -> Band:
+def band(differences: np.ndarray, confidence: float, resamples: int, seed: int, grain: float = 0.0) -> Band:
     """Return the simultaneous band of the mean of paired differences by loss.
 
     The critical value is the quantile of the largest |mean| / standard error over the losses, by a bootstrap over
@@ -101,13 +102,14 @@ def band(differences: np.ndarray, confidence: float, resamples: int, seed: int) 
         confidence: Confidence of the band.
         resamples: Number of resamples.
         seed: Seed of the bootstrap.
+        grain: Step of which the values are multiples, as `grain_of` returns it.
     """
     count = len(differences)
     mean = differences.mean(axis=0)
-    error = differences.std(axis=0, ddof=1) / np.sqrt(count)
-    error = np.maximum(error, 1e-12 * max(float(np.abs(differences).max()), 1e-300))
+    error = standard_error(differences, grain)
+    error = np.maximum(error, 1e-12 * float(np.abs(differences).max()))
     share = min(1.0, INDEPENDENT / count)
-    rest = (differences - mean) / (error * np.sqrt(count * (count - 1)))
+    rest = (differences - mean) / (np.where(error > 0, error, 1) * np.sqrt(count * (count - 1)))
     generator = np.random.default_rng(seed)
     largest = np.empty(resamples)
     for start in range(0, resamples, BLOCK):
@@ -117,7 +119,7 @@ def band(differences: np.ndarray, confidence: float, resamples: int, seed: int) 
         drawn = np.sqrt(1 - share) * together + np.sqrt(share / count) * apart
         errors = drawn.std(axis=1, ddof=1) / np.sqrt(count)
         largest[start : start + size] = (np.abs(drawn.mean(axis=1)) / np.maximum(errors, 1e-300)).max(axis=1)
-    ratio = np.abs(mean) / error
+    ratio = np.abs(mean) / np.where(error > 0, error, 1)
     half = float(np.quantile(largest, confidence)) * error
     p_value = float(1 + (largest >= ratio.max()).sum()) / (1 + resamples)
     return Band(mean - half, mean + half, int(ratio.argmax()), p_value)

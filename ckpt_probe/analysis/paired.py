@@ -1,8 +1,9 @@
 """Paired differences between two groups of runs: intervals, tests, equivalence, and Holm's correction."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from ckpt_probe.errors import UsageError
 
 METHODS = ("bootstrap", "t")
 FEWEST_PAIRS = 3
+RESOLVED, ROUNDING = 1e-5, 1e-14
+"""Least step of a grid of values, as a share of their range; and relative difference of values that are equal."""
 
 
 @dataclass(frozen=True)
@@ -90,23 +93,59 @@ def expanded(confidence: float, pairs: int) -> float:
     return float(1 - 2 * stats.norm.sf(quantile))
 
 
-def difference_p(differences: Sequence[float]) -> float:
-    """Return the two-sided p-value of Student's paired test that the mean of differences is 0; 1 for fewer than 3."""
+def grain_of(values: Iterable[float]) -> float:
+    """Return the step of which all values are multiples, apart from an offset, such as 1/N of an accuracy.
+
+    It is the approximate greatest common divisor of their gaps; 0 for fewer than three different values, or if it is
+    less than 2·10⁻⁵ of their range.
+    """
+    different = sorted(set(values))
+    if len(different) < 3:
+        return 0.0
+    least, grain = RESOLVED * (different[-1] - different[0]), 0.0
+    for low, high in pairwise(different):
+        rest = high - low
+        if rest <= ROUNDING * max(abs(low), abs(high)):
+            continue
+        if rest <= least:
+            return 0.0
+        while rest > least:
+            grain, rest = rest, abs(math.remainder(grain, rest))
+    return grain if grain > 2 * least else 0.0
+
+
+def standard_error(differences: np.ndarray, grain: float = 0.0) -> np.ndarray:
+    """Return the standard error of the mean of differences (n, …), whose deviation is at least half a grain.
+
+    Without this bound, a few accuracies that differ by the same number of samples would have no error at all.
+    """
+    deviation = differences.std(axis=0, ddof=1)
+    return np.asarray(np.maximum(deviation, grain / 2) / math.sqrt(len(differences)))
+
+
+def difference_p(differences: Sequence[float], grain: float = 0.0) -> float:
+    """Return the two-sided p-value of Student's paired test that the mean of differences is 0; 1 for fewer than 3.
+
+    Args:
+        differences: One difference for each pair.
+        grain: Step of which the values are multiples, as `grain_of` returns it.
+    """
     from scipy import stats
 
     values = np.asarray(differences, dtype=np.float64)
     if len(values) < FEWEST_PAIRS or not values.any():
         return 1.0
-    error = float(stats.sem(values))
+    error = float(standard_error(values, grain))
     return 0.0 if error == 0 else float(2 * stats.t.sf(abs(values.mean()) / error, len(values) - 1))
 
 
-def equivalence_p(differences: Sequence[float], margin: float) -> float:
+def equivalence_p(differences: Sequence[float], margin: float, grain: float = 0.0) -> float:
     """Return the p-value of two one-sided tests that the mean of differences lies beyond a margin; 1 for fewer than 3.
 
     Args:
         differences: One difference for each pair.
         margin: The margin on either side of 0.
+        grain: Step of which the values are multiples, as `grain_of` returns it.
     """
     from scipy import stats
 
@@ -114,7 +153,7 @@ def equivalence_p(differences: Sequence[float], margin: float) -> float:
     distance = margin - abs(float(values.mean())) if len(values) else 0.0
     if len(values) < FEWEST_PAIRS or distance <= 0:
         return 1.0
-    error = float(stats.sem(values))
+    error = float(standard_error(values, grain))
     return 0.0 if error == 0 else float(stats.t.sf(distance / error, len(values) - 1))
 
 

@@ -134,10 +134,10 @@ def _interpolate(out: Path) -> list[dict]:
 
 
 def _explain(records: list[dict], barriers: list[dict]) -> None:
-    from ckpt_probe.findings.sentences import findings_of_run, read_findings
+    from ckpt_probe.findings.sentences import main_findings, read_findings
     from ckpt_probe.reporting.reading import read_path, read_supported
 
-    sentences = [*read_path(barriers), *read_supported(records), *read_findings(findings_of_run("a", records))]
+    sentences = [*read_path(barriers), *read_supported(records), *read_findings(main_findings("a", {"a": records}))]
     click.echo("\nWhat the numbers say")
     for sentence in [f"Runs A and B separated at step {BRANCH_STEP}.", *sentences]:
         click.echo(f"  - {sentence}")

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import compress
 from typing import Any
 
 import numpy as np
 
 from ckpt_probe.analysis.paired import holm
 from ckpt_probe.errors import UsageError
-from ckpt_probe.findings.intervals import MOST_SPLITS, Family, Interval, families, narrowest
+from ckpt_probe.findings.intervals import MOST_SPLITS, Family, Interval, families, first_departure, narrowest
 from ckpt_probe.findings.noise import COEFFICIENTS, MEDIAN_OF_NORMAL, Noise, NoiseModel, contrasts
 from ckpt_probe.findings.series import Series
 
@@ -29,8 +30,12 @@ SMOOTH, BESIDE = 5, 8
 """Degree of the smooth trend from which an abrupt change departs, and the least number of checkpoints on either side of
 its interval in which that trend is fitted."""
 
-AT_REST, FEWEST_AT_REST = 4, 4
-"""Standard deviations of noise within which a metric is at its final level, and least number of checkpoints there."""
+AT_REST, FEWEST_AT_REST, LEVEL_SLOPE = 4, 4, 2
+"""Standard deviations of noise within which a metric is at its final level, least number of later checkpoints, and the
+most standard errors of a slope from there on."""
+
+LARGEST = 1e150
+"""Largest value whose square, and sums of such, are numbers."""
 
 DEPARTURE, OF_CRITICAL = 0.05, 0.7
 """Least departure as a share of the range of the values there, and least statistic as a share of the critical value."""
@@ -77,11 +82,12 @@ def find_events(series: Sequence[Series], level: float = LEVEL) -> tuple[list[Re
 def untested(series: Series) -> str | None:
     """Return the reason why a series has no events: too few checkpoints, equal steps, or values that are all equal."""
     if len(series.steps) < FEWEST:
-        return f"{len(series.steps)} checkpoints with a value; events need at least {FEWEST}"
+        count = len(series.steps)
+        return f"{count} checkpoint{'' if count == 1 else 's'} with a value; events need at least {FEWEST}"
     if np.ptp(series.values) == 0:
         return f"all values are {series.values[0]:g}"
-    if not np.isfinite(np.square(series.values)).all():
-        return "values too large for squares"
+    if np.abs(series.values).max() > LARGEST:
+        return f"a value is larger than {LARGEST:g}"
     return None
 
 
@@ -138,15 +144,15 @@ class Analysis:
         """Yield the records of the onset and the end; no record without a `level`."""
         if level is None:
             return
-        critical = self._level.critical(level)
-        significant = [
-            each for each, size in zip(self._level.intervals, self._of_level, strict=True) if size > critical
-        ]
-        yield self._event("onset", min(significant, key=lambda each: (each.stop, -each.start)))
+        significant = [*compress(self._level.intervals, self._of_level > self._level.critical(level))]
+        first = first_departure(significant)
+        if first is None:
+            return
+        yield self._event("onset", first)
         last = max(significant, key=lambda each: (each.start, -each.stop))
-        # An interval that reaches the last checkpoint does not show that the metric has come to rest.
-        if last.stop < len(self.series.steps):
-            yield self._event("end", Interval(last.start, at_rest(self.series.values, last.stop - 1) + 1))
+        rest = at_rest(self.series.values, last.stop - 1, float(self._noise.second[0, last.stop - 1]))
+        if rest is not None:
+            yield self._event("end", Interval(last.start, rest + 1))
 
     def limit(self, level: float) -> Record:
         """Return the noise of the series, and the jump at its middle that is reported in 90 % of the cases."""
@@ -199,17 +205,29 @@ class Analysis:
         return True
 
 
-def at_rest(values: np.ndarray, start: int) -> int:
+def at_rest(values: np.ndarray, start: int, scale: float) -> int | None:
     """Return the first index from `start` on whose value lies within the noise of the median of all later values.
 
     The noise is the median absolute difference of neighbours from `start` on, as a standard deviation.
+
+    Args:
+        values: Values (n,) of a series.
+        start: Index.
+        scale: Standard deviation of the noise of the series.
+
+    Returns:
+        The index; None if too few values follow it, or the line that fits it and them best is not level.
     """
-    later = values[start:]
-    noise = np.median(np.abs(np.diff(later))) / (math.sqrt(2) * MEDIAN_OF_NORMAL)
-    for index in range(len(later) - FEWEST_AT_REST):
-        if abs(later[index] - np.median(later[index + 1 :])) <= AT_REST * noise:
-            return start + index
-    return start + max(0, len(later) - FEWEST_AT_REST)
+    if len(values) - start <= FEWEST_AT_REST:
+        return None
+    noise = np.median(np.abs(np.diff(values[start:]))) / (math.sqrt(2) * MEDIAN_OF_NORMAL)
+    for index in range(start, len(values) - FEWEST_AT_REST):
+        later = values[index + 1 :]
+        if abs(values[index] - np.median(later)) <= AT_REST * noise:
+            order = np.arange(len(later) + 1) - len(later) / 2
+            slope = abs(float(order @ values[index:]))
+            return index if slope <= LEVEL_SLOPE * scale * float(np.linalg.norm(order)) else None
+    return None
 
 
 def analyses(series: Sequence[Series]) -> Iterator[Analysis]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_probe.analysis.records import Records
-from ckpt_probe.errors import UsageError
+from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.findings.detection import LEVEL, find_events
 from ckpt_probe.findings.order import FEWEST_SEEDS, order_in_run, order_over_seeds
 from ckpt_probe.findings.series import Series, read_runs, series_of
@@ -80,6 +80,8 @@ def events(
         key: series_of(rows, metrics=names, splits=as_sequence(splits) or (), group=key[0], seed=key[1])
         for key, rows in records.items()
     }
+    if not any(series.values()):
+        raise DataError("events: the records have no numbers beside the step")
     return findings_of(series, level, progress)
 
 

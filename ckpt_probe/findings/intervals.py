@@ -8,6 +8,7 @@ The coefficient φ is replaced by an upper limit, and the critical value is the 
 same grid with the same estimates.
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
 from itertools import groupby
 from typing import NamedTuple
@@ -28,6 +29,9 @@ DRAWS, SEED = 2000, 1
 
 HEIGHTS, POWER, POWER_DRAWS = np.geomspace(1, 256, 17), 0.9, 100
 """Jumps in σ that are planted to find the one that is reported with a probability of `POWER`, and series for each."""
+
+MUCH_NARROWER = 2 / 3
+"""Largest length, relative to that of the first significant interval, of the one that replaces it as the onset."""
 
 TAIL = 0.05
 """Probability beyond which the simulated distribution is extrapolated by a generalised Pareto tail."""
@@ -168,6 +172,23 @@ def narrowest(family: Family, statistics: np.ndarray, critical: float) -> list[I
         if all(new.stop - 1 <= other.start or other.stop - 1 <= new.start for other in chosen):
             chosen.append(new)
     return sorted(chosen, key=lambda each: each.start)
+
+
+def first_departure(significant: Iterable[Interval]) -> Interval | None:
+    """Return the interval of the onset: the first to end, or the one after it if that is much narrower.
+
+    One checkpoint more of the new level may suffice for an interval that begins just before it.
+    """
+    intervals = sorted(significant, key=lambda each: (each.stop, -each.start))
+    if not intervals:
+        return None
+    first = intervals[0]
+    narrow = min((each for each in intervals if each.stop <= first.stop + 1), key=_length)
+    return narrow if _length(narrow) <= MUCH_NARROWER * _length(first) else first
+
+
+def _length(interval: Interval) -> int:
+    return interval.stop - 1 - interval.start
 
 
 def _tail(null: np.ndarray) -> tuple[float, float, float]:

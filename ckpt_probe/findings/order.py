@@ -1,14 +1,14 @@
 """Order of the onsets of metrics: over the seeds of a group as a partial order, or within a single run."""
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations, product
+from itertools import combinations, compress, product
 from typing import Any
 
 import numpy as np
 from scipy.optimize import isotonic_regression
 
 from ckpt_probe.findings.detection import LEVEL, name_of, positions
-from ckpt_probe.findings.intervals import families
+from ckpt_probe.findings.intervals import families, first_departure
 from ckpt_probe.findings.noise import COEFFICIENTS, INNOVATIONS, simulate
 from ckpt_probe.findings.series import Series
 
@@ -172,8 +172,7 @@ def noise_lag(first: Series, second: Series) -> float:
     significant = family.statistics(values, model.estimate(values)) > family.critical(LEVEL)
     onsets = []
     for column in significant.T:
-        intervals = [each for each, is_significant in zip(family.intervals, column, strict=True) if is_significant]
-        earliest = min(intervals, key=lambda each: (each.stop, -each.start), default=None)
+        earliest = first_departure(compress(family.intervals, column))
         onsets.append(x[-1] if earliest is None else (x[earliest.start] + x[earliest.stop - 1]) / 2)
     shift = max(0.0, float(np.median(onsets[1:])) - onsets[0])
     return shift if cleaner == 0 else -shift

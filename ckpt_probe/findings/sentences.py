@@ -15,23 +15,12 @@ READ = ("accuracy", "loss", "nc1.pinv", "nc2.etf", "nc3.duality", "class.mir", "
 """Metrics of the plain-language reading of a run; `events` tests all."""
 
 
-def findings_of_run(name: str, records: Iterable[Record], level: float = LEVEL) -> Findings:
-    """Return the findings about the main metrics of a run, or about all if it has none of these.
+def main_findings(name: str, runs: Mapping[str, Iterable[Record]], level: float = LEVEL) -> Findings:
+    """Return the findings about the main metrics of the runs of a group, or about all if a run has none of these.
 
     Args:
-        name: Name of the run.
-        records: Records of the run; those without a step are left out.
-        level: Family-wise error over the intervals and metrics.
-    """
-    return findings_of_group(name, {name: records}, level)
-
-
-def findings_of_group(name: str, runs: Mapping[str, Iterable[Record]], level: float = LEVEL) -> Findings:
-    """Return the findings about the main metrics of the runs of a group; see `findings_of_run`.
-
-    Args:
-        name: Name of the group.
-        runs: Records of each run by its name.
+        name: Name of the group, or of a single run.
+        runs: Records of each run by its name; those without a step are left out.
         level: Family-wise error over the intervals and metrics of a run.
     """
     series = {}

@@ -78,7 +78,10 @@ def read_runs(sources: Sources, groups: Sources, progress: Progress) -> dict[tup
     with progress.task("runs", len(members), "runs") as bar:
         for run in members:
             name = run.group or seed_names([run.path])[0]
-            for record in _records_of(Path(run.path), progress):
+            records = _records_of(Path(run.path), progress)
+            if without := sum(_number(record.get("step")) is None for record in records):
+                progress.message(f"{run.path}: {without} of {len(records)} records have no step and are left out")
+            for record in records:
                 group = record.get("group") or name
                 seed = next((each for each in (record.get("seed"), run.seed) if each is not None), group)
                 runs.setdefault((str(group), str(seed)), []).append(record)
@@ -139,21 +142,36 @@ def series_of(
 
 
 def read_csv(path: Path) -> list[Record]:
-    """Read a CSV file with a header that has a column `step`; empty cells are missing values.
+    """Read a CSV file with a header that has a column `step`, in any case; empty cells are missing values.
 
     Raises:
-        DataError: If it cannot be read, or has no such column.
+        DataError: If it cannot be read, or has no such column, or a row has no step or too many cells.
     """
     require_regular(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file, skipinitialspace=True)
+            names = [name.strip() for name in reader.fieldnames or ()]
+            names = ["step" if name.lower() == "step" else name for name in names]
+            reader.fieldnames = names
+            rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as CSV: {error}") from error
-    if not rows or "step" not in rows[0]:
-        columns = listed([str(name) for name in rows[0]]) if rows else "no row"
-        raise DataError(f"{path}: no column step; there are: {columns}")
-    return [{name: _cell(text) for name, text in row.items() if name is not None} for row in rows]
+    if "step" not in names:
+        raise DataError(f"{path}: no column step; there are: {listed(names) if names else 'no columns'}")
+    if not rows:
+        raise DataError(f"{path}: a header, but no row")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise DataError(f"{path}: two columns are called {twice}; rename one")
+    records = []
+    for line, row in rows:
+        record = {name: _cell(text) for name, text in row.items() if isinstance(text, str | None)}
+        if len(record) < len(row):
+            raise DataError(f"{path}: line {line} has more cells than the header has columns ({len(names)})")
+        if _number(record["step"]) is None:
+            raise DataError(f"{path}: line {line}: step {row['step']!r}, expected a number")
+        records.append(record)
+    return records
 
 
 def _records_of(path: Path, progress: Progress) -> list[Record]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ckpt_probe.findings.detection import FEWEST, name_of
-from ckpt_probe.findings.sentences import event_sentence, findings_of_run
+from ckpt_probe.findings.sentences import event_sentence, main_findings
 
 LEVEL = 0.005
 """Family-wise error of one look: a run that is still training is looked at many times."""
@@ -35,7 +35,7 @@ class EventWatch:
         if count < FEWEST or (count > OFTEN and count < GROWTH * before):
             return []
         self._looked[split] = count
-        events = findings_of_run("", records, LEVEL)
+        events = main_findings("", {"": records}, LEVEL)
         named = [(name_of(event), event["kind"], event["from_step"], event["to_step"]) for event in events]
         return self.unreported(zip(named, map(event_sentence, events), strict=True))
 

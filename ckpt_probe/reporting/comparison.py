@@ -8,6 +8,7 @@ from ckpt_probe.analysis import Comparison
 from ckpt_probe.analysis.comparison import OF_RANGE, Interval
 from ckpt_probe.analysis.differences import Tested, compare_at_step, with_verdicts
 from ckpt_probe.analysis.groups import Measurement, collapse_values
+from ckpt_probe.analysis.paired import grain_of
 from ckpt_probe.analysis.records import grouped_by, metric_names, number
 from ckpt_probe.moments.registry import metric_named
 from ckpt_probe.reporting.plots.description import RowTable, TableRows
@@ -99,7 +100,7 @@ def _last_of_each(comparisons: Sequence[Comparison]) -> list[Comparison]:
 def _margins(comparisons: Sequence[Comparison]) -> str:
     margins = {each.metric: each.margin for each in comparisons if each.tests}
     return ", ".join(
-        f"{metric} {'unknown: one step, no range' if not margin else short_number(margin)}"
+        f"{metric} {'unknown: its values have no range' if not margin else short_number(margin)}"
         for metric, margin in margins.items()
     )
 
@@ -177,7 +178,8 @@ def differences(runs: Sequence[Run]) -> list[Comparison]:
         for metric in (name for name in every[0].values if all(name in each.values for each in every)):
             values = [v for r in records if r.get("split") == split and (v := number(r, metric, split)) is not None]
             margins[metric, split] = OF_RANGE * (max(values) - min(values))
-            compared += [compare_at_step(metric, group, split, measurements, STUDENT) for group in groups]
+            grain = grain_of(values)
+            compared += [compare_at_step(metric, group, split, measurements, STUDENT, grain) for group in groups]
     clearest: dict[tuple[str, str], tuple[float, float]] = {}
     for each in compared:
         key = each.comparison.metric, each.comparison.split

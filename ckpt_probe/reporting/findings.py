@@ -1,7 +1,7 @@
 """Findings as a table, as intervals drawn with characters, and as a plot of intervals, sorted by onset."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rich.table import Table
@@ -66,8 +66,10 @@ def findings_footnotes(findings: Findings) -> list[str]:
         f"{listed(list(dict.fromkeys(map(name_of, limits))))}: no events: {reason}"
         for reason, limits in reasons.items()
     ]
-    absent = {name_of(limit): limit["absent"] for limit in findings.limits if limit.get("absent")}
-    notes += [f"{name}: {count} steps without a value are left out" for name, count in absent.items()]
+    absent = [f"{name_of(limit)} ({limit['absent']})" for limit in findings.limits if limit.get("absent")]
+    if absent:
+        notes.append(f"steps without a value, which are left out: {listed(list(dict.fromkeys(absent)), 12)}")
+    notes += _unequal(findings.limits)
     seeds = {group: len({limit["seed"] for limit in findings.limits if limit["group"] == group})
              for group in dict.fromkeys(limit["group"] for limit in tested)}  # fmt: skip
     few = [f"{group} ({count})" for group, count in seeds.items() if count < FEWEST_SEEDS]
@@ -77,6 +79,15 @@ def findings_footnotes(findings: Findings) -> list[str]:
             "; disjoint intervals support an order in this run only"
         )
     return notes
+
+
+def _unequal(limits: Iterable[Record]) -> Iterator[str]:
+    """Yield a note about each run of a group that has no value of metrics of the others."""
+    for of_group in grouped_by(limits, lambda limit: limit["group"]).values():
+        names = dict.fromkeys(map(name_of, of_group))
+        for run, of_run in grouped_by(of_group, run_name).items():
+            if without := [name for name in names if name not in set(map(name_of, of_run))]:
+                yield f"{run}: no value of {listed(without, 12)}, which other runs of the group have"
 
 
 def findings_drawing(findings: Findings, width: int = 100) -> list[str]:

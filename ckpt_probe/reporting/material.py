@@ -14,7 +14,7 @@ from ckpt_probe.analysis.similarity import layer_similarities, step_similarities
 from ckpt_probe.dumps import open_dump, open_dump_series
 from ckpt_probe.errors import DataError
 from ckpt_probe.findings import Findings
-from ckpt_probe.findings.sentences import findings_of_group, findings_of_run
+from ckpt_probe.findings.sentences import main_findings
 from ckpt_probe.paths import PlaneResult
 from ckpt_probe.predictions import Predictions, read_predictions
 from ckpt_probe.progress import Progress, Task
@@ -97,10 +97,8 @@ class Material:
     @cached_property
     def findings(self) -> dict[str, Findings]:
         """Return the findings about the main metrics of each run, or of each group if the runs belong to groups."""
-        if not self.has_groups:
-            return {run.name: findings_of_run(run.name, run.records) for run in self.runs}
         return {
-            group: findings_of_group(group, {run.seed or run.name: run.records for run in members})
+            group: main_findings(group, {run.seed or run.name: run.records for run in members})
             for group, members in grouped(self.runs).items()
         }
 

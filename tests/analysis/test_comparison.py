@@ -14,7 +14,7 @@ from ckpt_probe.analysis import analyze, compare
 from ckpt_probe.analysis.comparison import Interval, expanded
 from ckpt_probe.analysis.differences import compare_at_loss
 from ckpt_probe.analysis.equal_loss import Curves, band
-from ckpt_probe.analysis.paired import difference_p
+from ckpt_probe.analysis.paired import difference_p, equivalence_p, grain_of
 from ckpt_probe.analysis.series import read_series
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.errors import DataError, UsageError
@@ -225,6 +225,57 @@ def test_groups_drawn_from_the_same_runs_rarely_differ(pairs: int) -> None:
     single = np.mean([difference_p(sample[:, 0].tolist()) <= 0.05 for sample in differences])
     bands = np.mean([band(sample, 0.95, 200, 1).p_value <= 0.05 for sample in differences])
     assert max(single, bands) < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 120)
+
+
+def test_the_grain_of_shares_is_that_of_one_sample() -> None:
+    draw = np.random.default_rng(0)
+    assert grain_of(draw.integers(250, 301, 40) / 300) == pytest.approx(1 / 300)
+    assert grain_of([0.3, 0.7, 0.3]) == grain_of([]) == 0
+    # Twenty real numbers have no step in common.
+    assert grain_of(draw.normal(size=20)) < 1e-3
+    assert grain_of([-1e308, 0.0, 1e308]) == 0
+    assert grain_of([0.1, 3e-200, 5e-200, 4e-200]) == 0
+
+
+def test_saturated_accuracies_rarely_differ_after_correction() -> None:
+    """Draw pairs of runs with three errors each: a few equal differences in samples have no error of zero."""
+    draw = np.random.default_rng(0)
+    differences = np.subtract(*draw.poisson(1, (2, 4000, 3)))
+    level = 0.05 / 20
+    assert np.mean([difference_p(each) <= level for each in differences]) > 0.015
+    assert np.mean([difference_p(each, 1) <= level for each in differences]) <= level
+    assert difference_p([1, 1, 1], 1) == pytest.approx(2 * stats.t.sf(2 * math.sqrt(3), 2))
+    assert equivalence_p([1, 1, 1], 3, 1) == pytest.approx(stats.t.sf(4 * math.sqrt(3), 2))
+
+
+def test_one_sample_in_every_seed_is_no_difference_between_recipes(tmp_path: Path) -> None:
+    steps = [1, 10, 100, 200]
+    for name, errors in (("a", [200, 40, 1, 0]), ("b", [180, 41, 2, 1])):
+        for seed in range(3):
+            counts = [error + seed for error in errors]
+            records = [
+                {"step": step, "split": "test", "accuracy": 1 - count / 300, "loss": 2.0 / step}
+                for step, count in zip(steps, counts, strict=True)
+            ]
+            lines(tmp_path / name / f"seed-{seed}" / "metrics.jsonl", *records)
+    pair = [tmp_path / "a", tmp_path / "b"]
+    assert [each.verdict for each in compare(pair)] == ["baseline", "equivalent"]
+    assert [each.verdict for each in compare(pair, margin=1e-6)] == ["baseline", "undecided"]
+    every = [each for each in compare(pair, step="all") if each.group == "b"]
+    assert [each.verdict == "different" for each in every] == [True, False, False, False]
+
+
+def test_equal_groups_are_equivalent(tmp_path: Path) -> None:
+    for name in "ab":
+        for seed in range(3):
+            records = [
+                {"step": step, "split": "test", "loss": 2.0 / step, "x": math.exp(seed / step)} for step in (1, 2, 4)
+            ]
+            lines(tmp_path / name / f"seed-{seed}" / "metrics.jsonl", *records)
+    pair = [tmp_path / "a", tmp_path / "b"]
+    for how in ({}, {"step": "all"}, {"at": "loss"}):
+        compared = [each for each in compare(pair, metrics="x", **how) if each.group == "b"]
+        assert {(each.verdict, each.low, each.high) for each in compared} == {("equivalent", 0, 0)}
 
 
 def test_with_one_run_per_group_nothing_is_claimed_about_the_recipes(tmp_path: Path) -> None:

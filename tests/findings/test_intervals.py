@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ckpt_probe.findings.detection import find_events, positions
-from ckpt_probe.findings.intervals import families, narrowest, spans
+from ckpt_probe.findings.intervals import Interval, families, first_departure, narrowest, spans
 from ckpt_probe.findings.noise import COEFFICIENTS, INNOVATIONS, contrasts, simulate
 from ckpt_probe.findings.series import Series
 
@@ -131,6 +131,25 @@ def test_a_metric_that_still_moves_at_the_last_checkpoint_has_no_end() -> None:
     events, _ = find_events([series(np.maximum(positions(STEPS) - 6, 0) + noise)])
     assert {event["kind"] for event in events} >= {"change", "onset"}
     assert not any(event["kind"] == "end" for event in events)
+
+
+def test_lines_rarely_have_an_end_and_steps_have_one() -> None:
+    noise = simulate(np.random.default_rng(8), 0.0, 60, 44)
+    line, step = np.linspace(0, 60, 44), 20.0 * (np.arange(44) >= 20)
+    ends = [
+        np.mean([any(event["kind"] == "end" for event in find_events([series(trend + row)])[0]) for row in noise])
+        for trend in (line, step)
+    ]
+    assert ends[0] <= 0.05
+    assert ends[1] >= 0.85
+
+
+def test_the_onset_is_the_first_departure_or_a_much_narrower_one_after_it() -> None:
+    intervals = [Interval(3, 20), Interval(2, 12), Interval(9, 13), Interval(10, 14), Interval(4, 12)]
+    assert first_departure(intervals) == Interval(9, 13)
+    assert first_departure(intervals[:2]) == Interval(2, 12)
+    assert first_departure([Interval(7, 12), Interval(9, 13)]) == Interval(7, 12)
+    assert first_departure([]) is None
 
 
 def test_short_and_constant_series_have_a_reason_instead_of_events() -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ckpt_probe.findings.sentences import findings_of_run, read_findings
+from ckpt_probe.findings.sentences import main_findings, read_findings
 from ckpt_probe.findings.watching import EventWatch
 
 STEPS = [int(step) for step in np.unique(np.geomspace(1, 6000, 40).round())]
@@ -18,7 +18,7 @@ def records(count: int = len(STEPS)) -> list[dict]:
 
 
 def test_every_sentence_has_its_interval_or_the_smallest_detectable_change() -> None:
-    accuracy, quiet = read_findings(findings_of_run("run", records()))
+    accuracy, quiet = read_findings(main_findings("run", {"run": records()}))
     assert accuracy.startswith("test accuracy ")
     assert "changed abruptly between steps" in accuracy
     assert "left its initial level between steps" in accuracy
@@ -26,13 +26,13 @@ def test_every_sentence_has_its_interval_or_the_smallest_detectable_change() -> 
 
 
 def test_short_runs_have_a_sentence_with_the_reason_and_runs_without_steps_have_none() -> None:
-    [reason] = read_findings(findings_of_run("run", records(8)))
+    [reason] = read_findings(main_findings("run", {"run": records(8)}))
     assert reason == (
         "No events are reported of test accuracy, test nc1.pinv: 8 checkpoints with a value; events need at least 12."
     )
-    assert read_findings(findings_of_run("run", [{"split": "test", "accuracy": 1.0}])) == []
+    assert read_findings(main_findings("run", {"run": [{"split": "test", "accuracy": 1.0}]})) == []
     twice = [{"step": 1, "sparsity": s, "accuracy": s} for s in (0.1, 0.2)]
-    assert read_findings(findings_of_run("run", twice)) == []
+    assert read_findings(main_findings("run", {"run": twice})) == []
 
 
 def test_a_growing_run_has_each_event_reported_once_and_soon() -> None:

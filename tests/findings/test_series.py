@@ -10,6 +10,7 @@ import ckpt_probe as cp
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.findings.detection import find_events
 from ckpt_probe.findings.series import read_csv, series_of
+from ckpt_probe.progress import MessageLog
 
 STEPS = [int(step) for step in np.unique(np.geomspace(1, 6000, 40).round())]
 
@@ -66,6 +67,40 @@ def test_a_csv_file_has_series_of_its_numeric_columns_by_step(tmp_path: Path) ->
     file.write_text("epoch,loss\n1,2\n")
     with pytest.raises(DataError, match="no column step; there are: epoch, loss"):
         cp.events(file)
+
+
+def test_a_header_in_another_spelling(tmp_path: Path) -> None:
+    file = tmp_path / "log.csv"
+    file.write_text("\ufeffStep, loss\n1, 0.5\n2, 0.25\n")
+    assert read_csv(file) == [{"step": 1.0, "loss": 0.5}, {"step": 2.0, "loss": 0.25}]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no column step; there are: no columns"),
+        ("step,loss\n", "a header, but no row"),
+        ("step;loss\n1;2\n", "no column step; there are: step;loss"),
+        ("step,loss,loss\n1,2,3\n", "two columns are called loss; rename one"),
+        ("step,loss\n1,2\n2,3,4\n", r"line 3 has more cells than the header has columns \(2\)"),
+        ("step,loss\n1,2\n,3\n", "line 3: step '', expected a number"),
+        ("step,loss\nnan,2\n", "line 2: step 'nan', expected a number"),
+    ],
+)
+def test_a_csv_file_that_cannot_be_read_has_the_line(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "log.csv"
+    file.write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_csv(file)
+
+
+def test_records_without_a_step_are_counted(tmp_path: Path) -> None:
+    file = write(tmp_path / "run.jsonl", 20)
+    with file.open("a") as lines:
+        lines.write('{"checkpoint": "final", "split": "test", "accuracy": 1.0}\n')
+    progress = MessageLog()
+    assert len(cp.events(file, progress=progress).series[0].steps) == len(STEPS)
+    assert progress.messages == [f"{file}: 1 of {len(STEPS) + 1} records have no step and are left out"]
 
 
 def test_events_of_a_csv_file_equal_those_of_the_records(tmp_path: Path) -> None:
