@@ -66,7 +66,7 @@ def header(*cells: str) -> None:
 
 
 def nulls(trials: int) -> None:
-    """Share of series without a change that have any event: constants, and lines of which events are changes."""
+    """Print the share of series without a change that have an event: constant ones, and lines (only changes count)."""
     header("checkpoints", "spacing", *(f"φ = {phi}" for phi in CORRELATIONS))
     for count in CHECKPOINTS:
         for spacing in ("linear", "logarithmic"):
@@ -80,7 +80,7 @@ def nulls(trials: int) -> None:
 
 
 def looks(trials: int) -> None:
-    """Share of series without a change that have an event at any look while they grow, as probes look at them."""
+    """Print the share of series without a change that have an event at any time while they grow, as seen by probes."""
     counts = [*range(FEWEST, watching.OFTEN + 1)]
     while counts[-1] < 100:
         counts.append(math.ceil(counts[-1] * watching.GROWTH))
@@ -97,7 +97,7 @@ def looks(trials: int) -> None:
 
 
 def smooth(trials: int) -> None:
-    """Share of smooth curves with an abrupt change, by noise relative to the range."""
+    """Print the share of smooth curves with an abrupt change, by noise relative to the range."""
     noises = (0.001, 0.01, 0.03)
     header("curve", "spacing", "checkpoints", *(f"σ = {sigma:.1%} of the range" for sigma in noises))
     for name, curve in CURVES.items():
@@ -114,7 +114,7 @@ def smooth(trials: int) -> None:
 
 
 def planted(trials: int) -> None:
-    """Coverage and width of intervals around a planted jump, against tests that know σ and φ."""
+    """Print coverage and width of intervals around a planted jump, against tests that know σ and φ."""
     header("checkpoints", "φ", "height", "covered, %", "median width / best possible", "abrupt, %", "others, %")
     for count in (24, 44, 100, 200):
         for phi in (0.0, 0.5):
@@ -141,7 +141,7 @@ def planted(trials: int) -> None:
 
 
 def detectable(trials: int) -> None:
-    """Share of jumps in the middle that are covered: of 8 σ, also with known noise, and of the size that is printed."""
+    """Print the share of covered jumps in the middle: of 8 σ, also with known noise, and of the reported smallest size."""
     header("checkpoints", "φ", "printed, σ", "covered at that size, %", "covered at 8 σ, %", "8 σ with known noise, %")
     for count in (24, 44, 100):
         for phi in (0.0, 0.5):
@@ -207,7 +207,7 @@ def pair_of(seed: int, lag: float, noise: tuple[float, float], power: float | No
 
 
 def order(trials: int) -> None:
-    """Share of groups of six, and of single runs, for which an order is reported."""
+    """Print the share of groups of six, and of single runs, for which an order is reported."""
     spacing = math.log(6001 / 2) / 43
     cases: list[tuple[str, float, tuple[float, float], float | None]] = [
         (f"one process, B = A^{power:.2g}", 0.0, (0.02, 0.02), power) for power in (1, 3, 1 / 3)
@@ -229,7 +229,7 @@ def order(trials: int) -> None:
 
 
 def groups(trials: int) -> None:
-    """Share of A/A groups that are called different, at one step and at equal loss, and of groups that do differ."""
+    """Print the share of A/A groups reported as different, at one step and at equal loss, and of different groups."""
     header("pairs", "shift / standard deviation", "different at one step, %", "different at equal loss, %")
     for pairs in (3, 4, 6, 10):
         for shift in (0, 2):
@@ -241,7 +241,7 @@ def groups(trials: int) -> None:
 
 
 def saturated(trials: int) -> None:
-    """Share of A/A groups with few errors of their accuracies that are called different at any of 20 steps."""
+    """Print the share of A/A groups with few errors of accuracy reported as different at any of 20 steps."""
     header("pairs", "errors per run", "different at any step, %", "without the bound of half a sample, %")
     for pairs in (3, 4, 6):
         for errors in (1, 3, 10):
@@ -253,7 +253,7 @@ def saturated(trials: int) -> None:
 
 
 def baselines(trials: int) -> None:
-    """Share of series without a change for which other detectors raise an alarm."""
+    """Print the share of series without a change for which other detectors raise an alarm."""
     header("detector", *(f"φ = {phi}" for phi in CORRELATIONS))
     x = positions(grid("logarithmic", 44))
     series = {phi: simulate(np.random.default_rng(3), phi, trials, 44) + x for phi in CORRELATIONS}
@@ -315,7 +315,7 @@ def hidden_markov(values: np.ndarray) -> bool:
 
 
 def seconds(_trials: int) -> None:
-    """Time of 500 checkpoints and 40 metrics, simulation included."""
+    """Print the time of 500 checkpoints and 40 metrics, simulation included."""
     steps = np.linspace(10, 5000, 500)
     values = simulate(np.random.default_rng(4), 0.3, 40, 500)
     began = time.perf_counter()

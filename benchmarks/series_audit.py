@@ -117,13 +117,13 @@ def plant(directories: list[Path], draws: int, seed: int) -> None:
         assert series.measured is not None
         assert series.audit is not None
         # A first update with learning rate 0 leaves two checkpoints with the same weights, of which one is taken.
-        others = [
+        distinct = [
             t for t in range(len(series.members)) if t not in {t for g in series.audit.turns.equal for t in g[1:]}
         ]
-        routes.append((directory.name, distances_of(series.measured.gram)[np.ix_(others, others)]))
+        routes.append((directory.name, distances_of(series.measured.gram)[np.ix_(distinct, distinct)]))
         print(f"{directory}: {len(series.members)} checkpoints, {len(series.audit.alarms)} alarms")
     for kind in ("copy", "copy of a neighbour", *EXCHANGES):
-        found = named = 0
+        detected = named = 0
         missed: Counter[str] = Counter()
         for draw in range(draws):
             name, route = routes[draw % len(routes)]
@@ -134,16 +134,16 @@ def plant(directories: list[Path], draws: int, seed: int) -> None:
                 order = np.arange(count)
                 order[i] = j
                 copies = find_turns(route[np.ix_(order, order)], [(i, j)]).copies
-                found, named = found + 1, named + (copies == ((i,),))
+                detected, named = detected + 1, named + (copies == ((i,),))
             else:
                 ends = {"first two": (0, 1), "last two": (count - 2, count - 1)}
                 ends["with an end"] = (0, j) if draw % 2 else (i, count - 1)
                 i, j = ends.get(kind, (i, j))
                 turns = find_turns(exchanged(route, i, j))
-                found += bool(turns.exchanged or turns.strays)
+                detected += bool(turns.exchanged or turns.strays)
                 named += turns.exchanged == ((i, j),)
                 missed[name] += not (turns.exchanged or turns.strays)
-        print(f"{kind}: {found} of {draws} found, {named} named correctly")
+        print(f"{kind}: {detected} of {draws} found, {named} named correctly")
         for name, count in (+missed).items():
             print(f"  not found: {count} in {name}")
 
@@ -170,7 +170,7 @@ def main() -> None:
     parameters, kinds = train(options.runs, options.seed)
     random = np.random.default_rng(options.seed)
     alarms, clean = dict.fromkeys(SCHEDULES, 0), dict.fromkeys(SCHEDULES, 0)
-    found = {kind: [0, 0] for kind in ("copy", *EXCHANGES)}
+    counts = {kind: [0, 0] for kind in ("copy", *EXCHANGES)}
     for run, kind in zip(parameters, kinds, strict=True):
         if not np.isfinite(run).all():
             continue
@@ -190,17 +190,17 @@ def main() -> None:
             if turns.ratios[1:-1].max() < CALM:
                 end = (0, max(2, j)) if random.random() < 0.5 else (min(i, count - 3), count - 1)
                 for name, pair in zip(EXCHANGES, ((i, j), end, (0, 1), (count - 2, count - 1)), strict=True):
-                    found[name][0] += find_turns(exchanged(series, *pair)).exchanged == (pair,)
-                    found[name][1] += 1
+                    counts[name][0] += find_turns(exchanged(series, *pair)).exchanged == (pair,)
+                    counts[name][1] += 1
             if j - i > 1:
                 order = np.arange(count)
                 order[i] = j
-                found["copy"][0] += find_turns(series[np.ix_(order, order)], [(i, j)]).copies == ((i,),)
-                found["copy"][1] += 1
+                counts["copy"][0] += find_turns(series[np.ix_(order, order)], [(i, j)]).copies == ((i,),)
+                counts["copy"][1] += 1
     for kind in SCHEDULES:
         print(f"{kind:10} {alarms[kind]} alarms in {clean[kind]:,} clean series")
     print(f"all        {sum(alarms.values())} alarms in {sum(clean.values()):,} clean series")
-    for kind, (right, count) in found.items():
+    for kind, (right, count) in counts.items():
         print(f"{kind:10} {right:,} of {count:,} found and named correctly")
 
 
