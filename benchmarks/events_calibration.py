@@ -141,7 +141,7 @@ def planted(trials: int) -> None:
 
 
 def detectable(trials: int) -> None:
-    """Print the share of covered jumps in the middle: of 8 σ, also with known noise, and of the reported smallest size."""
+    """Print the share of covered jumps in the middle: of 8 σ, with known noise, and of the reported smallest size."""
     header("checkpoints", "φ", "printed, σ", "covered at that size, %", "covered at 8 σ, %", "8 σ with known noise, %")
     for count in (24, 44, 100):
         for phi in (0.0, 0.5):
