@@ -16,11 +16,11 @@ from ckpt_probe.metrics import pairs
 from ckpt_probe.metrics.decisions import LinearDecision
 from ckpt_probe.metrics.gram import Array, smaller_gram, to_rows
 from ckpt_probe.metrics.rounding import (
+    EPSILON,
     largest,
     near_one,
     number,
     power_of_two,
-    rounding,
     row_lengths,
     without_rounding,
 )
@@ -80,7 +80,7 @@ def between_axes(M: Tensor, size: float = 0.0) -> Tensor | None:
     singular, directions = _right_singular(M / classes**0.5)
     # Centred rows sum to zero, so that they span at most C − 1 directions; the last one is rounding and nothing else.
     singular, directions = singular[: classes - 1], directions[: classes - 1]
-    present = singular > max(size, rounding(max(classes, features), float(singular.max())))
+    present = singular > max(size, max(classes, features) * EPSILON * float(singular.max()))
     return directions[present] / singular[present, None] if bool(present.any()) else None
 
 
@@ -121,7 +121,7 @@ def cdnv(variances: Tensor, means: Tensor, *, dist_exp: float = 1.0) -> float | 
         The mean, or None if two class means coincide.
     """
     M = means - means.mean(dim=0)
-    sizes = rounding(len(means), row_lengths(means))
+    sizes = len(means) * EPSILON * row_lengths(means)
     quantity = pairs.Cdnv(variances, means, row_lengths(M), sizes, exponent=dist_exp)
     pairs.visit(pairs.unit_or_zero(M), [quantity])
     return quantity.value
@@ -201,7 +201,7 @@ def simplex_duality(weights: Tensor, M: Tensor) -> Tensor | None:
     error of about 1e-8 near zero.
     """
     classes, weights, M = len(M), near_one(weights), near_one(M)
-    least = rounding(M.shape[1], float(torch.linalg.matrix_norm(weights) * torch.linalg.matrix_norm(M.detach())))
+    least = M.shape[1] * EPSILON * float(torch.linalg.matrix_norm(weights) * torch.linalg.matrix_norm(M.detach()))
     if classes**2 <= MANY_ENTRIES:
         product = weights @ M.T
         size = torch.linalg.matrix_norm(product)
@@ -246,7 +246,7 @@ def nc5(class_means: Array, outside_mean: Array, *, centred: bool = False, sampl
         raise DataError(f"nc5: class means have {means.shape[1]} features and the outside mean {outside.shape[1]}")
     both = near_one(torch.cat([means, outside]))
     lengths = row_lengths(both)
-    size = rounding(max(samples, len(means)), float(lengths.detach().max()))
+    size = max(samples, len(means)) * EPSILON * float(lengths.detach().max())
     away = pairs.unit_or_zero(without_rounding(both - both[:-1].mean(dim=0) if centred else both, size))
     if not bool(away.any(dim=1).all()):
         reason = "equals the mean of the class means" if centred else "is zero"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ckpt_probe.metrics.rounding import rounding, row_lengths
+from ckpt_probe.metrics.rounding import EPSILON, row_lengths
 
 FEW = 128
 """Number of classes up to which float64 products cost less than the search for near ties."""
@@ -119,10 +119,10 @@ class LinearDecision:
         apart = highest[:, 0] - highest[:, 1]
         # No row is longer than all rows together; lengths of rows are computed only if this bound does not suffice.
         most = longest * torch.linalg.matrix_norm(rows) + bias
-        close = (~(apart > 2 * rounding(features + 2, most))).nonzero().squeeze(1)
+        close = (~(apart > 2 * (features + 2) * EPSILON * most)).nonzero().squeeze(1)
         if not len(close):
             return close
-        return close[~(apart[close] > 2 * rounding(features + 2, row_lengths(rows[close]) * longest + bias))]
+        return close[~(apart[close] > 2 * (features + 2) * EPSILON * (row_lengths(rows[close]) * longest + bias))]
 
 
 def _two_highest(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:

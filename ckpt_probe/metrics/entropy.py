@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.gram import Array, smaller_gram, to_rows, unit_rows
-from ckpt_probe.metrics.rounding import centred, rounding
+from ckpt_probe.metrics.rounding import EPSILON, centred
 
 NEAR_ONE = 1e-2
 """Distance from 1 up to which a Rényi order would lose digits to the difference of its sum from 1."""
@@ -72,7 +72,7 @@ def entropy_of_gram(K: Tensor, *, n: int | None = None, alpha: float = 1.0) -> T
     if alpha == 2:
         # The sum of squared eigenvalues is that of squared entries.
         K = K / K.detach().trace()
-        return _not_rounding(-torch.log((K * K).sum()), len(K))
+        return _unless_rounding(-torch.log((K * K).sum()), len(K))
     return entropy_of_spectrum(spectrum(K), alpha=alpha)
 
 
@@ -87,8 +87,8 @@ def spectrum(matrix: Tensor) -> Tensor:
 
 def without_small(eigenvalues: Tensor) -> Tensor:
     """Return eigenvalues (…, m) of m × m matrices of which those up to m · ε · the largest are zero, with gradient."""
-    size = rounding(eigenvalues.shape[-1], eigenvalues.detach().amax(dim=-1, keepdim=True), eigenvalues.dtype)
-    return eigenvalues.where(eigenvalues > size, 0.0)
+    epsilon, largest = torch.finfo(eigenvalues.dtype).eps, eigenvalues.detach().amax(dim=-1, keepdim=True)
+    return eigenvalues.where(eigenvalues > eigenvalues.shape[-1] * epsilon * largest, 0.0)
 
 
 def entropy_of_spectrum(eigenvalues: Tensor, *, alpha: float = 1.0) -> Tensor:
@@ -109,7 +109,7 @@ def entropy_of_spectrum(eigenvalues: Tensor, *, alpha: float = 1.0) -> Tensor:
         entropy = torch.log1p((shares * torch.expm1((alpha - 1) * logs)).sum(dim=-1)) / (1 - alpha)
     else:
         entropy = torch.logsumexp((alpha * logs).where(present, -torch.inf), dim=-1) / (1 - alpha)
-    return _not_rounding(entropy, eigenvalues.shape[-1])
+    return _unless_rounding(entropy, eigenvalues.shape[-1])
 
 
 def renyi_name(order: float) -> str:
@@ -117,8 +117,8 @@ def renyi_name(order: float) -> str:
     return f"renyi_{order:g}" if float(f"{order:g}") == order else f"renyi_{order!r}"
 
 
-def _not_rounding(entropy: Tensor, side: int) -> Tensor:
-    return torch.where(entropy.detach() > rounding(side, 1.0), entropy, 0.0)
+def _unless_rounding(entropy: Tensor, side: int) -> Tensor:
+    return torch.where(entropy.detach() > side * EPSILON, entropy, 0.0)
 
 
 def require_order(alpha: float) -> None:

@@ -1,6 +1,7 @@
 """Matrix mutual information, MIR and HDR of two representations of the same rows."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.entropy import as_given, entropy_of_gram
 from ckpt_probe.metrics.gram import Array, directions, require_directions, second_moment, smaller_gram, to_rows
-from ckpt_probe.metrics.rounding import rounding
+from ckpt_probe.metrics.rounding import EPSILON
 
 SIX_DIGITS = 1e6
 """Multiple of its rounding that an entropy must exceed, so that a ratio with it as denominator has six digits."""
@@ -30,27 +31,23 @@ class Entropies:
     joint: Tensor
     side: int
 
-    @property
+    @cached_property
     def mutual_information(self) -> Tensor:
         """Return H(K1) + H(K2) − H(K1 ⊙ K2), in nats; 0 if it is rounding."""
         shared = self.first + self.second - self.joint
-        return torch.where(shared.detach().abs() > self._rounding, shared, 0.0)
+        return torch.where(shared.detach().abs() > self.side * EPSILON, shared, 0.0)
 
-    @property
+    @cached_property
     def mir(self) -> Tensor | None:
         """Return the mutual information over the smaller entropy; None if that is zero or too close to rounding."""
         smaller = torch.minimum(self.first, self.second)
-        return self.mutual_information / smaller if smaller > SIX_DIGITS * self._rounding else None
+        return self.mutual_information / smaller if smaller > SIX_DIGITS * self.side * EPSILON else None
 
-    @property
+    @cached_property
     def hdr(self) -> Tensor | None:
         """Return |H(K1) − H(K2)| over the larger entropy; None if that is zero or too close to rounding."""
         larger = torch.maximum(self.first, self.second)
-        return (self.first - self.second).abs() / larger if larger > SIX_DIGITS * self._rounding else None
-
-    @property
-    def _rounding(self) -> float:
-        return rounding(self.side, 1.0)
+        return (self.first - self.second).abs() / larger if larger > SIX_DIGITS * self.side * EPSILON else None
 
 
 def mutual_information(X: Array, Y: Array) -> float | Tensor:

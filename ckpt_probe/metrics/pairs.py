@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ckpt_probe.metrics.rounding import number, rounding, row_lengths
+from ckpt_probe.metrics.rounding import EPSILON, row_lengths
 
 TILE = 512
 """Rows and columns of a tile, whose 2 MB of cosines fit into the processor's cache."""
@@ -48,7 +48,8 @@ class Tile:
 
     def sum(self, values: Tensor) -> float | Tensor:
         """Return the sum of values (r, s) over ordered pairs."""
-        return number(self.pairs(values).sum()) * (2 if self.off_diagonal is None else 1)
+        total = self.pairs(values).sum() * (2 if self.off_diagonal is None else 1)
+        return total if total.requires_grad else float(total)
 
     def only_pairs(self, values: Tensor) -> Tensor:
         """Return values (r, s) with 1 on the diagonal where they have a gradient, which would be NaN for a zero."""
@@ -167,7 +168,7 @@ class Uniformity:
 
     def __init__(self, unit: Tensor, sizes: Tensor) -> None:
         self._unit = unit
-        self._sizes = sizes + rounding(unit.shape[1], 1.0)
+        self._sizes = sizes + unit.shape[1] * EPSILON
         self._pairs = _ordered_pairs(len(unit))
         # Sums are relative to the simplex ETF, so that a spread of zero is not lost in rounding.
         self._etf = len(unit) / (len(unit) - 1)

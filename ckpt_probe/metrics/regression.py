@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ckpt_probe.metrics.rounding import rounding
+from ckpt_probe.metrics.rounding import EPSILON
 
 FEWEST = 3
 """Smallest number of points; a line fits fewer points perfectly."""
@@ -29,7 +29,7 @@ def line_through(points: Sequence[tuple[float, float]]) -> Line | None:
         return None
     x, y = (np.asarray(values, dtype=np.float64) for values in zip(*points, strict=True))
     away, up = (values - values.mean() for values in (x, y))
-    if any(np.abs(moved).max() <= rounding(len(x), np.abs(v).max()) for moved, v in ((away, x), (up, y))):
+    if any(np.abs(moved).max() <= len(x) * EPSILON * np.abs(v).max() for moved, v in ((away, x), (up, y))):
         return None
     slope = float(away @ up / (away @ away))
     rest = up - slope * away

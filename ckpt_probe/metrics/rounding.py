@@ -1,7 +1,6 @@
 """Rule of zero: a number that is not larger than the rounding of its inputs counts as zero."""
 
 import math
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -9,21 +8,12 @@ from torch import Tensor
 SHORT, LONG = 1e-140, 1e140
 """Between these lengths the squares of a row's entries neither underflow nor overflow."""
 
-Size = TypeVar("Size", float, Tensor)
+EPSILON = torch.finfo(torch.float64).eps
+"""Relative precision ε of float64. A computed number counts as zero up to n · ε · m.
 
-
-def rounding(terms: int | Tensor, magnitude: Size, dtype: torch.dtype = torch.float64) -> Size:
-    """Return the size up to which a computed number counts as zero: n · ε · m.
-
-    It bounds the error of a mean of n numbers of magnitude m in any order of summation (Higham 2002, section 4.2), and
-    of an eigenvalue of an n × n matrix whose largest is m.
-
-    Args:
-        terms: Number n of terms, or side n of a matrix.
-        magnitude: Size m of the terms, such as the root mean square of their lengths, or the largest eigenvalue.
-        dtype: Precision of the computation.
-    """
-    return terms * torch.finfo(dtype).eps * magnitude  # pyright: ignore[reportReturnType]
+That bounds the error of a mean of n numbers of magnitude m in any order of summation (Higham 2002, section 4.2), and of
+an eigenvalue of an n × n matrix whose largest is m. Lengths have the root mean square of theirs as magnitude.
+"""
 
 
 def number(value: Tensor) -> float | Tensor:
@@ -40,7 +30,7 @@ def without_rounding(rows: Tensor, sizes: float | Tensor) -> Tensor:
 def centred(rows: Tensor) -> Tensor:
     """Return rows (n, D) minus their mean; entries that are not larger than the rounding of the mean are zero."""
     moved = rows - rows.mean(dim=0)
-    sizes = rounding(len(rows), rows.detach().abs().amax(dim=0))
+    sizes = len(rows) * EPSILON * rows.detach().abs().amax(dim=0)
     return torch.where(moved.detach().abs() > sizes, moved, 0.0)
 
 

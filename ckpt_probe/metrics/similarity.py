@@ -18,7 +18,7 @@ from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.entropy import as_given
 from ckpt_probe.metrics.gram import Array, to_rows
 from ckpt_probe.metrics.information import Directed, hdr, joint_entropies, mir, mutual_information
-from ckpt_probe.metrics.rounding import centred, near_one, rounding
+from ckpt_probe.metrics.rounding import EPSILON, centred, near_one
 
 __all__ = ["CKA", "cka", "cka_between", "cka_matrix", "hdr", "hsic", "mir", "mir_between", "mutual_information"]
 
@@ -301,7 +301,7 @@ def _ratio(shared: Tensor, first: Tensor, second: Tensor) -> Tensor:
 def _apart(mean: Tensor, other: Tensor, count: int) -> Tensor:
     """Return other − mean (d,), entries zero that are not larger than the rounding of means of `count` rows."""
     apart = other - mean
-    return torch.where(apart.abs() > rounding(count, torch.maximum(mean.abs(), other.abs())), apart, 0.0)
+    return torch.where(apart.abs() > count * EPSILON * torch.maximum(mean.abs(), other.abs()), apart, 0.0)
 
 
 def _pairings(X: Tensor, Y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

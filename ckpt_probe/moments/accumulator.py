@@ -11,7 +11,7 @@ from ckpt_probe.keywords import as_sequence, checked_keywords
 from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.metrics.entropy import require_order
 from ckpt_probe.metrics.gram import Array, require_finite, where_float64_is
-from ckpt_probe.metrics.rounding import rounding, without_rounding
+from ckpt_probe.metrics.rounding import EPSILON, without_rounding
 from ckpt_probe.metrics.stochastic import FEWEST, Sampling
 from ckpt_probe.moments.class_sums import LOOP_ROWS, Scatter, UnitMoments
 from ckpt_probe.moments.entropies import Options
@@ -146,7 +146,7 @@ class Moments:
         rows = where_float64_is(as_tensor(features, "features").detach()).to(self.device, torch.float64)
         shares = scatter.counts.to(torch.float64) / scatter.counts.sum()
         length = float((shares * scatter.lengths.square()).sum().sqrt())
-        return without_rounding(rows / scatter.unit - shares @ scatter.means, rounding(self.samples, length))
+        return without_rounding(rows / scatter.unit - shares @ scatter.means, self.samples * EPSILON * length)
 
     def update(
         self,

@@ -1,6 +1,7 @@
 """Entropies at sample, class and within-class level, for every requested order."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -48,12 +49,12 @@ class Options:
     exact_limit: int | None = None
     details: bool = False
 
-    @property
+    @cached_property
     def limit(self) -> int:
         """Return the largest side of a joint matrix that is solved exactly and not sampled."""
         return dense_limit(self.memory, self.exact_limit)
 
-    @property
+    @cached_property
     def all_orders(self) -> tuple[float, ...]:
         """Return 1 and the other orders."""
         return (1.0, *(order for order in self.orders if order != 1))
@@ -78,6 +79,7 @@ class LevelEntropies:
     route: Route | None = None
     estimate: Estimate | None = None
     left_out: int = 0
+    _complete: dict[float, Entropies] = field(default_factory=dict, init=False, repr=False)
 
     def first(self, order: float) -> Tensor:
         """Return the entropy of the first matrix, in nats."""
@@ -93,23 +95,26 @@ class LevelEntropies:
 
     def mutual_information(self, order: float) -> Tensor:
         """Return the mutual information, in nats."""
-        return self._three(order).mutual_information
+        return self._all_three(order).mutual_information
 
     def mir(self, order: float) -> Tensor:
         """Return the mutual information ratio."""
-        return _nonzero(self._three(order).mir)
+        if (ratio := self._all_three(order).mir) is None:
+            raise Undefined(ZERO_ENTROPY)
+        return ratio
 
     def hdr(self, order: float) -> Tensor:
         """Return the entropy difference ratio."""
-        return _nonzero(self._three(order).hdr)
+        if (ratio := self._all_three(order).hdr) is None:
+            raise Undefined(ZERO_ENTROPY)
+        return ratio
 
     def mir_computing_error(self, order: float) -> float:
         """Return the error of the mutual information ratio from sampling its joint entropy, 0 if it is exact."""
-        entropies = self._three(order)
-        _nonzero(entropies.mir)
+        _ = self.mir(order)
         if self.estimate is None:
             return 0.0
-        return self.estimate.stderrs[order] / min(float(entropies.first.detach()), float(entropies.second.detach()))
+        return self.estimate.stderrs[order] / min(float(self.first(order).detach()), float(self.second(order).detach()))
 
     def joint_computing_error(self, order: float) -> float:
         """Return the error of a sampled joint entropy."""
@@ -117,9 +122,11 @@ class LevelEntropies:
             raise Undefined(UNRESOLVED)
         return self.estimate.stderrs[order]
 
-    def _three(self, order: float) -> Entropies:
-        side = max(len(values) for values in self.eigenvalues.values())
-        return Entropies(self.first(order), self.second(order), self.joint(order), side)
+    def _all_three(self, order: float) -> Entropies:
+        if order not in self._complete:
+            side = max(map(len, self.eigenvalues.values()))
+            self._complete[order] = Entropies(self.first(order), self.second(order), self.joint(order), side)
+        return self._complete[order]
 
     def _existing(self, entropy: Tensor | None, order: float) -> Tensor:
         if entropy is not None:
@@ -127,12 +134,6 @@ class LevelEntropies:
         if self.estimate is not None and order not in self.estimate.entropies:
             raise Undefined(UNRESOLVED)
         raise Undefined(self.route.reason if self.route else NO_WEIGHTS)
-
-
-def _nonzero(ratio: Tensor | None) -> Tensor:
-    if ratio is None:
-        raise Undefined(ZERO_ENTROPY)
-    return ratio
 
 
 def sample_level(unit: UnitMoments, weights: Tensor | None, rows: RowBlocks | None, options: Options) -> LevelEntropies:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ckpt_probe.metrics import collapse, covariance, pairs
 from ckpt_probe.metrics.gram import where_float64_is
-from ckpt_probe.metrics.rounding import near_one, rounding, row_lengths, without_rounding
+from ckpt_probe.metrics.rounding import EPSILON, near_one, row_lengths, without_rounding
 from ckpt_probe.moments.class_sums import Scatter, UnitMoments
 from ckpt_probe.moments.entropies import (
     NO_WEIGHTS,
@@ -156,6 +156,11 @@ class Inputs:
         return bool((self.present >= len(counts)).any()) or bool((counts[self.present] == 0).any())
 
     @cached_property
+    def class_sizes(self) -> Tensor:
+        """Return the number of rows of each class, (C,), float64, with gradient if errors are requested."""
+        return self.scatter.sizes
+
+    @cached_property
     def class_means(self) -> Tensor:
         """Return the means of the classes, (k, D)."""
         return _rows_at(self.scatter.means, self.present)
@@ -179,8 +184,11 @@ class Inputs:
 
     @cached_property
     def all_variances(self) -> Tensor:
-        """Return the mean ‖z − μ_c‖² of each class, (C,), also of those with few samples."""
-        return spreads(self.scatter)
+        """Return the mean ‖z − μ_c‖² of all classes, (C,); zero where the distances are the rounding of the mean."""
+        scatter = self.scatter
+        variances = scatter.squares / self.class_sizes.clamp(min=1)
+        sizes = scatter.counts.clamp(min=1) * EPSILON * self._lengths
+        return torch.where(variances.detach().sqrt() > sizes, variances, 0.0)
 
     @cached_property
     def row_mean(self) -> Tensor:
@@ -190,8 +198,8 @@ class Inputs:
     @cached_property
     def row_covariance(self) -> Tensor:
         """Return the covariance of all rows, (D, D); zero if they differ by rounding only."""
-        lengths = (self._shares * self.scatter.lengths.square()).sum().sqrt()
-        away = without_rounding(self.scatter.means - self.row_mean, rounding(self.samples, lengths))
+        lengths = (self._shares * self._lengths.square()).sum().sqrt()
+        away = without_rounding(self.scatter.means - self.row_mean, self.samples * EPSILON * lengths)
         between = (away * self._shares[:, None]).T @ away
         return between + self.scatter.covariance() if bool(self.all_variances.any()) else between
 
@@ -231,7 +239,7 @@ class Inputs:
         value = collapse.trace_along(axes, within, self.means)
         spread = float(((axes @ within.detach()) * axes).sum())
         # Each product of entries was rounded once, up or down; the largest ones are on the diagonal.
-        hidden = rounding(1, float((axes.square() @ within.detach().diagonal()).sum()), self.scatter.dtype)
+        hidden = torch.finfo(self.scatter.dtype).eps * float((axes.square() @ within.detach().diagonal()).sum())
         if hidden <= HIDING_SHARE * spread:
             return value if self.sample is None else self.sample.linear(value)
         if self._blocks is None:
@@ -316,28 +324,26 @@ class Inputs:
         error = None if influences is None else self.sample.design.stderr(influences)
         return SEVERAL_MAXIMA if error is not None and float(lead.detach()) < 2 * error else None
 
-    @property
+    @cached_property
+    def _lengths(self) -> Tensor:
+        """Return the root mean square length of the rows of each class, (C,)."""
+        return self.scatter.lengths
+
+    @cached_property
     def _shares(self) -> Tensor:
         """Return the share of each class in the rows, (C,)."""
-        return self.scatter.sizes / self.scatter.sizes.sum()
+        return self.class_sizes / self.class_sizes.sum()
 
     @cached_property
     def _sizes(self) -> Tensor:
         """Return the rounding of each class mean, (k,)."""
-        return rounding(self.scatter.counts[self.present], self.scatter.lengths[self.present])
+        return self.scatter.counts[self.present] * EPSILON * self._lengths[self.present]
 
     @cached_property
     def _centred_sizes(self) -> Tensor:
         """Return the rounding of each centred class mean, (k,)."""
-        lengths = self.scatter.lengths[self.present]
-        return self._sizes + self._sizes.mean() + rounding(len(lengths), lengths.mean())
-
-
-def spreads(scatter: Scatter) -> Tensor:
-    """Return the mean ‖z − μ_c‖² of each class, (C,); zero where the distances are the rounding of the mean."""
-    counts = scatter.counts.clamp(min=1)
-    variances = scatter.squares / scatter.sizes.clamp(min=1)
-    return torch.where(variances.detach().sqrt() > rounding(counts, scatter.lengths), variances, 0.0)
+        lengths = self._lengths[self.present]
+        return self._sizes + self._sizes.mean() + len(lengths) * EPSILON * lengths.mean()
 
 
 def _spread_of_rows(axes: Tensor, scatter: Scatter, blocks: RowBlocks) -> float:
@@ -347,7 +353,7 @@ def _spread_of_rows(axes: Tensor, scatter: Scatter, blocks: RowBlocks) -> float:
         block = where_float64_is(features).to(axes.device, torch.float64) / scatter.unit
         away = block - scatter.means[labels.to(axes.device, torch.int64)]
         along = (away @ axes.T).detach()
-        sizes = rounding(axes.shape[1], row_lengths(block)[:, None] * widths)
+        sizes = axes.shape[1] * EPSILON * (row_lengths(block)[:, None] * widths)
         total += float(torch.where(along.abs() > sizes, along, 0.0).square().sum())
     return total / int(scatter.counts.sum())
 

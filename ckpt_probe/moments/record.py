@@ -17,7 +17,7 @@ from ckpt_probe.moments.class_errors import NEAREST_OWN, errors_of_classes
 from ckpt_probe.moments.documents import errors_of_documents
 from ckpt_probe.moments.entropies import NO_WEIGHTS, LevelEntropies
 from ckpt_probe.moments.errors import FEW_DOCUMENTS, FIXED, NO_GRADIENT, Influences, Sample
-from ckpt_probe.moments.inputs import Inputs, spreads
+from ckpt_probe.moments.inputs import Inputs
 from ckpt_probe.moments.portrait import Portrait, portrait_of
 from ckpt_probe.moments.registry import (
     LOGITS,
@@ -250,7 +250,7 @@ def _put_references(record: RecordBuilder, inputs: Inputs) -> None:
 def _per_class(inputs: Inputs) -> list[dict[str, Value]]:
     scatter, present = inputs.scatter, inputs.present
     lengths = row_lengths(scatter.means[present]) * scatter.unit
-    variances = spreads(scatter)[present] * scatter.unit * scatter.unit
+    variances = inputs.variances * scatter.unit * scatter.unit
     columns = zip(present.tolist(), scatter.counts[present].tolist(), lengths.tolist(), variances.tolist(), strict=True)
     rows: list[dict[str, Value]] = [
         {"class": label, "samples": count, "mean_norm": length, "variance": variance}

@@ -201,25 +201,30 @@ NO_CONFIDENCE = "largest probabilities are unknown: earlier versions stored pred
 FEW_SAMPLES = "no class has as many samples as a class needs"
 
 
+def _mean_of_rows(inputs: "Inputs", name: str, mean: float | Tensor | None, reason: str) -> float | Tensor:
+    """Return the mean of all rows of a value, with gradient if errors are requested."""
+    mean = float(_defined(mean, reason))
+    return mean if inputs.sample is None else inputs.mean_of_rows(name, mean)
+
+
 def _accuracy(inputs: "Inputs") -> float | Tensor:
-    accuracy = inputs.quality and inputs.quality.accuracy
-    return inputs.mean_of_rows("accuracy", float(_defined(accuracy, NO_SCORES)))
+    return _mean_of_rows(inputs, "accuracy", inputs.quality and inputs.quality.accuracy, NO_SCORES)
 
 
 def _loss(inputs: "Inputs") -> float | Tensor:
     if inputs.quality is None or not inputs.quality.samples:
         raise Undefined(NO_SCORES)
-    return inputs.mean_of_rows("loss", float(_defined(inputs.quality.loss, INFINITE_LOGITS)))
+    return _mean_of_rows(inputs, "loss", inputs.quality.loss, INFINITE_LOGITS)
 
 
 def _disagreement(inputs: "Inputs") -> float | Tensor:
     disagreement = None if inputs.nearest is None else inputs.nearest.disagreement
-    return inputs.mean_of_rows("nc4.disagreement", float(_defined(disagreement, NO_SCORES)))
+    return _mean_of_rows(inputs, "nc4.disagreement", disagreement, NO_SCORES)
 
 
 def _nearest_mean_accuracy(inputs: "Inputs") -> float | Tensor:
     accuracy = None if inputs.nearest is None else inputs.nearest.accuracy
-    return inputs.mean_of_rows("nearest_mean_accuracy", float(_defined(accuracy, FEW_SAMPLES)))
+    return _mean_of_rows(inputs, "nearest_mean_accuracy", accuracy, FEW_SAMPLES)
 
 
 def _of_train_means(inputs: "Inputs", name: str) -> float | Tensor:
@@ -227,20 +232,18 @@ def _of_train_means(inputs: "Inputs", name: str) -> float | Tensor:
     assert nearest is not None
     value, reason = (nearest.accuracy, FEW_SAMPLES) if name.startswith("nearest") else (nearest.disagreement, NO_SCORES)
     own_means = nearest is inputs.nearest
-    return inputs.mean_of_rows(name.removesuffix("_train_means") if own_means else name, float(_defined(value, reason)))
+    return _mean_of_rows(inputs, name.removesuffix("_train_means") if own_means else name, value, reason)
 
 
 def _calibration(inputs: "Inputs") -> float | Tensor:
     if inputs.quality is None or not inputs.quality.samples:
         raise Undefined(NO_SCORES)
     reason = NO_CONFIDENCE if inputs.quality.loss is not None else "some probabilities are not finite"
-    return inputs.mean_of_rows("ece", float(_defined(inputs.quality.calibration_error, reason)))
+    return _mean_of_rows(inputs, "ece", inputs.quality.calibration_error, reason)
 
 
 def _quotient(inputs: "Inputs") -> float | Tensor:
-    scatter = inputs.scatter
-    value = collapse.quotient(inputs.all_variances, scatter.sizes, inputs.means)
-    return _defined(value, COINCIDE)
+    return _defined(collapse.quotient(inputs.all_variances, inputs.class_sizes, inputs.means), COINCIDE)
 
 
 def _outside_cosine(inputs: "Inputs", *, centred: bool) -> float | Tensor:

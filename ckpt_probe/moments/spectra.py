@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ckpt_probe.metrics.entropy import spectrum
 from ckpt_probe.metrics.gram import smaller_gram
-from ckpt_probe.metrics.rounding import rounding
 from ckpt_probe.moments.class_sums import UnitMoments, add_outer
 from ckpt_probe.moments.grouping import Grouped, RowBlocks, Stack, stacks, unit_blocks
 
@@ -221,7 +220,7 @@ def _eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _small(values: Tensor) -> Tensor:
-    return rounding(values.shape[-1], values.amax(dim=-1, keepdim=True), values.dtype)
+    return values.shape[-1] * torch.finfo(values.dtype).eps * values.amax(dim=-1, keepdim=True)
 
 
 def _moved(values: Tensor, squares: Tensor, weights: Tensor, samples: int) -> Tensor:
