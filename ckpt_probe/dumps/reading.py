@@ -11,12 +11,20 @@ import numpy as np
 from ckpt_probe.addresses import Address, as_path
 from ckpt_probe.budget import Budget
 from ckpt_probe.dumps import schema
-from ckpt_probe.dumps.arrays import structure_hash
 from ckpt_probe.dumps.conversion import to_html, to_tree
 from ckpt_probe.dumps.schema import Provenance
 from ckpt_probe.dumps.views import SplitView
 from ckpt_probe.errors import DataError
-from ckpt_probe.hdf5 import CLASS_NAMES, State, bounded_reads, opened, read_names, settled_state, state_of
+from ckpt_probe.hdf5 import (
+    CLASS_NAMES,
+    State,
+    bounded_reads,
+    opened,
+    read_names,
+    settled_state,
+    state_of,
+    structure_hash,
+)
 from ckpt_probe.moments.documents import NUMBERS
 from ckpt_probe.series import Member, in_order, named_step, step_from_name
 
@@ -47,7 +55,6 @@ class Dump:
         self.path = path
         self.name = path.stem
         self._file = file
-        self._views: dict[str, SplitView] = {}
         self.provenance = _provenance(path, file)
         self.step = _step(path, file)
         self.splits = _split_names(path, file)
@@ -58,13 +65,11 @@ class Dump:
         for name in () if consistent else self.splits:
             self._check_split(name, width)
             self._check_layers(name)
+        self._views = {name: SplitView(path, name, file[name]) for name in self.splits}
 
     def __getitem__(self, split: str) -> SplitView:
-        if split not in self.splits:
-            raise DataError(f"{self.path}: no split {split!r}; there are: {', '.join(self.splits)}")
         if split not in self._views:
-            with bounded_reads(self.path):
-                self._views[split] = SplitView(self.path, split, self._file[split])
+            raise DataError(f"{self.path}: no split {split!r}; there are: {', '.join(self.splits)}")
         return self._views[split]
 
     def to_xarray(self) -> "DataTree":
@@ -230,8 +235,7 @@ def open_dump(path: Path | str) -> Iterator[Dump]:
     try:
         with opened(path) as file:
             with bounded_reads(path):
-                _require_sound(path, file)
-                state = settled_state(file)
+                state = _require_sound(path, file)
                 dump = Dump(path, file, consistent=state is not None and _checked.get(state, False))
                 _checked.update({} if state is None else {state: True})
             yield dump
@@ -307,18 +311,23 @@ def _require_same(path: Path, before: State | None, error: Exception | None = No
         raise DataError(f"{path}: changed while it was read; try again when no program writes to it") from error
 
 
-def _require_sound(path: Path, file: h5py.File) -> None:
-    """Raise DataError if a dump is damaged or must not be opened; a file that has not changed is checked only once.
+def _require_sound(path: Path, file: h5py.File) -> State | None:
+    """Check that a dump is not damaged and may be opened; a file that has not changed is checked only once.
 
     The numbers are covered by HDF5's checksums, which are verified whenever they are read.
+
+    Returns:
+        The `settled_state` of the file.
+
+    Raises:
+        DataError: If it is damaged, incomplete, or of a newer format.
     """
     state = settled_state(file)
-    if state in _checked:
-        return
-    if schema.text(file.attrs.get("format")) == schema.FORMAT:
-        _check_format(path, file)
-    if state is not None:
-        _checked[state] = False
+    if state not in _checked:
+        if schema.text(file.attrs.get("format")) == schema.FORMAT:
+            _check_format(path, file)
+        _checked.update({} if state is None else {state: False})
+    return state
 
 
 def _check_format(path: Path, file: h5py.File) -> None:

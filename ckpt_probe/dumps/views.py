@@ -85,8 +85,10 @@ class SplitView:
     @property
     def layers(self) -> "list[LayerView]":
         """Stored layers, including the penultimate one, in execution order; often an empty list."""
+        if schema.LAYERS not in self._group:
+            return []
         with own_reads(self._path, self.name):
-            groups = dict(self._group.get(schema.LAYERS, {}))
+            groups = dict(self._group[schema.LAYERS])
             layers = (LayerView(self._path, name, group, self._group) for name, group in groups.items())
             return sorted(layers, key=_by_depth)
 

@@ -1,5 +1,7 @@
 """Write a dump block by block; the file is marked as complete at the end, and then renamed to its name."""
 
+import io
+import math
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,21 +13,14 @@ import h5py
 import numpy as np
 
 from ckpt_probe.dumps import schema
-from ckpt_probe.dumps.arrays import (
-    Sink,
-    as_stored,
-    create_array,
-    create_arrays,
-    create_rows,
-    create_texts,
-    structure_hash,
-    write_rows,
-)
 from ckpt_probe.dumps.schema import Provenance
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import replacing
-from ckpt_probe.hdf5 import CLASS_NAMES, SAMPLE_NAMES
+from ckpt_probe.hdf5 import CLASS_NAMES, SAMPLE_NAMES, structure_hash
 from ckpt_probe.moments.quality import Scored
+
+CHUNK_BYTES = 2**20
+"""Largest size of a chunk, unless one row is larger."""
 
 
 @contextmanager
@@ -46,6 +41,39 @@ def interrupts_delayed() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
         if arrived:
             previous(signal.SIGINT, arrived[0])
+
+
+class Sink(io.FileIO):
+    """A file for h5py that remembers the first write error and then ignores further writes.
+
+    HDF5 writes late, when a dataset or the file is closed, tries again at the end of the process, and crashes if that
+    fails too. So it never sees the error: `DumpWriter` raises it, and abandons the dump.
+    """
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`, or nothing after a failure; return its size in both cases."""
+        view = memoryview(data).cast("B")
+        size = len(view)
+        try:
+            while self.failure is None and view:
+                view = view[super().write(view) or 0 :]
+        except OSError as error:
+            self.failure = error
+        return size
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` from the file, with zeros for bytes that could not be written."""
+        view = memoryview(buffer).cast("B")
+        count = super().readinto(view) or 0
+        if self.failure is not None:
+            view[count:] = bytes(len(view) - count)
+            return len(view)
+        return count
+
+    def flush(self) -> None:
+        """Do nothing: the file is unbuffered."""
 
 
 class DumpWriter:
@@ -189,15 +217,16 @@ class DumpWriter:
         """
         schema.require_split_name(name)
         group = self._file.require_group(name)
-        arrays: dict[str, Any] = {
-            schema.LOGITS: (self._classes, np.float32) if logits and not scored else None,
-            schema.PREDICTION: (None, np.int32) if scored else None,
-            schema.CONFIDENCE: (None, np.float32) if scored else None,
-            schema.LOSS: (None, np.float32) if scored and labelled else None,
-            schema.DOCUMENTS: (None, np.int64) if documents else None,
-            schema.POSITIONS: (None, np.int64) if positions else None,
-        }
-        datasets = self._start_rows(group, samples, self._features, labelled, arrays)
+        arrays: list[tuple[str, int | None, Any, bool]] = [
+            (schema.LOGITS, self._classes, np.float32, logits and not scored),
+            (schema.PREDICTION, None, np.int32, scored),
+            (schema.CONFIDENCE, None, np.float32, scored),
+            (schema.LOSS, None, np.float32, scored and labelled),
+            (schema.DOCUMENTS, None, np.int64, documents),
+            (schema.POSITIONS, None, np.int64, positions),
+        ]
+        kinds = {array: (columns, dtype) for array, columns, dtype, stored in arrays if stored}
+        datasets = self._start_rows(group, samples, self._features, labelled, kinds)
         self._label(datasets[schema.FEATURES], None, schema.FEATURE_SCALE)
         if schema.LOGITS in datasets:
             self._label(datasets[schema.LOGITS], None, schema.CLASS_SCALE)
@@ -331,13 +360,14 @@ class DumpWriter:
             self._resize(name, stop)
         elif stop > announced:
             raise DataError(f"{self.path}: split {name} got more rows than the {announced} announced")
-        arrays = {schema.SAMPLE_SCALE: np.arange(start, stop), schema.FEATURES: features, schema.LABELS: labels}
+        arrays = {schema.SAMPLE_SCALE: np.arange(start, stop), schema.LABELS: labels}
         arrays |= {schema.LOGITS: scores, schema.DOCUMENTS: documents, schema.POSITIONS: positions}
         if isinstance(scores, Scored):
             confidence = np.full(len(labels), np.nan) if scores.confidence is None else scores.confidence
             arrays |= {schema.PREDICTION: scores.prediction, schema.LOSS: scores.loss, schema.CONFIDENCE: confidence}
-        where = f"{self.path}: {name}"
-        stored = write_rows(self._rows_of[name], slice(start, stop), arrays, self.feature_dtype, where)
+        stored = as_stored(features, self.feature_dtype, f"{self.path}: {name}")
+        for array, dataset in self._rows_of[name].items():
+            dataset[start:stop] = stored if array == schema.FEATURES else to_numpy(arrays[array])
         self._written[name] = stop
         self._require_written()
         return stored
@@ -356,14 +386,41 @@ class DumpWriter:
         (self._file if group is None else group).attrs.create(name, stored, dtype=kind)
 
     def _start_rows(
-        self, group: Any, samples: int | None, width: int, labelled: bool, arrays: Mapping[str, Any]
+        self, group: Any, samples: int | None, width: int, labelled: bool, arrays: Mapping[str, tuple[int | None, Any]]
     ) -> dict[str, Any]:
-        """Create datasets for features (N, D), labels (N,) and others; see `create_rows`."""
-        arrays = {schema.FEATURES: (width, self.feature_dtype), schema.LABELS: (None, np.int64), **arrays}
+        """Create datasets with one entry per row, with checksums and a scale of the rows, to be filled later.
+
+        Args:
+            group: Group of the datasets.
+            samples: Number of rows; None if it is not known, and the datasets grow.
+            width: Number of features.
+            labelled: Whether labels are stored.
+            arrays: Number of columns, None for a single number per row, and type of further arrays by name.
+
+        Returns:
+            The datasets by name, the scale first.
+        """
+        kinds = {schema.SAMPLE_SCALE: (None, np.int64), schema.FEATURES: (width, self.feature_dtype)}
+        kinds |= {schema.LABELS: (None, np.int64)} if labelled else {}
         if not labelled:
             group.attrs[schema.UNLABELLED] = True
-            del arrays[schema.LABELS]
-        path, datasets = group.name.removeprefix("/"), create_rows(group, samples, arrays)
+        datasets: dict[str, Any] = {}
+        for name, (columns, dtype) in {**kinds, **arrays}.items():
+            shape = () if columns is None else (columns,)
+            rows = max(1, CHUNK_BYTES // max(1, math.prod(shape) * np.dtype(dtype).itemsize))
+            datasets[name] = group.create_dataset(
+                name,
+                shape=(samples or 0, *shape),
+                dtype=dtype,
+                chunks=None if samples == 0 else (rows if samples is None else min(samples, rows), *shape),
+                maxshape=(None, *shape) if samples is None else None,
+                fletcher32=samples != 0,
+            )
+            if name == schema.SAMPLE_SCALE:
+                datasets[name].make_scale(schema.SAMPLE_SCALE)
+            else:
+                datasets[name].dims[0].attach_scale(datasets[schema.SAMPLE_SCALE])
+        path = group.name.removeprefix("/")
         self._announced[path], self._written[path], self._rows_of[path] = samples, 0, datasets
         return datasets
 
@@ -386,3 +443,71 @@ class DumpWriter:
                 raise DataError(
                     f"{self.path}: split {name} got {self._written[name]} rows, but {announced} were announced"
                 )
+
+
+def as_stored(features: Any, dtype: str, where: str) -> np.ndarray:
+    """Round features to the precision in which they are stored.
+
+    Args:
+        features: Numbers of any shape, numpy or torch.
+        dtype: One of `FEATURE_DTYPES`.
+        where: Beginning of the error message.
+
+    Raises:
+        DataError: If a finite number becomes infinite.
+    """
+    values = to_numpy(features)
+    if np.can_cast(values.dtype, dtype):
+        return values.astype(dtype, copy=False)
+    with np.errstate(over="ignore"):
+        stored = values.astype(dtype)
+    overflowed = np.isinf(stored) & np.isfinite(values)
+    if overflowed.any():
+        largest, most = np.abs(values[overflowed]).max(), np.finfo(dtype).max
+        wider = schema.FEATURE_DTYPES[schema.FEATURE_DTYPES.index(dtype) + 1]
+        raise DataError(
+            f"{where}: features as large as {largest:.6g} overflow {dtype}, whose largest number is {most:.6g}; "
+            f"store them with `feature_dtype={wider!r}`"
+        )
+    return stored
+
+
+def create_array(group: Any, name: str, values: Any) -> Any:
+    """Create a dataset with its values and a checksum."""
+    values = to_numpy(values)
+    if values.size and values.shape:
+        rows = max(1, CHUNK_BYTES // (values.nbytes // len(values)))
+        chunks = (min(len(values), rows), *values.shape[1:])
+        return group.create_dataset(name, data=values, chunks=chunks, fletcher32=True)
+    # A single number or an empty array cannot be chunked: it is stored in the dataset's header, which has a checksum.
+    space = h5py.h5s.create_simple(values.shape) if values.shape else h5py.h5s.create(h5py.h5s.SCALAR)
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.COMPACT)
+    kind = h5py.h5t.py_create(values.dtype, logical=True)
+    dataset = h5py.Dataset(h5py.h5d.create(group.id, name.encode(), kind, space, dcpl=properties))
+    dataset[...] = values
+    return dataset
+
+
+def create_texts(group: Any, name: str, texts: Sequence[str]) -> Any:
+    """Create a dataset of texts of one length in UTF-8 with a checksum."""
+    encoded = [text.encode("utf-8", "replace") for text in texts]
+    kind = h5py.string_dtype("utf-8", max([1, *map(len, encoded)]))
+    return create_array(group, name, np.array(encoded, dtype=kind))
+
+
+def create_arrays(group: Any, arrays: Mapping[str, Any]) -> None:
+    """Create datasets with their values and checksums; a point in a name follows that of a group within."""
+    for name, values in arrays.items():
+        inner, _, array = name.rpartition(".")
+        create_array(group.require_group(inner) if inner else group, array, values)
+
+
+def to_numpy(values: Any) -> np.ndarray:
+    """Convert numbers or a tensor to an array on the CPU."""
+    # Neither HDF5 nor numpy has bfloat16: such tensors are stored as float32, which is exact.
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.float() if str(values.dtype) == "torch.bfloat16" else values
+        return values.numpy()
+    return np.asarray(values)

@@ -15,4 +15,5 @@ from ckpt_probe.hdf5.files import (
     read_names,
     settled_state,
     state_of,
+    structure_hash,
 )

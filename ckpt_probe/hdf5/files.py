@@ -1,5 +1,6 @@
 """Open untrusted HDF5 files; refuse links to other files and false sizes, and report damage in one line."""
 
+import hashlib
 import math
 import os
 import time
@@ -47,6 +48,12 @@ FOLLOWED = (h5l.TYPE_HARD, h5l.TYPE_SOFT)
 
 DEEPEST = 8
 """Largest depth of nested groups."""
+
+UNHASHED = frozenset({"complete", "structure_sha256", "DIMENSION_LIST", "REFERENCE_LIST"})
+"""Attributes left out of `structure_hash`: those written after it, and references to scales, which are not read."""
+
+COUNTED_BYTES = 2**20
+"""Bytes of attributes after which they are counted."""
 
 SETTLED_NS = 2 * 10**9
 """Age of a file from which on another write changes its modification time."""
@@ -179,6 +186,37 @@ def items(file: h5py.File, budget: Budget | None = None) -> Iterator[tuple[str, 
             member = item.get(key)
             if isinstance(member, h5py.Group | h5py.Dataset):
                 waiting.append((inner, member, depth + 1))
+
+
+def structure_hash(file: h5py.File, budget: Budget | None = None) -> str:
+    """Compute the SHA-256 of names, shapes, dtypes and attributes of every group and dataset of a file.
+
+    The numbers in datasets are left out, because HDF5's checksums cover them.
+
+    Args:
+        file: An open file.
+        budget: Budget of a file that is read: many attributes may lead to one large text.
+    """
+    digest, size = hashlib.sha256(), 0
+    for name, item in list(items(file, budget)):
+        parts = [name, *(f"{key}={_text_of(item.attrs[key])}" for key in sorted(set(item.attrs) - UNHASHED))]
+        size += sum(map(len, parts))
+        if budget is not None and size > COUNTED_BYTES:
+            budget.spend(size)
+            size = 0
+        if isinstance(item, h5py.Dataset):
+            parts += [str(item.shape), item.dtype.str]
+        digest.update("\0".join(parts).encode(errors="surrogateescape") + b"\1")
+    return digest.hexdigest()
+
+
+def _text_of(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    array = np.asarray(value)
+    # The bytes of an array of objects are only addresses.
+    content = repr(array.tolist()) if array.dtype.kind == "O" else array.tobytes().hex()
+    return f"{array.dtype.str} {array.shape} {content}"
 
 
 def state_of(status: os.stat_result) -> State:
