@@ -21,21 +21,26 @@ if TYPE_CHECKING:
     )
     from ckpt_probe.checkpoints.writing import CheckpointWriter, save_checkpoint
 
-HOMES = {
-    "metadata": ("CheckpointMetadata", "library_versions"),
-    "reading": ("Checkpoint", "State", "open_checkpoint"),
-    "recognition": ("LikelyHead", "likely_heads", "quantised"),
-    "series": (
-        "Arrivals",
-        "RepeatedWeights",
-        "fingerprint",
-        "is_run",
-        "is_series",
-        "open_series",
-        "step_of",
-        "unopened_member",
-    ),
-    "writing": ("CheckpointWriter", "save_checkpoint"),
-}
-
-__getattr__ = lazy_names(__name__, {name: home for home, names in HOMES.items() for name in names})
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "CheckpointMetadata": "metadata",
+        "library_versions": "metadata",
+        "Checkpoint": "reading",
+        "State": "reading",
+        "open_checkpoint": "reading",
+        "LikelyHead": "recognition",
+        "likely_heads": "recognition",
+        "quantised": "recognition",
+        "Arrivals": "series",
+        "RepeatedWeights": "series",
+        "fingerprint": "series",
+        "is_run": "series",
+        "is_series": "series",
+        "open_series": "series",
+        "step_of": "series",
+        "unopened_member": "series",
+        "CheckpointWriter": "writing",
+        "save_checkpoint": "writing",
+    },
+)

@@ -126,7 +126,12 @@ class Checkpoint:
             if "…" not in f"{name} {value}"
         }
 
-    @property
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor by name."""
+        return {name: shape for name, (_, shape) in self.layout.items()}
+
+    @cached_property
     def config_directory(self) -> Path | None:
         """Directory of a `config.json` beside its files, or beside those of an adapter's base; None without one."""
         return next(filter(None, map(config_beside, (self.file, *self.files))), None)

@@ -8,8 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckpt_probe.addresses import as_path
-from ckpt_probe.checkpoints.folders import DISTRIBUTED, INDICES, SUFFIXES, checkpoints_in, is_further_model, snapshot_in
-from ckpt_probe.checkpoints.parts import shard_name
+from ckpt_probe.checkpoints.folders import (
+    DISTRIBUTED,
+    INDICES,
+    SUFFIXES,
+    checkpoints_in,
+    is_further_model,
+    shard_name,
+    snapshot_in,
+)
 from ckpt_probe.checkpoints.reading import Checkpoint, open_checkpoint
 from ckpt_probe.checkpoints.writing import BITS
 from ckpt_probe.errors import DataError

@@ -6,8 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 from ckpt_probe.checkpoints.contents import Contents
-from ckpt_probe.checkpoints.folders import DISTRIBUTED, INDICES, checkpoint_in, is_adapter, opening_file
-from ckpt_probe.checkpoints.parts import shard_name
+from ckpt_probe.checkpoints.folders import DISTRIBUTED, INDICES, checkpoint_in, is_adapter, opening_file, shard_name
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import require_regular
 
