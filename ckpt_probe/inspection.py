@@ -260,7 +260,7 @@ def inspect_model(checkpoint: "Checkpoint", setup: "Setup") -> dict[str, Any]:
         DataError: As in `build_subject`.
     """
     from ckpt_probe import models
-    from ckpt_probe.extraction.sources import choose_model, complete_model, shapes_of
+    from ckpt_probe.extraction.sources import choose_model, complete_model
     from ckpt_probe.extraction.subject import build_subject, fill, find_rows
 
     path = checkpoint.path
@@ -273,7 +273,7 @@ def inspect_model(checkpoint: "Checkpoint", setup: "Setup") -> dict[str, Any]:
     else:
         name, arguments = complete_model(checkpoint, setup, choose_model(checkpoint, setup))
         model, origin = (
-            models.build_model(name, arguments, initialised=False, tensors=shapes_of(checkpoint)),
+            models.build_model(name, arguments, initialised=False, tensors=checkpoint.shapes),
             "random inputs",
         )
         target, state = models.choose_device(setup.device), checkpoint.state_dict()

@@ -388,16 +388,18 @@ def _require_labels(features: Array, labels: Array, scores: Array | Scored | Non
         return  # `Moments.update` raises the error for these.
     numbers = numbers.to(torch.int64)
     row = int(numbers.argmax())
-    highest, where = int(numbers[row]), f"labels: row {moments.samples + row} is"
+    highest = int(numbers[row])
     if scores is not None and not isinstance(scores, Scored):
         if scores.ndim != 2 or highest >= scores.shape[1]:
-            raise DataError(f"{where} {highest}, but logits have shape {tuple(scores.shape)}")
+            shape = tuple(scores.shape)
+            raise DataError(f"labels: row {moments.samples + row} is {highest}, but logits have shape {shape}")
         return
     needed = 8 * (highest + 1) * features.shape[1]
     if moments.classes is None and needed > moments.memory:
         raise DataError(
-            f"{where} {highest}: the means of {highest + 1:,} classes would take {needed:,} bytes, more than the "
-            f"memory budget of {moments.memory:,}; number the classes 0 … C−1, or raise the budget"
+            f"labels: row {moments.samples + row} is {highest}: the means of {highest + 1:,} classes would take "
+            f"{needed:,} bytes, more than the memory budget of {moments.memory:,}; number the classes 0 … C−1, or "
+            "raise the budget"
         )
 
 

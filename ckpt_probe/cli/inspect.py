@@ -150,7 +150,7 @@ def _cell(value: Any) -> str:
 def _print_table(columns: list[str], rows: list[list[str]]) -> None:
     from rich.cells import cell_len  # characters as wide as a terminal shows them
 
-    cells = [columns, *([printable(cell) for cell in row] for row in rows)]
+    cells = [columns, *[list(map(printable, row)) for row in rows]]
     widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
     lines = []
     for row in cells:

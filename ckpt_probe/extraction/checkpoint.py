@@ -14,9 +14,9 @@ from ckpt_probe.dumps import Provenance, read_provenance
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction.blocks import is_scored
 from ckpt_probe.extraction.config import Setup, Storage
-from ckpt_probe.extraction.plausibility import Outcome, stated_accuracies
+from ckpt_probe.extraction.plausibility import Outcome, Tally, stated_accuracies
 from ckpt_probe.extraction.subject import Subject, build_subject
-from ckpt_probe.extraction.writer import Scores, StoreWriter, Tally, choose_rows, require_storable
+from ckpt_probe.extraction.writer import Scores, StoreWriter, choose_rows, require_storable
 from ckpt_probe.models import Backbone
 from ckpt_probe.progress import Progress
 from ckpt_probe.scheduling import Busy, claimed

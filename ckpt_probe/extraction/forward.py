@@ -4,6 +4,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cache
 
 import torch
@@ -59,7 +60,7 @@ def forward_blocks(
         bar: Progress bar, advanced by rows.
 
     Raises:
-        DataError: If the classifier's input is not one row per sample, or as in `Taps.tapped`.
+        DataError: If the classifier's input is not one row per sample, or as in `Taps.tapping` and `Taps.rows_in`.
     """
     device = torch.device(device)
     if device.type == "cpu":
@@ -248,7 +249,11 @@ class _Runner:
             part = slice(start, stop)
             try:
                 with torch.inference_mode():
-                    block = self._block(part_of(inputs, part), labels[part], None if places is None else places[part])
+                    if stop - start == len(labels):
+                        block = self._block(inputs, labels, places)
+                    else:
+                        of_part = None if places is None else places[part]
+                        block = self._block(part_of(inputs, part), labels[part], of_part)
             except RuntimeError as error:
                 # CUDA has an error class for this, MPS only a message.
                 if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
@@ -268,17 +273,17 @@ class _Runner:
         self._progress.message(f"out of memory: continuing with batches of {self._part} samples")
 
     def _block(self, inputs: Batch, labels: Tensor, places: Tensor | None) -> Block:
-        head, logits = self._head, None
-        if self._scored and isinstance(head, Head) and head.ends:
-            with self._taps.tapping(self._model, inputs) as calls:
+        head, taps, logits = self._head, self._taps, None
+        with taps.tapping(self._model, inputs) if taps.layers else nullcontext({}) as recorded:
+            if self._scored and isinstance(head, Head) and head.ends:
                 features = head.entering(self._model, inputs)
-            layers = self._taps.rows_in(calls, len(features))
-        else:
-            rows, layers = self._taps.tapped(self._model, head, inputs)
-            features, logits = rows.features, rows.logits
+            else:
+                rows = head.tapped(self._model, inputs)
+                features, logits = rows.features, rows.logits
+        layers = taps.rows_in(recorded, len(features)) if taps.layers else {}
         documents, positions = self._documents(places, len(features))
         used, mask = self._used_rows(len(features), labels, inputs, features.device)
-        layers = self._taps.of_samples(layers, used, mask) if layers else {}
+        layers = taps.of_samples(layers, used, mask) if layers else {}
         if mask is not None:
             features, logits = features[mask], None if logits is None else logits[mask]
             documents = None if documents is None else documents[mask.cpu()]

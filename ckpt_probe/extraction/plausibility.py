@@ -8,7 +8,6 @@ from typing import Any
 from ckpt_probe.checkpoints import Checkpoint
 from ckpt_probe.checkpoints.contents import MONITORED
 from ckpt_probe.extraction.config import Setup
-from ckpt_probe.extraction.writer import Tally
 
 ACCURACY = frozenset({"accuracy", "acc", "acc1", "top1", "acc_top1", "multiclassaccuracy"})
 """Names of an accuracy in lower case, after `val_`, `eval_best_` and the like."""
@@ -37,6 +36,34 @@ class Stated:
     source: str
     split: str | None = None
     best: bool = False
+
+
+@dataclass
+class Tally:
+    """Predictions of one split, counted block by block: rows with a label, correct ones, and rows of each class."""
+
+    right: int = 0
+    per_class: tuple[int, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Number of rows with a label and a prediction."""
+        return sum(self.per_class)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct predictions."""
+        return self.right / self.rows
+
+    @property
+    def chance(self) -> float:
+        """Share of the most frequent class, which a prediction of nothing else would reach."""
+        return max(self.per_class) / self.rows
+
+    @property
+    def near_chance(self) -> bool:
+        """Return whether the accuracy is at most 2.5 times chance, and at most 15 % of the way from chance to 1."""
+        return self.accuracy <= min(2.5 * self.chance, self.chance + 0.15 * (1 - self.chance))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from ckpt_probe.checkpoints import Checkpoint, likely_heads
@@ -36,7 +36,7 @@ class ModelChoice:
     assumed: Mapping[str, Any]
     notes: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def arguments(self) -> dict[str, Any]:
         """Arguments from the checkpoint and the settings."""
         return {**self.stated, **self.explicit}
@@ -91,7 +91,7 @@ def complete_model(
     if data is None and (heads := likely_heads(checkpoint.layout)):
         classes = heads[0].classes
     arguments = {**choice.assumed, **choice.arguments}
-    sizes = {"input_shape": shape, "classes": classes, "padding": padding, "tensors": shapes_of(checkpoint)}
+    sizes = {"input_shape": shape, "classes": classes, "padding": padding, "tensors": checkpoint.shapes}
     return name, model_arguments(name, arguments, **sizes)
 
 
@@ -120,15 +120,10 @@ def _hints(checkpoint: Checkpoint, model: ModelChoice, arguments_source: str) ->
     """Return information about the model for the data, which may ask for sizes of the checkpoint's tensors."""
     complete = None
     if model.name is not None and not model_functions(model.name):
-        complete = partial(model_arguments, model.name, model.arguments, tensors=shapes_of(checkpoint))
+        complete = partial(model_arguments, model.name, model.arguments, tensors=checkpoint.shapes)
     path = checkpoint.path
     directory = local_texts(snapshot_in(path) if path.is_dir() else path.parent)
     return ModelHints(model.name, model.arguments, directory, complete=complete, arguments_source=arguments_source)
-
-
-def shapes_of(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a checkpoint's tensors by name."""
-    return {name: shape for name, (_, shape) in checkpoint.layout.items()}
 
 
 def _listed(arguments: Mapping[str, Any], others: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ from ckpt_probe.dumps import Provenance
 from ckpt_probe.errors import CkptProbeError, UsageError, listed
 from ckpt_probe.extraction.config import Setup, Storage
 from ckpt_probe.extraction.forward import Block, forward_blocks
-from ckpt_probe.extraction.sources import choose_model, complete_model, open_data, shapes_of
+from ckpt_probe.extraction.sources import choose_model, complete_model, open_data
 from ckpt_probe.models import (
     HEADLESS,
     PENULTIMATE,
@@ -263,7 +263,7 @@ def build_subject(checkpoint: Checkpoint, setup: Setup) -> Subject:
         data.split(split)
     name, arguments = complete_model(checkpoint, setup, choice, data)
     target = choose_device(setup.device)
-    model = build_model(name, arguments, initialised=False, tensors=shapes_of(checkpoint))
+    model = build_model(name, arguments, initialised=False, tensors=checkpoint.shapes)
     notes = [*choice.notes, wrapper_note(checkpoint.names, set(model.state_dict())), _opaque_note(checkpoint)]
     device, dtype, load_notes = fill(
         model, target, checkpoint.state_dict(), str(path), checkpoint.extra_state(), checkpoint.state_key

@@ -16,6 +16,7 @@ from ckpt_probe.dumps import PENULTIMATE, DumpWriter, Provenance, as_stored, req
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction.blocks import Block, is_scored
 from ckpt_probe.extraction.config import Storage
+from ckpt_probe.extraction.plausibility import Tally
 from ckpt_probe.extraction.subject import Subject
 from ckpt_probe.metrics.arrays import as_tensor
 from ckpt_probe.models import Backbone, Taps
@@ -26,45 +27,6 @@ from ckpt_probe.moments.subset import PREFIX, RowSubset
 
 Scores = Literal["logits", "scored", "none"]
 """Arrays of a split beside its rows: logits, or prediction and loss of each row, or neither."""
-
-
-@dataclass
-class Tally:
-    """Predictions of one split, counted block by block: rows with a label, correct ones, and rows of each class."""
-
-    right: int = 0
-    per_class: tuple[int, ...] = ()
-
-    def add(self, block: Block) -> None:
-        """Count the predictions of a block; blocks without scores or labels do not count."""
-        scores, known = block.scores, block.labels >= 0
-        if scores is None or not bool(known.any()):
-            return
-        predictions = scores.argmax(1) if isinstance(scores, Tensor) else as_tensor(scores.prediction, "rows")
-        self.right += int((predictions == block.labels)[known].sum())
-        counts = torch.bincount(block.labels[known], minlength=len(self.per_class))
-        counts[: len(self.per_class)] += torch.tensor(self.per_class, dtype=torch.int64)
-        self.per_class = tuple(counts.tolist())
-
-    @property
-    def rows(self) -> int:
-        """Number of rows with a label and a prediction."""
-        return sum(self.per_class)
-
-    @property
-    def accuracy(self) -> float:
-        """Share of correct predictions."""
-        return self.right / self.rows
-
-    @property
-    def chance(self) -> float:
-        """Share of the most frequent class, which a prediction of nothing else would reach."""
-        return max(self.per_class) / self.rows
-
-    @property
-    def near_chance(self) -> bool:
-        """Return whether the accuracy is at most 2.5 times chance, and at most 15 % of the way from chance to 1."""
-        return self.accuracy <= min(2.5 * self.chance, self.chance + 0.15 * (1 - self.chance))
 
 
 class StoreWriter:
@@ -184,7 +146,7 @@ class StoreWriter:
         layers = self._start_layers(name, labelled, positions is not None) if self._taps.layers else {}
         seen = stored = 0
         for block in () if first is None else chain([first], blocks):
-            tally.add(block)
+            _count_predictions(block, tally)
             count = len(block.labels)
             if chosen is None:
                 group.append(block, scores=scores)
@@ -356,6 +318,18 @@ def choose_rows(rows: int, most: int | None, seed: int) -> Tensor | None:
         return None
     indices = np.random.default_rng(seed).choice(rows, most, replace=False, shuffle=False)
     return torch.from_numpy(np.sort(indices))
+
+
+def _count_predictions(block: Block, tally: Tally) -> None:
+    """Add the predictions of a block to a tally; blocks without scores or labels do not count."""
+    scores, known = block.scores, block.labels >= 0
+    if scores is None or not bool(known.any()):
+        return
+    predictions = scores.argmax(1) if isinstance(scores, Tensor) else as_tensor(scores.prediction, "rows")
+    tally.right += int((predictions == block.labels)[known].sum())
+    counts = torch.bincount(block.labels[known], minlength=len(tally.per_class))
+    counts[: len(tally.per_class)] += torch.tensor(tally.per_class, dtype=torch.int64)
+    tally.per_class = tuple(counts.tolist())
 
 
 def _moments(classes: int, storage: Storage, memory: int, labelled: bool) -> Moments:

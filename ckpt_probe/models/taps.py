@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.models.blocks import ModuleRun, activation_in, blocks_of, observe_modules
 from ckpt_probe.models.calling import Batch, samples_in
-from ckpt_probe.models.head import Head, Rows
+from ckpt_probe.models.head import Head
 from ckpt_probe.models.pooling import POOLINGS, Backbone, channel_axis, padding_mask, pooled, require_fitting
 
 PENULTIMATE = "penultimate"
@@ -62,18 +62,6 @@ class Taps:
     """Layers of a model in execution order, without the classifier's input, which the head gives."""
 
     layers: tuple[LayerTap, ...] = ()
-
-    def tapped(self, model: nn.Module, head: Head | Backbone, inputs: Batch) -> tuple[Rows, dict[str, Tensor]]:
-        """Run one forward pass, and return the rows of the head and of every tap, shape (m, D), by layer.
-
-        Raises:
-            DataError: See `tapping` and `rows_in`.
-        """
-        if not self.layers:
-            return head.tapped(model, inputs), {}
-        with self.tapping(model, inputs) as recorded:
-            rows = head.tapped(model, inputs)
-        return rows, self.rows_in(recorded, len(rows.features))
 
     @contextmanager
     def tapping(self, model: nn.Module, inputs: Batch) -> Iterator[dict[str, list[Tensor]]]:

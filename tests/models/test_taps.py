@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError
-from ckpt_probe.models import Batch, Taps, build_model, choose_taps, find_head
+from ckpt_probe.models import Backbone, Batch, Head, Taps, build_model, choose_taps, find_head
 from ckpt_probe.models.calling import call
+from ckpt_probe.models.head import Rows
 from ckpt_probe.models.pooling import channel_axis
 
 TEXT = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
@@ -63,6 +64,12 @@ IMAGES = [
 ]
 
 
+def tapped(taps: Taps, model: nn.Module, head: Head | Backbone, inputs: Any) -> tuple[Rows, dict[str, Tensor]]:
+    with taps.tapping(model, inputs) as recorded:
+        rows = head.tapped(model, inputs)
+    return rows, taps.rows_in(recorded, len(rows.features))
+
+
 @pytest.mark.parametrize(("name", "arguments", "shape", "expected"), IMAGES)
 def test_rows_of_image_models_are_the_pooled_outputs_of_their_layers(
     name: str, arguments: dict[str, Any], shape: tuple[int, ...], expected: list[str]
@@ -74,7 +81,7 @@ def test_rows_of_image_models_are_the_pooled_outputs_of_their_layers(
     assert names(taps) == expected
     assert [tap.depth for tap in taps.layers] == [number / len(expected) for number in range(len(expected))]
     with torch.no_grad():
-        rows, rows_by_layer = taps.tapped(model, find_head(model, inputs), inputs)
+        rows, rows_by_layer = tapped(taps, model, find_head(model, inputs), inputs)
     assert list(rows_by_layer) == expected
     assert len(rows.features) == 2
     for tap in taps.layers:
@@ -110,10 +117,10 @@ def test_padding_does_not_change_the_rows(pooling: str) -> None:
     batch = text()
     taps, head = taps_of(model, batch, pooling=pooling), find_head(model, batch)
     with torch.no_grad():
-        _, together = taps.tapped(model, head, batch)
+        _, together = tapped(taps, model, head, batch)
         for number, length in enumerate((7, 4)):
             alone = {name: part[number : number + 1, :length] for name, part in batch.items()}
-            _, single = taps.tapped(model, head, alone)
+            _, single = tapped(taps, model, head, alone)
             for layer, rows in single.items():
                 torch.testing.assert_close(together[layer][number], rows[0], rtol=1e-5, atol=1e-5)
 
@@ -130,7 +137,7 @@ def test_layers_are_chosen_by_interval_or_by_name() -> None:
     [flat] = taps_of(model, inputs, "layer4", "flatten").layers
     assert flat.width == 512
     with torch.no_grad():
-        _, rows_by_layer = Taps((flat,)).tapped(model, find_head(model, inputs), inputs)
+        _, rows_by_layer = tapped(Taps((flat,)), model, find_head(model, inputs), inputs)
     torch.testing.assert_close(rows_by_layer["layer4"], output_of(model, "layer4", inputs).flatten(1))
 
 
@@ -200,7 +207,7 @@ def test_a_layer_that_changes_its_shape_between_passes_is_an_error() -> None:
     model, inputs = Odd(), torch.randn(2, 6)
     taps, head = taps_of(model, inputs, "growing"), find_head(model, inputs)
     with pytest.raises(DataError, match=r"layer growing changes its shape between passes: 12 features now, 6 at first"):
-        taps.tapped(model, head, inputs + 1000)
+        tapped(taps, model, head, inputs + 1000)
 
 
 def test_the_channel_axis_is_found_from_the_layer_and_its_shape() -> None:
