@@ -224,7 +224,7 @@ def _compute_unlabelled(view: SplitView, settings: Settings, context: Context) -
     if "centred" in settings.families and view.features is not None:
         try:
             centred, _ = centred_entropies(lambda: _one_class(rows()), moments, None, settings)
-            record[CENTRED_RANK] = float(centred.first(1.0).exp())
+            record[CENTRED_RANK] = float(centred.entropies[1.0][0].exp())
         except DataError as error:
             reason = str(error)
     absent = [name for name, value in record.items() if value is None and name not in REFERENCES]

@@ -64,8 +64,6 @@ class Options:
 class LevelEntropies:
     """Entropies of two Gram matrices and of their elementwise product, at one level (samples or classes).
 
-    Methods raise `Undefined` with the reason if a value does not exist.
-
     Attributes:
         entropies: For each order the entropies of both matrices and of the product; None if unknown.
         eigenvalues: Eigenvalues by name of the matrix.
@@ -79,61 +77,44 @@ class LevelEntropies:
     route: Route | None = None
     estimate: Estimate | None = None
     left_out: int = 0
-    _complete: dict[float, Entropies] = field(default_factory=dict, init=False, repr=False)
 
-    def first(self, order: float) -> Tensor:
-        """Return the entropy of the first matrix, in nats."""
-        return self.entropies[order][0]
+    @cached_property
+    def values(self) -> dict[tuple[str, float], Tensor | str]:
+        """Return values by name and order, in nats, or the reasons why they do not exist.
 
-    def second(self, order: float) -> Tensor:
-        """Return the entropy of the second matrix, in nats."""
-        return self._existing(self.entropies[order][1], order)
-
-    def joint(self, order: float) -> Tensor:
-        """Return the entropy of the elementwise product, in nats."""
-        return self._existing(self.entropies[order][2], order)
-
-    def mutual_information(self, order: float) -> Tensor:
-        """Return the mutual information, in nats."""
-        return self._all_three(order).mutual_information
-
-    def mir(self, order: float) -> Tensor:
-        """Return the mutual information ratio."""
-        if (ratio := self._all_three(order).mir) is None:
-            raise Undefined(ZERO_ENTROPY)
-        return ratio
-
-    def hdr(self, order: float) -> Tensor:
-        """Return the entropy difference ratio."""
-        if (ratio := self._all_three(order).hdr) is None:
-            raise Undefined(ZERO_ENTROPY)
-        return ratio
+        Names are first, second and joint for the entropies of the matrices, and mutual_information, mir and hdr.
+        """
+        values: dict[tuple[str, float], Tensor | str] = {}
+        side = max(map(len, self.eigenvalues.values()))
+        for order, (first, second, joint) in self.entropies.items():
+            unresolved = self.estimate is not None and order not in self.estimate.entropies
+            reason = UNRESOLVED if unresolved else self.route.reason if self.route else NO_WEIGHTS
+            of_order: dict[str, Tensor | str] = {"first": first}
+            of_order |= {"second": reason if second is None else second, "joint": reason if joint is None else joint}
+            if second is None or joint is None:
+                of_order |= dict.fromkeys(("mutual_information", "mir", "hdr"), reason)
+            else:
+                three = Entropies(first, second, joint, side)
+                of_order["mutual_information"] = three.mutual_information
+                of_order["mir"] = ZERO_ENTROPY if three.mir is None else three.mir
+                of_order["hdr"] = ZERO_ENTROPY if three.hdr is None else three.hdr
+            values |= {(name, order): value for name, value in of_order.items()}
+        return values
 
     def mir_computing_error(self, order: float) -> float:
         """Return the error of the mutual information ratio from sampling its joint entropy, 0 if it is exact."""
-        _ = self.mir(order)
-        if self.estimate is None:
+        if isinstance(reason := self.values["mir", order], str):
+            raise Undefined(reason)
+        first, second, _ = self.entropies[order]
+        if self.estimate is None or second is None:
             return 0.0
-        return self.estimate.stderrs[order] / min(float(self.first(order).detach()), float(self.second(order).detach()))
+        return self.estimate.stderrs[order] / min(float(first.detach()), float(second.detach()))
 
     def joint_computing_error(self, order: float) -> float:
         """Return the error of a sampled joint entropy."""
         if self.estimate is None or order not in self.estimate.stderrs:
             raise Undefined(UNRESOLVED)
         return self.estimate.stderrs[order]
-
-    def _all_three(self, order: float) -> Entropies:
-        if order not in self._complete:
-            side = max(map(len, self.eigenvalues.values()))
-            self._complete[order] = Entropies(self.first(order), self.second(order), self.joint(order), side)
-        return self._complete[order]
-
-    def _existing(self, entropy: Tensor | None, order: float) -> Tensor:
-        if entropy is not None:
-            return entropy
-        if self.estimate is not None and order not in self.estimate.entropies:
-            raise Undefined(UNRESOLVED)
-        raise Undefined(self.route.reason if self.route else NO_WEIGHTS)
 
 
 def sample_level(unit: UnitMoments, weights: Tensor | None, rows: RowBlocks | None, options: Options) -> LevelEntropies:

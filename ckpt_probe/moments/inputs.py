@@ -329,7 +329,7 @@ class Inputs:
         """Return the root mean square length of the rows of each class, (C,)."""
         return self.scatter.lengths
 
-    @cached_property
+    @property
     def _shares(self) -> Tensor:
         """Return the share of each class in the rows, (C,)."""
         return self.class_sizes / self.class_sizes.sum()

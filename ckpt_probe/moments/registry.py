@@ -24,7 +24,8 @@ from ckpt_probe.moments.documents import CURVATURE, ENTROPY, REASONS
 from ckpt_probe.plugins import registered
 
 if TYPE_CHECKING:
-    from ckpt_probe.moments.record import Inputs
+    from ckpt_probe.moments.entropies import LevelEntropies
+    from ckpt_probe.moments.inputs import Inputs
 
 ENTRY_POINTS = "ckpt_probe.metrics"
 INFINITE_LOGITS = "not finite, because logits are infinite or NaN"
@@ -191,6 +192,14 @@ def _defined(value: float | Tensor | None, reason: str) -> float | Tensor:
     return value
 
 
+def _of_level(level: "LevelEntropies", name: str, order: float = 1.0) -> Tensor:
+    """Return one of the values of a level; raise `Undefined` with the reason if it does not exist."""
+    value = level.values[name, order]
+    if isinstance(value, str):
+        raise Undefined(value)
+    return value
+
+
 COINCIDE = "class means coincide"
 SAME_DIRECTION = "two class means have the same direction"
 CENTRAL_MEAN = "a class mean equals the mean of the class means"
@@ -309,7 +318,7 @@ def _normalized_entropy(inputs: "Inputs") -> float | Tensor:
     side = min(inputs.samples - inputs.sample_level.left_out, inputs.features)
     if side < 2:
         raise Undefined("one sample or one feature has one direction")
-    return inputs.sample_level.first(1.0) / math.log(side)
+    return _of_level(inputs.sample_level, "first") / math.log(side)
 
 
 _OF_MEANS, _OF_BOTH, _OF_SCATTER = (MEANS,), (MEANS, WEIGHTS), (MEANS, SCATTER)
@@ -330,23 +339,24 @@ METRICS = (
     Metric("ece", "ECE", "expected calibration error, 15 bins of equal width", "quality", 49,
            _calibration, (LOGITS,), "", "down", source=GUO),
     Metric("class.mir", "MIR", "class means and weights: MIR", "class", 3,
-           lambda d, a: d.class_level.mir(a), _OF_BOTH, "", TOWARD, _MIR, SONG, all_orders=True, of_simplex=True),
+           lambda d, a: _of_level(d.class_level, "mir", a), _OF_BOTH, "", TOWARD, _MIR, SONG, all_orders=True,
+           of_simplex=True),
     Metric("class.hdr", "HDR", "class means and weights: HDR", "class", 4,
-           lambda d, a: d.class_level.hdr(a), _OF_BOTH, "", TOWARD, _HDR, SONG, all_orders=True),
+           lambda d, a: _of_level(d.class_level, "hdr", a), _OF_BOTH, "", TOWARD, _HDR, SONG, all_orders=True),
     Metric("nc1.pinv", "NC1", "tr(Σ_W Σ_B⁺)/C", "nc1", 5,
            lambda d: d.nc1, _OF_SCATTER, "", "down", 0.0, PAPYAN),
     Metric("class.entropy_means", "H means", "entropy of class means", "class", 6,
-           lambda d, a: d.class_level.first(a), _OF_MEANS, "nats", TOWARD, _ENTROPY, SONG,
+           lambda d, a: _of_level(d.class_level, "first", a), _OF_MEANS, "nats", TOWARD, _ENTROPY, SONG,
            all_orders=True, of_simplex=True),
     Metric("class.entropy_weights", "H weights", "entropy of classifier weights", "class", 7,
-           lambda d, a: d.class_level.second(a), _OF_BOTH, "nats", TOWARD, _ENTROPY, SONG,
+           lambda d, a: _of_level(d.class_level, "second", a), _OF_BOTH, "nats", TOWARD, _ENTROPY, SONG,
            all_orders=True, of_simplex=True),
     Metric("within.entropy_mean", "H within", "within-class entropy, mean", "within", 8,
            lambda d, a: d.within(a).mean(), _OF_ROWS, "nats", "down", 0.0, SONG, all_orders=True),
     Metric("sample.mir", "sample MIR", "features and their labels' weight rows: MIR", "sample", 9,
-           lambda d, a: d.sample_level.mir(a), _OF_PAIRS, source=SONG, all_orders=True),
+           lambda d, a: _of_level(d.sample_level, "mir", a), _OF_PAIRS, source=SONG, all_orders=True),
     Metric("sample.hdr", "sample HDR", "features and their labels' weight rows: HDR", "sample", 10,
-           lambda d, a: d.sample_level.hdr(a), _OF_PAIRS, source=SONG, all_orders=True),
+           lambda d, a: _of_level(d.sample_level, "hdr", a), _OF_PAIRS, source=SONG, all_orders=True),
     Metric("nc2.etf", "NC2", "distance of class means from the simplex ETF", "nc2", 11,
            lambda d: _defined(collapse.etf_distance(d.means), COINCIDE), _OF_MEANS, "", "down", 0.0, PAPYAN,
            of_simplex=True),
@@ -355,19 +365,21 @@ METRICS = (
     Metric("nc4.disagreement", "NC4", "prediction is not the nearest mean's class", "nc4", 13,
            _disagreement, (LOGITS, SECOND_PASS), "", "down", 0.0, PAPYAN),
     Metric("class.mutual_information", "MI", "class means and weights: mutual information", "class", 14,
-           lambda d, a: d.class_level.mutual_information(a), _OF_BOTH, "nats", source=SONG, all_orders=True),
+           lambda d, a: _of_level(d.class_level, "mutual_information", a), _OF_BOTH, "nats", source=SONG,
+           all_orders=True),
     Metric("sample.entropy_features", "H features", "entropy of the features", "sample", 15,
-           lambda d, a: d.sample_level.first(a), _OF_ROWS, "nats", source=SONG, all_orders=True),
+           lambda d, a: _of_level(d.sample_level, "first", a), _OF_ROWS, "nats", source=SONG, all_orders=True),
     Metric("sample.entropy_normalized", "H norm.", "entropy of the features over log min(N, D)", "sample", 29,
            _normalized_entropy, _OF_ROWS, source=SKEAN),
     Metric("sample.effective_rank", "eff. rank", "exp of the features' entropy", "sample", 16,
-           lambda d: d.sample_level.first(1.0).exp(), _OF_ROWS, source=ROY),
+           lambda d: _of_level(d.sample_level, "first").exp(), _OF_ROWS, source=ROY),
     Metric("sample.entropy_weights", "H label rows", "entropy of the labels' weight rows", "sample", 17,
-           lambda d, a: d.sample_level.second(a), _OF_PAIRS, "nats", source=SONG, all_orders=True),
+           lambda d, a: _of_level(d.sample_level, "second", a), _OF_PAIRS, "nats", source=SONG, all_orders=True),
     Metric("sample.entropy_joint", "H joint", "entropy of features and weight rows together", "sample", 18,
-           lambda d, a: d.sample_level.joint(a), _OF_PAIRS, "nats", source=SONG, all_orders=True),
+           lambda d, a: _of_level(d.sample_level, "joint", a), _OF_PAIRS, "nats", source=SONG, all_orders=True),
     Metric("sample.mutual_information", "sample MI", "features and weight rows: mutual information", "sample", 19,
-           lambda d, a: d.sample_level.mutual_information(a), _OF_PAIRS, "nats", source=SONG, all_orders=True),
+           lambda d, a: _of_level(d.sample_level, "mutual_information", a), _OF_PAIRS, "nats", source=SONG,
+           all_orders=True),
     Metric(COMPUTING_ERROR, "MIR c.e.", "error of sample.mir from sampling, 0 if exact", "sample", 28,
            lambda d: d.sample_level.mir_computing_error(1.0), _OF_PAIRS),
     Metric("within.entropy_max", "H within max", "within-class entropy, largest", "within", 20,
@@ -409,11 +421,11 @@ METRICS = (
     Metric("separation.r2", "sep. R²", "how well a line fits separation over depth", "nc1", 41,
            None, (MEANS, SCATTER, LAYERS), "", "up", 1.0, HE_SU),
     Metric("centred.mir", "centred MIR", "sample.mir of features minus their mean", "centred", 26,
-           lambda d: d.centred.mir(1.0), (CENTRED, WEIGHTS), source=SONG),
+           lambda d: _of_level(d.centred, "mir"), (CENTRED, WEIGHTS), source=SONG),
     Metric("centred.hdr", "centred HDR", "sample.hdr of features minus their mean", "centred", 27,
-           lambda d: d.centred.hdr(1.0), (CENTRED, WEIGHTS), source=SONG),
+           lambda d: _of_level(d.centred, "hdr"), (CENTRED, WEIGHTS), source=SONG),
     Metric("centred.effective_rank", "centred rank", "effective rank of features minus their mean", "centred", 37,
-           lambda d: d.centred.first(1.0).exp(), (CENTRED,), source=WEI),
+           lambda d: _of_level(d.centred, "first").exp(), (CENTRED,), source=WEI),
     Metric("erank.difference", "Δ rank", "effective rank of the first checkpoint minus this one's", "centred", 38,
            None, (CENTRED, SERIES), source=WEI),
     Metric("rankme", "RankMe", "exp H(σ/Σσ), σ the singular values of the features", "spectrum", 45,
