@@ -6,7 +6,7 @@ from ckpt_probe.lazy import lazy_names
 from ckpt_probe.series import Member
 
 if TYPE_CHECKING:
-    from ckpt_probe.checkpoints.metadata import CheckpointMetadata, library_versions
+    from ckpt_probe.checkpoints.header import CheckpointMetadata, library_versions
     from ckpt_probe.checkpoints.reading import Checkpoint, State, open_checkpoint
     from ckpt_probe.checkpoints.recognition import LikelyHead, likely_heads, quantised
     from ckpt_probe.checkpoints.series import (
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 __getattr__ = lazy_names(
     __name__,
     {
-        "CheckpointMetadata": "metadata",
-        "library_versions": "metadata",
+        "CheckpointMetadata": "header",
+        "library_versions": "header",
         "Checkpoint": "reading",
         "State": "reading",
         "open_checkpoint": "reading",

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckpt_probe.checkpoints.writing import Layout
+from ckpt_probe.checkpoints.tensors import Layout
 from ckpt_probe.errors import UsageError, listed
 
 if TYPE_CHECKING:

@@ -14,9 +14,8 @@ from ckpt_probe.addresses import as_path
 from ckpt_probe.checkpoints.contents import Contents, renamed
 from ckpt_probe.checkpoints.folders import config_beside
 from ckpt_probe.checkpoints.formats import open_contents
-from ckpt_probe.checkpoints.integrity import require_hash, tensor_hash
-from ckpt_probe.checkpoints.metadata import CheckpointMetadata
-from ckpt_probe.checkpoints.writing import Layout
+from ckpt_probe.checkpoints.header import CheckpointMetadata, require_hash, tensor_hash
+from ckpt_probe.checkpoints.tensors import Layout
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import content_hash, read_object
 

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from ckpt_probe.checkpoints.writing import Layout
+from ckpt_probe.checkpoints.tensors import Layout
 from ckpt_probe.series import natural
 
 HEAD = re.compile(

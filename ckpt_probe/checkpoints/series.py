@@ -18,7 +18,7 @@ from ckpt_probe.checkpoints.folders import (
     snapshot_in,
 )
 from ckpt_probe.checkpoints.reading import Checkpoint, open_checkpoint
-from ckpt_probe.checkpoints.writing import BITS
+from ckpt_probe.checkpoints.tensors import BITS
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import Stamp, stamp_of
 from ckpt_probe.series import Member, in_order, named_step

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from ckpt_probe.checkpoints.reading import Checkpoint
-from ckpt_probe.checkpoints.tensors import decode
-from ckpt_probe.checkpoints.writing import BITS, TORCH_NAMES
+from ckpt_probe.checkpoints.tensors import BITS, TORCH_NAMES, decode
 
 ENTRIES = 2**18
 """Number of entries of a block."""

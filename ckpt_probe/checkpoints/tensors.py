@@ -1,4 +1,4 @@
-"""Bytes of tensors: layouts of tensors in memory, copies of parts of them, and decoding without torch."""
+"""Dtypes, layouts and bytes of tensors; parts of them are copied and decoded without torch."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -6,10 +6,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ckpt_probe.checkpoints.writing import DTYPE_OF_TORCH, Layout
+from ckpt_probe.checkpoints.header import tensor_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "C64": 64,
+    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
+}  # fmt: skip
+
+TORCH_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "C64": "complex64",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+DTYPE_OF_TORCH = dict(zip(TORCH_NAMES.values(), TORCH_NAMES, strict=True))
+
+Layout = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Name → (safetensors' dtype name, shape), in the order in which the tensors are written."""
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Size in bytes of one number of each floating dtype in which sums are computed."""
@@ -17,7 +35,8 @@ ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 def dtype_name(dtype: object) -> str:
     """Return safetensors' name of a torch dtype, torch's own if safetensors has none ("complex128")."""
-    return DTYPE_OF_TORCH.get(str(dtype), str(dtype).removeprefix("torch."))
+    name = str(dtype).removeprefix("torch.")
+    return DTYPE_OF_TORCH.get(name, name)
 
 
 def layout_of(tensors: "Mapping[str, Tensor]") -> Layout:
@@ -37,14 +56,11 @@ def filler(read: "Callable[[str], Tensor]") -> Callable[[str, int, memoryview], 
     cached: dict[str, memoryview] = {}
 
     def fill(name: str, offset: int, into: memoryview) -> None:
-        import torch
-
         with lock:
             if name not in cached:
                 for oldest in list(cached)[:-1]:
                     del cached[oldest]
-                flat = read(name).contiguous().reshape(-1)
-                cached[name] = flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+                cached[name] = tensor_bytes(read(name))
             data = cached[name]
         into[:] = data[offset : offset + len(into)]
 

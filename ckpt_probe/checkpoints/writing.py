@@ -7,32 +7,21 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from ckpt_probe.checkpoints.integrity import piece_digests, tensor_bytes, tensor_hash, with_hashes, without_hashes
-from ckpt_probe.checkpoints.metadata import CheckpointMetadata
+from ckpt_probe.checkpoints.header import (
+    CheckpointMetadata,
+    piece_digests,
+    tensor_bytes,
+    tensor_hash,
+    with_hashes,
+    without_hashes,
+)
+from ckpt_probe.checkpoints.tensors import BITS, Layout, dtype_name
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import replacing
 from ckpt_probe.keywords import checked_keywords
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-BITS = {
-    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "C64": 64,
-    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
-    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
-}  # fmt: skip
-
-TORCH_NAMES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "C64": "complex64",
-    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
-    "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
-    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
-    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
-}  # fmt: skip
-DTYPE_OF_TORCH = {f"torch.{torch_name}": name for name, torch_name in TORCH_NAMES.items()}
-
-Layout = Mapping[str, tuple[str, tuple[int, ...]]]
-"""Name → (safetensors' dtype name, shape), in the order in which the tensors are written."""
 
 
 class CheckpointWriter:
@@ -81,7 +70,7 @@ class CheckpointWriter:
         if name != expected or self._file is None:
             raise DataError(f"{self.path}: tensor {name!r} was written, but {expected!r} comes next in the layout")
         dtype, shape = self._layout[name]
-        actual = DTYPE_OF_TORCH.get(str(tensor.dtype)), tuple(tensor.shape)
+        actual = dtype_name(tensor.dtype), tuple(tensor.shape)
         if actual != (dtype, shape):
             raise DataError(f"{self.path}: tensor {name!r} is {actual[0]} {actual[1]}, the layout says {dtype} {shape}")
         data = tensor_bytes(tensor)
@@ -132,9 +121,10 @@ def save_checkpoint(
 
 
 def _dtype(path: Path | str, name: str, tensor: "Tensor") -> str:
-    if str(tensor.dtype) not in DTYPE_OF_TORCH:
+    dtype = dtype_name(tensor.dtype)
+    if dtype not in BITS:
         raise DataError(f"{path}: tensor {name!r} has dtype {tensor.dtype}, which safetensors cannot store")
-    return DTYPE_OF_TORCH[str(tensor.dtype)]
+    return dtype
 
 
 def header(layout: Layout, metadata: Mapping[str, str]) -> bytes:

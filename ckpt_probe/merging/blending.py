@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ckpt_probe.checkpoints import Checkpoint
-from ckpt_probe.checkpoints.integrity import piece_digests, tensor_hash
-from ckpt_probe.checkpoints.writing import TORCH_NAMES, Layout
+from ckpt_probe.checkpoints.header import piece_digests, tensor_hash
+from ckpt_probe.checkpoints.tensors import TORCH_NAMES, Layout
 from ckpt_probe.errors import DataError
 
 ENTRIES = 2**18

@@ -22,9 +22,9 @@ import numpy as np
 from ckpt_probe.checkpoints import Checkpoint, open_checkpoint
 from ckpt_probe.checkpoints.contents import Shard
 from ckpt_probe.checkpoints.folders import companions
-from ckpt_probe.checkpoints.integrity import with_hashes, without_hashes
-from ckpt_probe.checkpoints.tensors import ITEM_BYTES, decode, exact_dtype
-from ckpt_probe.checkpoints.writing import BITS, header
+from ckpt_probe.checkpoints.header import with_hashes, without_hashes
+from ckpt_probe.checkpoints.tensors import BITS, ITEM_BYTES, decode, exact_dtype
+from ckpt_probe.checkpoints.writing import header
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError
 from ckpt_probe.files import read_object, replacing, replacing_directory
 from ckpt_probe.keywords import as_sequence, checked_keywords

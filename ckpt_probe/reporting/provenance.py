@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ckpt_probe.checkpoints.metadata import library_versions
+from ckpt_probe.checkpoints.header import library_versions
 from ckpt_probe.dumps import open_dump_series, read_provenance
 from ckpt_probe.extraction.request import command_of
 from ckpt_probe.files import content_hash

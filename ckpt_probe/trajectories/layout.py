@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ckpt_probe.checkpoints import Member, quantised
 from ckpt_probe.checkpoints.statistics import FLOATING
-from ckpt_probe.checkpoints.writing import Layout
+from ckpt_probe.checkpoints.tensors import Layout
 from ckpt_probe.errors import listed
 from ckpt_probe.series import named_step, natural
 

@@ -17,8 +17,7 @@ from ckpt_probe.checkpoints.formats import STREAM, ZIP
 from ckpt_probe.checkpoints.formats.adapter_changes import NOT_MERGED, Change, merge, read_changes, read_settings
 from ckpt_probe.checkpoints.formats.pickled import open_pickled
 from ckpt_probe.checkpoints.formats.safe import open_file
-from ckpt_probe.checkpoints.tensors import filler
-from ckpt_probe.checkpoints.writing import TORCH_NAMES, Layout
+from ckpt_probe.checkpoints.tensors import TORCH_NAMES, Layout, filler
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import read_object, require_regular
 from ckpt_probe.plugins import load_pretrained, loaded_by_transformers, require_extra

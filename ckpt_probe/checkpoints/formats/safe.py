@@ -14,8 +14,8 @@ from ckpt_probe.addresses import Address
 from ckpt_probe.budget import Budget
 from ckpt_probe.checkpoints.contents import Contents, Shard, with_prefix
 from ckpt_probe.checkpoints.folders import require_listed, shards_of
-from ckpt_probe.checkpoints.integrity import HASHES, hash_of, require_hash, stated_hashes
-from ckpt_probe.checkpoints.writing import BITS
+from ckpt_probe.checkpoints.header import HASHES, hash_of, require_hash, stated_hashes
+from ckpt_probe.checkpoints.tensors import BITS
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import require_regular
 

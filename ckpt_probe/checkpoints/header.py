@@ -1,27 +1,94 @@
-"""Hashes of tensors in the metadata of a checkpoint, so that a flipped bit is an error and not another number."""
+"""Our entries in the header of a safetensors file: metadata of the run, and hashes of its tensors.
+
+Metadata are the names and arguments of model and data, and the position in the run. With the hashes a flipped bit is an
+error and not another number.
+"""
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckpt_probe.addresses import without_credentials
 from ckpt_probe.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-HASHES = "ckpt_probe.sha256"
+FORMAT_VERSION = 1
+PREFIX = "ckpt_probe."
+HASHES = f"{PREFIX}sha256"
 """Entry of the metadata of a safetensors header: a JSON object of names → hexadecimal hashes."""
 METADATA_KEY = "__metadata__"
 """Key of that object for the hash of our other entries; safetensors does not allow a tensor of this name."""
-OURS = "ckpt_probe."
 
 PIECE = 2**18
 """Number of bytes with a hash of their own, so that several threads can hash one tensor, in any order."""
 
 Kind = tuple[str, tuple[int, ...]]
 """Dtype, by safetensors' name, and shape."""
+
+
+@dataclass(frozen=True)
+class CheckpointMetadata:
+    """Our entries in the metadata of a safetensors file; all fields are empty for files of other programs."""
+
+    model: str | None = None
+    model_arguments: dict[str, Any] = field(default_factory=dict)
+    data: str | None = None
+    data_arguments: dict[str, Any] = field(default_factory=dict)
+    step: int | None = None
+    epoch: float | None = None
+    seed: int | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    classifier: str | None = None
+    sparsity: float | None = None
+    """Fraction of entries that are exactly zero, over all tensors that pruning may change."""
+    pruned: list[str] = field(default_factory=list)
+    """Tensors whose zeros are a mask: training that starts here leaves them zero."""
+
+    def to_strings(self) -> dict[str, str]:
+        """Return the metadata as strings for safetensors: each field as JSON, under its name with our prefix."""
+        ours = {f"{PREFIX}{f.name}": getattr(self, f.name) for f in fields(self)}
+        stated = {
+            name: json.dumps(without_credentials(value)) for name, value in ours.items() if value not in (None, {}, [])
+        }
+        return {"format": "pt", f"{PREFIX}format": str(FORMAT_VERSION), **stated}
+
+    @staticmethod
+    def from_strings(strings: dict[str, str]) -> "CheckpointMetadata":
+        """Create metadata from the strings of `to_strings`.
+
+        Raises:
+            DataError: If the format is newer, or a value is not JSON.
+        """
+        if f"{PREFIX}format" not in strings:
+            return CheckpointMetadata()
+        version = strings[f"{PREFIX}format"]
+        if not version.isdigit() or int(version) > FORMAT_VERSION:
+            raise DataError(
+                f"checkpoint metadata has format {version}, newer than {FORMAT_VERSION}: upgrade ckpt-probe"
+            )
+        known = {f.name for f in fields(CheckpointMetadata)}
+        values = {}
+        for name, text in strings.items():
+            short = name.removeprefix(PREFIX)
+            if name.startswith(PREFIX) and short in known:
+                values[short] = _parsed(name, text)
+        return CheckpointMetadata(**values)
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that affect numbers."""
+    import platform  # its import takes as long as that of this package
+
+    names = ("ckpt-probe", "torch", "numpy", "safetensors", "h5py")
+    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
 
 
 def piece_digests(data: Any) -> list[bytes]:
@@ -100,5 +167,23 @@ def require_hash(path: Path, name: str, computed: str, stated: str | None) -> No
 
 
 def _metadata_hash(metadata: Mapping[str, str]) -> str:
-    ours = sorted((name, text) for name, text in metadata.items() if name.startswith(OURS) and name != HASHES)
+    ours = sorted((name, text) for name, text in metadata.items() if name.startswith(PREFIX) and name != HASHES)
     return hashlib.sha256(json.dumps(ours).encode()).hexdigest()
+
+
+def _parsed(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"checkpoint metadata {name} is not valid JSON ({error})") from error
+
+
+@cache
+def _version(name: str) -> str:
+    # Each call of `version` parses a file of hundreds of lines.
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
