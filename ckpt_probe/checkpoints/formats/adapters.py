@@ -121,8 +121,11 @@ def _no_longer_tied(base: Contents, names: Mapping[str, str], replaced: set[str]
     files = {names[name] for name in replaced if name in names and len(base.layout[names[name]][1]) == 2}
     if directory is None or not files:
         return {}
-    rows = read_object(directory / CONFIG, "a model's configuration").get("vocab_size")
-    files = {file for file in files if base.layout[file][1][0] == rows}
+    config = read_object(directory / CONFIG, "a model's configuration")
+    if config.get("tie_word_embeddings") is False:
+        # Known without the slow import of transformers.
+        return {}
+    files = {file for file in files if base.layout[file][1][0] == config.get("vocab_size")}
     return {name: file for name, file in _present_names(base).items() if file in files} if files else {}
 
 
