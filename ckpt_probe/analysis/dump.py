@@ -35,9 +35,10 @@ from ckpt_probe.analysis.record import (
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import PENULTIMATE, Dump, LayerView, Pass, SplitView, open_dump
 from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.metrics.arrays import double
 from ckpt_probe.metrics.regression import line_through
 from ckpt_probe.moments import DetailedRecord, Moments
-from ckpt_probe.moments.quality import Quality, double
+from ckpt_probe.moments.quality import Quality
 from ckpt_probe.moments.record import RecordBuilder, compute_record
 from ckpt_probe.moments.registry import DOCUMENTS, FAMILIES, METRICS, SERIES, TRAIN_MEANS
 

@@ -19,7 +19,7 @@ from ckpt_probe.analysis.nearest import (
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.errors import DataError
 from ckpt_probe.keywords import checked_keywords, from_arguments
-from ckpt_probe.metrics.arrays import as_labels
+from ckpt_probe.metrics.arrays import as_labels, double
 from ckpt_probe.metrics.gram import Array
 from ckpt_probe.metrics.stochastic import MOST
 from ckpt_probe.moments import MEMORY, DetailedRecord, Moments, registry
@@ -29,7 +29,7 @@ from ckpt_probe.moments.documents import DocumentNumbers
 from ckpt_probe.moments.entropies import LevelEntropies
 from ckpt_probe.moments.errors import RecordWithErrors, Sample
 from ckpt_probe.moments.inputs import CentredParts, Inputs
-from ckpt_probe.moments.quality import LinearHead, Quality, Scored, double
+from ckpt_probe.moments.quality import LinearHead, Quality, Scored
 from ckpt_probe.moments.record import compute_record
 from ckpt_probe.moments.registry import (
     COINCIDE,

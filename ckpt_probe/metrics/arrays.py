@@ -61,6 +61,11 @@ def as_labels(values: Any, name: str = "labels") -> Tensor:
     return numbers
 
 
+def double(values: Any, name: str = "logits") -> Tensor:
+    """Return an array as a float64 tensor on the CPU, without gradient; `name` is used in error messages."""
+    return as_tensor(values, name).detach().cpu().to(torch.float64)
+
+
 def _array(values: Any, name: str) -> np.ndarray:
     try:
         return np.asarray(values)

@@ -89,16 +89,13 @@ class LevelEntropies:
         for order, (first, second, joint) in self.entropies.items():
             unresolved = self.estimate is not None and order not in self.estimate.entropies
             reason = UNRESOLVED if unresolved else self.route.reason if self.route else NO_WEIGHTS
-            of_order: dict[str, Tensor | str] = {"first": first}
-            of_order |= {"second": reason if second is None else second, "joint": reason if joint is None else joint}
-            if second is None or joint is None:
-                of_order |= dict.fromkeys(("mutual_information", "mir", "hdr"), reason)
-            else:
-                three = Entropies(first, second, joint, side)
-                of_order["mutual_information"] = three.mutual_information
-                of_order["mir"] = ZERO_ENTROPY if three.mir is None else three.mir
-                of_order["hdr"] = ZERO_ENTROPY if three.hdr is None else three.hdr
-            values |= {(name, order): value for name, value in of_order.items()}
+            values["first", order] = first
+            values["second", order] = reason if second is None else second
+            values["joint", order] = reason if joint is None else joint
+            three = None if second is None or joint is None else Entropies(first, second, joint, side)
+            values["mutual_information", order] = reason if three is None else three.mutual_information
+            values["mir", order] = reason if three is None else ZERO_ENTROPY if three.mir is None else three.mir
+            values["hdr", order] = reason if three is None else ZERO_ENTROPY if three.hdr is None else three.hdr
         return values
 
     def mir_computing_error(self, order: float) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ckpt_probe.metrics.arrays import as_labels, as_tensor
+from ckpt_probe.metrics.arrays import as_labels, as_tensor, double
 from ckpt_probe.metrics.decisions import LinearDecision
 from ckpt_probe.metrics.gram import Array
 from ckpt_probe.moments.accumulator import Moments
@@ -325,8 +325,3 @@ def classes_at_once(device: torch.device) -> int:
 
 def _rows_at_once(classes: int) -> int:
     return max(1, LOGITS_AT_ONCE // classes)
-
-
-def double(values: Array, name: str = "logits") -> Tensor:
-    """Return an array as a float64 tensor on the CPU, without gradient; `name` is used in error messages."""
-    return as_tensor(values, name).detach().cpu().to(torch.float64)
