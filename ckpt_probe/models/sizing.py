@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as modules
 
-from ckpt_probe.budget import Budget, OverBudget
+from ckpt_probe.budget import ENTRY, Budget, OverBudget
 from ckpt_probe.wrappers import unwrapped
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -20,6 +20,8 @@ ITEM = 4
 """Bytes of a number of a model."""
 OBJECTS = 16
 """Entries that are counted for a parameter with its share of a module."""
+COUNTED = 2**20
+"""Bytes that are counted before they are spent from the budget."""
 
 Build = Callable[[dict[str, Any]], nn.Module]
 """Arguments → a model."""
@@ -47,11 +49,15 @@ def budgeted(model: str, tensors: Shapes | None) -> Iterator[None]:
     if tensors is None:
         yield
         return
-    budget = Budget(f"model {model}", ITEM * sum(map(math.prod, tensors.values())))
+    budget, counted = Budget(f"model {model}", ITEM * sum(map(math.prod, tensors.values()))), 0
 
     def count(_module: nn.Module, _name: str, tensor: torch.Tensor | None) -> None:
+        nonlocal counted
         if tensor is not None and not nn.parameter.is_lazy(tensor):
-            budget.spend(tensor.numel() * tensor.element_size(), entries=OBJECTS)
+            counted += tensor.numel() * tensor.element_size() + ENTRY * OBJECTS
+        if counted > COUNTED:
+            budget.spend(counted)
+            counted = 0
 
     parameters = modules.register_module_parameter_registration_hook(count)
     with parameters, modules.register_module_buffer_registration_hook(count):
