@@ -121,7 +121,7 @@ def test_an_interrupted_training_resumes_bit_for_bit(
 
 
 def test_training_stops_at_a_signal_of_another_process(tmp_path: Path) -> None:
-    (tmp_path / "long.toml").write_text(LONG.format(steps=10**7, every=100, optimizer="sgd"))
+    (tmp_path / "long.toml").write_text(LONG.format(steps=10**7, every=10, optimizer="sgd"))
     with started(("train", "long.toml", "-o", "cut"), tmp_path) as process:
         # The training would take hours, so it is still running however late the signal is sent.
         while len(checkpoints(tmp_path / "cut")) < 3:

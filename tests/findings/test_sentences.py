@@ -37,7 +37,7 @@ def test_short_runs_have_a_sentence_with_the_reason_and_runs_without_steps_have_
 
 def test_a_growing_run_has_each_event_reported_once_and_soon() -> None:
     watch, reported = EventWatch(), []
-    for count in range(1, len(STEPS) + 1):
+    for count in (4, *range(12, len(STEPS) + 1, 3)):
         new = watch.look("test", records(count))
         reported += [(count, sentence) for sentence in new]
     onsets = [count for count, sentence in reported if "left its initial level" in sentence]

@@ -46,12 +46,12 @@ def shapes(name: str, arguments: dict[str, Any]) -> Shapes:
     return shapes_of(outline(lambda arguments_given: build_model(name, arguments_given), arguments))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+# MaxViT takes as long as all others together, and no smaller images.
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "maxvit_t" else n for n in FAMILIES])
 def test_features_equal_those_of_torchvisions_extractor(name: str, checked_head: Callable[..., Any]) -> None:
     layer, side = FAMILIES[name]
     torch.manual_seed(0)
     model = build_model(f"torchvision:{name}", arguments_of(name)).eval()
-    # MaxViT takes as long as all others together, and no smaller images.
     count = 1 if name == "maxvit_t" else 2
     inputs = torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
     head, rows = checked_head(model, inputs)

@@ -1,6 +1,7 @@
 """Tests of the section Weights of a page: from a directory of checkpoints, and from records of `weights`."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 import ckpt_probe as cp
 from ckpt_probe.cli.app import run
+from ckpt_probe.reporting.figures.export import draw_contents
 from ckpt_probe.reporting.outputs import gather
 from ckpt_probe.reporting.sources import open_sources
 
@@ -30,14 +32,16 @@ def section(contents, key: str = "weights"):
 
 
 def test_a_directory_of_checkpoints_gives_a_page(directory: Path, tmp_path: Path) -> None:
-    summary = cp.report(directory, tmp_path / "page.html", figures=tmp_path / "figures")
-    assert summary.sections == 2
+    assert cp.report(directory, tmp_path / "page.html").sections == 2
     contents = gather(open_sources([str(directory)]))
     assert dict(contents.reading)["run"][0].startswith("5 checkpoints, nothing wrong")
     titles = [group.title for group in section(contents).groups]
     assert titles == ["By block and checkpoint", "Trajectory", "Spectra of weight matrices"]
-    names = {file.name for file in summary.figures}
-    assert {"weights-spectrum.alpha-run.svg", "weights-trajectory-run.svg"} <= names
+    plots = tuple(p for p in section(contents).plots if p.key in ("weights-spectrum.alpha", "weights-trajectory-run"))
+    groups = (replace(section(contents).groups[0], plots=plots),)
+    chosen = replace(contents, sections=(replace(section(contents), groups=groups),))
+    names = {file.name for file in draw_contents(chosen, tmp_path / "figures", "svg")}
+    assert names == {"weights-spectrum.alpha-run.svg", "weights-trajectory-run.svg"}
 
 
 def test_heat_maps_have_the_numbers_of_the_records(directory: Path) -> None:
