@@ -1,5 +1,6 @@
 """Analyze the dumps of a series, one after another in this process, or by several workers."""
 
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from ckpt_probe.moments import MEMORY, DetailedRecord
 from ckpt_probe.moments.errors import RecordWithErrors
 from ckpt_probe.progress import DeduplicatedProgress, NullProgress, Progress
 from ckpt_probe.remote import resolve
-from ckpt_probe.scheduling import Busy, Team, Workers, in_turn, remove_abandoned, results
+from ckpt_probe.scheduling import Busy, Failed, Team, Workers, in_turn, joint_error, remove_abandoned, results
 from ckpt_probe.series import Member
 from ckpt_probe.user_cache import cache_directory
 
@@ -102,7 +103,8 @@ def analyze(
         progress: Receives messages and a bar.
 
     Raises:
-        DataError: If a dump cannot be read or contains invalid values; the message names file, split and row.
+        DataError: If a dump cannot be read or contains invalid values, after the records of all others; the message
+            names file, split and row.
         UsageError: If an argument is invalid.
     """
     errors = errors or corrected
@@ -287,19 +289,31 @@ def _outcomes(
 def _one_by_one(
     task: _Task, members: dict[int, Member], progress: Progress
 ) -> Generator[tuple[int, CachedRecords], None, None]:
-    """Analyze dumps in this process; those that another process analyzes are left for the end."""
-    postponed = []
-    for index, member in members.items():
-        outcome = task(member.path)
-        if isinstance(outcome, Busy):
-            progress.message(f"{member.name}: {outcome.holder} is working on it; continuing with the others")
-            postponed.append(index)
-        else:
+    """Analyze dumps in this process; those that another process analyzes are left for the end.
+
+    Raises:
+        DataError: If dumps cannot be analyzed, after all others.
+    """
+    failed: dict[str, Failed] = {}
+    remaining, announced = deque(members.items()), set[int]()
+    while remaining:
+        index, member = remaining.popleft()
+        try:
+            outcome = task(member.path)
+        except DataError as error:
+            failed[member.name] = Failed(str(error), ours=True)
+            continue
+        if not isinstance(outcome, Busy):
             yield index, outcome
-    for index in postponed:
-        while isinstance(outcome := task(members[index].path), Busy):
+            continue
+        remaining.append((index, member))
+        if index in announced:
             sleep(PAUSE_SECONDS)
-        yield index, outcome
+        else:
+            announced.add(index)
+            progress.message(f"{member.name}: {outcome.holder} is working on it; continuing with the others")
+    if failed:
+        raise joint_error(failed, len(members))
 
 
 def _most_rows(member: Member) -> int:

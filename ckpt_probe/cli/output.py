@@ -14,7 +14,7 @@ import click
 from ckpt_probe.addresses import without_credentials
 from ckpt_probe.cli.flags import flags_for_keywords
 from ckpt_probe.cli.options import Function
-from ckpt_probe.errors import UsageError, printable
+from ckpt_probe.errors import DataError, UsageError, printable
 from ckpt_probe.progress import NullProgress, Progress
 
 if TYPE_CHECKING:
@@ -182,6 +182,9 @@ class Output:
 
         Returns:
             The records.
+
+        Raises:
+            DataError: If some of the records cannot be computed, after the others are printed.
         """
         from ckpt_probe.reporting import to_csv, to_json_line
 
@@ -191,11 +194,20 @@ class Output:
                 click.echo(printable(to_json_line(record)))
                 rows.append(record)
             return rows
-        rows = list(records)
+        rows, error = [], None
+        try:
+            for record in records:
+                rows.append(record)
+        except DataError as caught:
+            if not rows:
+                raise
+            error = caught
         if self.csv:
             click.echo(to_csv(to_rows(rows)), nl=False)
         else:
             (print_table or self.print_table)(rows)
+        if error is not None:
+            raise error
         return rows
 
     def print_table(self, records: list[Record]) -> None:

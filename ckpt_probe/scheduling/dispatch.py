@@ -5,7 +5,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Protocol, Self, TypeVar
 
-from ckpt_probe.errors import DataError, UsageError, listed
+from ckpt_probe.errors import CkptProbeError, DataError, UsageError, listed
 from ckpt_probe.scheduling.tasks import Busy, Failed, Lost, Workers
 
 T = TypeVar("T")
@@ -129,7 +129,7 @@ def results(
             # A task that is still running would be mistaken for one of the next call.
             workers.close()
     if failed:
-        raise _error({names[number]: failed[number] for number in sorted(failed)}, len(items))
+        raise joint_error({names[number]: failed[number] for number in sorted(failed)}, len(items))
 
 
 class Team:
@@ -158,16 +158,21 @@ class Team:
 
 
 def in_turn(numbered: Iterable[tuple[int, R]]) -> Iterator[R]:
-    """Yield the results of `results` in the order of their items."""
+    """Yield the results of `results` in the order of their items; raise the error of failed items after the last."""
     early: dict[int, R] = {}
-    turn = 0
-    for number, result in numbered:
-        early[number] = result
-        while turn in early:
-            yield early.pop(turn)
-            turn += 1
-    # Failed items have no result; `results` raises their error after the last one.
+    turn, error = 0, None
+    try:
+        for number, result in numbered:
+            early[number] = result
+            while turn in early:
+                yield early.pop(turn)
+                turn += 1
+    except CkptProbeError as caught:
+        error = caught
+    # Failed items have no result, and the items after them have not had their turn.
     yield from (early[number] for number in sorted(early))
+    if error is not None:
+        raise error
 
 
 def _backend(workers: Workers, items: int, say: Callable[[str], None]) -> Backend:
@@ -184,10 +189,16 @@ def _backend(workers: Workers, items: int, say: Callable[[str], None]) -> Backen
     return Processes(count)
 
 
-def _error(failed: dict[str, Failed], items: int) -> DataError | UsageError:
-    # A single CkptProbeError reads as it would without workers.
+def joint_error(failed: dict[str, Failed], items: int) -> DataError | UsageError:
+    """Return the error of failed items by name; that of a single item is its own.
+
+    Args:
+        failed: The failures.
+        items: Number of all items.
+    """
     each = [f"{name}: {failure.message}" for name, failure in failed.items()]
-    message = f"{len(failed)} of {items} failed, the others are done: {listed(each, most=3)}"
+    others = ", the others are done" if len(failed) < items else ""
+    message = f"{len(failed)} of {items} failed{others}: {listed(each, most=3)}"
     if len(failed) == 1:
         name, failure = next(iter(failed.items()))
         message = failure.message if failure.ours else f"{name}: {failure.message}"

@@ -71,6 +71,19 @@ def test_invalid_dumps_are_refused_with_file_split_and_row(tmp_path: Path, chang
         list(analyze(path))
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_dump_that_cannot_be_analyzed_does_not_keep_the_others_from_it(tmp_path: Path, workers: int) -> None:
+    for step in range(4):
+        dump(tmp_path / f"step-{step}.h5", **({"test/features": FEATURES * np.nan} if step == 1 else {}))
+    records = iter(analyze(tmp_path, workers=workers))
+    assert [next(records)["step"] for _ in range(3)] == [0, 2, 3]
+    with pytest.raises(DataError, match=r"step-1\.h5: test: features: 60 rows hold NaN"):
+        next(records)
+    dump(tmp_path / "step-3.h5", **{"test/features": FEATURES * np.nan})
+    with pytest.raises(DataError, match=r"2 of 4 failed, the others are done: .*step-1\.h5.*step-3\.h5"):
+        list(analyze(tmp_path, workers=workers))
+
+
 def test_a_split_named_twice_is_analyzed_once(tmp_path: Path) -> None:
     path = dump(tmp_path / "a.h5")
     assert [r["split"] for r in analyze(path, splits=["test", "test"])] == ["test"]

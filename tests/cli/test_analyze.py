@@ -89,6 +89,15 @@ def test_invalid_dumps_give_one_line_with_file_split_and_row(
     assert len(errors.splitlines()) == 1
 
 
+def test_the_table_has_the_dumps_that_can_be_analyzed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for step in (1, 2, 3):
+        write(tmp_path / f"step-{step}.h5", changed(features=put(4, value=np.nan)) if step == 2 else arrays(60))
+    assert run(["analyze", str(tmp_path), "--only", "nc1", "--csv"]) == 1
+    captured = capsys.readouterr()
+    assert [line.partition(",")[0] for line in captured.out.splitlines()] == ["checkpoint", "step-1", "step-3"]
+    assert captured.err.splitlines()[-1].startswith(f"error: {tmp_path}/step-2.h5: test: features: 1 row holds NaN")
+
+
 def uneven() -> dict[str, np.ndarray]:
     datasets = arrays(10_001, classes=2)
     datasets["test/labels"] = (np.arange(10_001) == 77).astype(int)
