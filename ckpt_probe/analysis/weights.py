@@ -144,10 +144,10 @@ def _chosen(checkpoint: Checkpoint, classifier: str | None, progress: Progress) 
 def _matrix(checkpoint: Checkpoint, name: str) -> Tensor:
     tensor = checkpoint.read(name)
     flat = tensor.flatten(1) if tensor.ndim > 2 and tensor[0].numel() == tensor.shape[1] else tensor
-    if flat.ndim != 2 or not flat.is_floating_point():
+    if flat.ndim != 2 or not flat.is_floating_point() or flat.element_size() < 2:
         kind = str(tensor.dtype).removeprefix("torch.")
         raise DataError(
             f"{checkpoint.path}: {name} is {kind} of shape {tuple(tensor.shape)}, where classifier weights (C, D) of "
-            "floating numbers are expected; choose another by `classifier=`"
+            "floating numbers of at least 16 bits are expected; choose another by `classifier=`"
         )
     return flat

@@ -8,7 +8,7 @@ import numpy as np
 
 from ckpt_probe.checkpoints import Member
 from ckpt_probe.errors import listed
-from ckpt_probe.trajectories.layout import Finding, Parameters
+from ckpt_probe.trajectories.layout import Finding, Parameters, label_of
 from ckpt_probe.trajectories.measure import Measured
 from ckpt_probe.trajectories.motion import distances_of
 from ckpt_probe.trajectories.turns import Turns, find_turns, turn_ratios
@@ -73,11 +73,6 @@ def audit_of(
         *_frozen_findings(members, measured, equal),
     ]
     return Audit(turns, tuple(findings), members, _verdict(len(parameters.excluded), members, turns, findings))
-
-
-def label_of(member: Member) -> str:
-    """Return the step of a checkpoint for a message, or its name if it has none."""
-    return member.name if member.step is None else f"step {member.step:,}"
 
 
 def _verdict(excluded: int, members: Sequence[Member], turns: Turns, findings: Sequence[Finding]) -> str:
@@ -185,12 +180,16 @@ def _ratio(turns: Turns, t: int) -> str:
 
 def _health_findings(members: Sequence[Member], measured: Measured) -> Iterator[Finding]:
     arrays, names = measured.arrays, measured.names
+    for column, kind in enumerate(("NaN", "infinite values")):
+        tensors: dict[tuple[str, ...], list[Member]] = {}
+        for t, member in enumerate(members):
+            bad = tuple(names[row] for row in np.flatnonzero(arrays["broken"][:, t, column]))
+            tensors.setdefault(bad, []).append(member)
+        tensors.pop((), None)
+        for bad, those in tensors.items():
+            text = f"{listed([label_of(member) for member in those], MOST_NAMES)}: {kind} in {listed(bad, MOST_NAMES)}"
+            yield Finding(kind[:3].lower(), text, tuple(member.name for member in those), bad[0])
     for t, member in enumerate(members):
-        for column, kind in enumerate(("NaN", "infinite values")):
-            bad = [names[row] for row in np.flatnonzero(arrays["broken"][:, t, column])]
-            if bad:
-                text = f"{label_of(member)}: {kind} in {listed(bad, MOST_NAMES)}"
-                yield Finding(kind[:3].lower(), text, (member.name,), bad[0])
         if t and (dead := [names[row] for row in np.flatnonzero(_becomes_constant(measured, t))]):
             text = f"{label_of(member)}: {listed(dead, MOST_NAMES)} {'is' if len(dead) == 1 else 'are'} constant"
             yield Finding("constant", text, (member.name,), dead[0])
@@ -214,11 +213,11 @@ def _becomes_constant(measured: Measured, t: int) -> np.ndarray:
 def _repeated_tensors(member: Member, measured: Measured, t: int) -> Iterator[Finding]:
     """Yield a finding for tensors that equal another one of the checkpoint, but did not in the first."""
     digests, constant = measured.arrays["digests"], measured.arrays["constant"]
-    rows: dict[str, int] = {}
+    rows: dict[int, int] = {}
     for row in range(measured.parameters):
         if constant[row, t] or (measured.exact and measured.arrays["entries"][row] < SMALL_TENSOR):
             continue
-        other = rows.setdefault(str(digests[row, t]), row)
+        other = rows.setdefault(int(digests[row, t]), row)
         if other != row and digests[row, 0] != digests[other, 0]:
             text = f"{label_of(member)}: {measured.names[row]} equals {measured.names[other]}, not tied to it"
             yield Finding("repeated", text, (member.name,), measured.names[row])

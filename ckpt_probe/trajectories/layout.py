@@ -128,6 +128,11 @@ def block_of(name: str) -> str:
     return ".".join(modules[:end])
 
 
+def label_of(member: Member) -> str:
+    """Return the step of a checkpoint for a message, or its name if it has none."""
+    return member.name if member.step is None else f"step {member.step:,}"
+
+
 def is_matrix(shape: tuple[int, ...]) -> bool:
     """Return whether a tensor is a matrix, or a convolution (out, in, k, …), whose matrix is (out, in · k · …)."""
     return len(shape) >= 2 and min(shape[0], math.prod(shape[1:])) > 1
@@ -163,10 +168,10 @@ def _change(name: str, members: Sequence[Member], present: Sequence[Mapping[str,
     for before, after, member in zip(present, present[1:], members[1:], strict=False):
         if before.get(name) != after.get(name):
             if name not in before:
-                return f"appears at {_at(member)}"
+                return f"appears at {label_of(member)}"
             if name not in after:
-                return f"disappears at {_at(member)}"
-            return f"changes its shape at {_at(member)}: {before[name]} to {after[name]}"
+                return f"disappears at {label_of(member)}"
+            return f"changes its shape at {label_of(member)}: {before[name]} to {after[name]}"
     return "is not in most checkpoints"
 
 
@@ -175,7 +180,7 @@ def _dtypes(members: Sequence[Member], layouts: Sequence[Layout], names: Sequenc
     for before, after, member in zip(layouts, layouts[1:], members[1:], strict=False):
         for name in names:
             if before[name][0] != after[name][0]:
-                changes.setdefault((before[name][0], after[name][0], _at(member)), []).append(name)
+                changes.setdefault((before[name][0], after[name][0], label_of(member)), []).append(name)
     return [
         Finding("dtype", f"{listed(tensors, 3)}: {after} from {at} on, {before} before", (), tensors[0], alarm=False)
         for (before, after, at), tensors in changes.items()
@@ -208,7 +213,3 @@ def _step_conflict(member: Member) -> Finding | None:
         return None
     text = f"{member.name}: its name says step {spelled[0]:,}, its {member.step_source} says {member.step:,}"
     return Finding("step", text, (member.name,))
-
-
-def _at(member: Member) -> str:
-    return member.name if member.step is None else f"step {member.step:,}"

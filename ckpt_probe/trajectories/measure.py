@@ -15,10 +15,10 @@ from ckpt_probe.checkpoints import Member, fingerprint
 from ckpt_probe.errors import CkptProbeError
 from ckpt_probe.files import code_hash, replacing, stamp_of
 from ckpt_probe.progress import NullProgress, Progress
-from ckpt_probe.scheduling import Workers, results
+from ckpt_probe.scheduling import Workers, in_turn, results
 from ckpt_probe.trajectories.layout import Parameters
 from ckpt_probe.trajectories.motion import Route, gram_from_first
-from ckpt_probe.trajectories.stream import SKETCHED, Opening, Trace, digest, read_block, sketch_of, traces
+from ckpt_probe.trajectories.stream import SKETCHED, Blocks, Opening, Trace, sketch_of, traces
 from ckpt_probe.user_cache import private_cache
 
 CACHE = "trajectories"
@@ -155,20 +155,18 @@ def _exact(
         chunks = [chunk for part in range(parts) if (chunk := names[part::parts])]
         rows: dict[str, Arrays] = {}
         gram = np.zeros((len(members) - 1, len(members) - 1))
-        work = _Chunk(tuple(members), frozenset(names[:parameters]), opening)
         with progress.task("weights", len(names), "tensors") as bar:
+            work = partial(_rows_of, members, frozenset(names[:parameters]), opening)
             if workers.alone:
-                rows, gram = work.measure(names, None, bar.advance)
+                measured = iter([work(names, None, bar.advance)])
             else:
                 labels = [chunk[0] for chunk in chunks]
-                parts_of = {}
-                for index, result in results(work, chunks, names=labels, workers=workers, say=progress.message):
-                    parts_of[index] = result
-                    for _ in chunks[index]:
-                        bar.advance()
-                for index in sorted(parts_of):
-                    rows |= parts_of[index][0]
-                    gram += parts_of[index][1]
+                measured = in_turn(results(work, chunks, names=labels, workers=workers, say=progress.message))
+            for of_chunk, sums in measured:
+                rows |= of_chunk
+                gram += sums
+                for _ in () if workers.alone else of_chunk:
+                    bar.advance()
         return {**{key: np.stack([rows[name][key] for name in names]) for key in rows[names[0]]}, "gram": gram}
 
     identity = [names, parameters, opening.sample, [identity_of(member, opening) for member in members] if cache else 0]
@@ -176,27 +174,21 @@ def _exact(
     return arrays, arrays.pop("gram")
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """Measures some tensors, in this process or in a worker."""
-
-    members: tuple[Member, ...]
-    parameters: frozenset[str]
-    opening: Opening
-
-    def __call__(self, names: tuple[str, ...]) -> tuple[dict[str, Arrays], np.ndarray]:
-        return self.measure(names, 1)
-
-    def measure(
-        self, names: tuple[str, ...], threads: int | None, advance: Callable[[], None] = lambda: None
-    ) -> tuple[dict[str, Arrays], np.ndarray]:
-        """Return the arrays of each tensor, and the sum of the Gram matrices of those that are parameters."""
-        rows, gram = {}, np.zeros((len(self.members) - 1, len(self.members) - 1))
-        for name, trace in traces(self.members, names, self.opening, threads):
-            rows[name] = _row(trace)
-            gram += trace.steps if name in self.parameters else 0.0
-            advance()
-        return rows, gram
+def _rows_of(
+    members: Sequence[Member],
+    parameters: frozenset[str],
+    opening: Opening,
+    names: tuple[str, ...],
+    threads: int | None = 1,
+    advance: Callable[[], None] = lambda: None,
+) -> tuple[dict[str, Arrays], np.ndarray]:
+    """Return the arrays of some tensors, and the sum of the Gram matrices of those that are parameters."""
+    rows, gram = {}, np.zeros((len(members) - 1, len(members) - 1))
+    for name, trace in traces(members, names, opening, threads):
+        rows[name] = _row(trace)
+        gram += trace.steps if name in parameters else 0.0
+        advance()
+    return rows, gram
 
 
 def _row(trace: Trace) -> Arrays:
@@ -211,7 +203,7 @@ def _row(trace: Trace) -> Arrays:
         "broken": trace.broken,
         "constant": trace.constant,
         "lowest": trace.lowest,
-        "digests": np.array(trace.digests, "U16"),
+        "digests": trace.digests,
         "entries": np.array(trace.entries),
     }
 
@@ -229,38 +221,26 @@ def _sketched(
     cache: bool,
     progress: Progress,
 ) -> tuple[Arrays, np.ndarray]:
-    work = _Sketching(names, opening, cache)
-    sketches: dict[int, Arrays] = {}
+    ordered = []
     with progress.task("sketches", len(members), "checkpoints") as bar:
-        labels = [member.name for member in members]
-        for index, arrays in results(work, list(members), names=labels, workers=workers, say=progress.message):
-            sketches[index] = arrays
+        labels, work = [member.name for member in members], partial(_sketch, names, opening, cache)
+        for sketch in in_turn(results(work, members, names=labels, workers=workers, say=progress.message)):
+            ordered.append(sketch)
             bar.advance()
-    ordered = [sketches[index] for index in range(len(members))]
     rows, gram = [], np.zeros((len(members) - 1, len(members) - 1))
     for row in range(len(names)):
         displacements = np.diff([sketch["sums"][row] for sketch in ordered], axis=0)
         steps = displacements @ displacements.T
         gram += steps if row < parameters else 0.0
         columns = {key: np.stack([sketch[key][row] for sketch in ordered]) for key in SKETCHED}
-        digests = tuple(map(str, columns.pop("digests")))
-        trace = Trace(steps=steps, signs=np.zeros(len(steps), np.int64), entries=0, digests=digests, **columns)
+        trace = Trace(steps=steps, signs=np.zeros(len(steps), np.int64), entries=0, **columns)
         rows.append(_row(trace))
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}, gram
 
 
-@dataclass(frozen=True)
-class _Sketching:
-    """Sketches one checkpoint, in this process or in a worker."""
-
-    names: tuple[str, ...]
-    opening: Opening
-    cache: bool
-
-    def __call__(self, member: Member) -> Arrays:
-        identity = [self.names, identity_of(member, self.opening) if self.cache else 0]
-        compute = partial(sketch_of, member, self.names, self.opening)
-        return cached("sketch", identity, self.cache, compute, NullProgress())
+def _sketch(names: tuple[str, ...], opening: Opening, cache: bool, member: Member) -> Arrays:
+    identity = [names, identity_of(member, opening) if cache else 0]
+    return cached("sketch", identity, cache, partial(sketch_of, member, names, opening), NullProgress())
 
 
 def _tied(parameters: Parameters, opening: Opening) -> dict[str, str]:
@@ -274,10 +254,9 @@ def _tied(parameters: Parameters, opening: Opening) -> dict[str, str]:
         for member in {member.path: member for member in (parameters.members[0], parameters.members[-1])}.values():
             checkpoint = opening.open(member.path, stack)
             for name in candidates:
-                count = min(START, int(np.prod(parameters.shapes[name])))
-                raw, numbers = read_block(checkpoint, name, 0, count)
+                trace, _ = Blocks([checkpoint], name, START).trace(0)
                 # Constant tensors, such as biases of zero, are equal without being tied.
-                start = name if (numbers == numbers[0]).all() else digest(raw, 0)
+                start = name if trace.constant[0] else trace.digests[0]
                 groups[name] += f" {parameters.shapes[name]} {start}"
     first: dict[str, str] = {}
     return {name: first[group] for name, group in groups.items() if first.setdefault(group, name) != name}

@@ -61,6 +61,8 @@ class Route:
                     reasons.append("motion.sign_changes: needs both checkpoints at once; `sketch=False` reads them")
                 elif before == t - 1:
                     row["motion.sign_changes"] = float(self.signs[before]) / self.entries
+                else:
+                    reasons.append("motion.sign_changes: the checkpoint before has NaN or infinite weights")
             self._relative(row, t, path, reasons)
             self._turn(row, previous, before, t, reasons)
             row["motion.path"] = path

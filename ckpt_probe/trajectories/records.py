@@ -10,7 +10,7 @@ from ckpt_probe.analysis.entries import Record, in_order
 from ckpt_probe.analysis.records import Records
 from ckpt_probe.analysis.weights import ClassifierRecords
 from ckpt_probe.checkpoints import Arrivals, Member, is_run, open_series
-from ckpt_probe.errors import UsageError
+from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.groups import GroupedRun, Sources, find_runs
 from ckpt_probe.keywords import as_sequence, checked_keywords
 from ckpt_probe.progress import DeduplicatedProgress, NullProgress, Progress
@@ -138,9 +138,10 @@ def records_of(
             progress.message(warning)
         return
     series = measured_series(members, options, progress)
-    if heads is not None and not series.parameters.names and not series.parameters.partial:
-        # Nothing but the classifier could have numbers.
-        heads.required = True
+    parameters = series.parameters
+    if not parameters.names and not parameters.partial:
+        reasons = "; ".join(finding.text for finding in parameters.findings)
+        raise DataError(f"{members[0].path}: no floating-point parameters, which every number here needs: {reasons}")
     for _, _, [records] in rows_of(series, chosen, options, (options.by,), heads, progress):
         yield from records
     if series.audit is not None:

@@ -1,30 +1,41 @@
 """Spectra of weight matrices: norms and ranks, the power law of the tail, and the eigenvalues beyond the random bulk.
 
 For a matrix W (m, n) with m ≤ n, the eigenvalues are those of W Wᵀ / n. A convolution (out, in, k, …) is the matrix
-(out, in · k · …). Spectra of a checkpoint are cached.
+(out, in · k · …). Spectra of a checkpoint are cached; those of a tensor that does not change are computed once.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ckpt_probe.checkpoints import Checkpoint, Member, quantised
 from ckpt_probe.checkpoints.statistics import FLOATING
 from ckpt_probe.progress import NullProgress, Progress
-from ckpt_probe.scheduling import Workers, results
+from ckpt_probe.scheduling import Workers, in_turn, results
 from ckpt_probe.series import natural
 from ckpt_probe.trajectories.layout import BUFFER, is_matrix
 from ckpt_probe.trajectories.measure import cached, identity_of
 from ckpt_probe.trajectories.stream import Opening
 from ckpt_probe.trajectories.tails import FEWEST, LEAST_P, edge_of, fit_tail, goodness
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 EXACT_SIDE = 4096
 """Largest smaller side of a matrix all of whose eigenvalues are computed."""
+PANEL = 2**23
+"""Number of entries of a matrix that are in memory in double precision at once."""
+MEAN_LOG_ERROR = 1e-9
+"""Largest error of the mean logarithm of the eigenvalues that the rounding of a Gram matrix may cause."""
+MOST_VALUES = 2**22
+"""Number of eigenvalues of the latest tensors that a process keeps in memory, for tensors that do not change."""
 BLOCK_VECTORS, DEPTH = 16, 16
 """Vectors of the block Krylov space that the leading eigenvalues of larger matrices are sought in, and its powers."""
 PROBES, NODES = 16, 60
@@ -61,40 +72,39 @@ class Spectrum:
     exact: bool = True
 
 
-def spectrum_of(weights: np.ndarray, first: np.ndarray | None = None, bootstrap: int = 0) -> Spectrum:
+def spectrum_of(
+    weights: np.ndarray, first: np.ndarray | None = None, bootstrap: int = 0, alone: str = "the first checkpoint"
+) -> Spectrum:
     """Compute the spectrum of a matrix or a convolution.
 
     Args:
         weights: Matrix (out, …); floating-point numbers of any precision.
         first: The same tensor at the first checkpoint, for the spectrum of the change since then; None for none.
         bootstrap: Number of synthetic spectra for the goodness of fit; 0 leaves it out.
+        alone: Reason why there is no change if `first` is None.
     """
     matrix = _oriented(weights)
     m, n = matrix.shape
     numbers: dict[str, float | None] = dict.fromkeys([*NAMES, *(["alpha_p"] if bootstrap else [])])
-    squares = float(np.einsum("ij,ij->", matrix, matrix))
+    values, bulk, squares = _eigenvalues(matrix)
     if not math.isfinite(squares):
         return Spectrum(numbers, ("spectrum.*: NaN or infinite weights",))
     if squares == 0:
         return Spectrum(numbers, ("spectrum.*: all entries are zero",))
-    exact = m <= EXACT_SIDE
-    values, bulk = (_eigenvalues(matrix), None) if exact else _leading(matrix, squares)
     reasons: list[str] = []
     numbers["norm"] = math.sqrt(values[0] * n)
     numbers["stable_rank"] = squares / (values[0] * n)
     numbers["effective_rank"] = _effective_rank(values, bulk, squares / n, m)
-    numbers["mean_log"] = _mean_log(matrix, values[0]) if bulk is None else bulk.mean_log
+    numbers["mean_log"] = _mean_log(matrix, values) if bulk is None else bulk.mean_log
     if numbers["mean_log"] is None:
         reasons.append("spectrum.mean_log: a singular value is zero within rounding")
-    values = values if bulk is None else bulk.with_leading(values)
     start = _add_tail(numbers, reasons, values, bootstrap)
     edge = _add_edge(numbers, reasons, values, m, n, squares / n)
     if first is not None:
-        change = matrix - _oriented(first)
-        _add_change(numbers, reasons, change)
+        _add_change(numbers, reasons, matrix, _oriented(first))
     else:
-        reasons.append("spectrum.change_spikes: the first checkpoint")
-    return Spectrum(numbers, tuple(reasons), tuple(map(float, values)), edge, start, exact)
+        reasons.append(f"spectrum.change_spikes: {alone}")
+    return Spectrum(numbers, tuple(reasons), tuple(map(float, values)), edge, start, bulk is None)
 
 
 def group_numbers(spectra: Sequence[Spectrum]) -> dict[str, float | None]:
@@ -133,7 +143,7 @@ def spectra_of_series(
     cache: bool,
     progress: Progress,
 ) -> Iterator[tuple[Member, Spectra]]:
-    """Yield checkpoints in order, each with the spectra of its matrices and of their changes since the first.
+    """Return checkpoints in order, each with the spectra of its matrices and of their changes since the first.
 
     Args:
         members: Checkpoints in order.
@@ -144,14 +154,9 @@ def spectra_of_series(
         cache: Whether to use the cache.
         progress: Receives messages.
     """
-    work, names = _Task(first, opening, bootstrap, cache), [member.name for member in members]
-    ready: dict[int, Spectra] = {}
-    following = 0
-    for index, spectra in results(work, list(members), names=names, workers=workers, say=progress.message):
-        ready[index] = spectra
-        while following in ready:
-            yield members[following], ready.pop(following)
-            following += 1
+    work, names = partial(_spectra, first, opening, bootstrap, cache), [member.name for member in members]
+    ready = in_turn(results(work, members, names=names, workers=workers, say=progress.message))
+    return zip(members, ready, strict=True)
 
 
 def matrices_of(checkpoint: Checkpoint) -> list[str]:
@@ -167,77 +172,132 @@ def matrices_of(checkpoint: Checkpoint) -> list[str]:
     )
 
 
-@dataclass(frozen=True)
-class _Task:
-    """Computes the spectra of one checkpoint, in this process or in a worker."""
+def _spectra(first: Member, opening: Opening, bootstrap: int, cache: bool, member: Member) -> Spectra:
+    """Return the spectra of a checkpoint, from the cache if they are there."""
+    alone = member.path == first.path
 
-    first: Member
-    opening: Opening
-    bootstrap: int
-    cache: bool
+    def compute() -> dict[str, np.ndarray]:
+        spectra = _computed(member, None if alone else first, opening, bootstrap)
+        numbers = {
+            name: {**vars(replace(spectrum, values=())), "count": len(spectrum.values)}
+            for name, spectrum in spectra.items()
+        }
+        values = [np.array(spectrum.values) for spectrum in spectra.values()]
+        return {"numbers": np.array(json.dumps(numbers)), "values": np.concatenate([np.zeros(0), *values])}
 
-    def __call__(self, member: Member) -> Spectra:
-        alone = member.path == self.first.path
+    identity = [identity_of(m, opening) for m in ([member] if alone else [member, first])] if cache else []
+    stored = cached("spectra", [identity, bootstrap], cache, compute, NullProgress())
+    spectra, start = {}, 0
+    for name, fields in json.loads(str(stored["numbers"])).items():
+        count = fields.pop("count")
+        values = tuple(stored["values"][start : start + count].tolist())
+        spectra[name] = Spectrum(**{**fields, "missing": tuple(fields["missing"]), "values": values})
+        start += count
+    return spectra
 
-        def compute() -> dict[str, np.ndarray]:
-            spectra = self._compute(member)
-            numbers = {
-                name: {**vars(replace(spectrum, values=())), "count": len(spectrum.values)}
-                for name, spectrum in spectra.items()
-            }
-            values = [np.array(spectrum.values) for spectrum in spectra.values()]
-            return {"numbers": np.array(json.dumps(numbers)), "values": np.concatenate([np.zeros(0), *values])}
 
-        identity = (
-            [identity_of(m, self.opening) for m in ([member] if alone else [member, self.first])] if self.cache else []
-        )
-        stored = cached("spectra", [identity, self.bootstrap], self.cache, compute, NullProgress())
-        spectra, start = {}, 0
-        for name, fields in json.loads(str(stored["numbers"])).items():
-            count = fields.pop("count")
-            values = tuple(stored["values"][start : start + count].tolist())
-            spectra[name] = Spectrum(**{**fields, "missing": tuple(fields["missing"]), "values": values})
-            start += count
+def _computed(member: Member, first: Member | None, opening: Opening, bootstrap: int) -> Spectra:
+    with ExitStack() as stack:
+        checkpoint = opening.open(member.path, stack)
+        before = None if first is None else opening.open(first.path, stack)
+        spectra = {}
+        for name in matrices_of(checkpoint):
+            shape = None if before is None or name not in before else before.shape(name)
+            alone = "the first checkpoint"
+            if before is not None:
+                alone += " has no such tensor" if shape is None else f" has the shape {shape}"
+            tensor = before.read(name) if before is not None and shape == checkpoint.shape(name) else None
+            spectra[name] = _latest(checkpoint.read(name), tensor, bootstrap, alone)
         return spectra
 
-    def _compute(self, member: Member) -> Spectra:
-        with ExitStack() as stack:
-            checkpoint = self.opening.open(member.path, stack)
-            first = None if member.path == self.first.path else self.opening.open(self.first.path, stack)
-            spectra = {}
-            for name in matrices_of(checkpoint):
-                same = first is not None and name in first and first.shape(name) == checkpoint.shape(name)
-                before = _numbers(first, name) if first is not None and same else None
-                spectra[name] = spectrum_of(_numbers(checkpoint, name), before, self.bootstrap)
-            return spectra
+
+def _latest(tensor: "Tensor", before: "Tensor | None", bootstrap: int, alone: str) -> Spectrum:
+    """Return the spectrum of a tensor, from memory if this process computed that of an equal one not long ago."""
+    key = (_content(tensor), alone if before is None else _content(before), bootstrap)
+    if key not in _LATEST:
+        _LATEST[key] = spectrum_of(_numbers(tensor), None if before is None else _numbers(before), bootstrap, alone)
+    _LATEST[key] = _LATEST.pop(key)
+    while sum(len(spectrum.values) for spectrum in _LATEST.values()) > MOST_VALUES and len(_LATEST) > 1:
+        del _LATEST[next(iter(_LATEST))]
+    return _LATEST[key]
 
 
-def _numbers(checkpoint: Checkpoint, name: str) -> np.ndarray:
-    return checkpoint.read(name).detach().double().numpy()
+_LATEST: dict[tuple[str, str, int], Spectrum] = {}
+"""Spectra of the latest tensors by their content, the longest unused one first."""
+
+
+def _content(tensor: "Tensor") -> str:
+    import torch
+
+    data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.blake2b(data).hexdigest()}"
+
+
+def _numbers(tensor: "Tensor") -> np.ndarray:
+    """Return the entries of a tensor; numpy has no bfloat16."""
+    return (tensor if tensor.element_size() > 2 else tensor.float()).detach().numpy()
 
 
 def _oriented(weights: np.ndarray) -> np.ndarray:
-    """Return a matrix in float64 with no more rows than columns."""
-    matrix = np.asarray(weights, dtype=np.float64).reshape(len(weights), -1)
+    """Return a matrix with no more rows than columns."""
+    matrix = np.asarray(weights).reshape(len(weights), -1)
     return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
 
 
-def _eigenvalues(matrix: np.ndarray) -> np.ndarray:
-    """Compute the eigenvalues of W Wᵀ / n in descending order; those below the rounding of the largest are zero."""
-    from scipy.linalg import eigvalsh
+def _panels(matrix: np.ndarray, first: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """Yield some columns after another of a matrix, or of its difference from another one, in double precision."""
+    width = max(1, PANEL // len(matrix))
+    for start in range(0, matrix.shape[1], width):
+        panel = matrix[:, start : start + width].astype(np.float64)
+        yield panel if first is None else panel - first[:, start : start + width]
 
-    values = eigvalsh(matrix @ matrix.T / matrix.shape[1], check_finite=False)[::-1]
-    return np.where(values > np.finfo(float).eps * len(values) * values[0], values, 0.0)
 
+def _eigenvalues(matrix: np.ndarray, first: np.ndarray | None = None) -> tuple[np.ndarray, "_Bulk | None", float]:
+    """Compute the eigenvalues of W Wᵀ / n in descending order, W a matrix or its difference from another one.
 
-def _mean_log(matrix: np.ndarray, largest: float) -> float | None:
-    """Compute the mean of log λ from the triangle of a QR decomposition, which keeps the digits of small values.
+    Those below the rounding of the largest are zero.
 
-    The product of the triangle's diagonal is that of the singular values. None if a singular value is rounding.
+    Returns:
+        The eigenvalues, of a large matrix the leading ones and quantiles of the others; the estimate that the quantiles
+        are from, None if all were computed; and ‖W‖_F². There are no eigenvalues if that is zero or not finite.
     """
-    n = matrix.shape[1]
-    diagonal = np.abs(np.diag(np.linalg.qr(matrix.T, mode="r")))
-    if diagonal.min() <= np.finfo(float).eps * n * math.sqrt(largest * n):
+    import torch
+
+    m, n = matrix.shape
+    gram = np.zeros((m, m) if m <= EXACT_SIDE else ())
+    with np.errstate(over="ignore", invalid="ignore"):
+        for panel in _panels(matrix, first):
+            gram += panel @ panel.T if gram.ndim else np.einsum("ij,ij->", panel, panel)
+    squares = float(np.trace(gram) if gram.ndim else gram)
+    if squares == 0 or not math.isfinite(squares):
+        return np.zeros(0), None, squares
+    if not gram.ndim:
+        leading, bulk = _leading(np.concatenate([*_panels(matrix, first)], axis=1))
+        return np.concatenate([leading, np.minimum(bulk.quantiles, leading[-1])]), bulk, squares
+    # Twice as fast as scipy's.
+    values = torch.linalg.eigvalsh(torch.from_numpy(gram)).flip(0).numpy() / n
+    return np.where(values > np.finfo(float).eps * m * values[0], values, 0.0), None, squares
+
+
+def _mean_log(matrix: np.ndarray, values: np.ndarray) -> float | None:
+    """Compute the mean of log λ; None if a singular value is zero within rounding.
+
+    Where rounding of the Gram matrix could change it, it comes from the triangle of a QR decomposition, which keeps the
+    digits of small values: the product of its diagonal is that of the singular values.
+
+    Args:
+        matrix: Matrix (m, n), m ≤ n.
+        values: Its eigenvalues (m,).
+    """
+    m, n = matrix.shape
+    rounding = np.finfo(float).eps * math.sqrt(m) * values[0]
+    if values[-1] > 0 and rounding * float((1 / values).mean()) < MEAN_LOG_ERROR:
+        return float(np.log(values).mean())
+    triangle = np.zeros((0, m))
+    for panel in _panels(matrix):
+        triangle = np.linalg.qr(np.concatenate([triangle, panel.T]), mode="r")
+    diagonal = np.abs(np.diag(triangle))
+    if diagonal.min() <= np.finfo(float).eps * n * math.sqrt(values[0] * n):
         return None
     return float(2 * np.log(diagonal).mean() - math.log(n))
 
@@ -277,16 +337,15 @@ def _add_edge(
     return edge.value
 
 
-def _add_change(numbers: dict[str, Any], reasons: list[str], change: np.ndarray) -> None:
-    m, n = change.shape
-    squares = float(np.einsum("ij,ij->", change, change))
+def _add_change(numbers: dict[str, Any], reasons: list[str], matrix: np.ndarray, first: np.ndarray) -> None:
+    m, n = matrix.shape
+    unchanged = np.array_equal(matrix, first)
+    values, _, squares = (np.zeros(0), None, 0.0) if unchanged else _eigenvalues(matrix, first)
     if not math.isfinite(squares):
         reasons.append("spectrum.change_spikes: NaN or infinite weights in the first checkpoint")
     elif squares == 0:
         reasons.append("spectrum.change_spikes: no change since the first checkpoint")
     else:
-        values, bulk = (_eigenvalues(change), None) if m <= EXACT_SIDE else _leading(change, squares)
-        values = values if bulk is None else bulk.with_leading(values)
         _add_edge(numbers, reasons, values, m, n, squares / n, "change_")
 
 
@@ -304,19 +363,15 @@ class _Bulk:
     mean_log: float
     mean_product: float
 
-    def with_leading(self, values: np.ndarray) -> np.ndarray:
-        """Return the leading eigenvalues followed by the quantiles of the others."""
-        return np.concatenate([values, np.minimum(self.quantiles, values[-1])])
 
-
-def _leading(matrix: np.ndarray, squares: float) -> tuple[np.ndarray, _Bulk]:
+def _leading(matrix: np.ndarray) -> tuple[np.ndarray, _Bulk]:
     """Compute the leading eigenvalues of W Wᵀ / n by a block Krylov space, and the density of all by Lanczos rules."""
     import torch
 
     from ckpt_probe.metrics.lanczos import Lanczos, leading_eigenpairs
 
     m, n = matrix.shape
-    tensor = torch.from_numpy(np.ascontiguousarray(matrix))
+    tensor = torch.from_numpy(matrix)
     generator = torch.Generator().manual_seed(0)
 
     def operator(x: "torch.Tensor") -> "torch.Tensor":

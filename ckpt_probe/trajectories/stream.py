@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from zlib import crc32
 
@@ -30,7 +31,7 @@ BLOCK = 2**19
 SMALLEST, LARGEST = 2**12, 2**18
 """Limits of the number of entries of a block of one checkpoint."""
 REMOTE = 2**18
-"""Number of entries of a block of a remote file, where each block is a request."""
+"""Largest number of entries of a block of a remote file, where each block is a request."""
 PER_TASK = 16
 """Number of blocks of a task of a thread."""
 PROJECTIONS = 4096
@@ -51,7 +52,7 @@ class Trace:
         broken: Numbers of NaN and of infinities, (T, 2).
         constant: Whether all entries are equal, (T,).
         lowest: Smallest entry, (T,).
-        digests: Fingerprints (T,) that are equal for equal bytes.
+        digests: Fingerprints (T,), uint64, that are equal for equal bytes.
         entries: Number of entries that were read.
     """
 
@@ -61,11 +62,11 @@ class Trace:
     broken: np.ndarray
     constant: np.ndarray
     lowest: np.ndarray
-    digests: tuple[str, ...]
+    digests: np.ndarray
     entries: int
 
     def merged(self, other: "Trace") -> "Trace":
-        """Return the sums over the entries of both; the fingerprints are those of `joined`."""
+        """Return the trace of the entries of both."""
         return Trace(
             self.squares + other.squares,
             self.steps + other.steps,
@@ -73,9 +74,7 @@ class Trace:
             self.broken + other.broken,
             self.constant & other.constant & (self.lowest == other.lowest),
             np.minimum(self.lowest, other.lowest),
-            tuple(
-                f"{(int(a, 16) + int(b, 16)) % 2**64:016x}" for a, b in zip(self.digests, other.digests, strict=True)
-            ),
+            self.digests + other.digests,
             self.entries + other.entries,
         )
 
@@ -119,7 +118,7 @@ def traces(
         files = [opening.open(member.path, stack) for member in members]
         remote = any(isinstance(file.file, Address) for file in files)
         count = min(LARGEST, max(SMALLEST, 1 << int(math.log2(max(1, BLOCK // len(files))))))
-        size = REMOTE if remote else count
+        size = min(REMOTE, PER_TASK * count) if remote else count
         limit = None if opening.sample is None else max(SMALLEST, opening.sample // max(1, len(names)))
         size = size if limit is None else min(size, limit)
         pool = stack.enter_context(ThreadPoolExecutor(threads or min(MOST_THREADS, os.cpu_count() or 1)))
@@ -152,8 +151,9 @@ def sketch_of(member: Member, names: Sequence[str], opening: Opening) -> dict[st
         file = opening.open(member.path, stack)
         for name in names:
             entries, sums, merged = math.prod(file.shape(name)), np.zeros(PROJECTIONS), None
+            blocks = Blocks([file], name, min(LARGEST, entries))
             for start in range(0, entries, LARGEST):
-                part, numbers = _block([file], name, start, min(LARGEST, entries - start))
+                part, numbers = blocks.trace(start)
                 merged = part if merged is None else merged.merged(part)
                 sums += _projected(numbers[0], name, start, entries)
             rows.append({"sums": sums} | {key: np.array(getattr(merged, key)[0]) for key in SKETCHED})
@@ -169,61 +169,74 @@ def chosen_blocks(entries: int, size: int, sample: int | None) -> list[int]:
     return [starts[i] for i in np.linspace(0, len(starts) - 1, most).round().astype(int)]
 
 
-def read_block(checkpoint: Checkpoint, name: str, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return entries of a tensor as stored bytes, uint8, and as numbers, float32 or float64."""
-    dtype = checkpoint.dtype(name)
-    item = ITEM_BYTES[dtype]
-    raw = np.empty(count * item, np.uint8)
-    checkpoint.fill(name, start * item, raw.data)
-    return raw, decode(raw, dtype, np.zeros(4 * count if dtype == "BF16" else 0, np.uint8), exact_dtype(dtype))
-
-
 def _tasks(entries: int, size: int, sample: int | None) -> list[tuple[int, ...]]:
     starts = chosen_blocks(entries, size, sample)
     return [tuple(starts[i : i + PER_TASK]) for i in range(0, len(starts), PER_TASK)]
 
 
 def _trace(files: Sequence[Checkpoint], name: str, starts: Sequence[int], size: int) -> Trace:
-    entries = math.prod(files[0].shape(name))
-    merged: Trace | None = None
-    for start in starts:
-        part, _ = _block(files, name, start, min(size, entries - start))
-        merged = part if merged is None else merged.merged(part)
-    assert merged is not None
-    return merged
+    blocks = Blocks(files, name, size)
+    return reduce(Trace.merged, (blocks.trace(start)[0] for start in starts))
 
 
-def _block(files: Sequence[Checkpoint], name: str, start: int, count: int) -> tuple[Trace, np.ndarray]:
-    """Return the trace of a block, and its entries (T, count) without those that are not finite."""
-    numbers = np.empty((len(files), count))
-    digests = []
-    for row, file in zip(numbers, files, strict=True):
-        raw, row[:] = read_block(file, name, start, count)
-        digests.append(digest(raw, start))
-    squares = np.einsum("ij,ij->i", numbers, numbers)
-    broken = np.zeros((len(files), 2), dtype=np.int64)
-    for t in np.flatnonzero(~np.isfinite(squares)):
-        finite = np.isfinite(numbers[t])
-        nan = int(np.isnan(numbers[t]).sum())
-        broken[t] = nan, count - int(finite.sum()) - nan
-        squares[t] = float(np.square(numbers[t, finite]).sum())
-    if broken.any():
-        _hold(numbers)
-    negative, positive = numbers < 0, numbers > 0
-    signs = np.array(
-        [
-            np.count_nonzero(negative[t] & positive[t + 1]) + np.count_nonzero(positive[t] & negative[t + 1])
-            for t in range(len(files) - 1)
-        ],
-        dtype=np.int64,
-    )
-    lowest = numbers.min(axis=1)
-    constant = numbers[:, 0] == numbers[:, -1]
-    for t in np.flatnonzero(constant):
-        constant[t] = lowest[t] == numbers[t].max()
-    displacements = numbers[1:] - numbers[:-1]
-    steps = displacements @ displacements.T
-    return Trace(squares, steps, signs, broken, constant, lowest, tuple(digests), count), numbers
+class Blocks:
+    """Blocks of one tensor with the versions of all checkpoints side by side, in memory that is used again."""
+
+    def __init__(self, files: Sequence[Checkpoint], name: str, size: int) -> None:
+        self._files, self._name = files, name
+        self._dtypes = [file.dtype(name) for file in files]
+        self._entries = math.prod(files[0].shape(name))
+        size = min(size, self._entries)
+        # Whole words of 8 bytes for the fingerprints.
+        items = max(ITEM_BYTES[dtype] for dtype in self._dtypes)
+        self._raw = np.zeros((len(files), -(-size * items // 8) * 8), np.uint8)
+        self._stored = np.zeros((len(files), size), np.float64 if "F64" in self._dtypes else np.float32)
+        self._numbers = np.empty((len(files), size))
+        self._displacements = np.empty((len(files) - 1, size))
+        self._size = size
+
+    def trace(self, start: int) -> tuple[Trace, np.ndarray]:
+        """Return the trace of a block, and its entries (T, count) without those that are not finite."""
+        count = min(self._size, self._entries - start)
+        stored, numbers = self._stored[:, :count], self._numbers[:, :count]
+        digests = self._read(start, stored)
+        np.copyto(numbers, stored)
+        squares = np.einsum("ij,ij->i", numbers, numbers)
+        broken = np.zeros((len(numbers), 2), dtype=np.int64)
+        for t in np.flatnonzero(~np.isfinite(squares)):
+            finite = np.isfinite(numbers[t])
+            nan = int(np.isnan(numbers[t]).sum())
+            broken[t] = nan, count - int(finite.sum()) - nan
+            squares[t] = float(np.square(numbers[t, finite]).sum())
+        if broken.any():
+            _hold(numbers)
+            stored = numbers
+        lowest = stored.min(axis=1).astype(np.float64)
+        constant = stored[:, 0] == stored[:, -1]
+        for t in np.flatnonzero(constant):
+            constant[t] = lowest[t] == stored[t].max()
+        displacements = np.subtract(numbers[1:], numbers[:-1], out=self._displacements[:, :count])
+        steps = displacements @ displacements.T
+        return Trace(squares, steps, _sign_changes(stored), broken, constant, lowest, digests, count), numbers
+
+    def _read(self, start: int, stored: np.ndarray) -> np.ndarray:
+        """Read a block into `stored`, in the precision of the file or in float32, and return its fingerprints."""
+        for row, into, file, dtype in zip(self._raw, stored, self._files, self._dtypes, strict=True):
+            raw = row[: len(into) * ITEM_BYTES[dtype]]
+            file.fill(self._name, start * ITEM_BYTES[dtype], raw.data)
+            row[len(raw) :] = 0
+            single = into.view(np.uint8) if into.dtype == np.float32 else np.zeros(4 * len(into), np.uint8)
+            into[:] = decode(raw, dtype, single, exact_dtype(dtype))
+        return digest(self._raw, start)
+
+
+def _sign_changes(numbers: np.ndarray) -> np.ndarray:
+    """Count the entries of each row, but the first, whose sign is opposite to that in the row before."""
+    negative, zero = numbers < 0, numbers == 0
+    changed = negative[1:] ^ negative[:-1]
+    if zero.any():
+        changed &= ~(zero[1:] | zero[:-1])
+    return np.array([np.count_nonzero(row) for row in changed], dtype=np.int64)
 
 
 def _projected(values: np.ndarray, name: str, start: int, entries: int) -> np.ndarray:
@@ -247,12 +260,19 @@ def _hold(numbers: np.ndarray) -> None:
     numbers[bad] = 0
 
 
-def digest(raw: np.ndarray, start: int) -> str:
-    """Compute a fingerprint of bytes at an entry of a tensor: a sum modulo 2^64 with fixed odd factors."""
-    words = raw.view(np.uint64) if len(raw) % 8 == 0 else np.pad(raw, (0, -len(raw) % 8)).view(np.uint64)
-    factors = _factors(len(words))
+def digest(raw: np.ndarray, start: int) -> np.ndarray:
+    """Compute fingerprints of bytes at an entry of a tensor: sums modulo 2^64 with fixed odd factors.
+
+    Args:
+        raw: Bytes (T, 8 · n), uint8, with zeros after the last.
+        start: First entry.
+
+    Returns:
+        Fingerprints (T,), uint64.
+    """
+    words = raw.view(np.uint64)
     seed = (start * 0x9E3779B97F4A7C15 + 0xD1B54A32D192ED03) % 2**64 | 1
-    return f"{int(np.dot(words, factors)) * seed % 2**64:016x}"
+    return np.einsum("ij,j->i", words, _factors(words.shape[1])) * np.uint64(seed)
 
 
 def _factors(count: int) -> np.ndarray:

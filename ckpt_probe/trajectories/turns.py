@@ -77,6 +77,7 @@ def find_turns(distances: np.ndarray, equal: Sequence[Sequence[int]] = ()) -> Tu
     removed = {i for group, wrong in zip(equal, copies, strict=True) for i in (wrong or tuple(group)[1:])}
     left = np.array([i for i in range(len(distances)) if i not in removed], dtype=int)
     route = distances[np.ix_(left, left)]
+    unrepaired = route
     exchanged, route = _exchanges(route)
     ends = [
         pair
@@ -85,13 +86,12 @@ def find_turns(distances: np.ndarray, equal: Sequence[Sequence[int]] = ()) -> Tu
     ]
     for pair in ends:
         exchanged, route = [*exchanged, pair], _reordered(route, *pair)
+    if len(exchanged) > 1 and _stray(unrepaired) is not None:
+        # One checkpoint of another route needs several exchanges to come to an end of it.
+        exchanged, route = [], unrepaired
+    far = _stray(route)
+    strays = () if far is None else (int(left[far]),)
     inner = turn_ratios(route)[1:-1]
-    strays = ()
-    if len(inner) > 1 and inner.max() > FAR and np.sort(inner)[-2] < max(USUAL, inner.max() / 2):
-        far = int(np.argmax(inner)) + 1
-        rest = np.delete(np.arange(len(route)), far)
-        others = turn_ratios(route[np.ix_(rest, rest)])[1:-1]
-        strays = (int(left[far]),) if not len(others) or others.max() < USUAL else ()
     return Turns(
         turn_ratios(distances),
         tuple(tuple(group) for group in equal),
@@ -100,6 +100,17 @@ def find_turns(distances: np.ndarray, equal: Sequence[Sequence[int]] = ()) -> Tu
         strays,
         0 if strays or exchanged else _longest_run(inner > OSCILLATING),
     )
+
+
+def _stray(distances: np.ndarray) -> int | None:
+    """Return the one checkpoint that turns far more than all others, which do not turn without it; None without one."""
+    inner = turn_ratios(distances)[1:-1]
+    if len(inner) < 2 or inner.max() <= FAR or np.sort(inner)[-2] >= max(USUAL, inner.max() / 2):
+        return None
+    far = int(np.argmax(inner)) + 1
+    rest = np.delete(np.arange(len(distances)), far)
+    others = turn_ratios(distances[np.ix_(rest, rest)])[1:-1]
+    return far if not len(others) or others.max() < USUAL else None
 
 
 def _copies(distances: np.ndarray, group: Sequence[int]) -> tuple[int, ...]:

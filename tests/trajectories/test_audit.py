@@ -160,6 +160,22 @@ def test_unhealthy_tensors_are_alarms(states, series: Series, name: str, change,
     assert text in " ".join(finding.text for finding in report.alarms)
 
 
+def test_nan_at_several_steps_is_one_finding(states, series: Series) -> None:
+    bad = states_with(states, 5, "3.weight", lambda t: t.masked_fill(t == t.max(), torch.nan))
+    found = audit(series(states_with(bad, 7, "3.weight", lambda t: t.masked_fill(t == t.max(), torch.nan))))
+    assert [finding.text for finding in found.alarms] == ["step 80, step 130: NaN in 3.weight"]
+
+
+@pytest.mark.parametrize("step", range(3, 7))
+def test_a_damaged_checkpoint_far_from_a_short_route_is_not_exchanged(step: int) -> None:
+    random = np.random.default_rng(0)
+    points = np.cumsum(0.5 + random.normal(size=(9, 20)), axis=0)
+    points[step] += 100 * random.normal(size=20)
+    turns = find_turns(np.linalg.norm(points[:, None] - points, axis=2))
+    assert turns.strays == (step,)
+    assert not turns.exchanged
+
+
 def test_new_and_missing_tensors_and_another_network_are_alarms(states, series: Series, tmp_path: Path) -> None:
     mixed = [dict(state) for state in states]
     for state in mixed[4:]:

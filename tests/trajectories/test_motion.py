@@ -34,6 +34,24 @@ def test_every_number_equals_its_formula(states, series: Callable[..., Path], ve
     assert records[0]["motion.step"] is None
 
 
+def test_precisions_that_change_within_a_series(states, series: Callable[..., Path]) -> None:
+    dtypes = (torch.bfloat16, torch.float64, torch.float16, torch.float32, torch.bfloat16)
+    kept = [
+        {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        for state, dtype in zip(states, dtypes, strict=False)
+    ]
+    kept[2]["3.weight"][:2] = 0.0
+    kept[4]["3.weight"][1, 1] = torch.nan
+    records = list(cp.weights(series(kept, suffix=".safetensors"), only="motion", by="tensor"))
+    tensors = [state["3.weight"].double().numpy() for state in kept]
+    found = {record["step"]: record for record in records if record["tensor"] == "3.weight"}
+    for before, after, step in zip(tensors, tensors[1:], (10, 20, 40), strict=False):
+        assert found[step]["motion.step"] == pytest.approx(np.linalg.norm(after - before), rel=1e-12)
+        changed = np.mean(np.sign(after) * np.sign(before) < 0)
+        assert found[step]["motion.sign_changes"] == pytest.approx(changed, rel=1e-12)
+    assert found[60]["missing"] == "motion.*: NaN or infinite weights"
+
+
 def test_numbers_of_tensors_and_blocks_add_up_to_those_of_the_network(states, series: Callable[..., Path]) -> None:
     path = series(states)
     tensors = [state["3.weight"].double().numpy() for state in states]
@@ -92,6 +110,8 @@ def test_nan_in_one_tensor_of_one_step_leaves_the_other_steps(
     assert records[4]["audit.nan"] == 1
     assert "step 60: NaN in 3.weight" in records[4]["audit.findings"]
     assert records[5]["motion.step"] == pytest.approx(np.linalg.norm(vectors[5] - vectors[3]), rel=1e-12)
+    assert records[5]["motion.sign_changes"] is None
+    assert "motion.sign_changes: the checkpoint before has NaN or infinite weights" in records[5]["missing"]
     assert records[7]["motion.step"] == pytest.approx(np.linalg.norm(vectors[7] - vectors[6]), rel=1e-12)
 
 

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from ckpt_probe.trajectories import spectra
@@ -138,3 +139,29 @@ def test_zero_and_nan_matrices_have_a_reason_and_groups_have_means() -> None:
     errors = [part.numbers["alpha_stderr"] for part in parts]
     assert joined["alpha_stderr"] == pytest.approx(np.linalg.norm(errors) / 2)
     assert joined["norm"] == max(part.numbers["norm"] for part in parts)
+
+
+def test_a_matrix_in_parts_has_the_spectrum_of_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    first, change = random.normal(size=(60, 30)), random.normal(size=(60, 30))
+    first[:, -1] = first[:, 0] * (1 + 1e-9)  # a small singular value
+    expected = spectrum_of(first), spectrum_of(change, first)
+    monkeypatch.setattr(spectra, "PANEL", 210)
+    for found, other in zip((spectrum_of(first), spectrum_of(change, first)), expected, strict=True):
+        for name, value in other.numbers.items():
+            assert found.numbers[name] == pytest.approx(value, rel=1e-6 if name == "mean_log" else 1e-10), name
+    singular = np.linalg.svd(first, compute_uv=False)
+    assert expected[0].numbers["mean_log"] == pytest.approx((2 * np.log(singular) - math.log(60)).mean(), rel=1e-4)
+
+
+def test_equal_tensors_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(0)
+    before, after = (torch.randn(30, 40, generator=draw).bfloat16() for _ in range(2))
+    found = spectra._latest(after, before, 0, "")
+    assert spectra._latest(after.clone(), before.clone(), 0, "") is found
+    assert spectra._latest(after, None, 0, "") is not found
+    assert spectra._latest(after.T, None, 0, "") is not spectra._latest(after, None, 0, "")
+    assert found.numbers["norm"] == pytest.approx(torch.linalg.norm(after.double(), 2).item(), rel=1e-12)
+    monkeypatch.setattr(spectra, "MOST_VALUES", 40)  # one spectrum
+    spectra._latest(before, None, 0, "")
+    assert spectra._latest(after, before, 0, "") is not found

@@ -148,6 +148,27 @@ def test_invalid_tensors_are_named_and_the_others_are_computed(
         assert all(name in row["missing"] for row in rows if row["tensor"] == name)
 
 
+def test_series_without_floating_point_parameters_are_an_error(series: Series, capsys) -> None:
+    integers = [{"codes": torch.arange(20) + step} for step in range(3)]
+    assert run(["weights", str(series(integers))]) == 1
+    assert "no floating-point parameters" in (text := capsys.readouterr().err)
+    assert "not floating-point numbers, not compared: codes" in text
+    eight = [{"fc.weight": torch.randn(10, 24).to(torch.float8_e4m3fn)} for _ in range(3)]
+    assert run(["weights", str(series(eight)), "--only", "audit,spectra", "--by", "tensor"]) == 1
+    assert "quantised, not compared: 1 tensors, first fc.weight (F8_E4M3, without a scale)" in capsys.readouterr().err
+    assert run(["weights", str(series(eight)), "--only", "classifier"]) == 1
+    assert "fc.weight is float8_e4m3fn of shape (10, 24)" in capsys.readouterr().err
+
+
+def test_changes_of_tensors_that_the_first_checkpoint_has_not(states, series: Series) -> None:
+    other = _with(states, 2, new_weight=torch.randn(30, 24))
+    records = cp.weights(series(_with(other, 3, **{"5_weight": torch.randn(9, 24)})), only="spectra", by="tensor")
+    found = {(record["tensor"], record["step"]): record["missing"] for record in records}
+    assert "spectrum.change_spikes: the first checkpoint has no such tensor" in found["new.weight", 20]
+    assert "spectrum.change_spikes: the first checkpoint has the shape (10, 24)" in found["5.weight", 40]
+    assert "spectrum.change_spikes: the first checkpoint" in found["3.weight", 0].split("; ")
+
+
 def test_a_single_checkpoint_has_no_steps_and_a_missing_head_has_a_reason(states, series: Series) -> None:
     [record] = cp.weights(series(states[:1]))
     assert record["motion.norm"] > 0
