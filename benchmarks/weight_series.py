@@ -2,8 +2,8 @@
 
     python benchmarks/weight_series.py [--checkpoints 20] [--megabytes 100] [--directory DIR]
 
-Writes a series of random tensors without hashes, reads it once by plain reads, then measures it. On 2 shared cores with
-20 checkpoints of 100 MB see docs/scale.md.
+Writes a series of random tensors without hashes, reads it once by plain reads, then measures it. docs/commands.md has
+memory and time of 50 checkpoints of 1 GiB.
 """
 
 import argparse

@@ -100,14 +100,15 @@ def weights(
         raise UsageError(f"`follow=True` needs one run; name one of {len(runs)}, such as {runs[0].path}")
     if follow:
         return Records(_followed(as_path(runs[0].path), options, heads, until, every, DeduplicatedProgress(progress)))
-    return Records(record for run in runs for record in _of_run(run, options, heads, progress))
+    return Records(record for run in runs for record in _of_run(run, options, heads, progress, len(runs) > 1))
 
 
 def _of_run(
-    run: GroupedRun, options: WeightOptions, heads: ClassifierRecords | None, progress: Progress
+    run: GroupedRun, options: WeightOptions, heads: ClassifierRecords | None, progress: Progress, several: bool
 ) -> Iterator[Record]:
     members = open_series(resolve(run.path), state_key=options.opening.state_key, base=options.opening.base)
-    for record in records_of(members, options, None if heads is None else replace(heads), progress):
+    named = f"{run.name or run.path}: " if several else ""
+    for record in records_of(members, options, None if heads is None else replace(heads), progress, named=named):
         yield {**run.labels, **record}
 
 
@@ -117,6 +118,7 @@ def records_of(
     heads: ClassifierRecords | None,
     progress: Progress,
     wanted: set[Path] | None = None,
+    named: str = "",
 ) -> Iterator[Record]:
     """Yield the records of a series in order.
 
@@ -126,6 +128,7 @@ def records_of(
         heads: Computes the metrics of the classifier; None leaves them out.
         progress: Receives messages and bars.
         wanted: Paths of the checkpoints whose records are yielded; None for all.
+        named: Beginning of the messages about the series, such as its name.
     """
     warnings = dict.fromkeys(step_warnings(members))
     chosen = [member for member in members if wanted is None or member.path in wanted]
@@ -135,7 +138,7 @@ def records_of(
                 yield in_order({"checkpoint": member.name, "step": member.step, **heads.of(member, progress)})
                 bar.advance()
         for warning in [*heads.warnings, *warnings]:
-            progress.message(warning)
+            progress.message(f"{named}{warning}")
         return
     series = measured_series(members, options, progress)
     parameters = series.parameters
@@ -147,7 +150,7 @@ def records_of(
     if series.audit is not None:
         warnings |= dict.fromkeys([*series.audit.notes, series.audit.verdict])
     for warning in [*(heads.warnings if heads is not None else ()), *warnings]:
-        progress.message(warning)
+        progress.message(f"{named}{warning}")
 
 
 def _followed(

@@ -230,7 +230,7 @@ def _content(tensor: "Tensor") -> str:
     import torch
 
     data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.blake2b(data).hexdigest()}"
+    return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.blake2b(data.data).hexdigest()}"
 
 
 def _numbers(tensor: "Tensor") -> np.ndarray:

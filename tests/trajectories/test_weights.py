@@ -240,6 +240,8 @@ def test_runs_in_a_directory_tree_have_group_and_seed(states, series: Series, tm
     assert [{**record, "group": "decay", "seed": "seed-0"} for record in alone] == list(records)[:2]
     assert "group" not in alone[0]
     assert run(["weights", f"a={tmp_path}/runs/*/seed-0", "--only", "motion", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[0])["seed"] == "decay/seed-0"
+    shown = capsys.readouterr()
+    assert json.loads(shown.out.splitlines()[0])["seed"] == "decay/seed-0"
+    assert "a/decay/seed-0: audit: 2 checkpoints, nothing wrong" in shown.err
     with pytest.raises(UsageError, match=r"`follow=True` needs one run; name one of 3, such as .*decay/seed-0"):
         cp.weights(tmp_path / "runs", follow=True)
