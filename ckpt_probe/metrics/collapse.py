@@ -29,18 +29,6 @@ MANY_ENTRIES = 2**21
 """Entries of (C, D) from which computations avoid another matrix of that size, and C × C matrices."""
 
 
-def nc1_pinv(within: Tensor, M: Tensor, *, size: float = 0.0) -> float | Tensor | None:
-    """Return tr(Σ_W Σ_B⁺)/C: spread within classes against that between their means; 0 at collapse. None where M = 0.
-
-    Args:
-        within: Σ_W, the within-class covariance over all samples, (D, D).
-        M: (C, D).
-        size: Rounding of the rows of M; see `between_axes`.
-    """
-    axes = between_axes(M, size)
-    return None if axes is None else trace_along(axes, within, M)
-
-
 def trace_along(axes: Tensor, within: Tensor, M: Tensor) -> float | Tensor:
     """Return tr(Σ_W Σ_B⁺)/C for the axes (r, D) of Σ_B⁺ that `between_axes` computes from M (C, D), with gradient."""
     return number(_TraceOfPseudoInverse.apply(axes, within, M))

@@ -21,7 +21,15 @@ from ckpt_probe.moments.entropies import (
     sample_level,
     within_level,
 )
-from ckpt_probe.moments.errors import AT_MAXIMUM, ONE_CLASS, SEVERAL_MAXIMA, Sample
+from ckpt_probe.moments.errors import (
+    AT_MAXIMUM,
+    HEAVY_TAILS,
+    INDEX,
+    ONE_CLASS,
+    SEVERAL_MAXIMA,
+    Sample,
+    extreme_value_index,
+)
 from ckpt_probe.moments.grouping import RowBlocks
 from ckpt_probe.moments.registry import ALL_ZERO, COINCIDE, FROM_MOMENTS, MEANS, WEIGHTS, Metric, Undefined
 
@@ -284,18 +292,21 @@ class Inputs:
     def sample_level(self) -> LevelEntropies:
         """Return the entropies of all samples: features, and the weight rows of their labels."""
         assert self.unit is not None
-        level = sample_level(self.unit, self._label_rows, self._blocks, self.options)
-        if self.sample is None or self.sample.reason is not None:
-            return level
-        # Several metrics use each entropy, and its way back to the rows is long.
-        entropies = {order: tuple(map(self.sample.linear, each)) for order, each in level.entropies.items()}
-        eigenvalues = {name: values.detach() for name, values in level.eigenvalues.items()}
-        return replace(level, entropies=entropies, eigenvalues=eigenvalues)
+        return self._with_gradients(sample_level(self.unit, self._label_rows, self._blocks, self.options))
 
     @cached_property
     def class_level(self) -> LevelEntropies:
         """Return the entropies of class means and classifier weights."""
-        return class_level(self.means, None if self._all_weights is None else self.weights, self.options)
+        weights = None if self._all_weights is None else self.weights
+        return self._with_gradients(class_level(self.means, weights, self.options))
+
+    def _with_gradients(self, level: LevelEntropies) -> LevelEntropies:
+        """Return a level whose entropies have their gradients: several metrics use each, and the way back is long."""
+        if self.sample is None or self.sample.reason is not None:
+            return level
+        entropies = {order: tuple(map(self.sample.linear, each)) for order, each in level.entropies.items()}
+        eigenvalues = {name: values.detach() for name, values in level.eigenvalues.items()}
+        return replace(level, entropies=entropies, eigenvalues=eigenvalues)
 
     @cached_property
     def within_classes(self) -> WithinEntropies | None:
@@ -317,6 +328,8 @@ class Inputs:
         assert self.sample is not None
         if metric.name == "sample.entropy_weights" and self.sample.design.equal_shares:
             return AT_MAXIMUM
+        if metric.family in {"nc1", "spectrum"} and self._heavy_tails:
+            return HEAVY_TAILS
         if metric.name != "within.entropy_max":
             return None
         lead = self.within(1.0).topk(min(2, len(self.present))).values.diff().neg().sum()
@@ -328,6 +341,16 @@ class Inputs:
     def _lengths(self) -> Tensor:
         """Return the root mean square length of the rows of each class, (C,)."""
         return self.scatter.lengths
+
+    @cached_property
+    def _heavy_tails(self) -> bool:
+        """Return whether squared distances of rows from their class means, as their tail shows, have no fourth moment.
+
+        The influences on a variance are such squares, and the variance of their variance is infinite then.
+        """
+        assert self.sample is not None
+        away = self.sample.features / self.scatter.unit - self.scatter.means.detach()[self.sample.labels]
+        return extreme_value_index(away.square().sum(dim=1)) > INDEX
 
     @property
     def _shares(self) -> Tensor:

@@ -148,7 +148,8 @@ class JointOperator:
     Row i of (K1 ⊙ K2) x is ẑ_i · Σ_c G[y_i, c] (Σ_{j in c} ẑ_j x_j) with G = Ŵ Ŵᵀ. For C > 2·D the product with G is
     Ŵ (Ŵᵀ ·), 4·C·D² operations per vector, in groups of classes; else it takes C²·D operations. If in addition D² < N
     and the rows are in memory, the matrix is that of `MomentsOperator`: each row is read once per product, and vectors
-    have D² numbers. Products are in float64, because rounding would appear as eigenvalues in the null space.
+    have D² numbers. Products are in the precision of the vectors: float64 for an entropy, because rounding would appear
+    as eigenvalues in the null space.
 
     Args:
         rows: Starts a new pass over the features.
@@ -182,7 +183,7 @@ class JointOperator:
         return self._heads.shape[1] ** 2 if self._squared else self._samples
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return the products with vectors x (size, b), float64."""
+        """Return the products with vectors x (size, b)."""
         classes, features = self._heads.shape
         at_once = 2 * (CLASSES_AT_ONCE + features) if self._groups else 2 * classes
         columns = max(1, self._memory // 8 // (8 * features * at_once))
@@ -230,6 +231,7 @@ class JointOperator:
         matrices, squares = x.unflatten(0, (features, features)).mT.flatten(1), stored.scales.square()
         mixed = torch.zeros_like(matrices)
         for runs, heads in groups:
+            heads = heads.to(x.dtype)
             vectors = (heads @ matrices).reshape(-1, columns, features)
             sums = torch.zeros_like(vectors)
             for run in runs:
@@ -247,9 +249,9 @@ class JointOperator:
             sums = x.new_zeros(len(heads), columns, features)
             for run in runs:
                 run.add_sums(sums, stored.rows, values)
-            mixed.addmm_(heads.T, sums.flatten(1))
+            mixed.addmm_(heads.to(x.dtype).T, sums.flatten(1))
         for runs, heads in groups:
-            vectors = (heads @ mixed).reshape(-1, columns, features)
+            vectors = (heads.to(x.dtype) @ mixed).reshape(-1, columns, features)
             for run in runs:
                 run.put_products(values, stored.rows, vectors)
         image = torch.empty_like(x)
@@ -276,12 +278,13 @@ class JointOperator:
         """Return G · sums, (C, b, D)."""
         flat = sums.flatten(1)
         if self._gram is not None:
-            present = flat.any(dim=1)
+            present, gram = flat.any(dim=1), self._gram.to(flat.dtype)
             sparse = int(present.sum()) < len(flat) // 2  # vectors of a few rows
-            return (self._gram[:, present] @ flat[present] if sparse else self._gram @ flat).reshape(sums.shape)
-        mixed = self._heads.T @ flat
+            return (gram[:, present] @ flat[present] if sparse else gram @ flat).reshape(sums.shape)
+        of_classes = self._heads.to(flat.dtype)
+        mixed = of_classes.T @ flat
         # In place, because the sums may be the largest array.
-        for heads, part in zip(self._heads.split(CLASSES_AT_ONCE), flat.split(CLASSES_AT_ONCE), strict=True):
+        for heads, part in zip(of_classes.split(CLASSES_AT_ONCE), flat.split(CLASSES_AT_ONCE), strict=True):
             torch.mm(heads, mixed, out=part)
         return sums
 
@@ -378,8 +381,8 @@ class MomentsOperator:
         return (self._V[self._labels[classes]][:, :, None] * rows[:, None, :]).flatten(1).T, False
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return the products with vectors x (D·r, b), float64."""
+        """Return the products with vectors x (D·r, b), in float64."""
         classes, features, _ = self._second.shape
-        vectors = (self._V @ x.reshape(self._V.shape[1], -1)).reshape(classes, features, -1)
+        vectors = (self._V @ x.to(self._V.dtype).reshape(self._V.shape[1], -1)).reshape(classes, features, -1)
         images = torch.bmm(self._second, vectors)
         return (self._V.T @ images.reshape(classes, -1)).reshape(x.shape).div_(self._samples)

@@ -26,7 +26,7 @@ Record = Mapping[str, Any]
 
 PADDING = 2
 MOST_WORDS = 3
-NO_ERROR, NO_BIAS, STATED_BIAS = "no standard error", "no bias", "bias"
+NO_ERROR, NO_BIAS = "no standard error", "no bias"
 LEFT = frozenset({*GROUP_AND_SEED, "checkpoint", "split", "block", "tensor", "layer", "class_name"})
 OF_SERIES = ("audit.", "motion.", "spectrum.")
 """Prefixes of numbers without a value at collapse."""
@@ -105,7 +105,8 @@ def _notes_of_errors(records: Sequence[Record]) -> list[str]:
     for record in records:
         for names, reason in _reasons(record):
             for name in (name for name in names if name.endswith((STDERR, BIAS))):
-                kind = STATED_BIAS if record.get(name) is not None else NO_ERROR if name.endswith(STDERR) else NO_BIAS
+                kind = NO_ERROR if name.endswith(STDERR) else NO_BIAS
+                kind = kind if record.get(name) is None else kind.removeprefix("no ")
                 metric = name.removesuffix(STDERR).removesuffix(BIAS)
                 kinds.setdefault((reason, metric), {})[kind] = None
                 rows.setdefault(reason, {})[_where(record)] = None

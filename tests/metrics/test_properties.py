@@ -11,15 +11,16 @@ from hypothesis.extra import numpy as arrays
 
 from ckpt_probe.metrics import effective_rank, erank_difference, hdr, matrix_entropy, mir, mutual_information, nc5
 from ckpt_probe.metrics.collapse import (
+    between_axes,
     cdnv,
     duality,
     duality_uniformity,
     equiangular,
     equinorm,
     etf_distance,
-    nc1_pinv,
     nearest_means,
     separation,
+    trace_along,
     uniformity,
 )
 from ckpt_probe.metrics.similarity import cka
@@ -131,7 +132,8 @@ def classes(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def collapse_of(means: torch.Tensor, within: torch.Tensor, weights: torch.Tensor) -> dict[str, float | None]:
     M = means - means.mean(dim=0)
     variances = torch.full((len(means),), float(within.trace()), dtype=torch.float64)
-    nc1 = nc1_pinv(within, M, size=1e-13 * float(means.abs().max()))
+    axes = between_axes(M, 1e-13 * float(means.abs().max()))
+    nc1 = None if axes is None else trace_along(axes, within, M)
     even = uniformity(M)
     return {
         "nc1": nc1,

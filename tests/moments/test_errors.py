@@ -18,6 +18,7 @@ from ckpt_probe.moments.errors import (
     AT_MAXIMUM,
     FEW_ROWS,
     FIXED,
+    HEAVY_TAILS,
     MISSES_CLASS,
     NO_GRADIENT,
     NO_SPREAD,
@@ -25,6 +26,7 @@ from ckpt_probe.moments.errors import (
     SEVERAL_MAXIMA,
     SINGLE_ROWS,
     Design,
+    extreme_value_index,
 )
 from ckpt_probe.moments.registry import LAYERS, METRICS, SERIES
 
@@ -282,18 +284,49 @@ def test_few_rows_widen_the_error_of_a_metric_that_is_no_mean_of_rows() -> None:
     design = Design(torch.arange(400), labels, torch.full((400,), 1 / 400, dtype=torch.float64), 400)
     random = np.random.default_rng(0)
     normal = torch.from_numpy(random.normal(size=400))
+
+    def by_moments(influences: torch.Tensor) -> float:
+        kurtosis = stats.kurtosis(influences.numpy(), fisher=False)
+        quantile = stats.t.ppf(0.975, 2 * 400 / (kurtosis - 1))
+        z = stats.norm.ppf(0.975)
+        return quantile / z * (1 + (z**4 + 2 * z**2 - 3) / 18 * stats.skew(influences.numpy()) ** 2 / 400)
+
     assert design.widening(normal) == 1
-    # Ten rows of 400 dominate the error, so that the quantile of Student's t with as many degrees of freedom is used.
+    # Ten rows of 400 dominate the error.
     few = normal * torch.where(torch.arange(400) % 40 == 0, 20.0, 1.0)
-    values = few - few.mean()
-    freedom = 2 * 400 / (float((values**4).mean() / (values**2).mean() ** 2) - 1)
-    assert design.widening(few) == pytest.approx(stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975), rel=1e-5)
+    for influences in (few, few.square()):
+        assert design.widening(influences) == pytest.approx(by_moments(influences), rel=1e-5)
     # The mean that is subtracted from each of the 10 rows of a class leaves this row out.
     small = Design(torch.arange(400), (torch.arange(400) < 10).long(), design.shares, 400)
     deviations = normal - normal.mean()
     first = (deviations[:10] - deviations[:10].mean()).square().sum()
     expected = math.sqrt(1 + float(first / deviations.square().sum()) * ((10 / 9) ** 2 - 1))
     assert small.widening(normal) == pytest.approx(expected)
+
+
+def test_rows_with_heavy_tails_have_a_note() -> None:
+    random = np.random.default_rng(0)
+    weights = random.normal(size=(4, 8))
+    labels = np.arange(600) % 4
+    normal = random.normal(size=(600, 8))
+    heavy = normal * np.sqrt(3 / random.chisquare(3, size=600))[:, None]
+    reasons = []
+    for noise in (normal, heavy):
+        rows = torch.from_numpy(3 * weights[labels] + noise)
+        record = moments_of(rows, torch.from_numpy(labels)).compute(weights, errors=True)
+        assert record["rankme_stderr"] > 0
+        reasons.append(record["missing"] or "")
+    names = ("nc1.pinv", "nc1.cdnv", "nc1.quotient", "separation", "rankme", "alpha_req", "participation_ratio")
+    assert HEAVY_TAILS not in reasons[0]
+    assert f"{', '.join(f'{name}_stderr' for name in names)}: {HEAVY_TAILS}" in reasons[1]
+
+
+@pytest.mark.parametrize(("index", "draw"), [(0.4, "pareto"), (0.0, "exponential"), (-0.5, "bounded")])
+def test_extreme_value_index(index: float, draw: str) -> None:
+    uniform = torch.from_numpy(np.random.default_rng(0).uniform(size=200_000))
+    values = {"pareto": uniform**-0.4, "exponential": -uniform.log(), "bounded": 1 - uniform**0.5}[draw]
+    assert extreme_value_index(values) == pytest.approx(index, abs=0.1)
+    assert extreme_value_index(torch.ones(100)) == extreme_value_index(torch.zeros(100)) == -math.inf
 
 
 def test_errors_that_are_not_reliable_have_a_note() -> None:

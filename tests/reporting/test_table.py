@@ -114,6 +114,14 @@ def test_the_values_at_collapse_are_those_that_exist_for_each_record() -> None:
     assert references({**without, "reference.entropy": 2.197})["H means"] == "–"
 
 
+def test_footnotes_name_errors_and_biases_that_may_be_wrong() -> None:
+    record = {"checkpoint": "a", "nc1.pinv": 1.0, "nc1.pinv_stderr": 0.1, "nc1.pinv_bias": None, "rankme_bias": 0.1}
+    missing = "nc1.pinv_stderr: heavy tails; nc1.pinv_bias: no halves; rankme_bias: too few rows"
+    notes = footnotes([{**record, "missing": missing}])
+    expected = ("standard error of NC1: heavy tails", "no bias of NC1: no halves", "bias of RankMe: too few rows")
+    assert [note.partition(" [")[0] for note in notes] == [f"– {text}" for text in expected]
+
+
 def test_footnotes_state_each_reason_once() -> None:
     rows = records(classes=2)
     for record in rows:
