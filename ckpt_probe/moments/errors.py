@@ -9,13 +9,14 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from ckpt_probe.metrics.arrays import as_tensor
 from ckpt_probe.moments.influences import linear
+from ckpt_probe.moments.quality import Scored, bins_of
 from ckpt_probe.moments.registry import COMPUTING_ERROR, LOGITS, MEANS, OUTSIDE, SCATTER, SECOND_PASS, Metric
 from ckpt_probe.moments.subset import RowSubset
 
@@ -36,7 +37,6 @@ NO_SPREAD = "all rows have equal influence, up to rounding"
 NOT_FINITE = "its gradient is not finite here"
 AT_MAXIMUM = "classes are equally frequent within their error, where its gradient vanishes: the interval is too wide"
 SEVERAL_MAXIMA = "the maxima of two classes differ by less than their error: the interval is too narrow"
-LOGITS_AT_ONCE = 2**21
 
 HEAVY_TAILS = "distances of rows from their class mean have heavy tails: the error may be too small"
 TAIL, INDEX = 0.2, 0.25
@@ -87,7 +87,9 @@ class Design:
             return self._by_documents(values)
         labels, sizes = self._classes
         if self.fixed and bool((sizes > 1).all()):
-            return math.sqrt(float(self.shares @ (within.square() * (sizes / (sizes - 1))[labels])) / self.samples)
+            return math.sqrt(
+                float(self.shares @ (within.square() * (sizes / (sizes - 1).double())[labels])) / self.samples
+            )
         return math.sqrt(float(self.shares @ values.square()) / (self.samples - 1))
 
     @cached_property
@@ -186,14 +188,6 @@ class Design:
         independent = float((rows / sizes * squares).sum())
         total = max(float(totals.sum()), independent) * self.samples / float(rows.sum())
         return math.sqrt(total * len(documents) / (len(documents) - 1)) / self.samples
-
-
-class Scores(NamedTuple):
-    """Predicted classes, cross-entropies in nats, and largest probabilities of rows, (m,) each."""
-
-    predicted: Tensor
-    losses: Tensor
-    confidence: Tensor
 
 
 def needs_classes(metric: Metric) -> bool:
@@ -322,30 +316,24 @@ class Sample:
             return nearest == self.labels
         if self.head[0] is None:
             return None
+        scored = self._scored
+        predicted = as_tensor(scored.prediction, "predictions")
+        right = predicted == self.labels
         if name == "accuracy":
-            return self._scores.predicted == self.labels
+            return right
         if name == "loss":
-            return self._scores.losses
-        if name == "ece" and signs is not None:
-            confidence = self._scores.confidence
-            bins = (confidence * len(signs)).ceil().to(torch.int64).clamp(1, len(signs)) - 1
-            return signs.to(confidence)[bins] * (confidence - (self._scores.predicted == self.labels).double())
-        return nearest != self._scores.predicted if name == "nc4.disagreement" and nearest is not None else None
+            return as_tensor(scored.loss, "losses")
+        if name == "ece" and signs is not None and scored.confidence is not None:
+            confidence = as_tensor(scored.confidence, "confidences")
+            return signs.to(confidence)[bins_of(confidence)] * (confidence - right.double())
+        return nearest != predicted if name == "nc4.disagreement" and nearest is not None else None
 
     @cached_property
-    def _scores(self) -> Scores:
+    def _scored(self) -> Scored:
         """Return the predicted classes, losses and confidences of the rows."""
         weights, bias = self.head
         assert weights is not None
-        at_once = max(1, LOGITS_AT_ONCE // len(weights))
-        predicted, losses, confidence = [], [], []
-        for rows, labels in zip(self.features.split(at_once), self.labels.split(at_once), strict=True):
-            logs = F.linear(rows, weights, bias).log_softmax(dim=1)
-            highest = logs.max(dim=1)
-            predicted.append(highest.indices)
-            losses.append(-logs.gather(1, labels[:, None])[:, 0])
-            confidence.append(highest.values.exp())
-        return Scores(torch.cat(predicted), torch.cat(losses), torch.cat(confidence))
+        return Scored.of_rows(self.features, self.labels, weights, bias)
 
     def linear(self, value: Any) -> Any:
         """Return a value with its gradient along the weights computed, for several metrics that are functions of it."""

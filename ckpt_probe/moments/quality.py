@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from ckpt_probe.metrics.arrays import as_labels, as_tensor, double
 from ckpt_probe.metrics.decisions import LinearDecision
 from ckpt_probe.metrics.gram import Array
-from ckpt_probe.moments.accumulator import Moments
+
+if TYPE_CHECKING:
+    from ckpt_probe.moments.accumulator import Moments
 
 BINS = 15
 """Bins of equal width of the expected calibration error (Guo et al. 2017)."""
@@ -244,11 +246,9 @@ class Quality:
         if confidence is not None:
             known = confidence.isfinite()
             confidence, correct = confidence[known], correct[known].to(torch.float64)
-            # Bin b holds confidences above b/15 and up to (b + 1)/15.
-            edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64, device=confidence.device)[1:-1]
-            bins = torch.bucketize(confidence.to(torch.float64), edges)
             gaps = torch.zeros(BINS, dtype=torch.float64, device=confidence.device)
-            self.gaps = self.gaps + gaps.index_add(0, bins, confidence.to(torch.float64) - correct).cpu()
+            changes = confidence.to(torch.float64) - correct
+            self.gaps = self.gaps + gaps.index_add(0, bins_of(confidence), changes).cpu()
             self.confident += len(confidence)
 
 
@@ -265,7 +265,7 @@ class Gathering:
         quality: Accuracy and loss.
     """
 
-    def __init__(self, moments: Moments, head: LinearHead | None = None, *, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(self, moments: "Moments", head: LinearHead | None = None, *, rank: int = 0, ranks: int = 1) -> None:
         self.moments = moments
         self.quality = Quality()
         self._head = head
@@ -316,6 +316,12 @@ class Gathering:
             self.quality.update(double(torch.cat(logits)), labels)
         elif self._head is not None and not scored:
             self.quality.update(self._head.logits(features), labels)
+
+
+def bins_of(confidence: Tensor) -> Tensor:
+    """Return the bin of each confidence (n,): bin b contains those above b/15 and up to (b + 1)/15."""
+    edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64, device=confidence.device)[1:-1]
+    return torch.bucketize(confidence.to(torch.float64), edges)
 
 
 def classes_at_once(device: torch.device) -> int:
