@@ -87,9 +87,8 @@ class Design:
             return self._by_documents(values)
         labels, sizes = self._classes
         if self.fixed and bool((sizes > 1).all()):
-            return math.sqrt(
-                float(self.shares @ (within.square() * (sizes / (sizes - 1).double())[labels])) / self.samples
-            )
+            values = within * (sizes / (sizes - 1).double()).sqrt()[labels]
+            return math.sqrt(float(self.shares @ values.square()) / self.samples)
         return math.sqrt(float(self.shares @ values.square()) / (self.samples - 1))
 
     @cached_property
