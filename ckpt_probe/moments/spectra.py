@@ -188,10 +188,12 @@ def within_classes(unit: UnitMoments, rows: RowBlocks | None, memory: int) -> It
                 yield stack.classes, of_stack(stack)
                 continue
             values, vectors = torch.linalg.eigh(_grams_of_stack(stack))
+            rows_of_gram = None
             if stack.rows.shape[1] <= stack.rows.shape[2]:
                 lengths = (stack.sizes[:, None] * values.clamp(min=0)).sqrt()
-                vectors = stack.rows.mT @ vectors / torch.where(values > _small(values), lengths, torch.inf)[:, None, :]
-            yield stack.classes, _moved_by_class(unit, stack.classes, values, vectors)
+                vectors = vectors / torch.where(values > _small(values), lengths, torch.inf)[:, None, :]
+                rows_of_gram = stack.rows
+            yield stack.classes, _moved_by_class(unit, stack.classes, values, vectors, rows_of_gram)
 
 
 def of_stack(stack: Stack) -> Tensor:
@@ -229,15 +231,26 @@ def _moved(values: Tensor, squares: Tensor, weights: Tensor, samples: int) -> Te
     return values + (change - change.detach())
 
 
-def _moved_by_class(unit: UnitMoments, labels: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
-    """Return eigenvalues (k, r) of classes as functions of the weights of their rows, for eigenvectors (k, D, r)."""
+def _moved_by_class(
+    unit: UnitMoments, labels: Tensor, values: Tensor, vectors: Tensor, rows_of_gram: Tensor | None = None
+) -> Tensor:
+    """Return eigenvalues (k, r) of classes as functions of the weights of their rows.
+
+    Args:
+        unit: Moments with a sample.
+        labels: Labels of the classes, (k,).
+        values: Eigenvalues, (k, r).
+        vectors: Eigenvectors, (k, D, r), or those of the Gram matrices over the lengths of their images, (k, P, r).
+        rows_of_gram: Rows of these Gram matrices, (k, P, D), or None.
+    """
     order = torch.argsort(labels)
     rows, positions, weights = sample_of_classes(unit, labels[order])
     classes = order[positions]
     squares = rows.new_empty(len(rows), values.shape[1])
     for number in classes.unique().tolist():
         chosen = classes == number
-        squares[chosen] = (rows[chosen] @ vectors[number]).square()
+        of_class = rows[chosen] if rows_of_gram is None else rows[chosen] @ rows_of_gram[number].mT
+        squares[chosen] = (of_class @ vectors[number]).square()
     changes = (squares - values[classes]) * (weights / unit.counts[labels][classes])[:, None]
     return values.index_add(0, classes, changes)
 
