@@ -26,12 +26,13 @@ def errors_of_classes(sample: Sample, counts: Tensor, columns: Columns) -> dict[
     Args:
         sample: Rows along whose weights the values have gradients.
         counts: Numbers of all rows by class, (C,).
-        columns: The numbers. Labels and values of `nearest.own` are those of the rows, (m,): its value for a class is
-            the mean over its rows.
+        columns: The numbers, whose values have gradients along the weights of the sample.
     """
     rows: dict[int, dict[str, float | str | None]] = {}
-    influences = {name: _influences(sample, name, values) for name, (_, values) in columns.items()}
-    numbers = {name: _by_label(name, *column) for name, column in columns.items()}
+    influences = {name: _influences(sample, values) for name, (_, values) in columns.items()}
+    numbers = {
+        name: dict(zip(labels.tolist(), values.tolist(), strict=True)) for name, (labels, values) in columns.items()
+    }
     for label in counts.nonzero().squeeze(1).tolist():
         mask = sample.design.labels == label
         in_general, reasons = _reason_of_class(sample, mask, int(counts[label])), dict[str, list[str]]()
@@ -55,26 +56,23 @@ def errors_of_classes(sample: Sample, counts: Tensor, columns: Columns) -> dict[
     return rows
 
 
-def _influences(sample: Sample, name: str, values: Tensor) -> Tensor | None:
-    """Return the influences (m,) of the rows on the number of their own class; None without a gradient."""
+def shares_of_classes(sample: Sample, correct: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the labels of classes (k,) and the share of their rows in the sample that a mask (m,) selects, (k,)."""
     design = sample.design
-    if name == NEAREST_OWN:
-        _, each = torch.unique(design.labels, return_inverse=True)
-        right, shares = values.double().cpu(), torch.zeros(int(each.max()) + 1, dtype=torch.float64)
-        sums = shares.index_add(0, each, design.shares * right)
-        shares = shares.index_add(0, each, design.shares)
-        return (right - (sums / shares)[each]) / shares[each]
+    labels, each = torch.unique(design.labels, return_inverse=True)
+    empty, values, weights = torch.zeros(len(labels), dtype=torch.float64), correct.double().cpu(), sample.weights.cpu()
+    sizes = empty.index_add(0, each, design.shares)
+    shares = empty.index_add(0, each, design.shares * values) / sizes
+    changes = weights * (values - shares[each]) / (sizes[each] * design.samples)
+    return labels, shares.index_add(0, each, changes)
+
+
+def _influences(sample: Sample, values: Tensor) -> Tensor | None:
+    """Return the influences (m,) of the rows on the number of their own class; None without a gradient."""
     if sample.reason is not None or not values.requires_grad:
         return None
     (gradient,) = torch.autograd.grad(values.sum(), sample.weights, retain_graph=True, allow_unused=True)
-    return None if gradient is None else design.samples * gradient.cpu()
-
-
-def _by_label(name: str, labels: Tensor, values: Tensor) -> dict[int, float]:
-    """Return the number of each class by label."""
-    if name == NEAREST_OWN:
-        return {label: float(values[labels == label].double().mean()) for label in labels.unique().tolist()}
-    return dict(zip(labels.tolist(), values.tolist(), strict=True))
+    return None if gradient is None else sample.design.samples * gradient.cpu()
 
 
 def _reason_of_class(sample: Sample, mask: Tensor, count: int) -> str | None:

@@ -13,7 +13,7 @@ from ckpt_probe.metrics.entropy import renyi_name
 from ckpt_probe.metrics.rounding import row_lengths
 from ckpt_probe.metrics.theory import reference_values, simplex_exists, uniformity_reference, without_simplex
 from ckpt_probe.moments.bias import bias_of
-from ckpt_probe.moments.class_errors import NEAREST_OWN, errors_of_classes
+from ckpt_probe.moments.class_errors import NEAREST_OWN, errors_of_classes, shares_of_classes
 from ckpt_probe.moments.documents import errors_of_documents
 from ckpt_probe.moments.entropies import NO_WEIGHTS, LevelEntropies
 from ckpt_probe.moments.errors import FEW_DOCUMENTS, FIXED, NO_GRADIENT, Influences, Sample
@@ -267,7 +267,7 @@ def _per_class(inputs: Inputs) -> list[dict[str, Value]]:
     if sample is None:
         return rows
     if inputs.nearest is not None and inputs.nearest.accuracy is not None and inputs.nearest_of_sample is not None:
-        numbers[NEAREST_OWN] = sample.design.labels, (inputs.nearest_of_sample == sample.labels).cpu()
+        numbers[NEAREST_OWN] = shares_of_classes(sample, inputs.nearest_of_sample == sample.labels)
     errors = errors_of_classes(sample, scatter.counts, numbers)
     return [_in_pairs({**row, **errors[int(row["class"] or 0)]}) for row in rows]
 
