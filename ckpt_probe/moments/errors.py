@@ -42,7 +42,7 @@ HEAVY_TAILS = "distances of rows from their class mean have heavy tails: the err
 TAIL, INDEX = 0.2, 0.25
 """Share of the squared distances that are a tail, and extreme value index of a tail without a fourth moment."""
 
-FEW_OF_CLASS, FEW_EFFECTIVE = 30, 75
+FEW_OF_CLASS, FEW_EFFECTIVE = 30, 50
 """Rows of a class, and normal rows that would determine a variance as well, below which standard errors are wider."""
 
 NORMAL, NORMAL_SHARE = 1.959964, 0.975

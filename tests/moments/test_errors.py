@@ -229,8 +229,9 @@ def test_repeated_rows_of_documents_do_not_shrink_the_error() -> None:
         assert clustered[f"{name}_stderr"] == pytest.approx(once[f"{name}_stderr"], rel=0.3)
     independent = Moments(CLASSES, halves=True, subset=2048)
     independent.update(rows.repeat(4, 1), labels.repeat(4))
-    ratio = once["nc1.pinv_stderr"] / independent.compute(weights, errors=True)["nc1.pinv_stderr"]
-    assert ratio == pytest.approx(2, rel=0.05)
+    # Without the factor for few rows, which is larger for 120 rows than for 480.
+    of_all = independent.compute(weights, errors=True).influences
+    assert once.influences.stderr("nc1.pinv") / of_all.stderr("nc1.pinv") == pytest.approx(2, rel=0.02)
 
 
 def test_a_few_rows_of_each_document_estimate_the_error_of_all() -> None:
