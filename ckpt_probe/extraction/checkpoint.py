@@ -19,7 +19,7 @@ from ckpt_probe.extraction.subject import Subject, build_subject
 from ckpt_probe.extraction.writer import Scores, StoreWriter, choose_rows, require_storable
 from ckpt_probe.models import Backbone
 from ckpt_probe.progress import Progress
-from ckpt_probe.scheduling import Busy, claimed
+from ckpt_probe.scheduling import Busy, Failed, claimed, joint_error
 from ckpt_probe.series import Member
 
 if TYPE_CHECKING:
@@ -84,21 +84,35 @@ def extract_here(
         progress: Where progress and messages go.
         subject: Model and data; those of the first checkpoint if None.
         shared: Workers that forward large splits.
+
+    Raises:
+        DataError: If checkpoints cannot be extracted, after all others; at once if it is the first.
     """
     waiting: deque[Member] = deque()
+    failed: dict[str, Failed] = {}
+    extracted = 0
     for members in chain(arrivals, _pauses(waiting)):
         waiting += members
         for _ in range(len(waiting)):
             member = waiting.popleft()
-            with job.setup.open(member.path) as checkpoint:
-                if subject is None:
-                    subject = open_checked_subject(checkpoint, job, progress)
-                result = extract_checkpoint(checkpoint, member, subject, job, progress, shared)
+            try:
+                with job.setup.open(member.path) as checkpoint:
+                    if subject is None:
+                        subject = open_checked_subject(checkpoint, job, progress)
+                    result = extract_checkpoint(checkpoint, member, subject, job, progress, shared)
+            except DataError as error:
+                if not extracted:
+                    raise  # The cause may be the data, which all checkpoints share.
+                failed[member.name] = Failed(str(error), ours=True)
+                continue
             if isinstance(result, Busy):
                 waiting.append(member)
                 progress.message(f"{member.name}: {result.holder} is working on it; continuing with the others")
             else:
+                extracted += 1
                 yield member, result
+    if failed:
+        raise joint_error(failed, extracted + len(failed))
 
 
 def _pauses(waiting: Sequence[Member]) -> Iterator[list[Member]]:

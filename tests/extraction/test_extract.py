@@ -1,5 +1,6 @@
 """Tests of extraction from a trained run: content of dumps, resuming, refused input, and no unfinished files."""
 
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -315,6 +316,22 @@ def test_weights_of_a_float64_checkpoint_are_exact_on_mps(
     for name, expected in (("step-1", state), ("step-2", double), ("step-3", state)):
         with open_dump(tmp_path / "dumps" / f"{name}.h5") as dump:
             np.testing.assert_array_equal(dump.weights, expected["3.weight"].double().numpy())
+
+
+def test_a_damaged_checkpoint_does_not_keep_the_others_from_extraction(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run / "checkpoints", copy)
+    damaged = copy / "step-000010.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(DataError, match=r"step-000010\.safetensors: tensor '.*' is damaged"):
+        extract_series(copy, tmp_path / "out", device="cpu")
+    assert sorted(file.name for file in (tmp_path / "out").glob("*")) == ["step-000000.h5", "step-000030.h5"]
+    (copy / "step-000000.safetensors").write_bytes(content)
+    with pytest.raises(DataError, match=r"step-000000\.safetensors: tensor '.*' is damaged"):
+        extract_series(copy, tmp_path / "first", device="cpu")
+    assert list((tmp_path / "first").glob("*.h5")) == []
 
 
 def test_a_damaged_tensor_is_reported_before_the_forward_pass(run: Path, tmp_path: Path) -> None:
