@@ -154,7 +154,7 @@ def noise_lag(first: Series, second: Series) -> float:
     """Return the lag that the difference in noise alone produces, in log step; positive if the first seems earlier.
 
     Noise is added to the cleaner metric, in relation to its range, until both are equally noisy; the median shift of
-    its onset over some draws is the lag.
+    the end of its onset over some draws is the lag.
     """
     noise_of = _noise_of(first), _noise_of(second)
     noisiness = [scale / np.ptp(each.values) for (scale, _), each in zip(noise_of, (first, second), strict=True)]
@@ -173,7 +173,7 @@ def noise_lag(first: Series, second: Series) -> float:
     onsets = []
     for column in significant.T:
         earliest = first_departure(compress(family.intervals, column))
-        onsets.append(x[-1] if earliest is None else (x[earliest.start] + x[earliest.stop - 1]) / 2)
+        onsets.append(x[-1] if earliest is None else x[earliest.stop - 1])
     shift = max(0.0, float(np.median(onsets[1:])) - onsets[0])
     return shift if cleaner == 0 else -shift
 
