@@ -9,9 +9,10 @@ from ckpt_probe.analysis.records import Records
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.findings.detection import LEVEL, find_events
 from ckpt_probe.findings.order import FEWEST_SEEDS, order_in_run, order_over_seeds
-from ckpt_probe.findings.series import Series, read_runs, series_of
+from ckpt_probe.findings.series import Series, names_in, read_runs, series_of
 from ckpt_probe.groups import Sources
 from ckpt_probe.keywords import as_sequence, checked_keywords
+from ckpt_probe.moments.registry import find_metrics, suggest_metrics
 from ckpt_probe.progress import NullProgress, Progress
 
 Record = dict[str, Any]
@@ -75,13 +76,20 @@ def events(
     names = as_sequence(metrics) or ()
     if not sources and not groups:
         raise UsageError("events needs records or dumps, such as records.jsonl, or a group of runs")
-    records = read_runs(sources, groups or {}, progress or NullProgress())
+    progress = progress or NullProgress()
+    records = read_runs(sources, groups or {}, progress)
+    existing = names_in(chain(*records.values()))
+    if unknown := next((name for name in find_metrics(names, existing) if name not in existing), None):
+        raise DataError(f"events: no metric {unknown!r}{suggest_metrics(unknown, existing)}")
     series = {
         key: series_of(rows, metrics=names, splits=as_sequence(splits) or (), group=key[0], seed=key[1])
         for key, rows in records.items()
     }
     if not any(series.values()):
         raise DataError("events: the records have no numbers beside the step")
+    for (group, seed), of_run in series.items():
+        if not of_run:
+            progress.message(f"{group}: {seed} has no value of these metrics and is left out")
     return findings_of(series, level, progress)
 
 

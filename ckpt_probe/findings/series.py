@@ -18,7 +18,7 @@ from ckpt_probe.dumps.reading import SUFFIXES
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import require_regular
 from ckpt_probe.groups import Sources, find_runs, seed_names
-from ckpt_probe.moments.registry import find_metrics, suggest_metrics
+from ckpt_probe.moments.registry import find_metrics
 from ckpt_probe.progress import DeduplicatedProgress, Progress
 
 SUBJECT = ("split", "layer", "class", "alpha")
@@ -101,7 +101,7 @@ def series_of(
 
     Args:
         records: Records of the run.
-        metrics: Names, labels or patterns of metrics; all if empty.
+        metrics: Names, labels or patterns of metrics, those that the run has; all if empty.
         splits: Splits; all if empty.
         group: Name of the group.
         seed: Name of the run.
@@ -119,12 +119,8 @@ def series_of(
         known = f"there are: {listed(existing)}" if existing else "no record has a split"
         raise UsageError(f"{label}: `splits={list(splits)!r}`: no such record; {known}")
     stepped = [record for record in stepped if not splits or record.get("split") in splits]
-    names = [name for name in metric_names(stepped) if not name.endswith(OF_A_METRIC) and name != "seed"]
-    if metrics:
-        existing, names = names, find_metrics(metrics, names)
-        unknown = next((name for name in names if name not in existing), None)
-        if unknown is not None:
-            raise DataError(f"{label}: no metric {unknown!r}{suggest_metrics(unknown, existing)}")
+    existing = names_in(stepped)
+    names = [name for name in find_metrics(metrics, existing) if name in existing] if metrics else existing
     result = []
     for subject, rows in _by_subject(stepped, label).items():
         rows = sorted(rows, key=lambda record: float(record["step"]))
@@ -139,6 +135,11 @@ def series_of(
                 grain = 1 / samples if is_share else 0.0
                 result.append(Series(group, seed, dict(subject), name, steps, numbers, absent, grain))
     return result
+
+
+def names_in(records: Iterable[Record]) -> list[str]:
+    """Return the names of the metrics of records, without those of their errors."""
+    return [name for name in metric_names(list(records)) if not name.endswith(OF_A_METRIC) and name != "seed"]
 
 
 def read_csv(path: Path) -> list[Record]:

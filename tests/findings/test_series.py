@@ -11,6 +11,7 @@ from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.findings.detection import find_events
 from ckpt_probe.findings.series import read_csv, series_of
 from ckpt_probe.progress import MessageLog
+from ckpt_probe.reporting.findings import findings_footnotes
 
 STEPS = [int(step) for step in np.unique(np.geomspace(1, 6000, 40).round())]
 
@@ -92,6 +93,23 @@ def test_a_csv_file_that_cannot_be_read_has_the_line(text: str, message: str, tm
     file.write_text(text)
     with pytest.raises(DataError, match=message):
         read_csv(file)
+
+
+def test_a_metric_that_a_seed_lacks_is_tested_in_the_others(tmp_path: Path) -> None:
+    write(tmp_path / "g" / "seed-0.jsonl", 15, 0, ("class.mir", "accuracy"))
+    write(tmp_path / "g" / "seed-1.jsonl", 15, 1)
+    progress = MessageLog()
+    both = cp.events(tmp_path / "g", metrics="mir,accuracy")
+    assert [(each.seed, each.metric) for each in both.series] == [
+        ("seed-0", "class.mir"),
+        ("seed-0", "accuracy"),
+        ("seed-1", "accuracy"),
+    ]
+    assert "g/seed-1: no value of test class.mir, which other runs of the group have" in findings_footnotes(both)
+    cp.events(tmp_path / "g", metrics="class.mir", progress=progress)
+    assert progress.messages == ["g: seed-1 has no value of these metrics and is left out"]
+    with pytest.raises(DataError, match=r"events: no metric 'class.mr'; did you mean class.mir"):
+        cp.events(tmp_path / "g", metrics="class.mr")
 
 
 def test_records_without_a_step_are_counted(tmp_path: Path) -> None:
