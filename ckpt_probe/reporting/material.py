@@ -91,6 +91,9 @@ class Material:
     """Predictions of each run, one for each split."""
 
     without_predictions: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Why dumps of a run are left out, by the name of the run."""
+
     paths: dict[str, PathContents] = field(default_factory=dict)
     planes: dict[str, PlaneResult] = field(default_factory=dict)
 
@@ -140,16 +143,23 @@ def read_source(source: Source, contents: Material, options: ReportOptions, prog
         run = run_of_records(source.name, survey.network, options.class_names)
         contents.runs.append(replace(run, group=source.group, seed=source.seed))
     elif source.kind == DUMP:
-        readings = list(
-            read_series(
-                source.path,
-                options.settings,
-                splits=options.splits or None,
-                workers=Workers(options.workers),
-                cache=options.cache,
-                progress=progress,
-            )
+        results = read_series(
+            source.path,
+            options.settings,
+            splits=options.splits or None,
+            workers=Workers(options.workers),
+            cache=options.cache,
+            progress=progress,
         )
+        readings = []
+        try:
+            for reading in results:
+                readings.append(reading)
+        except DataError as error:
+            if not readings:
+                raise
+            contents.left_out[source.name] = str(error)
+            progress.message(f"left out: {error}")
         names = options.class_names or _class_names(source.path)
         run = replace(run_of_readings(source.name, readings, names), group=source.group, seed=source.seed)
         contents.runs.append(run)
@@ -164,7 +174,7 @@ def read_source(source: Source, contents: Material, options: ReportOptions, prog
 
 
 def _compare(source: Source, run: Run, contents: Material, mir_rows: int, progress: Progress) -> None:
-    members = open_dump_series(source.path)
+    members = [member for member in open_dump_series(source.path) if member.name in run.checkpoints]
     splits = list(dict.fromkeys(str(record["split"]) for record in run.layered))
     with progress.task("similarities of layers", len(splits) * len(members), "dumps") as bar:
         for split in splits:

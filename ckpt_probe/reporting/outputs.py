@@ -168,11 +168,13 @@ def _reading(contents: Material) -> Iterable[tuple[str, list[str]]]:
         yield "groups", difference_sentences(contents.differences)
     for group, findings in contents.findings.items() if contents.has_groups else ():
         yield group, read_group(findings)
-    verdicts = {name: [text for text in weights.sentences if text] for name, weights in contents.weights.items()}
+    first = {name: [f"Left out: {message}"] for name, message in contents.left_out.items()}
+    for name, weights in contents.weights.items():
+        first.setdefault(name, []).extend(text for text in weights.sentences if text)
     for run in [] if contents.has_groups else contents.runs:
         about_run = [*read_findings(contents.findings[run.name]), *read_supported(run.records)]
-        yield run.name, [*verdicts.pop(run.name, []), *about_run]
-    yield from verdicts.items()
+        yield run.name, [*first.pop(run.name, []), *about_run]
+    yield from first.items()
     for name, path in contents.paths.items():
         yield name, read_path(path.summary, path.plan.get("path"))
     for name, plane in contents.planes.items():

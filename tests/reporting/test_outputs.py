@@ -1,13 +1,19 @@
 """Tests that `report` and `plot` of Python take paths, mappings and records, and write the files of the commands."""
 
 import json
+import re
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
 import ckpt_probe as cp
 from ckpt_probe.cli.app import run
+from ckpt_probe.progress import MessageLog
+from ckpt_probe.reporting.outputs import gather
 from ckpt_probe.reporting.plots.curves import panels_of
+from ckpt_probe.reporting.sources import open_sources
 
 pytest.importorskip("matplotlib")
 
@@ -32,6 +38,22 @@ def test_report_writes_a_page_and_figures_of_one_source(tmp_path: Path) -> None:
     assert tmp_path / "figures" / "metric-accuracy.svg" in summary.figures
     with pytest.raises(cp.UsageError, match="exists already"):
         cp.report(source, tmp_path / "r.html")
+
+
+def test_a_dump_that_cannot_be_analyzed_is_left_out_and_named(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    (tmp_path / "run").mkdir()
+    for step in range(3):
+        with h5py.File(tmp_path / "run" / f"step-{step}.h5", "w") as file:
+            file["test/features"] = generator.normal(size=(60, 4)) * (np.nan if step == 1 else 1)
+            file["test/labels"] = np.arange(60) % 3
+            file["classifier/weights"] = generator.normal(size=(3, 4))
+    progress = MessageLog()
+    contents = gather(open_sources([str(tmp_path / "run")]), progress=progress)
+    assert contents.tracks[0].checkpoints == ("step-0", "step-2")
+    sentence = dict(contents.reading)["run"][0]
+    assert re.fullmatch(r"Left out: .*step-1\.h5: test: features: 60 rows hold NaN or infinity.*", sentence)
+    assert any(message.startswith("left out: ") for message in progress.messages)
 
 
 def test_a_mapping_names_the_sources_and_labels_the_classes(tmp_path: Path) -> None:
