@@ -60,23 +60,19 @@ def find_events(series: Sequence[Series], level: float = LEVEL) -> tuple[list[Re
     if not 0 < level < 0.5:
         raise UsageError(f"`level={level}`: expected a number between 0 and 0.5, such as 0.05")
     tested = [each for each in series if untested(each) is None]
-    results = list(analyses(tested))
-    order = {id(each): index for index, each in enumerate(tested)}
-    results.sort(key=lambda analysis: order[id(analysis.series)])
+    by_series = {id(analysis.series): analysis for analysis in analyses(tested)}
+    results = [by_series[id(each)] for each in tested]
     changes = _levels([analysis.changes_p for analysis in results], OF_CHANGES * level)
     levels = _levels([analysis.levels_p for analysis in results], OF_LEVELS * level)
-    events_of: dict[int, list[Record]] = {}
+    events: list[Record] = []
     limits: dict[int, Record] = {}
     first = level / max(1, len(results))
     for analysis, of_changes, of_levels in zip(results, changes, levels, strict=True):
-        events = [*analysis.changes(of_changes), *analysis.onset_and_end(of_levels)]
-        events_of[id(analysis.series)] = sorted(events, key=lambda event: (event["from_step"], event["to_step"]))
-        limits[id(analysis.series)] = analysis.limit(OF_CHANGES * first)
-    smallest = {key: limit["smallest_detectable"] for key, limit in limits.items()}
-    return (
-        [{**event, "smallest_detectable": smallest[id(each)]} for each in tested for event in events_of[id(each)]],
-        [limits.get(id(each)) or _without_events(each) for each in series],
-    )
+        of_series = [*analysis.changes(of_changes), *analysis.onset_and_end(of_levels)]
+        of_series.sort(key=lambda event: (event["from_step"], event["to_step"]))
+        limit = limits[id(analysis.series)] = analysis.limit(OF_CHANGES * first)
+        events += [{**event, "smallest_detectable": limit["smallest_detectable"]} for event in of_series]
+    return events, [limits.get(id(each)) or _without_events(each) for each in series]
 
 
 def untested(series: Series) -> str | None:

@@ -57,14 +57,13 @@ class Family:
         self.intervals = spans(len(model.x))
         self._degree = degree
         self._tests: dict[int, list[tuple[list[int], np.ndarray]]] = {}
-        self._null: list[np.ndarray] = []
-        self._tails: list[tuple[float, float, float]] = []
+        self._nulls: list[tuple[np.ndarray, tuple[float, float, float]]] = []
         self._reached: dict[int, np.ndarray] = {}
 
     def learn(self, values: np.ndarray, noise: Noise) -> None:
         """Add simulated series (m, n) without a change, under one coefficient, to the distribution."""
-        self._null.append(np.sort(self.statistics(values.astype(np.float32), noise).max(axis=0)))
-        self._tails.append(_tail(self._null[-1]))
+        null = np.sort(self.statistics(values.astype(np.float32), noise).max(axis=0))
+        self._nulls.append((null, _tail(null)))
 
     def statistics(self, values: np.ndarray, noise: Noise) -> np.ndarray:
         """Return the largest statistic of each interval, shape (intervals, m), of series (m, n) and their noise."""
@@ -122,11 +121,11 @@ class Family:
 
     def p_value(self, largest: float) -> float:
         """Return the probability of a largest statistic of at least this size without a change, at most over φ."""
-        return max(_exceedance(largest, null, tail) for null, tail in zip(self._null, self._tails, strict=True))
+        return max(_exceedance(largest, *each) for each in self._nulls)
 
     def critical(self, level: float) -> float:
         """Return the size that the largest statistic exceeds with a probability of at most `level` without a change."""
-        return max(_quantile(level, null, tail) for null, tail in zip(self._null, self._tails, strict=True))
+        return max(_quantile(level, *each) for each in self._nulls)
 
 
 @lru_cache(maxsize=32)

@@ -89,11 +89,8 @@ def order_over_seeds(runs: Mapping[str, Sequence[Series]], events: Mapping[str, 
         else:
             tested.append((first, second, pair))
     if tested and len(seeds) >= FEWEST_SEEDS:
-        lags, noise_lags = np.empty((2, len(tested), len(seeds)))
-        for row, (first, second, pair) in enumerate(tested):
-            for column, (seed, of_seed) in enumerate(zip(seeds, pair, strict=True)):
-                lags[row, column] = lag(onsets[seed][first], onsets[seed][second])
-                noise_lags[row, column] = noise_lag(*of_seed)
+        lags = np.array([[lag(onsets[seed][a], onsets[seed][b]) for seed in seeds] for a, b, _ in tested])
+        noise_lags = np.array([[noise_lag(*of_seed) for of_seed in pair] for *_, pair in tested])
         p_values = flip_p_values(_towards_zero(lags, noise_lags))
         for (first, second, _), of_pair, of_noise, p_value in zip(tested, lags, noise_lags, p_values, strict=True):
             earlier, later = (first, second) if of_pair.sum() >= 0 else (second, first)
