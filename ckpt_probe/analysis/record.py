@@ -19,7 +19,7 @@ from ckpt_probe.analysis.nearest import (
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.errors import DataError
 from ckpt_probe.keywords import checked_keywords, from_arguments
-from ckpt_probe.metrics.arrays import as_labels, double
+from ckpt_probe.metrics.arrays import as_labels, as_tensor, double
 from ckpt_probe.metrics.gram import Array
 from ckpt_probe.metrics.stochastic import MOST
 from ckpt_probe.moments import MEMORY, DetailedRecord, Moments, registry
@@ -171,6 +171,8 @@ def analyze_features(
         UsageError: If an argument is invalid.
     """
     settings = from_arguments(Settings, locals())
+    # Arrays in files are read in parts; lists have no shape.
+    features = as_tensor(features, "features") if isinstance(features, list | tuple | Tensor) else features
     if logits is not None and len(logits) != len(features):
         raise DataError(f"{len(features)} rows of features but {len(logits)} rows of logits")
     if len(features) != len(labels):

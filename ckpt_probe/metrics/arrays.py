@@ -22,13 +22,17 @@ def as_tensor(values: Any, name: str = "the array") -> Tensor:
         name: Name of the values in messages.
 
     Raises:
-        DataError: If the values are complex, or no numbers.
+        DataError: If the values are complex, sparse, masked, without data, or no numbers.
     """
     tensor = values if isinstance(values, Tensor) else _from_numpy(_array(values, name), name)
     if tensor.is_complex():
         kind = str(tensor.dtype).removeprefix("torch.")
         raise DataError(f"{name}: expected real numbers, found {kind}; pass their real parts or absolute values")
-    return tensor
+    if tensor.layout != torch.strided or tensor.is_meta:
+        kind = "a tensor without data, on torch's meta device" if tensor.is_meta else "a sparse tensor"
+        raise DataError(f"{name}: expected the numbers of a dense tensor, found {kind}")
+    # Types of 8 bits have hardly any function in torch; float32 holds their values exactly.
+    return tensor.to(torch.float32) if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
 
 
 def as_labels(values: Any, name: str = "labels") -> Tensor:
@@ -67,6 +71,8 @@ def double(values: Any, name: str = "logits") -> Tensor:
 
 
 def _array(values: Any, name: str) -> np.ndarray:
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise DataError(f"{name}: {np.ma.count_masked(values):,} entries are masked; leave out their rows")
     try:
         return np.asarray(values)
     except (ValueError, TypeError) as error:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.arrays import as_labels, as_tensor, double
 from ckpt_probe.metrics.decisions import LinearDecision
 from ckpt_probe.metrics.gram import Array
@@ -119,16 +120,23 @@ class LinearHead:
 
     @staticmethod
     def of(weights: Array | None, bias: Array | None) -> "LinearHead | None":
-        """Return the classifier of these arrays, or None without weights."""
+        """Return the classifier of these arrays, or None without weights.
+
+        Raises:
+            DataError: If the shapes of weights and bias do not match.
+        """
         if weights is None:
             return None
-        return LinearHead(
-            double(weights, "classifier weights"), None if bias is None else double(bias, "classifier bias")
-        )
+        W, b = double(weights, "classifier weights"), None if bias is None else double(bias, "classifier bias")
+        if W.ndim != 2:
+            raise DataError(f"classifier weights: expected shape (classes, features), found {tuple(W.shape)}")
+        if b is not None and b.shape != W.shape[:1]:
+            raise DataError(f"classifier bias: expected shape ({len(W)},), found {tuple(b.shape)}")
+        return LinearHead(W, b)
 
     def logits(self, features: Array) -> Tensor:
         """Return the logits W z + b of features (n, D), (n, C)."""
-        return F.linear(double(features, "features"), self.weights, self.bias)
+        return F.linear(self._rows(features), self.weights, self.bias)
 
     def decision(self) -> LinearDecision:
         """Return an object that predicts classes without computing all logits."""
@@ -136,7 +144,14 @@ class LinearHead:
 
     def scored(self, features: Array, labels: Tensor) -> Scored:
         """Return the scores of features (n, D) with labels (n,), without the logits of all classes."""
-        return Scored.of_rows(double(features, "features"), labels, self.weights, self.bias)
+        return Scored.of_rows(self._rows(features), labels, self.weights, self.bias)
+
+    def _rows(self, features: Array) -> Tensor:
+        rows = double(features, "features")
+        if rows.shape[-1] != self.weights.shape[1]:
+            expected, actual = f"(classes, {rows.shape[-1]})", tuple(self.weights.shape)
+            raise DataError(f"classifier weights: expected shape {expected}, found {actual}")
+        return rows
 
 
 class Quality:

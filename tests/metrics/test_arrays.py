@@ -92,6 +92,38 @@ def test_complex_numbers_are_refused(function: Callable[[np.ndarray], object], n
         function(Z + 1j)
 
 
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda z: torch.from_numpy(z).to_sparse(), "expected the numbers of a dense tensor, found a sparse tensor"),
+        (lambda z: torch.from_numpy(z).to("meta"), "expected the numbers of a dense tensor, found a tensor without"),
+        (lambda z: np.ma.masked_less(z, 0), r"\d+ entries are masked; leave out their rows"),
+        (lambda z: [*z[1:].tolist(), [0.0]], "no array can be made of it"),
+    ],
+    ids=["sparse", "meta", "masked", "rows of different lengths"],
+)
+def test_arrays_without_all_numbers_are_refused(change: Callable[[np.ndarray], object], kind: str) -> None:
+    for function, name in ((lambda z: analyze_features(z, Y, W), "features"), (lambda z: mir(z, Z), "X")):
+        with pytest.raises(DataError, match=f"^{name}: {kind}"):
+            function(change(Z))
+
+
+def test_lists_and_types_of_eight_bits_are_accepted() -> None:
+    expected = analyze_features(Z, Y, W)["class.mir"]
+    assert analyze_features(Z.tolist(), list(Y), W.tolist())["class.mir"] == pytest.approx(expected)
+    small = torch.from_numpy(Z).to(torch.float8_e4m3fn)
+    assert analyze_features(small, Y, W) == analyze_features(small.to(torch.float64), Y, W)
+
+
+def test_a_classifier_of_another_shape_is_refused() -> None:
+    with pytest.raises(DataError, match=r"^classifier weights: expected shape \(classes, \d+\), found "):
+        analyze_features(Z, Y, W.T)
+    with pytest.raises(DataError, match=r"^classifier weights: expected shape \(classes, features\), found "):
+        analyze_features(Z, Y, W[0])
+    with pytest.raises(DataError, match=r"^classifier bias: expected shape \(\d+,\), found "):
+        analyze_features(Z, Y, W, np.zeros(len(W) + 1))
+
+
 @pytest.mark.parametrize("labels", [["cat", "dog"] * 20, np.array(["cat", "dog"] * 20, dtype=object), [b"cat"] * 40])
 def test_labels_of_text_are_refused_with_the_way_to_number_them(labels: object) -> None:
     message = r"^labels: expected numbers of classes, 0 … C−1, found .*cat.*; number them: .*return_inverse=True"
