@@ -6,54 +6,17 @@ from pathlib import Path
 
 import click
 
-from ckpt_probe.cli.command import Command
-from ckpt_probe.cli.options import flag, option, option_group
+from ckpt_probe.cli.options import flag, option, option_group, verb
 from ckpt_probe.cli.output import bars, console, say
 from ckpt_probe.cli.values import DIRECTORY
-
-CONFIG = """\
-# Run A: a small network on the packaged handwritten digits, trained well beyond zero training error.
-seed = 0
-
-[data]
-name = "digits"
-
-[model]
-name = "mlp"
-arguments = { hidden = [128, 128] }
-
-[training]
-steps = 2200
-batch_size = 64
-
-[optimizer]
-name = "sgd"
-learning_rate = 0.1
-momentum = 0.9
-weight_decay = 5e-4
-
-[schedule]
-name = "cosine"
-
-[checkpoints]
-steps = [0, 5, 10, 20, 35, 60, 100, 150, 250, 400, 650, 1000, 1500, 2200]
-"""
 
 BRANCH_STEP = 20
 DEVICE = "cpu"
 PAGE = "report.html"
 TITLE = "Two small networks on handwritten digits"
 
-BRANCH_CONFIG = """\
 
-# Run B: starts from an early checkpoint of run A, then sees the data in a different order.
-[start]
-from = "{trunk}"
-keep_step = true
-"""
-
-
-@click.command("demo", cls=Command, epilog="Example: ckpt-probe demo")
+@verb("demo", "Example: ckpt-probe demo")
 @option_group(
     "Output",
     option(
@@ -88,9 +51,9 @@ def _write_configs(out: Path) -> None:
     from ckpt_probe.files import write_text
 
     trunk = out / "runs" / "a" / "checkpoints" / f"step-{BRANCH_STEP:06d}.safetensors"
-    write_text(out / "a.toml", CONFIG, overwrite=True)
-    run_b = CONFIG.replace("# Run A", "# Like run A").replace("seed = 0", "seed = 1")
-    write_text(out / "b.toml", run_b + BRANCH_CONFIG.format(trunk=trunk.as_posix()), overwrite=True)
+    for run in ("a", "b"):
+        text = Path(__file__).with_name(f"demo_{run}.toml").read_text(encoding="utf-8")
+        write_text(out / f"{run}.toml", text.replace("{trunk}", trunk.as_posix()), overwrite=True)
 
 
 def _train(out: Path) -> None:

@@ -16,40 +16,7 @@ if TYPE_CHECKING:
 FORMATS = ("svg", "png", "pdf")
 DOTS_PER_INCH = 200
 
-# Overrides everything that a matplotlibrc could change, so that equal records give equal bytes.
-STYLE: dict[str, Any] = {
-    # Verdana, for systems without DejaVu, has the same width.
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"],
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7.5,
-    "legend.frameon": False,
-    "legend.handlelength": 2.2,
-    "legend.columnspacing": 1.4,
-    "figure.titlesize": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.7,
-    "axes.edgecolor": "#444444",
-    "axes.grid": True,
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.7,
-    "lines.linewidth": 1.4,
-    "lines.markersize": 3,
-    # Text is stored as text, which is smaller, and can be searched, copied and read aloud.
-    "svg.fonttype": "none",
-    # Noisy curves of thousands of points keep only the points that can be distinguished by eye.
-    "path.simplify_threshold": 0.4,
-    "svg.hashsalt": "ckpt-probe",
-    "pdf.fonttype": 42,
-}
+STYLE = Path(__file__).with_name("paper.mplstyle")
 METADATA = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}, "pdf": {"CreationDate": None}}
 
 
@@ -84,7 +51,8 @@ def drawing(
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    style: dict[Any, Any] = {**mpl.rcParamsDefault, **STYLE, **{k.replace("_", "."): v for k, v in changes.items()}}
+    style: dict[Any, Any] = dict(mpl.rc_params_from_file(STYLE, use_default_template=True))
+    style |= {name.replace("_", "."): value for name, value in changes.items()}
     notes: list[str] = []
     with warnings.catch_warnings(record=True) as caught, mpl.rc_context(style):
         warnings.simplefilter("always")

@@ -101,42 +101,8 @@ PARTS = (
 )
 """The page's own program, in the order in which it is read; one script, so that its parts know one another."""
 
-PLOT_STYLE = """:where(.plot-d6a7b5) {
-  --plot-background: white;
-  display: block;
-  height: auto;
-  height: intrinsic;
-  max-width: 100%;
-}
-:where(.plot-d6a7b5 text),
-:where(.plot-d6a7b5 tspan) {
-  white-space: pre;
-}"""
-"""Style that Observable Plot adds to each drawing; the policy permits it by its hash."""
-
-PAGE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta name="generator" content="ckpt-probe {version}">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<a class="skip" href="#content">Skip to the content</a>
-<div id="page">
-<noscript><p>This page is drawn by a script that it holds itself. Allow scripts to see it.</p></noscript>
-</div>
-<div id="announcement" class="away" role="status" aria-live="polite"></div>
-<script type="application/json" id="data">{data}</script>
-{scripts}
-</body>
-</html>
-"""
+PLOT_STYLE = "plot.css"
+"""Style that Observable Plot adds to each drawing, letter by letter; the policy permits it by its hash."""
 
 
 def write_page(contents: Contents, path: Path, *, command: str = "", overwrite: bool = False) -> int:
@@ -162,13 +128,14 @@ def page_of(contents: Contents, command: str = "") -> str:
         command: Command line that made the report, shown with its provenance.
     """
     library_versions = versions()
-    libraries, program, style = _static()
+    libraries, program = [_read(name) for name in LIBRARIES], "".join(_read(f"{name}.js") for name in PARTS)
+    style = _read("page.css")
     data = encoded(contents, {"command": command, "versions": library_versions})
     scripts = "\n".join(
         [*(f"<script>{library}</script>" for library in libraries), f'<script type="module">{program}</script>']
     )
-    return PAGE.format(
-        policy=_policy([*libraries, program], [style, PLOT_STYLE]),
+    return _read("page.html").format(
+        policy=_policy([*libraries, program], [style, _read(PLOT_STYLE)]),
         version=html.escape(library_versions["ckpt-probe"]),
         title=html.escape(printable(without_credentials(contents.title))[:200]),
         style=style,
@@ -188,12 +155,6 @@ def _hash(text: str) -> str:
 
 
 @cache
-def _static() -> tuple[list[str], str, str]:
-    """Return the libraries, the program and the style of the page."""
-    libraries = [_read(name) for name in LIBRARIES]
-    return libraries, "".join(_read(f"{name}.js") for name in PARTS), _read("page.css")
-
-
 def _read(name: str) -> str:
     # HTML normalises line ends, so the hash must be that of the normalised text.
     return (STATIC / name).read_text(encoding="utf-8").replace("\r\n", "\n")

@@ -68,7 +68,7 @@ def test_the_policy_allows_the_pages_own_parts_and_nothing_else(contents: Conten
     assert len(scripts) == 3
     assert allowed["script-src"].split() == [sha(script) for script in scripts]
     assert allowed["style-src"].split() == [
-        sha(text) for text in [*(text for _, text in parts.of("style")), PLOT_STYLE]
+        sha(text) for text in [*(text for _, text in parts.of("style")), (STATIC / PLOT_STYLE).read_text()]
     ]
     assert {name: allowed[name] for name in ("default-src", "base-uri", "form-action")} == dict.fromkeys(
         ("default-src", "base-uri", "form-action"), "'none'"
