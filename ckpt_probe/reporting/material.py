@@ -1,12 +1,10 @@
 """Material of a report: what its sources contain, read from their files or computed from their dumps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ckpt_probe.analysis import Comparison, Settings, read_series
 from ckpt_probe.analysis.records import by_run
@@ -19,7 +17,7 @@ from ckpt_probe.paths import PlaneResult
 from ckpt_probe.predictions import Predictions, read_predictions
 from ckpt_probe.progress import Progress, Task
 from ckpt_probe.reporting.comparison import differences, grouped
-from ckpt_probe.reporting.plots.layers import GROUPS, LayerSimilarity, is_of_weights
+from ckpt_probe.reporting.plots.layers import GROUPS, OfRun, is_of_weights
 from ckpt_probe.reporting.runs import Run, run_of_readings, run_of_records
 from ckpt_probe.reporting.sources import (
     DUMP,
@@ -82,7 +80,7 @@ class Material:
     """Runs, paths, planes and weights of all sources, as far as they are read."""
 
     runs: list[Run] = field(default_factory=list)
-    similar: list[LayerSimilarity] = field(default_factory=list)
+    similar: list[OfRun] = field(default_factory=list)
     weights: dict[str, WeightSurvey] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     """Reasons for missing similarities of layers."""
@@ -134,8 +132,8 @@ def read_source(source: Source, contents: Material, options: ReportOptions, prog
         others = [record for record in records if record not in groups] if groups else records
         for (group, seed), of_run in by_run(others).items():
             name = source.name if group is None else f"{group}/{seed}" if seed else group
-            run = run_of_records(name, of_run, options.class_names)
             position = (source.group, source.seed) if group is None else (group if seed else None, seed)
+            run = run_of_records(name, of_run, options.class_names)
             contents.runs.append(replace(run, group=position[0], seed=position[1]))
     elif source.kind == WEIGHTS:
         measuring = WeightOptions(workers=Workers(options.workers), cache=options.cache)
@@ -179,39 +177,23 @@ def _compare(source: Source, run: Run, contents: Material, mir_rows: int, progre
     with progress.task("similarities of layers", len(splits) * len(members), "dumps") as bar:
         for split in splits:
             try:
-                contents.similar.append(_similarities(source, run, members, split, mir_rows, bar))
+                contents.similar += list(_similarities(source, run, members, split, mir_rows, bar))
             except DataError as error:
                 contents.missing.append(str(error))
 
 
 def _similarities(
     source: Source, run: Run, members: Sequence[Member], split: str, mir_rows: int, bar: Task
-) -> LayerSimilarity:
+) -> Iterator[OfRun]:
     stored, names = stored_rows_of_series([member.path for member in members], split)
-    layers = tuple(stored[0].layers)
-    cka, mir = [], []
-    for rows_of_dump in stored:
-        cka.append(layer_similarities(rows_of_dump, split, "cka").values)
+    for member, rows in zip(members, stored, strict=True):
+        at = run.checkpoints.index(member.name)
+        yield source.name, at, layer_similarities(rows, split, "cka")
         if mir_rows:
-            mir.append(layer_similarities(rows_of_dump.thinned(mir_rows), split, "mir").values)
+            yield source.name, at, layer_similarities(rows.thinned(mir_rows), split, "mir")
         bar.advance()
-    by_step = {
-        layer: np.array(step_similarities(stored, names, split, "cka", layer).values, dtype=float)
-        for layer in (layers if len(stored) > 1 else ())
-    }
-    rows = len(stored[0].indices)
-    return LayerSimilarity(
-        source.name,
-        split,
-        layers,
-        tuple(run.checkpoints.index(member.name) for member in members),
-        tuple(names),
-        np.array(cka, dtype=float),
-        np.array(mir, dtype=float) if mir else None,
-        rows,
-        min(rows, mir_rows),
-        by_step,
-    )
+    for layer in stored[0].layers if len(stored) > 1 else ():
+        yield source.name, 0, step_similarities(stored, names, split, "cka", layer)
 
 
 def _class_names(path: Path) -> tuple[str, ...]:

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ckpt_probe.analysis.entries import is_uncertainty
+from ckpt_probe.analysis.records import grouped_by
+from ckpt_probe.analysis.similarity import Similarity
 from ckpt_probe.metrics.regression import line_through
 from ckpt_probe.moments.registry import all_metrics
 from ckpt_probe.moments.weight_metrics import WEIGHT_METRICS
@@ -37,33 +38,21 @@ NO_HEAT_MAP = frozenset({"depth", "step", "epoch", "sample.mir_computing_error"}
 """Numbers of a record that describe the measurement, or all layers at once."""
 
 
-@dataclass(frozen=True)
-class LayerSimilarity:
-    """Similarities of one run and split.
+OfRun = tuple[str, int, Similarity]
+"""Name of a run, index of a checkpoint in it (0 for a matrix between checkpoints), and a matrix of similarities."""
 
-    Attributes:
-        run: Name of the run.
-        split: Name of the split.
-        layers: Names (L,) of the layers.
-        checkpoints: Indices (T,) of the checkpoints in the run.
-        names: Names (T,) of the checkpoints.
-        cka: CKA between layers at each checkpoint, shape (T, L, L).
-        mir: MIR between layers at each checkpoint, shape (T, L, L), or None.
-        rows: Number of compared rows.
-        mir_rows: Number of compared rows for MIR.
-        by_checkpoint: CKA between checkpoints, shape (T, T), by layer.
-    """
-
-    run: str
-    split: str
-    layers: tuple[str, ...]
-    checkpoints: tuple[int, ...]
-    names: tuple[str, ...]
-    cka: np.ndarray
-    mir: np.ndarray | None
-    rows: int
-    mir_rows: int
-    by_checkpoint: dict[str, np.ndarray] = field(default_factory=dict)
+OF_LAYERS = {
+    "cka": (
+        "Layers with each other",
+        "linear CKA between layers, on {} rows that were kept of each; 1 where they agree but for a rotation",
+    ),
+    "mir": (
+        "Information between layers",
+        "matrix mutual information ratio between layers, on {} of these rows; it depends on their number, and is not 1 "
+        "of a layer with itself",
+    ),
+}
+"""Title and meaning of the matrices of each measure; the meaning has a place for the number of rows."""
 
 
 def layer_maps(runs: Sequence[Run]) -> list[LayerMap]:
@@ -89,34 +78,28 @@ def layer_maps(runs: Sequence[Run]) -> list[LayerMap]:
     return plots
 
 
-def similarity_plots(similarities: Sequence[LayerSimilarity]) -> list[MatrixPlot]:
+def similarity_plots(similarities: Sequence[OfRun]) -> list[MatrixPlot]:
     """Describe CKA and MIR between the layers of each checkpoint, and CKA of each layer between checkpoints."""
-    if not similarities:
-        return []
-    meaning = (
-        f"linear CKA between layers, on {_counts(each.rows for each in similarities)} rows that were kept of each; "
-        "1 where they agree but for a rotation"
-    )
-    frames = tuple(Frames(each.run, each.split, each.checkpoints, each.cka) for each in similarities)
-    labels = {each.run: each.layers for each in similarities}
-    plots = [MatrixPlot("layers-cka", "Layers with each other", meaning, frames, labels, {}, "CKA", "layers")]
-    with_mir = [(each, each.mir) for each in similarities if each.mir is not None]
-    if with_mir:
-        meaning = (
-            f"matrix mutual information ratio between layers, on {_counts(each.mir_rows for each, _ in with_mir)} of "
-            "these rows; it depends on their number, and is not 1 of a layer with itself"
+    plots = []
+    kinds = grouped_by(similarities, lambda each: (each[2].layer or "", each[2].measure))
+    for (layer, measure), of_kind in sorted(kinds.items(), key=lambda item: item[0][0] != ""):
+        rows = " or ".join(f"{number:,}" for number in sorted({matrix.samples for _, _, matrix in of_kind}))
+        frames = tuple(
+            Frames(run, split, tuple(at for _, at, _ in each), np.array([m.values for _, _, m in each], dtype=float))
+            for (run, split), each in grouped_by(of_kind, lambda each: (each[0], each[2].split)).items()
         )
-        frames = tuple(Frames(each.run, each.split, each.checkpoints, mir) for each, mir in with_mir)
+        labels = {run: matrix.rows for run, _, matrix in of_kind}
+        title, meaning = OF_LAYERS[measure]
+        if layer:
+            title = f"{layer} through the run"
+            meaning = (
+                "CKA of the layer with itself at other checkpoints: the last row says how soon it is what it ends as"
+            )
+        key = f"layers-{measure}{f'-{layer}' if layer else ''}"
+        between = "checkpoints" if layer else "layers"
         plots.append(
-            MatrixPlot("layers-mir", "Information between layers", meaning, frames, labels, {}, "MIR", "layers")
+            MatrixPlot(key, title, meaning.format(rows), frames, labels, {}, measure.upper(), between, bool(layer))
         )
-    meaning = "CKA of the layer with itself at other checkpoints: the last row says how soon it is what it ends as"
-    for layer in dict.fromkeys(layer for each in similarities for layer in each.by_checkpoint):
-        of_layer = [each for each in similarities if layer in each.by_checkpoint]
-        frames = tuple(Frames(each.run, each.split, (0,), each.by_checkpoint[layer][None]) for each in of_layer)
-        names = {each.run: each.names for each in of_layer}
-        title = f"{layer} through the run"
-        plots.append(MatrixPlot(f"layers-cka-{layer}", title, meaning, frames, names, {}, "CKA", "checkpoints", True))
     return plots
 
 
@@ -153,10 +136,6 @@ def _separation(run: Run, split: str) -> LinePlot | None:
         meaning=f"log tr(Σ_W Σ_B⁺) by depth, falling on a line where the law of separation holds; {'; '.join(fits)}",
         chords=tuple(chords),
     )
-
-
-def _counts(numbers: Iterable[int]) -> str:
-    return " or ".join(f"{number:,}" for number in sorted(set(numbers)))
 
 
 def _metrics(runs: Iterable[Run]) -> list[str]:
