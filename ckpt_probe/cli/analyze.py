@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.command import Command
 from ckpt_probe.cli.flags import flags_for_keywords
-from ckpt_probe.cli.options import flag, option, option_group, out_option, setting_group
+from ckpt_probe.cli.options import flag, option, option_group, out_option, setting_group, verb
 from ckpt_probe.cli.output import Output, bars, say, takes_output
 from ckpt_probe.cli.values import PATH, POSITIVE, WHOLE
 from ckpt_probe.errors import UsageError
@@ -27,7 +26,7 @@ def _list_metrics(context: click.Context, _option: click.Parameter, asked: bool)
         context.exit()
 
 
-@click.command("analyze", cls=Command, epilog="Example: ckpt-probe analyze dumps/digits --split test --json > r.jsonl")
+@verb("analyze", "Example: ckpt-probe analyze dumps/digits --split test --json > r.jsonl")
 @click.argument("dumps", nargs=-1, required=True, metavar="DUMPS...")
 @option_group(
     "Metrics",

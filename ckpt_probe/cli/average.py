@@ -5,17 +5,12 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.command import Command
-from ckpt_probe.cli.options import flag, option, option_group, out_option, setting_group
+from ckpt_probe.cli.options import flag, option, option_group, out_option, setting_group, verb
 from ckpt_probe.cli.output import bars, say
 from ckpt_probe.cli.values import NUMBERS, PATH
 
 
-@click.command(
-    "average",
-    cls=Command,
-    epilog="Example: ckpt-probe average A.safetensors B.safetensors --weights 0.7,0.3 -o soup.safetensors",
-)
+@verb("average", "Example: ckpt-probe average A.safetensors B.safetensors --weights 0.7,0.3 -o soup.safetensors")
 @click.argument("checkpoints", nargs=-1, required=True, type=PATH)
 @option_group(
     "Average",

@@ -6,9 +6,8 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.command import Command
 from ckpt_probe.cli.interpolate import ALIGN, ERRORS, PATH_SETTINGS, POINT_COUNT, SHAPE, excess, path_keywords
-from ckpt_probe.cli.options import MODEL_SETTINGS, flag, option_group, out_option, setting_group, subject_options
+from ckpt_probe.cli.options import MODEL_SETTINGS, flag, option_group, out_option, setting_group, subject_options, verb
 from ckpt_probe.cli.output import bars, say, show, take_printing
 from ckpt_probe.cli.values import PATH
 
@@ -17,7 +16,7 @@ Examples: ckpt-probe barriers runs/a runs/b -o barriers/ab --points 5
           ckpt-probe barriers runs/a -o barriers/a --split test"""
 
 
-@click.command("barriers", cls=Command, epilog=EXAMPLE)
+@verb("barriers", EXAMPLE)
 @click.argument("run", type=PATH)
 @click.argument("other", type=PATH, required=False)
 @option_group("Paths", POINT_COUNT, ERRORS)

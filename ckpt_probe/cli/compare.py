@@ -6,8 +6,7 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.command import Command
-from ckpt_probe.cli.options import metric_option, option, option_group, setting_group
+from ckpt_probe.cli.options import metric_option, option, option_group, setting_group, verb
 from ckpt_probe.cli.output import Output, bars, console, show, takes_output
 from ckpt_probe.cli.values import PATH, WHOLE, Parsed
 
@@ -25,7 +24,7 @@ def parse_step(text: str) -> int | str | None:
     return int(text)
 
 
-@click.command("compare", cls=Command, epilog=EXAMPLE)
+@verb("compare", EXAMPLE)
 @click.argument("groups", nargs=-1, required=True, type=PATH, metavar="GROUP GROUP...")
 @option_group(
     "Comparison",

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.command import Command
-from ckpt_probe.cli.options import flag, metric_option, option, option_group, out_option
+from ckpt_probe.cli.options import flag, metric_option, option, option_group, out_option, verb
 from ckpt_probe.cli.output import Output, bars, console, require_writable, say, show, takes_output
 from ckpt_probe.cli.values import PATH
 from ckpt_probe.errors import UsageError, printable
@@ -20,7 +19,7 @@ Examples: ckpt-probe events records.jsonl --split test
           ckpt-probe events --group plain=dumps/a --group decay=dumps/b --metric accuracy,mir"""
 
 
-@click.command("events", cls=Command, epilog=EXAMPLE)
+@verb("events", EXAMPLE)
 @click.argument("sources", nargs=-1, metavar="[RECORDS|DUMPS]...")
 @option_group(
     "Series",

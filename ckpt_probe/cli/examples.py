@@ -5,8 +5,7 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.command import Command
-from ckpt_probe.cli.options import option, option_group
+from ckpt_probe.cli.options import option, option_group, verb
 from ckpt_probe.cli.output import Output, bars, show, takes_output
 from ckpt_probe.cli.values import POSITIVE
 
@@ -16,7 +15,7 @@ Examples: ckpt-probe examples dumps/digits --split test
           ckpt-probe examples dumps/photos --data imagefolder:photos -o examples.csv"""
 
 
-@click.command("examples", cls=Command, epilog=EXAMPLE)
+@verb("examples", EXAMPLE)
 @click.argument("dumps", nargs=-1, required=True, metavar="DUMPS...")
 @option_group(
     "Examples",

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import click
 
-from ckpt_probe.cli.command import Command
-from ckpt_probe.cli.options import flag, option, option_group, out_option
+from ckpt_probe.cli.options import flag, option, option_group, out_option, verb
 from ckpt_probe.cli.output import Output, bars, say, takes_output
 from ckpt_probe.cli.values import PATH
 from ckpt_probe.errors import UsageError
@@ -15,7 +14,7 @@ Examples: ckpt-probe export records.jsonl --tensorboard events
           ckpt-probe export plain=plain.jsonl decay=decay.jsonl -o both.parquet"""
 
 
-@click.command("export", cls=Command, epilog=EXAMPLE)
+@verb("export", EXAMPLE)
 @click.argument("records", nargs=-1, required=True, metavar="RECORDS...")
 @option_group(
     "Output",

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.command import Command
 from ckpt_probe.cli.options import (
     DTYPES,
     MODEL_SETTINGS,
@@ -17,6 +16,7 @@ from ckpt_probe.cli.options import (
     require_follow,
     setting_group,
     subject_options,
+    verb,
 )
 from ckpt_probe.cli.output import bars, say
 from ckpt_probe.cli.values import PATH, POSITIVE, WHOLE
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 STORES = ("features", "moments", "both")
 
 
-@click.command("extract", cls=Command, epilog="Example: ckpt-probe extract runs/digits -o dumps/digits")
+@verb("extract", "Example: ckpt-probe extract runs/digits -o dumps/digits")
 @click.argument("checkpoints", type=PATH)
 @subject_options
 @option_group(

@@ -6,9 +6,8 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.command import Command
 from ckpt_probe.cli.flags import flags_for_keywords
-from ckpt_probe.cli.options import MODEL_SETTINGS, flag, model_options, option_group, setting_group
+from ckpt_probe.cli.options import MODEL_SETTINGS, flag, model_options, option_group, setting_group, verb
 from ckpt_probe.cli.output import bars
 from ckpt_probe.cli.values import PATH
 from ckpt_probe.errors import DataError, in_json, listed, printable
@@ -17,9 +16,7 @@ MOST_TRAINER_LINES = 40
 """Number of values of the trainer's metadata that are printed; --json has all of them."""
 
 
-@click.command(
-    "inspect", cls=Command, epilog="Example: ckpt-probe inspect runs/digits/checkpoints/step-000000.safetensors"
-)
+@verb("inspect", "Example: ckpt-probe inspect runs/digits/checkpoints/step-000000.safetensors")
 @click.argument("path", type=PATH)
 @option_group(
     "Contents",

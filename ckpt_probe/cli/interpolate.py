@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.command import Command
 from ckpt_probe.cli.options import (
     MODEL_SETTINGS,
     explicit_options,
@@ -17,6 +16,7 @@ from ckpt_probe.cli.options import (
     require_batchnorm_samples,
     setting_group,
     subject_options,
+    verb,
 )
 from ckpt_probe.cli.output import bars, say, show, take_printing
 from ckpt_probe.cli.values import PATH, POINTS, SPAN
@@ -49,7 +49,7 @@ PATH_SETTINGS = (
 )
 
 
-@click.command("interpolate", cls=Command, epilog=EXAMPLE)
+@verb("interpolate", EXAMPLE)
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
 @option_group(

@@ -8,12 +8,17 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ckpt_probe.cli.command import Settings
+from ckpt_probe.cli.command import Command, Settings
 from ckpt_probe.cli.flags import parameters_of
 from ckpt_probe.cli.values import ORDERS, PATH, POSITIVE, SIZE, WHOLE, parse_arguments
 from ckpt_probe.errors import UsageError
 
 Function = Callable[..., Any]
+
+
+def verb(name: str, epilog: str) -> Callable[[Function], click.Command]:
+    """Return the decorator of a subcommand, which has examples as the last lines of its help page."""
+    return click.command(name, cls=Command, epilog=epilog)
 
 
 def option(

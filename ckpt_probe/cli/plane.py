@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.command import Command
 from ckpt_probe.cli.options import (
     MODEL_SETTINGS,
     flag,
@@ -16,6 +15,7 @@ from ckpt_probe.cli.options import (
     require_batchnorm_samples,
     setting_group,
     subject_options,
+    verb,
 )
 from ckpt_probe.cli.output import bars, console, say, show, take_printing
 from ckpt_probe.cli.values import PATH, WHOLE, Parsed
@@ -47,7 +47,7 @@ def parse_grid(text: str) -> int | tuple[int, int]:
     return (columns, rows[0]) if rows else columns
 
 
-@click.command("plane", cls=Command, epilog=EXAMPLE)
+@verb("plane", EXAMPLE)
 @click.argument("a", type=PATH)
 @click.argument("b", required=False, type=PATH)
 @click.argument("c", required=False, type=PATH)

@@ -6,8 +6,7 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.command import Command
-from ckpt_probe.cli.options import flag, option, option_group, out_option
+from ckpt_probe.cli.options import flag, option, option_group, out_option, verb
 from ckpt_probe.cli.output import bars, say
 from ckpt_probe.errors import UsageError
 
@@ -16,7 +15,7 @@ Examples: ckpt-probe plot records.jsonl -o a.svg --metric class.mir --metric nc1
           ckpt-probe plot plain='plain/*.jsonl' decay='decay/*.jsonl' -o b.svg --metric accuracy"""
 
 
-@click.command("plot", cls=Command, epilog=EXAMPLE)
+@verb("plot", EXAMPLE)
 @click.argument("records", nargs=-1, required=True, metavar="RECORDS...")
 @option_group(
     "Figure",

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.command import Command
-from ckpt_probe.cli.options import explicit_options, flag, option, option_group, out_option, setting_group
+from ckpt_probe.cli.options import explicit_options, flag, option, option_group, out_option, setting_group, verb
 from ckpt_probe.cli.output import bars, say
 from ckpt_probe.cli.values import NUMBERS, PATH, WHOLE
 from ckpt_probe.errors import printable
@@ -19,7 +18,7 @@ Examples: ckpt-probe prune A.safetensors --sparsity 0,0.5,0.9 -o pruned/a
           ckpt-probe prune A.safetensors --sparsity 0.5,0.9 --retrain finetune.toml -o pruned/b"""
 
 
-@click.command("prune", cls=Command, epilog=EXAMPLE)
+@verb("prune", EXAMPLE)
 @click.argument("checkpoint", type=PATH)
 @option_group(
     "Pruning",

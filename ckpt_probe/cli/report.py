@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.command import Command
-from ckpt_probe.cli.options import flag, option, option_group, require_follow, setting_group
+from ckpt_probe.cli.options import flag, option, option_group, require_follow, setting_group, verb
 from ckpt_probe.cli.output import bars, say
 from ckpt_probe.cli.values import DIRECTORY, FILE, POSITIVE, WHOLE
 from ckpt_probe.errors import DataError, UsageError
@@ -23,7 +22,7 @@ Examples: ckpt-probe report dumps/digits paths/ab -o report.html
           ckpt-probe report plain=dumps/plain decay=dumps/decay -o runs.html --figures figures"""
 
 
-@click.command("report", cls=Command, epilog=EXAMPLE)
+@verb("report", EXAMPLE)
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCES...")
 @option_group(
     "Output",

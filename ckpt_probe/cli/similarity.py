@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.command import Command
-from ckpt_probe.cli.options import flag, option, option_group
+from ckpt_probe.cli.options import flag, option, option_group, verb
 from ckpt_probe.cli.output import Output, Record, bars, takes_output
 from ckpt_probe.cli.values import PATH
 from ckpt_probe.errors import DataError, UsageError
@@ -17,9 +16,7 @@ if TYPE_CHECKING:
     from ckpt_probe.progress import Progress
 
 
-@click.command(
-    "similarity", cls=Command, epilog="Example: ckpt-probe similarity dumps/layers/step-000880.h5 --split test"
-)
+@verb("similarity", "Example: ckpt-probe similarity dumps/layers/step-000880.h5 --split test")
 @click.argument("dumps", type=PATH, nargs=-1, required=True, metavar="DUMP [OTHER] | --function DUMPS...")
 @option_group(
     "Comparison",

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import click
 
-from ckpt_probe.cli.command import Command
-from ckpt_probe.cli.options import flag, option, option_group, out_option
+from ckpt_probe.cli.options import flag, option, option_group, out_option, verb
 from ckpt_probe.cli.output import bars, say
 from ckpt_probe.cli.values import PATH, Parsed
 from ckpt_probe.errors import UsageError
@@ -30,7 +29,7 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-@click.command("train", cls=Command, epilog="Example: ckpt-probe train sample_configs/digits.toml -o runs/digits")
+@verb("train", "Example: ckpt-probe train sample_configs/digits.toml -o runs/digits")
 @click.argument("config", type=PATH)
 @option_group(
     "Training",

@@ -94,11 +94,6 @@ POINTS = Parsed("N|auto", parse_points)
 SPAN = Parsed("LOW:HIGH", parse_span)
 
 
-def split_names(_context: click.Context, _option: click.Parameter, texts: Sequence[str]) -> tuple[str, ...]:
-    """Return the names in several texts, separated by commas."""
-    return tuple(name.strip() for text in texts for name in text.split(",") if name.strip())
-
-
 def parse_arguments(_context: click.Context, _option: click.Parameter, texts: Sequence[str]) -> dict[str, Any] | None:
     """Parse arguments of a model or of data, each NAME=VALUE or a JSON object; None without any.
 

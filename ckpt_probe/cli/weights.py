@@ -4,15 +4,14 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.command import Command
-from ckpt_probe.cli.options import option, option_group, require_follow, setting_group
+from ckpt_probe.cli.options import option, option_group, require_follow, setting_group, verb
 from ckpt_probe.cli.output import Output, bars, takes_output
 from ckpt_probe.cli.values import WHOLE
 
 LEVELS = ("network", "block", "tensor")
 
 
-@click.command("weights", cls=Command, epilog="Example: ckpt-probe weights runs/digits --by block --csv")
+@verb("weights", "Example: ckpt-probe weights runs/digits --by block --csv")
 @click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINTS...")
 @option_group(
     "Contents",
