@@ -81,8 +81,7 @@ def group_runs(
     say: Callable[[str], None] = print,
 ) -> list[GroupedRun]:
     """Find the runs of paths with the name of their group, None without one; otherwise as `find_runs`."""
-    of_sources = [_Source(name, paths, is_run, expected, say).groups() for name, paths in named]
-    groups = [group for groups in of_sources for group in groups]
+    groups = [group for name, paths in named for group in _groups_of(name, paths, is_run, expected, say)]
     if not groups:
         raise UsageError(f"nothing to read; expected {expected}")
     if len(groups) == 1 and groups[0].name is None and len(groups[0].runs) == 1:
@@ -122,57 +121,48 @@ class _Group:
         return [*seed_names(self.runs)]
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A source: its name if it has one, and its paths."""
+def _groups_of(
+    name: str | None,
+    paths: list[Path | str],
+    is_run: Callable[[Path], bool],
+    expected: str,
+    say: Callable[[str], None],
+) -> list[_Group]:
+    """Return the groups of one source: its name if it has one, and its paths."""
+    path = Path(paths[0])
+    if len(paths) != 1 or is_address(paths[0]):
+        if wrong := next((each for each in paths if not is_address(each) and not is_run(Path(each))), None):
+            raise DataError(f"{wrong}: not a run; expected {expected}")
+        return [_Group(name, path.parent if len(paths) > 1 else path, [*paths])]
+    if not path.is_dir() or is_run(path):
+        return [_Group(name, path, [path])]
+    runs, others = _parted(path, is_run)
+    parted = {child: _parted(child, is_run) for child in others if child.is_dir()}
+    below = {child: inside for child, (inside, _) in parted.items() if inside}
+    ignored = {path: [child for child in others if child not in below] if runs or below else []}
+    for directory, names in {**ignored, **{child: parted[child][1] for child in below}}.items():
+        if names:
+            left_out = listed([each.name for each in names])
+            say(f"{directory}: {len(names)} names are neither runs nor groups and were left out: {left_out}")
+    if not below:
+        # The caller knows best why a path is no run.
+        return [_Group(name, path, [*runs] or [path], directory=bool(runs))]
+    prefix = "" if name is None else f"{name}/"
+    alone = [_Group(f"{prefix}{child.name}", child, [child]) for child in runs]
+    return alone + [_Group(f"{prefix}{child.name}", child, [*inside], True) for child, inside in below.items()]
 
-    name: str | None
-    paths: list[Path | str]
-    is_run: Callable[[Path], bool]
-    expected: str
-    say: Callable[[str], None]
 
-    def groups(self) -> list[_Group]:
-        if len(self.paths) != 1 or is_address(self.paths[0]):
-            first = Path(self.paths[0])
-            return [
-                _Group(self.name, first.parent if len(self.paths) > 1 else first, [*map(self._required, self.paths)])
-            ]
-        path = Path(self.paths[0])
-        if not path.is_dir() or self.is_run(path):
-            return [_Group(self.name, path, [path])]
-        runs, others = self._parted(path)
-        parted = {child: self._parted(child) for child in others if child.is_dir()}
-        below = {child: inside for child, (inside, _) in parted.items() if inside}
-        ignored = {path: [child for child in others if child not in below] if runs or below else []}
-        for directory, names in {**ignored, **{child: parted[child][1] for child in below}}.items():
-            if names:
-                left_out = listed([name.name for name in names])
-                self.say(f"{directory}: {len(names)} names are neither runs nor groups and were left out: {left_out}")
-        if not below:
-            # The caller knows best why a path is no run.
-            return [_Group(self.name, path, [*runs] or [path], directory=bool(runs))]
-        groups = [_Group(None, child, [child]) for child in runs]
-        groups += [_Group(None, child, [*inside], directory=True) for child, inside in below.items()]
-        prefix = "" if self.name is None else f"{self.name}/"
-        return [_Group(f"{prefix}{group.path.name}", group.path, group.runs, group.directory) for group in groups]
-
-    def _required(self, path: Path | str) -> Path | str:
-        if not is_address(path) and not self.is_run(Path(path)):
-            raise DataError(f"{path}: not a run; expected {self.expected}")
-        return path
-
-    def _parted(self, directory: Path) -> tuple[list[Path], list[Path]]:
-        """Return the entries of a directory that are runs, and the others; hidden ones are in neither list."""
-        try:
-            entries = [entry for entry in directory.iterdir() if not entry.name.startswith(".")]
-        except OSError as error:
-            raise DataError(f"{directory}: cannot be read: {error.strerror}") from error
-        if broken := next((entry for entry in entries if entry.is_symlink() and not entry.exists()), None):
-            raise DataError(f"{broken}: a broken symbolic link; repair or remove it")
-        entries.sort(key=lambda entry: natural(entry.name))
-        runs = [entry for entry in entries if self.is_run(entry)]
-        return runs, [entry for entry in entries if entry not in runs]
+def _parted(directory: Path, is_run: Callable[[Path], bool]) -> tuple[list[Path], list[Path]]:
+    """Return the entries of a directory that are runs, and the others; hidden ones are in neither list."""
+    try:
+        entries = [entry for entry in directory.iterdir() if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"{directory}: cannot be read: {error.strerror}") from error
+    if broken := next((entry for entry in entries if entry.is_symlink() and not entry.exists()), None):
+        raise DataError(f"{broken}: a broken symbolic link; repair or remove it")
+    entries.sort(key=lambda entry: natural(entry.name))
+    runs = [entry for entry in entries if is_run(entry)]
+    return runs, [entry for entry in entries if entry not in runs]
 
 
 def named_paths(text: str) -> tuple[str | None, list[Path | str]]:
