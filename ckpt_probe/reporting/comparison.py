@@ -10,11 +10,10 @@ from ckpt_probe.analysis.differences import Tested, compare_at_step, with_verdic
 from ckpt_probe.analysis.groups import Measurement, collapse_values
 from ckpt_probe.analysis.paired import grain_of
 from ckpt_probe.analysis.records import grouped_by, metric_names, number
-from ckpt_probe.moments.registry import metric_named
 from ckpt_probe.reporting.plots.description import RowTable, TableRows
 from ckpt_probe.reporting.plots.metrics import is_measure
 from ckpt_probe.reporting.runs import Run
-from ckpt_probe.reporting.table import add_row, plain_table
+from ckpt_probe.reporting.table import add_row, label_of, plain_table
 from ckpt_probe.reporting.uncertain import MISSING, short_number
 
 
@@ -115,26 +114,16 @@ def _p_values(comparisons: Sequence[Comparison]) -> str:
 def _difference_cells(comparison: Comparison, at_loss: bool) -> list[str]:
     if comparison.pairs is None:
         return [""] * 3
-    if at_loss:
-        return [signed(comparison.difference), short_number(comparison.loss), _interval(comparison)]
-    return [signed(comparison.difference), _interval(comparison), _confidence(comparison)]
+    interval = confidence = MISSING
+    if comparison.low is not None:
+        interval, most = f"[{signed(comparison.low)}, {signed(comparison.high)}]", comparison.coverage_at_most
+        confidence = _percent(comparison.confidence) if most is None else f"at most {_percent(most)}"
+    cells = [short_number(comparison.loss), interval] if at_loss else [interval, confidence]
+    return [signed(comparison.difference), *cells]
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.6g} %"
-
-
-def _interval(comparison: Comparison) -> str:
-    if comparison.low is None or comparison.high is None:
-        return MISSING
-    return f"[{signed(comparison.low)}, {signed(comparison.high)}]"
-
-
-def _confidence(comparison: Comparison) -> str:
-    if comparison.low is None:
-        return MISSING
-    most = comparison.coverage_at_most
-    return _percent(comparison.confidence) if most is None else f"at most {_percent(most)}"
 
 
 def signed(value: float | None) -> str:
@@ -202,7 +191,7 @@ def difference_table(compared: Sequence[Comparison]) -> RowTable:
         change = signed(each.difference)
         p = MISSING if each.p_value is None else f"{each.p_value:.2g}"
         verdict = "one run" if each.seeds == 1 else verdict_text(each)
-        rows.append((_label(each.metric, with_name=True), each.split, mean_of_baseline, group, change, p, verdict))
+        rows.append((label_of(each.metric, with_name=True), each.split, mean_of_baseline, group, change, p, verdict))
     step = _step_text(compared, "the last step of all runs")
     meaning = (
         f"mean ± standard deviation over seeds at {step}, and mean difference of runs of the same seed; p and verdict "
@@ -226,7 +215,7 @@ def difference_sentences(compared: Sequence[Comparison]) -> list[str]:
         return [f"There is no statement about the recipes ({seeds}): {pairs[0].note}; runs of the same seed are pairs."]
     means = {(each.metric, each.split): _mean(each) for each in compared if each.group == each.baseline}
     sentences = [
-        f"{_label(each.metric)} on {each.split} is {each.direction} in {each.group} than in {each.baseline}: "
+        f"{label_of(each.metric)} on {each.split} is {each.direction} in {each.group} than in {each.baseline}: "
         f"{_mean(each)} against {means[each.metric, each.split]}."
         for each in pairs
         if each.verdict == "different"
@@ -252,11 +241,6 @@ def _measurements(groups: Mapping[str, Sequence[Run]], split: str) -> dict[str, 
         known = {name: value for name in names if (value := number(at_step[-1], name, name)) is not None}
         measurements[group][seed] = Measurement(step, known, collapse_values(at_step[-1], known) if known else {})
     return measurements
-
-
-def _label(name: str, *, with_name: bool = False) -> str:
-    metric = metric_named(name)
-    return name if metric is None else f"{metric.label} ({name})" if with_name else metric.label
 
 
 def _mean(each: Comparison) -> str:

@@ -42,13 +42,9 @@ def findings_table(findings: Findings) -> Table:
         for event in rows:
             values = (short_number(event["value_before"]), short_number(event["value_after"]))
             steps = (str(event["from_step"]), str(event["to_step"]))
-            add_row(table, [*name, event_kind(event), *steps, *values, smallest])
+            abrupt = "" if event["kind"] != "change" else "abrupt " if event["abrupt"] else "gradual "
+            add_row(table, [*name, f"{abrupt}{event['kind']}", *steps, *values, smallest])
     return table
-
-
-def event_kind(event: Record) -> str:
-    """Return the kind of an event; for a change whether it is abrupt or gradual."""
-    return event["kind"] if event["kind"] != "change" else f"{'abrupt' if event['abrupt'] else 'gradual'} change"
 
 
 def findings_footnotes(findings: Findings) -> list[str]:
@@ -144,31 +140,19 @@ def event_plots(findings: Mapping[str, Findings]) -> Iterable[IntervalPlot]:
         findings: Findings by the name of the run or group.
     """
     for run, of_run in findings.items():
-        rows = sorted_rows(of_run)
+        if not of_run:
+            continue
+        by_name = grouped_by(of_run, name_of)
         several = len({(event["group"], event["seed"]) for event in of_run}) > 1
-        if rows:
-            bars = [
-                Bar(
-                    name_of(event),
-                    event["kind"],
-                    event["from_step"],
-                    event["to_step"],
-                    event_sentence(event, of_runs=several),
-                )
-                for event in of_run
-            ]
-            steps = sorted({float(step) for series in of_run.series for step in series.steps})
-            yield IntervalPlot(
-                f"events-{run}",
-                run,
-                f"Each interval contains a change, with an error of {of_run.level:.0%} for all of them.",
-                axis_along("step", steps),
-                tuple(rows),
-                tuple(bars),
-            )
-
-
-def sorted_rows(events: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the names of the series with events, that with the earliest onset first; those without one come last."""
-    by_name = grouped_by(events, name_of)
-    return sorted(by_name, key=lambda name: _onset(by_name[name]))
+        bars = (
+            Bar(name_of(e), e["kind"], e["from_step"], e["to_step"], event_sentence(e, of_runs=several)) for e in of_run
+        )
+        steps = sorted({float(step) for series in of_run.series for step in series.steps})
+        yield IntervalPlot(
+            f"events-{run}",
+            run,
+            f"Each interval contains a change, with an error of {of_run.level:.0%} for all of them.",
+            axis_along("step", steps),
+            tuple(sorted(by_name, key=lambda name: _onset(by_name[name]))),
+            tuple(bars),
+        )

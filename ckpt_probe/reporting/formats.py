@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from numbers import Integral, Real
@@ -43,7 +43,8 @@ def to_csv(records: Sequence[Record]) -> str:
     columns = list(dict.fromkeys(name for record in records for name in record))
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([in_cell(name) for name in columns])
-    writer.writerows([_csv_cell(record.get(name)) for name in columns] for record in records)
+    rows = ([record.get(name) for name in columns] for record in records)
+    writer.writerows([in_cell(value) if isinstance(value, str) else value for value in row] for row in rows)
     return text.getvalue()
 
 
@@ -116,10 +117,6 @@ def _kind(value: Any, where: str) -> str:
     raise DataError(f"{where} is a {type(value).__name__}; a record maps names to numbers, text, true or false")
 
 
-def _csv_cell(value: Any) -> Any:
-    return in_cell(value) if isinstance(value, str) else value
-
-
 Points = dict[tuple[str, int], float]
 """The values of one run by metric and step."""
 
@@ -185,11 +182,23 @@ def _runs(series: Mapping[str, Sequence[Record]]) -> tuple[dict[str, Points], li
             for name in metrics:
                 value = number(record, name, condition) if name in record else None
                 absent += name in record and value is None
-                if value is not None:
-                    _put(runs.setdefault(run, {}), (name, int(record["step"])), value, run)
+                if value is None:
+                    continue
+                step, points = int(record["step"]), runs.setdefault(run, {})
+                if (name, step) in points:
+                    raise DataError(
+                        f"{run}: {name} has several values at step {step}; name the files apart (NAME=FILE)"
+                    )
+                points[name, step] = value
         if absent:
             notes.append(f"{condition}: {absent} values are missing")
-        at_collapse = dict(_at_collapse(stepped))
+        at_collapse = {
+            (metric.name, int(record["step"])): value
+            for metric in metrics_in(stepped)
+            for record in stepped
+            for value in values_at_collapse(metric, [record])
+            if value is not None
+        }
         if at_collapse:
             runs[_path([*prefix, AT_COLLAPSE])] = at_collapse
     if not runs:
@@ -201,21 +210,6 @@ def _run_parts(record: Record) -> list[str]:
     others = [name for name in POSITION if name not in {"checkpoint", "step", "split"} and record.get(name) is not None]
     split = record.get("split")
     return [*([] if split is None else [str(split)]), *(f"{name}-{record[name]}" for name in others)]
-
-
-def _put(points: Points, key: tuple[str, int], value: float, run: str) -> None:
-    if key in points:
-        name, step = key
-        raise DataError(f"{run}: {name} has several values at step {step}; name the files apart (NAME=FILE)")
-    points[key] = value
-
-
-def _at_collapse(records: Sequence[Record]) -> Iterator[tuple[tuple[str, int], float]]:
-    for metric in metrics_in(records):
-        for record in records:
-            for value in values_at_collapse(metric, [record]):
-                if value is not None:
-                    yield (metric.name, int(record["step"])), value
 
 
 def _path(parts: Sequence[str]) -> str:

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from ckpt_probe.analysis import Record, read_records
 from ckpt_probe.analysis.entries import REFERENCES
-from ckpt_probe.analysis.records import RECORD_FILES, number
+from ckpt_probe.analysis.records import RECORD_FILES, number, record_files
+from ckpt_probe.analysis.series import is_recorded
 from ckpt_probe.checkpoints.series import has_checkpoints
+from ckpt_probe.dumps import has_dumps
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import distinct_names, read_object, require_regular
 from ckpt_probe.groups import Sources, group_runs, named_sources
@@ -23,7 +26,6 @@ KINDS = (
     "the directory of a path or a plane"
 )
 HDF5 = b"\x89HDF\r\n\x1a\n"
-SUFFIXES = frozenset({".h5", ".hdf5"})
 PLAN_OR_SUMMARY = "the plan or summary of a path or a plane"
 
 
@@ -90,7 +92,7 @@ def _without_files(named: tuple[str | None, list[Path | str]]) -> tuple[str | No
 def _is_source(path: Path) -> bool:
     """Return whether a path is a source; among the files of a directory, those with a usual suffix."""
     if path.is_file():
-        return path.suffix in {*SUFFIXES, ".jsonl"}
+        return is_recorded(path)
     try:
         return bool(kind_of(path))
     except DataError:
@@ -107,7 +109,7 @@ def kind_of(path: Path) -> str:
             start = file.read(4096)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; expected {KINDS}") from error
-    if start.startswith(HDF5) or path.suffix in SUFFIXES:
+    if start.startswith(HDF5) or has_dumps(path):
         return DUMP
     if not start.strip():
         raise DataError(f"{path}: is empty; expected {KINDS}")
@@ -150,7 +152,7 @@ def read_path(source: Source) -> PathContents:
     for record in points:
         if record.get("alpha") is None or record.get("split") is None:
             raise DataError(f"{file}: a record without alpha or split is not a point of a path")
-    points = sorted(({"loss": None, "accuracy": None, **record} for record in points), key=_alpha)
+    points = sorted(({"loss": None, "accuracy": None, **record} for record in points), key=itemgetter("alpha"))
     file = source.path / "path.json"
     if source.path.is_dir() and file.exists():
         result = read_object(file, PLAN_OR_SUMMARY)
@@ -187,43 +189,30 @@ def plan_of(source: Source) -> Record:
     return read_object(plan, PLAN_OR_SUMMARY) if source.path.is_dir() and plan.exists() else {}
 
 
-def _alpha(point: Record) -> float:
-    return float(point["alpha"])
-
-
 def _source_path(kind: str, path: Path) -> Path:
     if kind == RECORDS and path.is_dir():
-        return _records_in(path)[0]
+        return record_files(path)[0]
     inside = kind in {PATH, PLANE} and path.name == POINTS_FILE and (path.parent / PLAN_FILE).exists()
     return path.parent if inside else path
 
 
 def _kind_of_directory(path: Path) -> str:
-    try:
-        names = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")}
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    if "plane.json" in names:
+    contains_dumps = has_dumps(path)
+    if (path / "plane.json").exists():
         return PLANE
-    if "path.json" in names:
+    if (path / "path.json").exists():
         return PATH
-    if any(Path(name).suffix in SUFFIXES for name in names):
+    if contains_dumps:
         return DUMP
-    if {POINTS_FILE, PLAN_FILE} <= names:
+    if (path / POINTS_FILE).exists() and (path / PLAN_FILE).exists():
         if "directions" in read_object(path / PLAN_FILE, PLAN_OR_SUMMARY):
             raise DataError(f"{path}: an unfinished plane; run its command again to finish it")
         return PATH
-    if _records_in(path):
+    if is_recorded(path):
         return RECORDS
     if _are_checkpoints(path):
         return WEIGHTS
     raise DataError(f"{path}: no source of a report in this directory; expected {KINDS}")
-
-
-def _records_in(path: Path) -> list[Path]:
-    known = [path / name for name in RECORD_FILES if (path / name).is_file()]
-    others = [file for file in sorted(path.glob("*.jsonl")) if not file.name.startswith(".")]
-    return known[:1] or (others if len(others) == 1 else [])
 
 
 def _checkpoints_beside(kind: str, path: Path) -> Path | None:

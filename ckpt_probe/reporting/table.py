@@ -63,7 +63,7 @@ def records_table(records: Sequence[Record], *, width: int | None = None) -> Tab
         width: Width of the terminal in characters. Columns of low priority that do not fit are left out, and the
             caption contains their number; None shows all columns.
     """
-    identifiers = [name for name in POSITION if _any(records, name)]
+    identifiers = [name for name in POSITION if any(record.get(name) is not None for record in records)]
     if width is not None and "step" in identifiers and "checkpoint" in identifiers:
         # Steps may be equal, as in a pruned series; then only the names distinguish the checkpoints.
         identifiers.remove("checkpoint" if _count(records, "step") == _count(records, "checkpoint") else "step")
@@ -110,34 +110,24 @@ def _notes_of_errors(records: Sequence[Record]) -> list[str]:
                 metric = name.removesuffix(STDERR).removesuffix(BIAS)
                 kinds.setdefault((reason, metric), {})[kind] = None
                 rows.setdefault(reason, {})[_where(record)] = None
-    notes: dict[tuple[str, str], list[str]] = {}
-    for (reason, metric), of_metric in kinds.items():
-        known = metric_named(metric)
-        notes.setdefault((" or ".join(of_metric).replace("or no ", "or "), reason), []).append(
-            known.label if known else metric
-        )
+    notes = grouped_by(kinds, lambda key: (" or ".join(kinds[key]).replace("or no ", "or "), key[0]))
     return [
-        f"{MISSING} {kind} of {', '.join(labels)}: {reason} [{_listed([*rows[reason]])}]"
-        for (kind, reason), labels in notes.items()
+        f"{MISSING} {kind} of {', '.join(label_of(name) for _, name in keys)}: {reason} [{_listed([*rows[reason]])}]"
+        for (kind, reason), keys in notes.items()
     ]
 
 
+def label_of(name: str, *, with_name: bool = False) -> str:
+    """Return the short label of a metric, followed by its name if `with_name` is set; the name if it is unknown."""
+    metric = metric_named(name)
+    return name if metric is None else f"{metric.label} ({name})" if with_name else metric.label
+
+
 def _reasons(record: Record) -> list[tuple[list[str], str]]:
-    """Return the names in `missing` with the reason for each group of them."""
+    """Return the names in `missing` with the reason for each group of them, which may be empty."""
     missing: str = record.get("missing") or ""
     groups = [part.partition(": ") for part in missing.split("; ")]
-    return [(names.split(", "), reason) for names, _, reason in groups if reason]
-
-
-def _without_errors(missing: str) -> str:
-    """Return the text of `missing` without the names of errors and biases."""
-    parts = []
-    for part in missing.split("; "):
-        names, colon, reason = part.partition(": ")
-        others = [name for name in names.split(", ") if not name.endswith((STDERR, BIAS))]
-        if others or not colon:
-            parts.append(f"{', '.join(others)}: {reason}" if colon else part)
-    return "; ".join(parts)
+    return [(names.split(", "), reason) for names, _, reason in groups if names]
 
 
 def _notes(record: Record) -> Iterator[str]:
@@ -153,8 +143,11 @@ def _notes(record: Record) -> Iterator[str]:
             f"{single} of {classes} classes have one sample and so no spread, which lowers NC1, CDNV and H within; "
             "`min_samples=2` leaves these classes out of the class means"
         )
-    if missing := _without_errors(record.get("missing") or ""):
-        yield f"{MISSING} missing: {missing}"
+    without_errors = [
+        ([name for name in names if not name.endswith((STDERR, BIAS))], reason) for names, reason in _reasons(record)
+    ]
+    if missing := [f"{', '.join(names)}{reason and f': {reason}'}" for names, reason in without_errors if names]:
+        yield f"{MISSING} missing: {'; '.join(missing)}"
 
 
 def _reasons_of_classes(record: Record) -> str:
@@ -219,10 +212,6 @@ def _identifier(value: Any) -> str:
 
 def _count(records: Sequence[Record], name: str) -> int:
     return len({record.get(name) for record in records})
-
-
-def _any(records: Sequence[Record], name: str) -> bool:
-    return any(record.get(name) is not None for record in records)
 
 
 def _where(record: Record) -> str:
