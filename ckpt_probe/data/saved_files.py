@@ -1,7 +1,6 @@
 """Check the files of a data set that `datasets` wrote with `save_to_disk` before it reads them."""
 
-import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,6 @@ SPLITS_FILE, STATE_FILE = "dataset_dict.json", "state.json"
 
 SHARED = ("run_end_encoded", "_view")
 """Parts of the names of types whose values may stand for many rows, besides dictionaries."""
-
-RECORD_BATCH, DICTIONARY_BATCH = 3, 2
-"""Kinds of messages of an Arrow stream that contain values."""
-KIND, HEADER = 1, 2
-"""Fields of the table `Message` in the metadata of a message."""
-DATA, COMPRESSION = 1, 3
-"""Fields of the tables `DictionaryBatch` and `RecordBatch`."""
 
 
 def require_own_files(path: Path) -> None:
@@ -107,50 +99,30 @@ def _require_plausible(path: Path) -> None:
     ipc = require_extra("pyarrow.ipc", "datasets")
     try:
         with pyarrow.memory_map(str(path)) as source:
-            for message in ipc.MessageReader.open_stream(source):
-                if _is_compressed(memoryview(message.metadata)):
-                    raise DataError(f"{path}: compressed Arrow data; load and save the data set again with `datasets`")
+            mapped = source.read_buffer()
+            ends, budget = (mapped.address, mapped.address + mapped.size), Budget(path, mapped.size)
             source.seek(0)
-            reader, budget = ipc.open_stream(source), Budget(path, source.size())
+            reader = ipc.open_stream(source)
             budget.spend(entries=len(reader.schema.names))
             for kind in map(str, reader.schema.types):
                 if any(shared in kind for shared in SHARED):
                     raise DataError(f"{path}: a column of {kind}, whose rows may share values; cast it to plain values")
-            for batch in reader:
-                batch.validate()
-                # Rows without values, or of lists without entries, take no space in the file.
-                budget.spend(batch.num_rows)
-    except (OSError, pyarrow.ArrowException, struct.error, IndexError) as error:
+            # The sizes of compressed values are claims until they are unpacked.
+            with budget.enforced():
+                for batch in reader:
+                    if not all(ends[0] <= buffer.address < ends[1] for buffer in _values(batch.columns)):
+                        raise DataError(
+                            f"{path}: compressed Arrow data; load and save the data set again with `datasets`"
+                        )
+                    batch.validate()
+                    # Rows without values, or of lists without entries, take no space in the file.
+                    budget.spend(batch.num_rows)
+    except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path}: the data set cannot be read, it may be damaged: {last_line(error)}") from error
 
 
-def _is_compressed(metadata: memoryview) -> bool:
-    """Return whether the values of a message are compressed, from its metadata, a FlatBuffer."""
-    message = _unsigned(metadata, 0)
-    kind, header = _field(metadata, message, KIND), _table(metadata, message, HEADER)
-    if kind is None or header is None:
-        return False
-    if metadata[kind] == DICTIONARY_BATCH:
-        header = _table(metadata, header, DATA)
-    elif metadata[kind] != RECORD_BATCH:
-        return False
-    return header is not None and _field(metadata, header, COMPRESSION) is not None
-
-
-def _field(content: memoryview, table: int, number: int) -> int | None:
-    """Return the position of a field of a FlatBuffer table, None if the table lacks it."""
-    layout = table - struct.unpack_from("<i", content, table)[0]
-    (size,) = struct.unpack_from("<H", content, layout)
-    if 4 + 2 * number >= size:
-        return None
-    (offset,) = struct.unpack_from("<H", content, layout + 4 + 2 * number)
-    return table + offset if offset else None
-
-
-def _table(content: memoryview, table: int, number: int) -> int | None:
-    position = _field(content, table, number)
-    return None if position is None else position + _unsigned(content, position)
-
-
-def _unsigned(content: memoryview, position: int) -> int:
-    return struct.unpack_from("<I", content, position)[0]
+def _values(columns: Iterable[Any]) -> Iterator[Any]:
+    """Yield the buffers of columns that hold values, with those of their dictionaries."""
+    for column in columns:
+        yield from (buffer for buffer in column.buffers() if buffer is not None and buffer.size)
+        yield from _values([column.dictionary] if hasattr(column, "dictionary") else [])
