@@ -4,6 +4,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -215,8 +216,10 @@ def load_config(path: Path | str, *, seed: int | None = None, overrides: Sequenc
     except ValidationError as error:
         # pydantic reports an error for each branch of a union; the first one is enough.
         faults = list({tuple(_keys(fault)): fault for fault in reversed(error.errors())}.values())[::-1]
-        problems = [_problem(fault, text, replaced) for fault in faults[:MOST_PROBLEMS]]
-        raise UsageError(_one_line(path, sorted(problems, key=_line_number), len(faults))) from error
+        problems = sorted((_problem(fault, text, replaced) for fault in faults[:MOST_PROBLEMS]), key=itemgetter(0))
+        more = f"; and {len(faults) - len(problems)} more" if len(faults) > len(problems) else ""
+        count = f"{len(faults)} problem{'s' if len(faults) > 1 else ''}"
+        raise UsageError(f"{path}: {count}: {'; '.join(problem for _, problem in problems)}{more}") from error
 
 
 def _override(text: str) -> tuple[str, Any]:
@@ -256,31 +259,18 @@ def _seeded(value: Any, seed: Any) -> Any:
     return value
 
 
-def _one_line(path: Path, problems: list[str], count: int) -> str:
-    more = f"; and {count - len(problems)} more" if count > len(problems) else ""
-    return f"{path}: {count} problem{'s' if count > 1 else ''}: " + "; ".join(problems) + more
-
-
-def _line_number(problem: str) -> int:
-    match = re.match(r"line (\d+),", problem)
-    return int(match[1]) if match else 0
-
-
 def _keys(fault: Any) -> list[str]:
-    return [str(part) for part in fault["loc"] if not _is_branch(part)]
+    # pydantic adds the branch of a union to the keys, which is not in the file.
+    return [str(part) for part in fault["loc"] if not re.fullmatch(r"int|float|none|literal\[.*", str(part), re.DOTALL)]
 
 
-def _problem(fault: Any, text: str, overrides: Mapping[str, Any]) -> str:
+def _problem(fault: Any, text: str, overrides: Mapping[str, Any]) -> tuple[int, str]:
+    """Return the line of a fault, 0 if no line sets the key, and its description."""
     keys = _keys(fault)
     name = ".".join(keys)
-    line = None if name in overrides else _line_of(keys, text)
+    line = 0 if name in overrides else _line_of(keys, text) or 0
     where = _override_name(name) if name in overrides else f"line {line}, {name}" if line else name
-    return f"{where}: {_describe(fault, keys)}" if where else _describe(fault, keys)
-
-
-def _is_branch(part: object) -> bool:
-    # pydantic adds the branch of a union to the keys, which is not in the file.
-    return isinstance(part, str) and (part in {"int", "float", "none"} or part.startswith("literal["))
+    return line, f"{where}: {_describe(fault, keys)}" if where else _describe(fault, keys)
 
 
 def _describe(fault: Any, keys: list[str]) -> str:

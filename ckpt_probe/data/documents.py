@@ -304,19 +304,15 @@ def _tokens(vocab: Vocabulary, documents: Iterable[str], kind: str) -> tuple[lis
     """Return token ids of the documents that are long enough, and a note on the others."""
     least = 2 if kind == NEXT else 1
     encoded, short = [], 0
-    for ids in _encoded(vocab, documents):
-        if len(ids) >= least:
-            encoded.append(torch.tensor(ids))
-        else:
-            short += 1
-    message = f"{short:,} documents of fewer than {least} tokens are left out"
-    return encoded, (message,) if short else ()
-
-
-def _encoded(vocab: Vocabulary, documents: Iterable[str]) -> Iterator[list[int]]:
     remaining = iter(documents)
     while block := list(islice(remaining, DOCUMENTS_PER_CALL)):
-        yield from vocab.encode(block)
+        for ids in vocab.encode(block):
+            if len(ids) >= least:
+                encoded.append(torch.tensor(ids))
+            else:
+                short += 1
+    message = f"{short:,} documents of fewer than {least} tokens are left out"
+    return encoded, (message,) if short else ()
 
 
 def _context(requested: Any, vocab: Vocabulary) -> int:
