@@ -8,7 +8,6 @@ from ckpt_probe.analysis import Record
 from ckpt_probe.analysis.records import number, of_penultimate
 from ckpt_probe.errors import DataError
 from ckpt_probe.moments.errors import RecordWithErrors
-from ckpt_probe.moments.portrait import Portrait
 from ckpt_probe.moments.record import DetailedRecord
 from ckpt_probe.reporting.plots.curves import position
 
@@ -18,22 +17,12 @@ ORDER = "order"
 
 
 @dataclass(frozen=True)
-class Picture:
-    """Data for plots of one checkpoint and split: index of the checkpoint, records of classes, portrait."""
-
-    checkpoint: int
-    split: str
-    per_class: list[Record]
-    portrait: Portrait | None
-
-
-@dataclass(frozen=True)
 class Run:
-    """Run with its records and pictures. class_names: names of classes 0, 1, … as far as known."""
+    """Run with its records, and their details. class_names: names of classes 0, 1, … as far as known."""
 
     name: str
     records: list[Record]
-    pictures: list[Picture]
+    details: list[DetailedRecord]
     class_names: tuple[str, ...] = ()
     layered: tuple[Record, ...] = ()
     """Records of every layer including the penultimate; empty if there are no other layers."""
@@ -46,6 +35,11 @@ class Run:
         """Return the names of the checkpoints in the order of the records, or their steps if they have no names."""
         return list(dict.fromkeys(name_of(record) for record in self.records))
 
+    def number_of(self, record: Record) -> int:
+        """Return the index of the checkpoint of a record, 0 if the records of the run do not have it."""
+        name = name_of(record)
+        return self.checkpoints.index(name) if name in self.checkpoints else 0
+
     def label(self, number: int) -> str:
         """Return the name of a class, or its number if it has no name."""
         return (self.class_names[number] if number < len(self.class_names) else "") or str(number)
@@ -56,16 +50,11 @@ def run_of_readings(name: str, readings: Sequence[DetailedRecord], class_names: 
     layered = _layered([dict(reading.record) for reading in readings])
     readings = [reading for reading in readings if of_penultimate([reading.record])]
     records: list[Record] = [RecordWithErrors(reading.record, reading.influences) for reading in readings]
-    numbers = {name: index for index, name in enumerate(dict.fromkeys(map(name_of, records)))}
-    pictures = [
-        Picture(numbers[name_of(record)], str(record["split"]), list(reading.per_class), reading.portrait)
-        for record, reading in zip(records, readings, strict=True)
-    ]
-    return Run(name, records, pictures, class_names, layered)
+    return Run(name, records, readings, class_names, layered)
 
 
 def run_of_records(name: str, records: Sequence[Record], class_names: tuple[str, ...]) -> Run:
-    """Make a run of records from a file; records of single classes (`analyze --per-class`) become pictures."""
+    """Make a run of records from a file; records of single classes (`analyze --per-class`) become details."""
     of_splits = [record for record in records if record.get("class") is None]
     rows: dict[tuple[str, str], list[Record]] = {}
     for record in of_penultimate(records):
@@ -75,10 +64,8 @@ def run_of_records(name: str, records: Sequence[Record], class_names: tuple[str,
                 raise DataError(f"{name}: class is {record['class']!r}, expected an integer of at least 0")
             rows.setdefault((name_of(record), str(record.get("split"))), []).append({**record, "class": int(label)})
     identities = [{name: group[0].get(name) for name in ("checkpoint", "step", "split")} for group in rows.values()]
-    run = Run(name, of_penultimate(of_splits) or identities, [], class_names, _layered(of_splits))
-    numbers = {checkpoint: index for index, checkpoint in enumerate(run.checkpoints)}
-    pictures = [Picture(numbers.get(at, 0), split, group, None) for (at, split), group in rows.items()]
-    return replace(run, pictures=pictures)
+    details = [DetailedRecord(record, {}, group) for record, group in zip(identities, rows.values(), strict=True)]
+    return Run(name, of_penultimate(of_splits) or identities, details, class_names, _layered(of_splits))
 
 
 def _layered(records: Sequence[Record]) -> tuple[Record, ...]:

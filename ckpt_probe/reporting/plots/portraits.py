@@ -6,6 +6,7 @@ import numpy as np
 
 from ckpt_probe.analysis.entries import STDERR
 from ckpt_probe.metrics.theory import simplex_exists
+from ckpt_probe.moments.record import DetailedRecord
 from ckpt_probe.moments.registry import CLASS_METRICS
 from ckpt_probe.reporting.plots.description import (
     ClassTable,
@@ -16,7 +17,7 @@ from ckpt_probe.reporting.plots.description import (
     evenly,
     float_of,
 )
-from ckpt_probe.reporting.runs import Picture, Run
+from ckpt_probe.reporting.runs import Run
 
 MOST_NUMBERS = {"cosines": 300_000, "spectra": 300_000, "classes": 250_000}
 """Largest number of values of each kind in a page; if there are more, only evenly spaced checkpoints are drawn."""
@@ -76,7 +77,7 @@ def matrix_plots(runs: Sequence[Run]) -> tuple[list[MatrixPlot], list[str]]:
 
 def spectrum_plots(runs: Sequence[Run]) -> tuple[list[SpectrumPlot], list[str]]:
     """Describe the spectrum of every Gram matrix; return the plots, and notes on omitted parts."""
-    spectra = [picture.portrait.spectra for run in runs for picture in run.pictures if picture.portrait is not None]
+    spectra = [each.portrait.spectra for run in runs for each in run.details if each.portrait is not None]
     names = [name for name in SPECTRA if any(name in of_checkpoint for of_checkpoint in spectra)]
     ranks = {name: max((each[name][0] for each in spectra if name in each), key=len) for name in names}
     values = {name: _eigenvalues(runs, name, len(ranks[name])) for name in names}
@@ -95,18 +96,18 @@ def spectrum_plots(runs: Sequence[Run]) -> tuple[list[SpectrumPlot], list[str]]:
 
 def class_table(runs: Sequence[Run]) -> tuple[ClassTable | None, list[str]]:
     """Describe the table of classes; return it, None without records of classes, and notes on omitted parts."""
-    rows = [row for run in runs for picture in run.pictures for row in picture.per_class]
+    rows = [row for run in runs for each in run.details for row in each.per_class]
     metrics = [m for m in CLASS_METRICS if m.name != NEAREST and any(m.name in row for row in rows)]
     if not metrics:
         return None, []
-    classes = {run.name: sorted({row["class"] for p in run.pictures for row in p.per_class}) for run in runs}
+    classes = {run.name: sorted({int(row["class"] or 0) for d in run.details for row in d.per_class}) for run in runs}
 
     names = [metric.name for metric in metrics]
     with_errors = [name for name in names if any(f"{name}{STDERR}" in row for row in rows)]
     all_names = [*names, *(f"{name}{STDERR}" for name in with_errors)]
 
-    def numbers(run: Run, picture: Picture) -> np.ndarray | None:
-        by_class = {row["class"]: row for row in picture.per_class}
+    def numbers(run: Run, details: DetailedRecord) -> np.ndarray | None:
+        by_class = {row["class"]: row for row in details.per_class}
         if not by_class:
             return None
         return np.array([[float_of(by_class.get(c, {}).get(name)) for name in all_names] for c in classes[run.name]])
@@ -122,27 +123,27 @@ def class_table(runs: Sequence[Run]) -> tuple[ClassTable | None, list[str]]:
     return ClassTable("classes", "Classes", meaning, columns, frames, labels, nearest), notes
 
 
-def _values(runs: Sequence[Run], array_of: Callable[[Run, Picture], np.ndarray | None]) -> list[Values]:
-    """Return the arrays of all pictures that have one."""
-    pairs = [(run, picture) for run in runs for picture in run.pictures]
+def _values(runs: Sequence[Run], array_of: Callable[[Run, DetailedRecord], np.ndarray | None]) -> list[Values]:
+    """Return the arrays of all checkpoints and splits that have one."""
     return [
-        (run.name, picture.split, picture.checkpoint, array)
-        for run, picture in pairs
-        if (array := array_of(run, picture)) is not None
+        (run.name, str(each.record["split"]), run.number_of(each.record), array)
+        for run in runs
+        for each in run.details
+        if (array := array_of(run, each)) is not None
     ]
 
 
 def _cosines(runs: Sequence[Run], name: str, blocks: Mapping[str, list[list[int]]]) -> list[Values]:
-    def matrix(run: Run, picture: Picture) -> np.ndarray | None:
-        if picture.portrait is None or name not in picture.portrait.cosines:
+    def matrix(run: Run, details: DetailedRecord) -> np.ndarray | None:
+        if details.portrait is None or name not in details.portrait.cosines:
             return None
-        cosines, all_blocks = np.array(picture.portrait.cosines[name], dtype=float), blocks[run.name]
-        if picture.portrait.blocks == all_blocks:
+        cosines, all_blocks = np.array(details.portrait.cosines[name], dtype=float), blocks[run.name]
+        if details.portrait.blocks == all_blocks:
             return cosines
         # A class without samples here has no row.
         padded = np.full((len(all_blocks), len(all_blocks)), np.nan)
-        if all(block in all_blocks for block in picture.portrait.blocks):
-            indices = [all_blocks.index(block) for block in picture.portrait.blocks]
+        if all(block in all_blocks for block in details.portrait.blocks):
+            indices = [all_blocks.index(block) for block in details.portrait.blocks]
             padded[np.ix_(indices, indices)] = cosines
         return padded
 
@@ -159,10 +160,10 @@ def _cosines(runs: Sequence[Run], name: str, blocks: Mapping[str, list[list[int]
 
 
 def _eigenvalues(runs: Sequence[Run], name: str, length: int) -> list[Values]:
-    def padded(_: Run, picture: Picture) -> np.ndarray | None:
-        if picture.portrait is None or name not in picture.portrait.spectra:
+    def padded(_: Run, details: DetailedRecord) -> np.ndarray | None:
+        if details.portrait is None or name not in details.portrait.spectra:
             return None
-        eigenvalues = picture.portrait.spectra[name][1]
+        eigenvalues = details.portrait.spectra[name][1]
         return np.array([*eigenvalues, *[np.nan] * (length - len(eigenvalues))])
 
     return _values(runs, padded)
@@ -171,12 +172,12 @@ def _eigenvalues(runs: Sequence[Run], name: str, length: int) -> list[Values]:
 def _drawn_checkpoints(
     runs: Sequence[Run], values: Iterable[Sequence[Values]], kind: str, notes: list[str]
 ) -> dict[str, set[int]]:
-    """Return the checkpoints of each run whose pictures fit into the page; add a note if they are not all."""
+    """Return the checkpoints of each run whose matrices fit into the page; add a note if they are not all."""
     numbers = sum(array.size for of_kind in values for _, _, _, array in of_kind)
     share = min(1.0, MOST_NUMBERS[kind] / max(1, numbers))
     drawn = {}
     for run in runs:
-        checkpoints = sorted({picture.checkpoint for picture in run.pictures})
+        checkpoints = sorted({run.number_of(each.record) for each in run.details})
         count = max(min(len(checkpoints), 2), int(len(checkpoints) * share))
         drawn[run.name] = {checkpoints[index] for index in evenly(len(checkpoints), count)}
         if count < len(checkpoints):
@@ -198,7 +199,7 @@ def _frames(values: Iterable[Values], drawn: Mapping[str, set[int]]) -> tuple[Fr
 
 def _blocks(run: Run) -> list[list[int]]:
     """Return the blocks of classes of a run's cosine matrices: single classes, or ranges of many."""
-    all_blocks = [picture.portrait.blocks for picture in run.pictures if picture.portrait is not None]
+    all_blocks = [each.portrait.blocks for each in run.details if each.portrait is not None]
     if all(len(block) == 1 for blocks in all_blocks for block in blocks):
         return [[label] for label in sorted({block[0] for blocks in all_blocks for block in blocks})]
     return max(all_blocks, key=lambda blocks: sum(map(len, blocks)), default=[])
@@ -220,7 +221,8 @@ def _simplex(run: Run) -> int:
 
 def _nearest(runs: Sequence[Run], frame: Frames, classes: Sequence[int]) -> tuple[tuple[str, ...], ...]:
     run = next(run for run in runs if run.name == frame.run)
-    rows = {p.checkpoint: {row["class"]: row for row in p.per_class} for p in run.pictures if p.split == frame.split}
+    of_split = [each for each in run.details if str(each.record["split"]) == frame.split]
+    rows = {run.number_of(each.record): {row["class"]: row for row in each.per_class} for each in of_split}
     return tuple(
         tuple(_named_confusion(run, str(rows[checkpoint].get(c, {}).get(NEAREST) or "")) for c in classes)
         for checkpoint in frame.checkpoints
