@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_probe.cli.flags import flags_for_keywords
-from ckpt_probe.cli.options import flag, option, option_group, out_option, setting_group, verb
+from ckpt_probe.cli.options import flag, option, option_group, setting_group, verb
 from ckpt_probe.cli.output import Output, bars, say, takes_output
 from ckpt_probe.cli.values import PATH, POSITIVE, WHOLE
 from ckpt_probe.errors import UsageError
@@ -50,8 +50,7 @@ def _list_metrics(context: click.Context, _option: click.Parameter, asked: bool)
 )
 @option_group(
     "Output",
-    "json csv wide",
-    out_option("Also write to this file: .csv, .parquet, else JSON Lines.", required=False),
+    "json csv wide out",
     option("--spectra", "NPZ", "Also write the eigenvalues of all Gram matrices here.", PATH),
     flag("--overwrite", "Replace output files that exist."),
 )

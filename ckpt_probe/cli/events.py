@@ -30,7 +30,7 @@ Examples: ckpt-probe events records.jsonl --split test
         multiple=True,
     ),
     metric_option("Metrics to test, separated by commas; repeatable.", None, "all"),
-    option("--split splits", "NAME", "Split to use; repeatable.", str, None, "all", multiple=True),
+    "splits",
     option("--level", "P", "Family-wise error over the intervals and metrics of a run.", float, 0.05),
 )
 @option_group(

@@ -6,9 +6,8 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.flags import flags_for_keywords
 from ckpt_probe.cli.options import MODEL_SETTINGS, flag, model_options, option_group, setting_group, verb
-from ckpt_probe.cli.output import bars
+from ckpt_probe.cli.output import bars, show
 from ckpt_probe.cli.values import PATH
 from ckpt_probe.errors import DataError, in_json, listed, printable
 
@@ -53,26 +52,20 @@ def command(path: Path, statistics: bool, verify: bool, json: bool, **options: A
 
 def _print(facts: dict[str, Any], statistics: bool) -> None:
     click.echo(printable(f"{facts['file']}: a whole {facts['kind']}, {facts['bytes']:,} bytes"))
-    lines = [flags_for_keywords(line) for line in list(_lines(facts))]
-    click.echo("\n".join([printable(line) for line in lines]))
-    columns = ["tensor", "dtype", "shape", *(STATISTICS if statistics else ())]
-    rows = [
-        [
-            tensor["name"],
-            tensor["dtype"],
-            " × ".join(map(str, tensor["shape"])) or "scalar",
-            *(_cell(tensor.get(name)) for name in (STATISTICS if statistics else ())),
-        ]
-        for tensor in facts["tensors"]
-    ]
-    _print_table(columns, rows)
+    for line in _lines(facts):
+        show(line)
+    more = STATISTICS if statistics else ()
+    rows = []
+    for tensor in facts["tensors"]:
+        shape = " × ".join(map(str, tensor["shape"])) or "scalar"
+        rows.append([tensor["name"], tensor["dtype"], shape, *(_cell(tensor.get(name)) for name in more)])
+    _print_table(["tensor", "dtype", "shape", *more], rows)
     _print_verified(facts)
 
 
 def _print_verified(facts: dict[str, Any]) -> None:
-    if "verified" in facts:
-        for line in _verification_lines(facts["verified"]):
-            click.echo(printable(line))
+    for line in _verification_lines(facts["verified"]) if "verified" in facts else ():
+        click.echo(printable(line))
 
 
 STATISTICS = ("norm", "mean", "spread", "zeros", "nan", "inf")

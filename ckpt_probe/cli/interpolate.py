@@ -168,22 +168,16 @@ def sparkline(values: Sequence[float | None]) -> str:
 
 def excess(barrier: Mapping[str, Any], quantity: str) -> str:
     """Return a barrier with position, error, and the rise over the mean of both ends as text; "–" if it is unknown."""
-    from ckpt_probe.reporting.uncertain import WITHIN_ERROR, is_within_error
+    from ckpt_probe.reporting.uncertain import WITHIN_ERROR, is_within_error, number_in
 
     value = barrier[f"barrier.{quantity}"]
     if value is None:
         return "–"
     if value > 0:
         stderr = barrier.get(f"barrier.{quantity}_stderr")
-        above = f"{_number(value, stderr)} at alpha {barrier[f'barrier.{quantity}_alpha']:.3g}"
+        above = f"{number_in('.4g', value, stderr)} at alpha {barrier[f'barrier.{quantity}_alpha']:.3g}"
         above += f", {WITHIN_ERROR}" if is_within_error(value, stderr) else ""
     else:
         above = "0"
     over_mean, stderr = (barrier.get(f"barrier.{quantity}_over_mean{ending}") for ending in ("", "_stderr"))
-    return above if over_mean is None else f"{above} ({_number(over_mean, stderr)} over the mean of the ends)"
-
-
-def _number(value: float, stderr: float | None) -> str:
-    from ckpt_probe.reporting.uncertain import number_with_error
-
-    return f"{value:.4g}" if stderr is None else number_with_error(value, stderr)
+    return above if over_mean is None else f"{above} ({number_in('.4g', over_mean, stderr)} over the mean of the ends)"

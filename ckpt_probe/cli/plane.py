@@ -184,12 +184,10 @@ def _lowest(summary: dict[str, Any]) -> str:
 
 
 def _loss(record: dict[str, Any], name: str) -> str:
-    from ckpt_probe.reporting.uncertain import number_with_error
+    from ckpt_probe.reporting.uncertain import number_in
 
-    value, stderr = record[name], record.get(f"{name}_stderr")
-    if value is None:
-        return "loss –"
-    return f"loss {value:.4g}" if stderr is None else f"loss {number_with_error(value, stderr)}"
+    value = record[name]
+    return "loss –" if value is None else f"loss {number_in('.4g', value, record.get(f'{name}_stderr'))}"
 
 
 def _at(x: float, y: float) -> str:

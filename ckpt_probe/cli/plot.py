@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.options import flag, option, option_group, out_option, verb
+from ckpt_probe.cli.options import option, option_group, out_option, verb
 from ckpt_probe.cli.output import bars, say
 from ckpt_probe.errors import UsageError
 
@@ -48,9 +48,7 @@ Examples: ckpt-probe plot records.jsonl -o a.svg --metric class.mir --metric nc1
     option("--title", "TEXT", "Title above the figure."),
 )
 @option_group(
-    "Output",
-    out_option("File for the figure; its suffix .svg, .png or .pdf decides the format."),
-    flag("--overwrite", "Replace the file if it exists."),
+    "Output", out_option("File for the figure; its suffix .svg, .png or .pdf decides the format."), "overwrite"
 )
 def command(
     records: tuple[str, ...],

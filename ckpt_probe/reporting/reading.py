@@ -6,7 +6,7 @@ from typing import Any
 
 from ckpt_probe.analysis.entries import STDERR, corrected_value
 from ckpt_probe.moments import difference
-from ckpt_probe.reporting.uncertain import INTERVAL, WITHIN_ERROR, is_within_error, number_with_error
+from ckpt_probe.reporting.uncertain import INTERVAL, WITHIN_ERROR, is_within_error, number_in
 
 Record = Mapping[str, Any]
 
@@ -109,6 +109,4 @@ def _barrier(path: Record, shape: str | None) -> str:
 def _with_error(path: Record, name: str) -> str:
     """Return a barrier with four decimals, or with its error and whether it is within this error."""
     value, stderr = path[name], path.get(f"{name}{STDERR}")
-    if stderr is None:
-        return f"{value:.4f}"
-    return f"{number_with_error(value, stderr)}{f' ({WITHIN_ERROR})' if is_within_error(value, stderr) else ''}"
+    return number_in(".4f", value, stderr) + (f" ({WITHIN_ERROR})" if is_within_error(value, stderr) else "")

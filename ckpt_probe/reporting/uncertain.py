@@ -49,6 +49,11 @@ def number_with_error(value: float | None, stderr: float | None) -> str:
     return _in_digits(value, stderr)
 
 
+def number_in(form: str, value: float, stderr: float | None) -> str:
+    """Format a number with its standard error, or in a format such as ".4g" if it has none."""
+    return f"{value:{form}}" if stderr is None else number_with_error(value, stderr)
+
+
 def _in_digits(value: float, stderr: float) -> str:
     # Two digits of the error after it is rounded: 0.0996 is 0.10.
     decimals = 1 - math.floor(math.log10(float(f"{stderr:.1e}")))

@@ -12,7 +12,7 @@ from ckpt_probe.reporting.plots.curves import AXIS_NAMES
 from ckpt_probe.reporting.plots.description import Axis, ContourPlot, Line, LinePlot, PlanePoint, Span, Style
 from ckpt_probe.reporting.plots.metrics import coloured_by_split
 from ckpt_probe.reporting.sources import PathContents
-from ckpt_probe.reporting.uncertain import number_with_error
+from ckpt_probe.reporting.uncertain import number_in
 
 if TYPE_CHECKING:
     from ckpt_probe.paths import PlaneResult
@@ -138,8 +138,7 @@ def _barrier(name: str, path: PathContents, quantity: str, line: Line, ends: Seq
         return []
     low = (1 - alpha) * ends[0] + alpha * ends[1]
     stderr = number(summary, f"barrier.{quantity}_stderr", name)
-    size = f"{barrier:.3g}" if stderr is None else number_with_error(barrier, stderr)
-    label = f"barrier {size} ({line.split})"
+    label = f"barrier {number_in('.3g', barrier, stderr)} ({line.split})"
     return [Span(alpha, low, low + barrier, f"barrier, {line.split}", label, line.style.colour)]
 
 
