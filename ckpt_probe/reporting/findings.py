@@ -35,7 +35,7 @@ def findings_table(findings: Findings) -> Table:
     by_series = grouped_by(findings, series_key)
     for limit in findings.limits:
         rows = by_series.get(series_key(limit), [])
-        name = [*([run_name(limit)] if several else []), name_of(limit)]
+        name = _names(limit, several)
         smallest = MISSING if limit.get("missing") else short_number(limit["smallest_detectable"])
         if not rows:
             add_row(table, [*name, "no event", "", "", "", "", smallest], style="dim")
@@ -101,8 +101,7 @@ def findings_drawing(findings: Findings, width: int = 100) -> list[str]:
     first = min(
         (float(series.steps[series.steps > 0][0]) for series in findings.series if series.steps[-1] > 0), default=1
     )
-    names = {key: _cut(" ".join([*([run_name(rows[0])] if several else []), name_of(rows[0])]), MOST_NAME)
-             for key, rows in by_series.items()}  # fmt: skip
+    names = {key: _cut(" ".join(_names(rows[0], several)), MOST_NAME) for key, rows in by_series.items()}
     margin = max(map(len, names.values())) + 2
     axis = max(LEAST_AXIS, width - margin)
     low, high = (math.log(max(step, 0) + first) for step in (min(steps), max(steps)))
@@ -123,6 +122,11 @@ def findings_drawing(findings: Findings, width: int = 100) -> list[str]:
     lines.append(f"{'':{margin}}{start}{end:>{max(1, axis - len(start))}}")
     legend = "█ onset   ▒ end   ─ change; step on a logarithmic axis"
     return [*lines, f"{'':{margin}}{legend}"]
+
+
+def _names(record: Record, several: bool) -> list[str]:
+    """Return the name of the series of an event or a limit, after that of its run if there are several runs."""
+    return [*([run_name(record)] if several else []), name_of(record)]
 
 
 def _onset(events: Iterable[Record]) -> tuple[bool, float]:

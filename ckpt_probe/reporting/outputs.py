@@ -19,7 +19,7 @@ from ckpt_probe.reporting.plots.description import Bar, IntervalPlot
 from ckpt_probe.reporting.plots.metrics import axis_along
 from ckpt_probe.reporting.provenance import origin_of, without_shared
 from ckpt_probe.reporting.reading import read_path, read_plane, read_supported
-from ckpt_probe.reporting.runs import ORDER, Run, common_axis, positions
+from ckpt_probe.reporting.runs import common_axis, placed, positions
 from ckpt_probe.reporting.sections import DIFFERENCES, FINDINGS, Contents, Track, folded, sections_of
 from ckpt_probe.reporting.sources import Source, class_names, open_sources
 
@@ -142,7 +142,10 @@ def gather(
     if not (contents.runs or contents.paths or contents.planes or contents.weights):
         raise DataError("nothing to report")
     axis = common_axis(contents.runs) if contents.runs else "step"
-    tracks = [Track(run.name, tuple(run.checkpoints), tuple(_slider_positions(run, axis))) for run in contents.runs]
+    tracks = [
+        Track(run.name, tuple(run.checkpoints), tuple(positions(placed(run, axis) or run, axis)))
+        for run in contents.runs
+    ]
     sections = [section for section in sections_of(contents, axis, options) if section.plots]
     reading = tuple((about, tuple(sentences)) for about, sentences in _reading(contents) if sentences)
     if not (sections or reading):
@@ -157,10 +160,6 @@ def gather(
         tuple(tracks),
         *(without_shared(origins) if contents.has_groups else (tuple(origins), {})),
     )
-
-
-def _slider_positions(run: Run, axis: str) -> Iterable[float | None]:
-    return map(float, range(len(run.checkpoints))) if axis == ORDER else positions(run, axis)
 
 
 def _reading(contents: Material) -> Iterable[tuple[str, list[str]]]:

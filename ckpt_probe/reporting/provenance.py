@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ckpt_probe.checkpoints.header import library_versions
 from ckpt_probe.dumps import open_dump_series, read_provenance
 from ckpt_probe.extraction.request import command_of
 from ckpt_probe.files import content_hash
@@ -63,11 +62,6 @@ def without_shared(origins: Sequence[Origin]) -> tuple[tuple[Origin, ...], dict[
     shared = {name: text for name, text in first.items() if all(each.facts.get(name) == text for each in origins)}
     differing = [{name: text for name, text in each.facts.items() if name not in shared} for each in origins]
     return tuple(replace(each, facts=facts) for each, facts in zip(origins, differing, strict=True)), shared
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries."""
-    return library_versions()
 
 
 def _of_dumps(source: Source) -> Origin:

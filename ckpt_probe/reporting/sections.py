@@ -81,7 +81,6 @@ class Contents:
         tracks: Runs on the slider.
         origins: Provenance of the sources; that of several has only the facts in which they differ.
         shared: Facts that are the same for all sources.
-        notes: Notes on missing parts.
     """
 
     title: str
@@ -91,7 +90,6 @@ class Contents:
     tracks: tuple[Track, ...]
     origins: tuple[Origin, ...]
     shared: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
 
 def sections_of(contents: Material, axis: str, options: ReportOptions) -> Iterable[Section]:

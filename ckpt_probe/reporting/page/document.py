@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from ckpt_probe.addresses import without_credentials
+from ckpt_probe.checkpoints.header import library_versions
 from ckpt_probe.errors import printable
 from ckpt_probe.files import write_text
 from ckpt_probe.reporting.plots.description import Frames, Line, LinePlot, TableRows
-from ckpt_probe.reporting.provenance import versions
 from ckpt_probe.reporting.sections import Contents
 
 MOST_CHARACTERS = 4000
@@ -127,16 +127,16 @@ def page_of(contents: Contents, command: str = "") -> str:
         contents: Contents of the report.
         command: Command line that made the report, shown with its provenance.
     """
-    library_versions = versions()
+    versions = library_versions()
     libraries, program = [_read(name) for name in LIBRARIES], "".join(_read(f"{name}.js") for name in PARTS)
     style = _read("page.css")
-    data = encoded(contents, {"command": command, "versions": library_versions})
+    data = encoded(contents, {"command": command, "versions": versions})
     scripts = "\n".join(
         [*(f"<script>{library}</script>" for library in libraries), f'<script type="module">{program}</script>']
     )
     return _read("page.html").format(
         policy=_policy([*libraries, program], [style, _read(PLOT_STYLE)]),
-        version=html.escape(library_versions["ckpt-probe"]),
+        version=html.escape(versions["ckpt-probe"]),
         title=html.escape(printable(without_credentials(contents.title))[:200]),
         style=style,
         data=data,
