@@ -186,7 +186,7 @@ class JointOperator:
         """Return the products with vectors x (size, b)."""
         classes, features = self._heads.shape
         at_once = 2 * (CLASSES_AT_ONCE + features) if self._groups else 2 * classes
-        columns = max(1, self._memory // 8 // (8 * features * at_once))
+        columns = max(1, self._memory // 8 // (x.element_size() * features * at_once))
         by_groups = self._apply_squared if self._squared else self._apply_by_groups
         product = by_groups if self._groups else self._apply_by_blocks
         parts = [product(part) for part in x.split(columns, dim=1)]
