@@ -239,16 +239,16 @@ class Sample:
         counts, device, samples = counts.cpu(), counts.device, int(counts.sum())
         labels = subset.labels
         if subset.documents is None:
-            shares = counts[labels] / torch.bincount(labels, minlength=len(counts))[labels]
+            shares = (counts.double() / torch.bincount(labels, minlength=len(counts)))[labels]
         else:
             _, each, sizes = torch.unique(subset.documents, return_inverse=True, return_counts=True)
             assert subset.document_rows is not None
-            shares = subset.document_rows / sizes[each]
+            shares = subset.document_rows.double() / sizes[each]
         present = counts[counts > 0]
         design = Design(
             subset.indices,
             labels,
-            shares.double() / shares.sum(),
+            shares / shares.sum(),
             samples,
             fixed=int(present.max() - present.min()) <= 1,
             documents=subset.documents,

@@ -26,9 +26,11 @@ from ckpt_probe.moments.errors import (
     SEVERAL_MAXIMA,
     SINGLE_ROWS,
     Design,
+    Sample,
     extreme_value_index,
 )
 from ckpt_probe.moments.registry import LAYERS, METRICS, SERIES
+from ckpt_probe.moments.subset import RowSubset
 
 CLASSES, FEATURES, SAMPLES = 4, 6, 160
 
@@ -216,6 +218,18 @@ def test_a_class_in_one_half_only_has_no_bias(rare: int) -> None:
     assert record["within.entropy_mean_bias"] is None
     assert NO_HALF in record["missing"]
     assert math.isfinite(record["sample.entropy_features_bias"])
+
+
+def test_rows_of_equal_influence_give_no_error_of_rounding() -> None:
+    labels = torch.zeros(700, dtype=torch.int64)
+    labels[::3] = 1
+    subset = RowSubset(512)
+    documents = torch.arange(700) // 7
+    halves = torch.zeros_like(labels)
+    subset.update(torch.ones(700, 2), labels, torch.arange(700), halves, documents)
+    sample = Sample.of(subset, torch.bincount(labels))
+    assert float(sample.design.shares.sum()) == pytest.approx(1, abs=1e-15)
+    assert sample.stderr(2e-4, torch.full((512,), -2e-4, dtype=torch.float64)) == (None, NO_SPREAD)
 
 
 def test_repeated_rows_of_documents_do_not_shrink_the_error() -> None:
