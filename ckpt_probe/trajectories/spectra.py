@@ -72,16 +72,13 @@ class Spectrum:
     exact: bool = True
 
 
-def spectrum_of(
-    weights: np.ndarray, first: np.ndarray | None = None, bootstrap: int = 0, alone: str = "the first checkpoint"
-) -> Spectrum:
+def spectrum_of(weights: np.ndarray, first: np.ndarray | None = None, bootstrap: int = 0) -> Spectrum:
     """Compute the spectrum of a matrix or a convolution.
 
     Args:
         weights: Matrix (out, …); floating-point numbers of any precision.
         first: The same tensor at the first checkpoint, for the spectrum of the change since then; None for none.
         bootstrap: Number of synthetic spectra for the goodness of fit; 0 leaves it out.
-        alone: Reason why there is no change if `first` is None.
     """
     matrix = _oriented(weights)
     m, n = matrix.shape
@@ -102,8 +99,6 @@ def spectrum_of(
     edge = _add_edge(numbers, reasons, values, m, n, squares / n)
     if first is not None:
         _add_change(numbers, reasons, matrix, _oriented(first))
-    else:
-        reasons.append(f"spectrum.change_spikes: {alone}")
     return Spectrum(numbers, tuple(reasons), tuple(map(float, values)), edge, start, bulk is None)
 
 
@@ -212,17 +207,29 @@ def _computed(member: Member, first: Member | None, opening: Opening, bootstrap:
 
 
 def _latest(tensor: "Tensor", before: "Tensor | None", bootstrap: int, alone: str) -> Spectrum:
-    """Return the spectrum of a tensor, from memory if this process computed that of an equal one not long ago."""
-    key = (_content(tensor), alone if before is None else _content(before), bootstrap)
+    """Return the spectrum of a tensor, from memory if this process computed that of an equal one not long ago.
+
+    Args:
+        tensor: The tensor.
+        before: That of the first checkpoint; None for none.
+        bootstrap: Number of synthetic spectra.
+        alone: Reason why there is no change if `before` is None.
+    """
+    content, other = _content(tensor), None if before is None else _content(before)
+    if content == other:
+        before, other, alone = None, None, "no change since the first checkpoint"
+    key = content, other, bootstrap
     if key not in _LATEST:
-        _LATEST[key] = spectrum_of(_numbers(tensor), None if before is None else _numbers(before), bootstrap, alone)
-    _LATEST[key] = _LATEST.pop(key)
-    while sum(len(spectrum.values) for spectrum in _LATEST.values()) > MOST_VALUES and len(_LATEST) > 1:
+        _LATEST[key] = spectrum_of(_numbers(tensor), None if before is None else _numbers(before), bootstrap)
+    _LATEST[key] = spectrum = _LATEST.pop(key)
+    while sum(len(each.values) for each in _LATEST.values()) > MOST_VALUES and len(_LATEST) > 1:
         del _LATEST[next(iter(_LATEST))]
-    return _LATEST[key]
+    if before is not None or any(reason.startswith("spectrum.*") for reason in spectrum.missing):
+        return spectrum
+    return replace(spectrum, missing=(*spectrum.missing, f"spectrum.change_spikes: {alone}"))
 
 
-_LATEST: dict[tuple[str, str, int], Spectrum] = {}
+_LATEST: dict[tuple[str, str | None, int], Spectrum] = {}
 """Spectra of the latest tensors by their content, the longest unused one first."""
 
 
@@ -339,8 +346,7 @@ def _add_edge(
 
 def _add_change(numbers: dict[str, Any], reasons: list[str], matrix: np.ndarray, first: np.ndarray) -> None:
     m, n = matrix.shape
-    unchanged = np.array_equal(matrix, first)
-    values, _, squares = (np.zeros(0), None, 0.0) if unchanged else _eigenvalues(matrix, first)
+    values, _, squares = _eigenvalues(matrix, first)
     if not math.isfinite(squares):
         reasons.append("spectrum.change_spikes: NaN or infinite weights in the first checkpoint")
     elif squares == 0:

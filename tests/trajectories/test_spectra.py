@@ -160,7 +160,10 @@ def test_equal_tensors_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> Non
     before, after = (torch.randn(30, 40, generator=draw).bfloat16() for _ in range(2))
     found = spectra._latest(after, before, 0, "")
     assert spectra._latest(after.clone(), before.clone(), 0, "") is found
-    assert spectra._latest(after, None, 0, "") is not found
+    unchanged = spectra._latest(after, after.clone(), 0, "")
+    assert unchanged.values is spectra._latest(after, None, 0, "").values
+    assert unchanged.missing[-1] == "spectrum.change_spikes: no change since the first checkpoint"
+    assert spectra._latest(after, None, 0, "alone").missing[-1] == "spectrum.change_spikes: alone"
     assert spectra._latest(after.T, None, 0, "") is not spectra._latest(after, None, 0, "")
     assert found.numbers["norm"] == pytest.approx(torch.linalg.norm(after.double(), 2).item(), rel=1e-12)
     monkeypatch.setattr(spectra, "MOST_VALUES", 40)  # one spectrum
