@@ -184,19 +184,15 @@ class Output:
             The records.
 
         Raises:
-            DataError: If some of the records cannot be computed, after the others are printed.
+            DataError: If some of the records cannot be computed, after the others are printed and written.
         """
         from ckpt_probe.reporting import to_csv, to_json_line
 
-        if self.json:
-            rows = []
-            for record in records:
-                click.echo(printable(to_json_line(record)))
-                rows.append(record)
-            return rows
         rows, error = [], None
         try:
             for record in records:
+                if self.json:
+                    click.echo(printable(to_json_line(record)))
                 rows.append(record)
         except DataError as caught:
             if not rows:
@@ -204,9 +200,10 @@ class Output:
             error = caught
         if self.csv:
             click.echo(to_csv(to_rows(rows)), nl=False)
-        else:
+        elif not self.json:
             (print_table or self.print_table)(rows)
         if error is not None:
+            self.write(rows, to_rows=to_rows)
             raise error
         return rows
 

@@ -92,7 +92,9 @@ def test_invalid_dumps_give_one_line_with_file_split_and_row(
 def test_the_table_has_the_dumps_that_can_be_analyzed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for step in (1, 2, 3):
         write(tmp_path / f"step-{step}.h5", changed(features=put(4, value=np.nan)) if step == 2 else arrays(60))
-    assert run(["analyze", str(tmp_path), "--only", "nc1", "--csv"]) == 1
+    out = tmp_path / "records.jsonl"
+    assert run(["analyze", str(tmp_path), "--only", "nc1", "--csv", "-o", str(out)]) == 1
+    assert [json.loads(line)["step"] for line in out.read_text().splitlines()] == [1, 3]
     captured = capsys.readouterr()
     assert [line.partition(",")[0] for line in captured.out.splitlines()] == ["checkpoint", "step-1", "step-3"]
     assert captured.err.splitlines()[-1].startswith(f"error: {tmp_path}/step-2.h5: test: features: 1 row holds NaN")
