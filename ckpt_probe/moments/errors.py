@@ -18,6 +18,7 @@ from ckpt_probe.metrics.arrays import as_tensor
 from ckpt_probe.moments.influences import linear
 from ckpt_probe.moments.quality import Scored, bins_of
 from ckpt_probe.moments.registry import COMPUTING_ERROR, LOGITS, MEANS, OUTSIDE, SCATTER, SECOND_PASS, Metric
+from ckpt_probe.moments.state import MANY_CLASSES
 from ckpt_probe.moments.subset import RowSubset
 
 FEWEST_ROWS = 8
@@ -190,8 +191,9 @@ class Design:
 
 
 def needs_classes(metric: Metric) -> bool:
-    """Return whether a metric depends on the rows of every class by themselves."""
-    return metric.family == "within" or not {MEANS, SCATTER, OUTSIDE, SECOND_PASS}.isdisjoint(metric.requires)
+    """Return whether a metric depends on the rows of every class by themselves, not on all rows alike."""
+    of_classes = {MEANS, SCATTER, OUTSIDE, SECOND_PASS}
+    return metric.family == "within" or (metric.family != "spectrum" and not of_classes.isdisjoint(metric.requires))
 
 
 @dataclass
@@ -273,6 +275,8 @@ class Sample:
             return self.reason
         if metric.name == COMPUTING_ERROR:
             return OF_COMPUTATION
+        if metric.family == "spectrum" and self.misses and self.classes > MANY_CLASSES:
+            return MISSES_CLASS
         if not needs_classes(metric):
             return None
         if self.classes < 2:

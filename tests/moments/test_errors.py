@@ -220,6 +220,20 @@ def test_a_class_in_one_half_only_has_no_bias(rare: int) -> None:
     assert math.isfinite(record["sample.entropy_features_bias"])
 
 
+def test_spectra_of_all_rows_have_errors_with_classes_of_one_row() -> None:
+    rows, labels, _ = classes_of_gaussians(400)
+    several = moments_of(rows, labels, only=["spectrum", "nc1"]).compute(errors=True)
+    single = moments_of(rows, torch.cat([labels[:-1], torch.tensor([4])]), classes=5, only=["spectrum", "nc1"])
+    record = single.compute(errors=True)
+    assert record["nc1.pinv_stderr"] is None
+    for name in ("rankme", "alpha_req", "participation_ratio"):
+        assert record[name] == pytest.approx(several[name], rel=1e-9)
+        assert torch.allclose(record.influences[name], several.influences[name], rtol=1e-4, atol=1e-4)
+        spread = float(several.influences[name].double().std())
+        assert record[f"{name}_stderr"] == pytest.approx(spread / math.sqrt(400), rel=1e-3)
+        assert record[f"{name}_bias"] == pytest.approx(several[f"{name}_bias"], rel=0.1)
+
+
 def test_rows_of_equal_influence_give_no_error_of_rounding() -> None:
     labels = torch.zeros(700, dtype=torch.int64)
     labels[::3] = 1
