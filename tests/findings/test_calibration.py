@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ckpt_probe.findings import findings_of
 from ckpt_probe.findings.detection import positions
 from ckpt_probe.findings.noise import simulate
 
@@ -74,3 +75,19 @@ def test_planted_jumps_are_covered_in_intervals_at_most_twice_as_wide_as_the_bes
     ]
     assert np.isfinite(widths).mean() >= 0.9
     assert np.median(np.array(widths) / best) <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("spacings", "power", "least", "most"), [(6, 1.0, 0.9, 1.0), (0, 3.0, 0.0, 0.05), (0, None, 0.0, 0.05)]
+)
+def test_a_lag_of_six_spacings_is_an_order_and_equal_onsets_have_none(
+    calibration: Any, spacings: int, power: float | None, least: float, most: float
+) -> None:
+    lag, ordered = spacings * math.log(6001 / 2) / 43, []
+    for trial in range(20):
+        runs = {
+            ("g", str(seed)): calibration.pair_of(100 * trial + seed, lag, (0.02, 0.02), power) for seed in range(6)
+        }
+        ordered.append(any(order["relation"] == "before" for order in findings_of(runs).orders))
+    assert least <= np.mean(ordered) <= most
