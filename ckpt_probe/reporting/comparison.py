@@ -192,7 +192,8 @@ def difference_table(compared: Sequence[Comparison]) -> RowTable:
         p = MISSING if each.p_value is None else f"{each.p_value:.2g}"
         verdict = "one run" if each.seeds == 1 else verdict_text(each)
         rows.append((label_of(each.metric, with_name=True), each.split, mean_of_baseline, group, change, p, verdict))
-    step = _step_text(compared, "the last step of all runs")
+    in_common = all(each.step is not None for each in compared)
+    step = _step_text(compared, "the last step of all runs" if in_common else "each run's own last step")
     meaning = (
         f"mean ± standard deviation over seeds at {step}, and mean difference of runs of the same seed; p and verdict "
         f"as by compare: Student's paired test at {compared[0].confidence:.0%}, after Holm's correction for all rows"

@@ -1,6 +1,7 @@
 """Tests of differences between groups of runs: the statistics of `compare`, and the page drawn by group."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,20 @@ def test_metrics_are_ordered_by_p_of_the_paired_test_at_the_last_common_step() -
         assert each.p_value == pytest.approx(p, rel=1e-9)
         assert each.mean == pytest.approx(VALUES["decay", each.metric].mean())
         assert (each.verdict == "different") == (p <= 0.05)
+
+
+def test_groups_without_a_common_step_are_compared_at_their_last_steps_and_the_table_states_it() -> None:
+    steps = {"a": (1, 381), "b": (2, 382)}
+    apart = [
+        Run(f"{g}/{s}", [{"step": n, "split": "test", "loss": n + s} for n in steps[g]], [], (), (), g, str(s))
+        for g in "ab"
+        for s in range(3)
+    ]
+    table = difference_table(differences(apart))
+    assert "at each run's own last step" in table.meaning
+    assert differences(apart)[1].difference == 1
+    again = [replace(run, group="c") for run in apart[3:]]
+    assert "at step 382" in difference_table(differences([*apart[3:], *again])).meaning
 
 
 def test_equal_values_do_not_differ_and_single_runs_have_no_p_value() -> None:
