@@ -16,9 +16,7 @@ from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Subject
 from ckpt_probe.files import distinct_names
 from ckpt_probe.models import build_model, load_weights, unwrapped
-from ckpt_probe.paths.ends import Ends, point_metadata
-from ckpt_probe.paths.ledger import Ledger
-from ckpt_probe.paths.options import PathOptions
+from ckpt_probe.paths.ends import Ends, PathJob, point_metadata
 from ckpt_probe.paths.point import drop_statistics, has_batchnorm, recompute
 from ckpt_probe.paths.shapes import CURVES, linear
 from ckpt_probe.progress import Progress
@@ -93,43 +91,32 @@ def curve_net(
 
 def read_midpoint(path: Path, subject: Subject) -> State:
     """Read M from a file, with the model's names. Raises DataError naming the file if it does not fit the model."""
-    with open_checkpoint(path) as checkpoint:
-        state = unwrapped(checkpoint.state_dict(), set(subject.model.state_dict()))
+    state = _state(path, None, None, set(subject.model.state_dict()))
     subject.load(state, str(path))
     return state
 
 
-def trained_midpoint(
-    ledger: Ledger,
-    ends: tuple[Path, Path],
-    tensors: Ends,
-    subject: Subject,
-    options: PathOptions,
-    *,
-    overwrite: bool,
-    progress: Progress,
-) -> State:
+def trained_midpoint(job: PathJob, tensors: Ends, subject: Subject, *, overwrite: bool, progress: Progress) -> State:
     """Train M in the directory curve of the path and write it to midpoint.safetensors, unless that exists.
 
     An interrupted training continues. The running statistics of M are estimated on the training data.
 
     Args:
-        ledger: Directory of the path.
-        ends: The checkpoints A and B.
+        job: The path from A to B, which may be aligned B.
         tensors: Their state dicts.
         subject: Model and data.
-        options: Shape of the curve, and epochs and learning rate of the training.
         overwrite: Whether to start an interrupted training again.
         progress: Receives messages and bars.
 
     Returns:
         The state dict of M.
     """
+    ledger = job.ledger
     if ledger.midpoint.exists():
         return read_midpoint(ledger.midpoint, subject)
-    with subject.setup.open(ends[0]) as checkpoint:
+    with job.setup.open(job.files[0]) as checkpoint:
         raw, trained_by = checkpoint.raw_metadata, checkpoint.metadata.config
-    config = _configuration(ledger, ends, subject, options, trained_by)
+    config = _configuration(job, subject, trained_by)
     device = str(subject.device)
     train(config, ledger.training, resume=not overwrite, overwrite=overwrite, device=device, progress=progress)
     with open_checkpoint(open_series(ledger.training)[-1].path) as checkpoint:
@@ -138,7 +125,11 @@ def trained_midpoint(
     if has_batchnorm(subject.model):
         recompute(subject.model, subject.data.split("train"))
     state = {name: tensor.detach().cpu().clone() for name, tensor in subject.model.state_dict().items()}
-    description = {**dict(zip("ab", distinct_names(ends), strict=True)), "path": options.path, "midpoint": True}
+    description = {
+        **dict(zip("ab", distinct_names(job.files), strict=True)),
+        "path": job.options.path,
+        "midpoint": True,
+    }
     save_checkpoint(ledger.midpoint, state, point_metadata(raw, subject, description))
     return state
 
@@ -148,13 +139,8 @@ def _state(path: Path, state_key: str | None, base: str | None, names: set[str])
         return unwrapped(checkpoint.state_dict(), names)
 
 
-def _configuration(
-    ledger: Ledger,
-    ends: tuple[Path, Path],
-    subject: Subject,
-    options: PathOptions,
-    trained_by: Mapping[str, Any],
-) -> TrainingConfig:
+def _configuration(job: PathJob, subject: Subject, trained_by: Mapping[str, Any]) -> TrainingConfig:
+    options, setup = job.options, job.setup
     optimizer = dict(trained_by.get("optimizer", FOREIGN_OPTIMIZER))
     # A stored configuration contains every default, also those of the other optimizer.
     defaults = {key: field.default for key, field in OptimizerSettings.model_fields.items()}
@@ -162,16 +148,15 @@ def _configuration(
     if options.curve_learning_rate is not None:
         optimizer["learning_rate"] = options.curve_learning_rate
     batch_size = trained_by.get("training", {}).get("batch_size", FOREIGN_BATCH)
-    a, b = (str(end.resolve()) for end in ends)
+    a, b = (str(end.resolve()) for end in job.files)
     net: dict[str, Any] = {
         "model": subject.model_name,
         "model_arguments": subject.model_arguments,
         "curve": options.path,
     }
-    setup = subject.setup
     if setup.state_key is not None:
         # Aligned B is our own file, without keys.
-        net["state_keys"] = [None if end == ledger.aligned else setup.state_key for end in ends]
+        net["state_keys"] = [None if end == job.ledger.aligned else setup.state_key for end in job.files]
     if setup.base is not None:
         net["base"] = str(as_path(setup.base).resolve())
     values = {
@@ -184,4 +169,6 @@ def _configuration(
     try:
         return TrainingConfig.model_validate(values)
     except ValidationError as error:
-        raise DataError(f"{ends[0]}: its training configuration cannot be read ({error.errors()[0]['msg']})") from error
+        raise DataError(
+            f"{job.files[0]}: its training configuration cannot be read ({error.errors()[0]['msg']})"
+        ) from error

@@ -20,17 +20,20 @@ from ckpt_probe.analysis import Record
 from ckpt_probe.checkpoints import CheckpointMetadata, State, open_checkpoint, save_checkpoint
 from ckpt_probe.data import Split, one_tensor
 from ckpt_probe.errors import error_context
-from ckpt_probe.extraction import Setup, Subject
+from ckpt_probe.extraction import Subject
 from ckpt_probe.files import distinct_names
 from ckpt_probe.merging import check_averaged, check_match
 from ckpt_probe.merging.streaming import OF_A_POINT
-from ckpt_probe.paths.ledger import Ledger
+from ckpt_probe.models import unwrapped
 from ckpt_probe.paths.options import PathOptions
 from ckpt_probe.paths.shapes import require_finite
+from ckpt_probe.paths.survey import Job
 from ckpt_probe.progress import Progress, Task
 
 Ends = tuple[State, State]
 """State dicts of A and B."""
+
+PathJob = Job[PathOptions]
 
 PROVED_ON = 64
 """Number of samples on which an alignment must leave the outputs unchanged."""
@@ -41,33 +44,24 @@ BATCH = 32
 ALIGNMENT = "ckpt_probe.alignment"
 
 
-def check_ends(ends: tuple[Path, Path], setup: Setup) -> None:
+def check_ends(job: PathJob) -> None:
     """Raise DataError if the tensors of both differ in name, shape or dtype, or have a dtype without a line."""
-    with setup.open(ends[0]) as first, setup.open(ends[1]) as second:
+    with job.setup.open(job.files[0]) as first, job.setup.open(job.files[1]) as second:
         check_match(first, second)
         check_averaged(first)
 
 
-def read_ends(ends: tuple[Path, Path], setup: Setup) -> Ends:
-    """Read both state dicts. Raises DataError naming file and tensor if a number is NaN or infinite."""
-    states = []
-    for path in ends:
-        with setup.open(path) as checkpoint:
-            states.append(checkpoint.state_dict())
-        with error_context(f"{path}: "):
-            for name, tensor in states[-1].items():
-                require_finite(name, tensor)
-    return states[0], states[1]
+def read_end(job: PathJob, number: int, names: set[str]) -> State:
+    """Read a state dict with the model's names. Raises DataError naming the tensor if a number is not finite."""
+    with job.setup.open(job.files[number]) as checkpoint:
+        state = checkpoint.state_dict()
+    with error_context(f"{job.files[number]}: "):
+        for name, tensor in state.items():
+            require_finite(name, tensor)
+    return unwrapped(state, names)
 
 
-def aligned(
-    ledger: Ledger,
-    ends: tuple[Path, Path],
-    tensors: Ends,
-    subject: Subject,
-    options: PathOptions,
-    progress: Progress,
-) -> tuple[Ends, Record]:
+def aligned(job: PathJob, tensors: Ends, subject: Subject, progress: Progress) -> tuple[Ends, Record]:
     """Put B's channels in A's order and write the result to aligned.safetensors of the path, unless it exists.
 
     Returns:
@@ -76,20 +70,21 @@ def aligned(
     Raises:
         DataError: If B cannot be aligned, naming both files.
     """
+    ledger, options = job.ledger, job.options
     if ledger.aligned.exists():
         with open_checkpoint(ledger.aligned) as checkpoint:
             if ALIGNMENT in checkpoint.raw_metadata:
                 return (tensors[0], checkpoint.state_dict()), json.loads(checkpoint.raw_metadata[ALIGNMENT])
-    with error_context(f"{ends[0]}, {ends[1]}: "):
+    with error_context(f"{job.files[0]}, {job.files[1]}: "):
         alignment = _alignment(tensors, subject, options, progress)
     description: Record = {
-        "to": distinct_names(ends)[0],
+        "to": distinct_names(job.files)[0],
         "method": options.align,
         "before": alignment.before,
         "after": alignment.after,
         "output_change": alignment.error,
     }
-    with subject.setup.open(ends[1]) as checkpoint:
+    with job.setup.open(job.files[1]) as checkpoint:
         added = {**_missing_metadata(checkpoint.metadata, subject), ALIGNMENT: json.dumps(description)}
         metadata = {**checkpoint.raw_metadata, **added}
     save_checkpoint(ledger.aligned, alignment.state, metadata, overwrite=True)

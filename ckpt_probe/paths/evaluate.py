@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,17 @@ from ckpt_probe.extraction import Setup, Subject, open_subject
 from ckpt_probe.extraction.request import request_of
 from ckpt_probe.files import content_hash, distinct_names
 from ckpt_probe.keywords import checked_keywords, from_arguments
-from ckpt_probe.models import unwrapped
-from ckpt_probe.paths.barrier_errors import barriers_with_errors
 from ckpt_probe.paths.curve import read_midpoint, trained_midpoint
-from ckpt_probe.paths.ends import Ends, aligned, check_ends, read_ends
+from ckpt_probe.paths.ends import PathJob, aligned, check_ends, read_end
 from ckpt_probe.paths.ledger import Ledger
 from ckpt_probe.paths.options import SAMPLES, PathOptions
 from ckpt_probe.paths.point import PointEvaluation
-from ckpt_probe.paths.positions import FIRST, barriers, curves, evenly, refined
+from ckpt_probe.paths.positions import FIRST, barriers, barriers_with_errors, curves, evenly, refined
 from ckpt_probe.paths.shapes import distances, length, path_of
-from ckpt_probe.paths.survey import Survey, visit
+from ckpt_probe.paths.survey import Survey, opened, visit
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.remote import resolve
-from ckpt_probe.scheduling import Workers, claimed_in_turn
-
-TRAINED = ((0.0,), (1.0,))
-"""Positions of the two checkpoints."""
+from ckpt_probe.scheduling import Workers
 
 
 @dataclass(frozen=True)
@@ -140,48 +135,33 @@ def evaluate_path(
     job = PathJob((resolve(a), resolve(b)), setup, options, Ledger(Path(out), "path"))
     if overwrite and resume:
         raise UsageError("overwrite and resume exclude each other")
-    check_ends(job.ends, setup)
-    with claimed_in_turn(job.ledger.path, progress.message) as waited:
-        job.ledger.require_free(overwrite=overwrite, resume=resume or (waited and not overwrite))
-        return _evaluate(job, staff, overwrite=overwrite, progress=progress)
+    check_ends(job)
+    inputs = [*job.files, *(Path(file) for file in (midpoint, align_spec) if file is not None)]
+    request = request_of(job.files, job.ledger.path, setup, options)
+    alphas = evenly(FIRST if points is None else points, span)
+    with opened(job, overwrite=overwrite, resume=resume, progress=progress) as evaluation:
+        job.ledger.prepare(_plan(job, evaluation), request=request, inputs=inputs, overwrite=overwrite)
+        if not job.ledger.finished:
+            _evaluate(job, evaluation, alphas, staff, overwrite=overwrite, progress=progress)
+    summary, records = job.ledger.summary(), job.ledger.sorted(job.ledger.points())
+    return PathResult(records, summary["summary"], summary["distance"], summary["length"], summary.get("alignment"))
 
 
-@dataclass(frozen=True)
-class PathJob:
-    """Settings of a path; a worker process opens the survey from them."""
-
-    ends: tuple[Path, Path]
-    setup: Setup
-    options: PathOptions
-    ledger: Ledger
-
-    def survey(self) -> Survey:
-        """Build the path from files that were aligned and trained before."""
-        evaluation = PointEvaluation(open_subject(self.ends[0], self.setup), self.options)
-        state_at, _ = _route(self, evaluation.subject, overwrite=False, progress=NullProgress())
-        return self.survey_of(state_at, evaluation)
-
-    def survey_of(self, state_at: Callable[[float], State], evaluation: PointEvaluation) -> Survey:
-        """Return the survey of a path that is built."""
-        dump_at = self.ledger.dump if self.options.keep_dumps else None
-        influences_at = self.ledger.influences if self.options.errors else None
-        return Survey("path", self.ends, state_at, evaluation, TRAINED, dump_at, influences_at)
-
-
-def _evaluate(job: PathJob, staff: Workers, *, overwrite: bool, progress: Progress) -> PathResult:
-    options, ledger = job.options, job.ledger
-    alphas, title = evenly(FIRST if options.points is None else options.points, options.span), "points"
-    evaluation = PointEvaluation(open_subject(job.ends[0], job.setup), options)
-    inputs = [*job.ends, *(Path(file) for file in (options.midpoint, options.align_spec) if file is not None)]
-    request = request_of(job.ends, ledger.path, job.setup, options)
-    ledger.prepare(_plan(job, evaluation), request=request, inputs=inputs, overwrite=overwrite)
-    if ledger.finished:
-        return _stored(ledger)
+def _evaluate(
+    job: PathJob,
+    evaluation: PointEvaluation,
+    alphas: Sequence[float],
+    staff: Workers,
+    *,
+    overwrite: bool,
+    progress: Progress,
+) -> None:
+    options, ledger, splits = job.options, job.ledger, evaluation.splits
+    title = "points"
     state_at, description = _route(job, evaluation.subject, overwrite=overwrite, progress=progress)
-    splits = evaluation.splits
-    survey, records = job.survey_of(state_at, evaluation), ledger.points(splits)
+    survey, records = Survey(job, state_at, evaluation), ledger.points(splits)
     while alphas:
-        visit(title, [(alpha,) for alpha in alphas], records, survey, ledger, job, staff, progress)
+        visit(title, [(alpha,) for alpha in alphas], records, survey, _reopened, staff, progress)
         alphas = refined(*curves(ledger.sorted(records), splits)) if options.points is None else []
         title = "points between"
     for note in evaluation.subject.notes:
@@ -189,9 +169,14 @@ def _evaluate(job: PathJob, staff: Workers, *, overwrite: bool, progress: Progre
     summary = [barriers(ledger.sorted(records), name, evaluation.batchnorm) for name in splits]
     if options.errors:
         summary = barriers_with_errors(summary, ledger.sorted(records), ledger.influences)
-    between = dict(zip(("from", "to"), distinct_names(job.ends), strict=True))
+    between = dict(zip(("from", "to"), distinct_names(job.files), strict=True))
     ledger.finish(records, {**between, "summary": summary, **description})
-    return _stored(ledger)
+
+
+def _reopened(job: PathJob) -> Survey:
+    """Build the path in a worker process, from files that were aligned and trained before."""
+    evaluation = PointEvaluation(open_subject(job.files[0], job.setup), job.options)
+    return Survey(job, _route(job, evaluation.subject, overwrite=False, progress=NullProgress())[0], evaluation)
 
 
 def _route(
@@ -202,18 +187,16 @@ def _route(
     Returns:
         The function α → state dict, and length, distances and alignment of the path.
     """
-    options, ledger, ends = job.options, job.ledger, job.ends
-    names, description = set(subject.model.state_dict()), {}
-    first, second = (unwrapped(state, names) for state in read_ends(ends, subject.setup))
-    tensors: Ends = first, second
+    options, names, description = job.options, set(subject.model.state_dict()), {}
+    tensors = read_end(job, 0, names), read_end(job, 1, names)
     if options.align is not None:
-        tensors, description["alignment"] = aligned(ledger, ends, tensors, subject, options, progress)
-        ends = ends[0], ledger.aligned
+        tensors, description["alignment"] = aligned(job, tensors, subject, progress)
     middle = None
     if options.midpoint is not None:
         middle = read_midpoint(Path(options.midpoint), subject)
     elif options.curved:
-        middle = trained_midpoint(ledger, ends, tensors, subject, options, overwrite=overwrite, progress=progress)
+        ends = job if options.align is None else replace(job, files=(job.files[0], job.ledger.aligned))
+        middle = trained_midpoint(ends, tensors, subject, overwrite=overwrite, progress=progress)
     state_at = path_of(options.path, *tensors, middle)
     apart = distances(*tensors)
     distance = math.sqrt(sum(tensor["distance"] ** 2 for tensor in apart))
@@ -222,17 +205,12 @@ def _route(
     return state_at, {"length": measured, "distances": apart, "distance": distance, **description}
 
 
-def _stored(ledger: Ledger) -> PathResult:
-    summary, points = ledger.summary(), ledger.sorted(ledger.points())
-    return PathResult(points, summary["summary"], summary["distance"], summary["length"], summary.get("alignment"))
-
-
 def _plan(job: PathJob, evaluation: PointEvaluation) -> Record:
     options = job.options
     trained = options.curved and options.midpoint is None
     return {
-        "a": evaluation.subject.setup.content_hash(job.ends[0]),
-        "b": evaluation.subject.setup.content_hash(job.ends[1]),
+        "a": evaluation.subject.setup.content_hash(job.files[0]),
+        "b": evaluation.subject.setup.content_hash(job.files[1]),
         "path": options.path,
         "points": options.points or "auto",
         "range": list(options.span),

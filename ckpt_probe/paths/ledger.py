@@ -45,11 +45,6 @@ class Ledger:
     _due: float = field(default=0.0, init=False, compare=False, repr=False)
 
     @property
-    def files(self) -> list[Path]:
-        """All files that it writes. The plan is last, so that files left by a kill still have their plan."""
-        return [self._summary_file(self.kind), self.path / POINTS_FILE, self.path / PLAN_FILE]
-
-    @property
     def finished(self) -> bool:
         """Return whether all positions are evaluated."""
         return self._summary_file(self.kind).exists()
@@ -202,7 +197,9 @@ class Ledger:
     def _clear(self, inputs: Sequence[Path]) -> None:
         # Only files that a path or its training writes; the user may keep others in the directory.
         run, dumps, influences = self.training, self.path / DUMPS, self.path / INFLUENCES
-        checkpoints, ours = run / "checkpoints", self.files
+        checkpoints = run / "checkpoints"
+        # The plan is last, so that files left by a kill still have their plan.
+        ours = [self._summary_file(self.kind), self.path / POINTS_FILE, self.path / PLAN_FILE]
         if self.kind == "path":
             written = [*dumps.glob("alpha-*.h5"), *influences.glob("alpha-*.npz"), self.aligned, self.midpoint]
             written += [*checkpoints.glob("step-*.safetensors")]

@@ -71,15 +71,6 @@ class PathOptions:
         if self.path not in SHAPES:
             raise UsageError(f"path: expected one of {', '.join(SHAPES)}; found {self.path}")
         require_statistics(self.batchnorm, self.batchnorm_samples)
-        self._check_alignment()
-        self._check_curve()
-
-    @property
-    def curved(self) -> bool:
-        """Return whether the path is a curve over a midpoint."""
-        return self.path in BENT
-
-    def _check_alignment(self) -> None:
         if self.align not in {None, *METHODS} or self.align_samples < 2:
             known = ", ".join(METHODS)
             raise UsageError(f"align: expected one of {known}, with at least two samples; found {self.align}")
@@ -88,8 +79,6 @@ class PathOptions:
                 "align_spec needs align permutation, because groups do not say which activations belong to them; "
                 f"found align {self.align}"
             )
-
-    def _check_curve(self) -> None:
         low, high = self.span
         if self.curved and (low < 0 or high > 1):
             raise UsageError(f"path {self.path} runs from 0 to 1; range {low:g}:{high:g} goes beyond")
@@ -100,6 +89,11 @@ class PathOptions:
             raise UsageError(
                 f"curve_epochs and curve_learning_rate must be positive; found {self.curve_epochs}, {rate}"
             )
+
+    @property
+    def curved(self) -> bool:
+        """Return whether the path is a curve over a midpoint."""
+        return self.path in BENT
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,14 @@ from ckpt_probe.paths.directions import Plane, plane_through, random_plane, traj
 from ckpt_probe.paths.ledger import Ledger
 from ckpt_probe.paths.options import MARGIN, RADIUS, SAMPLES, PlaneOptions
 from ckpt_probe.paths.point import PointEvaluation
-from ckpt_probe.paths.survey import Survey, visit
+from ckpt_probe.paths.survey import Job, Survey, opened, visit
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.remote import resolve
-from ckpt_probe.scheduling import Workers, claimed_in_turn
+from ckpt_probe.scheduling import Workers
 from ckpt_probe.trajectories.series import WeightOptions, measured_series
 from ckpt_probe.trajectories.stream import Opening
+
+PlaneJob = Job[PlaneOptions]
 
 
 @dataclass(frozen=True)
@@ -129,67 +131,54 @@ def evaluate_plane(
     """
     setup, settings = from_arguments(Setup, locals()), from_arguments(PlaneOptions, locals())
     progress, staff = progress or NullProgress(), Workers(workers, scheduler)
-    files = tuple(resolve(file) for file in (a, b, c) if file is not None)
-    if settings.directions is None and len(files) != 3:
+    named = tuple(resolve(file) for file in (a, b, c) if file is not None)
+    if directions is None and len(named) != 3:
         raise UsageError("a plane needs three checkpoints A, B and C, or one checkpoint A with directions random")
-    if settings.directions is not None and len(files) != 1:
+    if directions is not None and len(named) != 1:
         raise UsageError("directions need one argument A, a checkpoint or a series: omit B and C, or the directions")
     if overwrite and resume:
         raise UsageError("overwrite and resume exclude each other")
-    sources = files
-    if settings.directions == "pca":
-        files = tuple(member.path for member in open_series(files[0], state_key=setup.state_key, base=setup.base))
+    files = named
+    if directions == "pca":
+        files = tuple(member.path for member in open_series(named[0], state_key=state_key, base=setup.base))
         if len(files) < 3:
-            raise UsageError(f"{sources[0]}: `directions='pca'` needs a series of at least three, found {len(files)}")
-    job, ledger = PlaneJob(files, setup, settings, sources), Ledger(Path(out), "plane")
-    with claimed_in_turn(ledger.path, progress.message) as waited:
-        ledger.require_free(overwrite=overwrite, resume=resume or (waited and not overwrite))
-        return _evaluate(job, ledger, staff, overwrite=overwrite, progress=progress)
+            raise UsageError(f"{named[0]}: `directions='pca'` needs a series of at least three, found {len(files)}")
+    job = PlaneJob(files, setup, settings, Ledger(Path(out), "plane"))
+    request = request_of(named, job.ledger.path, setup, settings)
+    with opened(job, overwrite=overwrite, resume=resume, progress=progress) as evaluation:
+        plane = _plane(job, evaluation.subject)
+        job.ledger.prepare(_plan(job, evaluation), request=request, overwrite=overwrite)
+        if not job.ledger.finished:
+            _evaluate(job, plane, evaluation, staff, progress)
+    summary = job.ledger.summary()
+    return PlaneResult(job.ledger.points(), *(summary[name] for name in ("marks", "summary", "axes", "xs", "ys")))
 
 
-@dataclass(frozen=True)
-class PlaneJob:
-    """Settings of a plane; a worker process opens the survey from them. `sources`: arguments of the call."""
-
-    files: tuple[Path, ...]
-    setup: Setup
-    options: PlaneOptions
-    sources: tuple[Path, ...]
-
-    def survey(self) -> Survey:
-        """Open model and data, and read the checkpoints."""
-        evaluation = PointEvaluation(open_subject(self.files[0], self.setup), self.options)
-        plane = _plane(self.files, self.options, evaluation.subject)
-        return Survey("plane", self.files, plane.at, evaluation)
-
-
-def _evaluate(job: PlaneJob, ledger: Ledger, staff: Workers, *, overwrite: bool, progress: Progress) -> PlaneResult:
-    evaluation = PointEvaluation(open_subject(job.files[0], job.setup), job.options)
-    plane = _plane(job.files, job.options, evaluation.subject)
-    plan = _plan(job.files, evaluation, job.options)
-    request = request_of(job.sources, ledger.path, job.setup, job.options)
-    ledger.prepare(plan, request=request, overwrite=overwrite)
-    if ledger.finished:
-        return _stored(ledger)
-    splits = evaluation.splits
-    survey, records = Survey("plane", job.files, plane.at, evaluation), ledger.points(splits)
+def _evaluate(job: PlaneJob, plane: Plane, evaluation: PointEvaluation, staff: Workers, progress: Progress) -> None:
+    ledger, splits = job.ledger, evaluation.splits
+    survey, records = Survey(job, plane.at, evaluation), ledger.points(splits)
     xs, ys = _grid(plane, job.options)
-    marks = _marks(job.files, plane, evaluation, progress)
-    visit("points", [(x, y) for y in ys for x in xs], records, survey, ledger, job, staff, progress)
+    marks = _marks(job, plane, evaluation, progress)
+    visit("points", [(x, y) for y in ys for x in xs], records, survey, _reopened, staff, progress)
     checkpoints = dict(zip((name for name, _, _ in plane.marks), distinct_names(job.files), strict=True))
     summary = [_lowest(ledger.sorted(records), name) for name in splits]
     axes = {"axes": plane.axes, "xs": xs, "ys": ys}
     ledger.finish(records, {"checkpoints": checkpoints, **axes, "marks": marks, "summary": summary})
     for note in (*evaluation.subject.notes, *_positions_without_loss(summary, records)):
         progress.message(note)
-    return _stored(ledger)
 
 
-def _marks(files: tuple[Path, ...], plane: Plane, evaluation: PointEvaluation, progress: Progress) -> list[Record]:
+def _reopened(job: PlaneJob) -> Survey:
+    """Open model and data in a worker process, and read the checkpoints."""
+    evaluation = PointEvaluation(open_subject(job.files[0], job.setup), job.options)
+    return Survey(job, _plane(job, evaluation.subject).at, evaluation)
+
+
+def _marks(job: PlaneJob, plane: Plane, evaluation: PointEvaluation, progress: Progress) -> list[Record]:
     """Compute the checkpoints' own records with their own statistics, one for each checkpoint and split."""
     records: list[Record] = []
-    for file, label, (name, x, y) in zip(files, distinct_names(files), plane.marks, strict=True):
-        with evaluation.subject.setup.open(file) as checkpoint:
+    for file, label, (name, x, y) in zip(job.files, distinct_names(job.files), plane.marks, strict=True):
+        with job.setup.open(file) as checkpoint:
             batchnorm = evaluation.load(checkpoint.state_dict(), str(file), keep_batchnorm=True)
         for split in evaluation.splits:
             with error_context(f"{file}: {split}: "):
@@ -199,8 +188,8 @@ def _marks(files: tuple[Path, ...], plane: Plane, evaluation: PointEvaluation, p
     return records
 
 
-def _plane(files: tuple[Path, ...], options: PlaneOptions, subject: Subject) -> Plane:
-    names = set(subject.model.state_dict())
+def _plane(job: PlaneJob, subject: Subject) -> Plane:
+    files, options, names = job.files, job.options, set(subject.model.state_dict())
     if options.directions == "pca":
         return _of_trajectory(files, subject, names)
     states: list[Any] = []
@@ -247,9 +236,9 @@ def _grid(plane: Plane, options: PlaneOptions) -> tuple[list[float], list[float]
     return xs, ys
 
 
-def _plan(files: tuple[Path, ...], evaluation: PointEvaluation, options: PlaneOptions) -> Record:
-    random = options.directions == "random"
-    contents = [evaluation.subject.setup.content_hash(file) for file in files]
+def _plan(job: PlaneJob, evaluation: PointEvaluation) -> Record:
+    options, random = job.options, job.options.directions == "random"
+    contents = [job.setup.content_hash(file) for file in job.files]
     if options.directions == "pca":
         contents = [hashlib.sha256(" ".join(contents).encode()).hexdigest()]
     hashes = dict(zip("abc", contents, strict=False))
@@ -272,11 +261,6 @@ def _lowest(points: Sequence[Record], split: str) -> Record:
     where = {f"lowest.{name}": lowest[name] for name in ("loss", "loss_stderr", "x", "y") if name in lowest}
     counts = {"points": len(of_split), "without_loss": len(of_split) - len(known)}
     return {"split": split, **counts, "batchnorm": of_split[0]["batchnorm"], **where}
-
-
-def _stored(ledger: Ledger) -> PlaneResult:
-    summary = ledger.summary()
-    return PlaneResult(ledger.points(), *(summary[name] for name in ("marks", "summary", "axes", "xs", "ys")))
 
 
 def _positions_without_loss(summaries: Sequence[Record], records: Sequence[Record]) -> list[str]:

@@ -1,11 +1,18 @@
-"""Positions on a path, and barriers: the rise of loss and error between the two ends."""
+"""Positions on a path, and barriers: the rise of loss and error between the two ends, with standard errors.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+The errors follow from the influences of the same rows at three positions.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 from ckpt_probe.analysis import Record
+from ckpt_probe.analysis.cache import bytes_of_influences, read_influences
+from ckpt_probe.analysis.entries import STDERR, join_reasons
 from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.files import replacing
+from ckpt_probe.moments.errors import EQUAL, FEW_DOCUMENTS, NO_SPREAD, Influences
 
 FIRST = 5
 """Number of positions with which automatic refinement begins."""
@@ -20,21 +27,13 @@ FLAT = 1e-3
 """Share of the curve's largest value below which a rise is not refined."""
 
 
-@dataclass(frozen=True)
-class Barrier:
-    """Excess of a quantity over the chord between both ends, and over the mean of both ends.
+OF_BARRIERS = {"loss": "loss", "error": "accuracy"}
+"""Metrics whose influences determine the error of a barrier, by quantity; those of the error have the other sign."""
 
-    Attributes:
-        value: Largest excess over the chord.
-        alpha: Position of the largest excess over the chord.
-        mean: Mean excess over the chord, over the positions.
-        over_mean: Largest value minus the mean of both ends.
-    """
+ON_CHORD = "no position lies above the chord"
+NO_INFLUENCES = "influences of the rows are missing at a position, or are those of other rows"
 
-    value: float
-    alpha: float
-    mean: float
-    over_mean: float
+OfPosition = Mapping[float, Influences | None]
 
 
 def evenly(points: int, span: tuple[float, float] = (0.0, 1.0)) -> list[float]:
@@ -80,7 +79,7 @@ def refined(alphas: Sequence[float], curves: Sequence[Sequence[float]]) -> list[
     return sorted(wanted)[: MOST - len(alphas)]
 
 
-def barrier(alphas: Sequence[float], values: Sequence[float]) -> Barrier:
+def barrier(alphas: Sequence[float], values: Sequence[float]) -> Record:
     """Compute the barrier of L over the chord, and over the mean of both ends; both are at least 0.
 
     Over the chord: max over α of L(α) − [(1−α) L(A) + α L(B)] (Entezari et al. 2022). Over the mean: max over α of
@@ -90,6 +89,10 @@ def barrier(alphas: Sequence[float], values: Sequence[float]) -> Barrier:
     Args:
         alphas: Increasing positions from 0 to 1.
         values: L at each position.
+
+    Returns:
+        Largest excess over the chord, "", its position, "_alpha", the mean excess over the positions, "_mean", and the
+        largest excess over the mean of both ends, "_over_mean".
 
     Raises:
         DataError: If there is not one value for each of at least two increasing positions from 0 to 1.
@@ -103,7 +106,8 @@ def barrier(alphas: Sequence[float], values: Sequence[float]) -> Barrier:
     excess[0] = excess[-1] = 0.0
     highest = max(range(len(excess)), key=excess.__getitem__)
     over_mean = max(values) - (values[0] + values[-1]) / 2
-    return Barrier(excess[highest], alphas[highest], sum(excess) / len(excess), over_mean)
+    mean = sum(excess) / len(excess)
+    return {"": excess[highest], "_alpha": alphas[highest], "_mean": mean, "_over_mean": over_mean}
 
 
 def curves(records: Sequence[Record], splits: Sequence[str]) -> tuple[list[float], list[list[float]]]:
@@ -140,10 +144,38 @@ def barriers(records: Sequence[Record], split: str, batchnorm: str) -> Record:
     errors = [None if r["accuracy"] is None else 1 - r["accuracy"] for r in of_split]
     quantities = {"loss": [r["loss"] for r in of_split], "error": errors}
     for quantity, values in quantities.items():
-        excess = None if any(value is None for value in values) else barrier(alphas, values)
-        for suffix, name in (("", "value"), ("_alpha", "alpha"), ("_mean", "mean"), ("_over_mean", "over_mean")):
-            summary[f"barrier.{quantity}{suffix}"] = None if excess is None else getattr(excess, name)
+        excess = dict.fromkeys(("", "_alpha", "_mean", "_over_mean")) if None in values else barrier(alphas, values)
+        summary |= {f"barrier.{quantity}{suffix}": value for suffix, value in excess.items()}
     return summary
+
+
+def write_influences(file: Path, influences: Sequence[Influences | None]) -> None:
+    """Write the influences on loss and accuracy at one position, one entry for each split; nothing without any."""
+    content = bytes_of_influences([None if of is None else _of_barriers(of) for of in influences])
+    if content is not None:
+        with replacing(file, overwrite=True) as temporary:
+            temporary.write_bytes(content)
+
+
+def barriers_with_errors(
+    summary: Sequence[Record], points: Sequence[Record], file_of: Callable[[float], Path]
+) -> list[Record]:
+    """Return the barriers of each split with their standard errors, `barrier.loss_stderr` and others.
+
+    The barrier at its position α is a sum over rows of l_α − (1−α) l_A − α l_B, whose values for one row depend on
+    each other. Its standard error is that of the mean of this difference; the position counts as fixed.
+
+    Args:
+        summary: Barriers, one record for each split, in the order of the splits.
+        points: Records in the order of their positions.
+        file_of: Returns the file of a position that `write_influences` wrote.
+    """
+    alphas = sorted({point["alpha"] for point in points if 0 <= point["alpha"] <= 1})
+    stored = {alpha: _read(file_of(alpha), len(summary)) for alpha in alphas}
+    return [
+        _with_errors(barrier, points, {alpha: influences[number] for alpha, influences in stored.items()})
+        for number, barrier in enumerate(summary)
+    ]
 
 
 def _bend(x: Sequence[float], y: Sequence[float], i: int) -> float:
@@ -155,3 +187,55 @@ def _bend(x: Sequence[float], y: Sequence[float], i: int) -> float:
 def _rounded(alpha: float) -> float:
     # Sums such as −0.5 + 2 · 0.75 may differ from 1 by rounding and would be another position.
     return float(round(alpha)) if abs(alpha - round(alpha)) < 1e-12 else alpha
+
+
+def _with_errors(barrier: Record, points: Sequence[Record], influences: OfPosition) -> Record:
+    """Return the barriers of a split with an error beside each, and the reasons for missing ones in `missing`."""
+    result, reasons = dict(barrier), []
+    points = [point for point in points if point["split"] == barrier["split"] and point["alpha"] in influences]
+    for quantity, metric in OF_BARRIERS.items():
+        name = f"barrier.{quantity}"
+        if barrier[name] is None:
+            errors = dict.fromkeys((name, f"{name}_over_mean"), (None, "the barrier is undefined"))
+        else:
+            alpha, sign = barrier[f"{name}_alpha"], 1 if quantity == "loss" else -1
+            highest = max(points, key=lambda point: sign * point[metric])["alpha"]
+            over_chord = (None, ON_CHORD) if alpha in {0, 1} else _error(influences, metric, alpha, alpha)
+            errors = {name: over_chord, f"{name}_over_mean": _error(influences, metric, highest, 0.5)}
+        for key, (error, reason) in errors.items():
+            result[f"{key}{STDERR}"] = error
+            reasons += [] if error is not None else [f"{key}{STDERR}: {reason}"]
+    ordered = {key: result[key] for name in barrier for key in (name, f"{name}{STDERR}") if key in result}
+    return {**ordered, "missing": join_reasons(*reasons)}
+
+
+def _error(influences: OfPosition, metric: str, alpha: float, share: float) -> tuple[float | None, str]:
+    """Return the standard error of the value at α minus (1 − share) times that of A and share times that of B.
+
+    Returns:
+        The error, or None with the reason.
+    """
+    inner, first, last = (influences.get(position) for position in (alpha, 0.0, 1.0))
+    if inner is None or first is None or last is None or any(metric not in each for each in (inner, first, last)):
+        return None, NO_INFLUENCES
+    if not (inner.design.same_rows(first.design) and inner.design.same_rows(last.design)):
+        return None, NO_INFLUENCES
+    terms = inner[metric].double(), (1 - share) * first[metric].double(), share * last[metric].double()
+    error = inner.design.stderr(terms[0] - terms[1] - terms[2])
+    if error is None:
+        return None, FEW_DOCUMENTS
+    scale = max(inner.design.stderr(term) or 0.0 for term in terms)
+    return (error, "") if error > EQUAL * scale else (None, NO_SPREAD)
+
+
+def _of_barriers(influences: Influences) -> Influences:
+    known = {name: influences[name] for name in OF_BARRIERS.values() if name in influences}
+    return Influences(influences.design, known)
+
+
+def _read(file: Path, splits: int) -> list[Influences | None]:
+    """Return the influences at a position, one entry for each split; None where the file has none."""
+    try:
+        return read_influences(file.read_bytes(), splits)
+    except (OSError, ValueError, KeyError):
+        return [None] * splits

@@ -1,24 +1,47 @@
 """Positions in weight space, on a path or on the grid of a plane, each evaluated once by one model loaded in place."""
 
-from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, TypeVar
 
 from ckpt_probe.analysis import Record, in_order
 from ckpt_probe.checkpoints import State
 from ckpt_probe.errors import error_context
-from ckpt_probe.extraction import StoreWriter
-from ckpt_probe.paths.barrier_errors import write_influences
+from ckpt_probe.extraction import Setup, StoreWriter, open_subject
 from ckpt_probe.paths.ledger import AXES, Ledger
+from ckpt_probe.paths.options import PathOptions, PlaneOptions
 from ckpt_probe.paths.point import PointEvaluation, point_writer
+from ckpt_probe.paths.positions import write_influences
 from ckpt_probe.progress import NullProgress, Progress
-from ckpt_probe.scheduling import Workers, made_once, results
+from ckpt_probe.scheduling import Workers, claimed_in_turn, made_once, results
 
 Position = tuple[float, ...]
 """(alpha,) on a path, (x, y) in a plane."""
+
+Options = TypeVar("Options", PathOptions, PlaneOptions)
+
+TRAINED = ((0.0,), (1.0,))
+"""Positions on a path of the two checkpoints, which keep their own batch-norm statistics and must have a record."""
+
+
+@dataclass(frozen=True)
+class Job(Generic[Options]):
+    """A path or plane to evaluate.
+
+    Attributes:
+        files: The checkpoints, of which the first names model and data if `setup` does not.
+        setup: Model, data and device.
+        options: Settings of the path or plane.
+        ledger: Directory of the results.
+    """
+
+    files: tuple[Path, ...]
+    setup: Setup
+    options: Options
+    ledger: Ledger
 
 
 @dataclass(frozen=True)
@@ -26,36 +49,32 @@ class Survey:
     """Evaluates positions between checkpoints.
 
     Attributes:
-        kind: "path" or "plane", which names the coordinates of a position.
-        files: The checkpoints, which messages name.
+        job: Checkpoints and settings.
         state_at: Function of the coordinates that returns the state dict there.
         evaluation: Model and data.
-        trained: Positions of trained networks. They keep their own batch-norm statistics, and must have a record.
-        dump_at: Function of the coordinates that returns the dump to write there; None to write no dumps.
-        influences_at: Function of the coordinates that returns the file to write influences of rows on loss and
-            accuracy into, one entry for each split; None to write none.
     """
 
-    kind: str
-    files: tuple[Path, ...]
+    job: Job
     state_at: Callable[..., State]
     evaluation: PointEvaluation
-    trained: Collection[Position] = ()
-    dump_at: Callable[..., Path] | None = None
-    influences_at: Callable[..., Path] | None = None
+
+    @property
+    def kind(self) -> str:
+        """Return "path" or "plane", which names the coordinates of a position."""
+        return self.job.ledger.kind
 
     def evaluate(self, position: Position, progress: Progress) -> list[Record]:
-        """Compute the records of one position, one for each split.
+        """Compute the records of one position, one for each split; for a path also write its dump and influences.
 
         Raises:
             DataError: If the weights there cannot be computed, or a trained network has no record.
         """
-        source, label = ", ".join(str(file) for file in self.files), label_of(self.kind, position)
+        source, label = ", ".join(map(str, self.job.files)), label_of(self.kind, position)
         with error_context(f"{source}: "):
             state = self.state_at(*position)
-        evaluation, trained = self.evaluation, position in self.trained
+        evaluation, trained = self.evaluation, self.kind == "path" and position in TRAINED
         coordinates = dict(zip(AXES[self.kind], position, strict=True))
-        batchnorm = evaluation.load(state, str(self.files[0]), keep_batchnorm=trained)
+        batchnorm = evaluation.load(state, str(self.job.files[0]), keep_batchnorm=trained)
         record_of = evaluation.record if trained else evaluation.explained_record
         records, influences = [], []
         with self._writer(position, label) as writer:
@@ -64,23 +83,34 @@ class Survey:
                     record = record_of(split, progress, writer=writer)
                 influences.append(record.influences)
                 records.append({**coordinates, "split": split, **in_order({"batchnorm": batchnorm, **record})})
-        if self.influences_at is not None:
-            write_influences(self.influences_at(*position), influences)
+        if self.kind == "path" and self.job.options.errors:
+            write_influences(self.job.ledger.influences(*position), influences)
         return records
 
     def _writer(self, position: Position, label: str) -> AbstractContextManager[StoreWriter | None]:
-        if self.dump_at is None:
+        job = self.job
+        if not (isinstance(job.options, PathOptions) and job.options.keep_dumps):
             return nullcontext()
-        name = f"{' to '.join(file.stem for file in self.files)}, {label}"
-        return point_writer(self.dump_at(*position), name, position[0], self.evaluation.subject)
+        name = f"{' to '.join(file.stem for file in job.files)}, {label}"
+        return point_writer(job.ledger.dump(*position), name, position[0], self.evaluation.subject)
 
 
-class SurveyJob(Protocol):
-    """Settings of a survey; a worker process opens the survey from them."""
+@contextmanager
+def opened(job: Job, *, overwrite: bool, resume: bool, progress: Progress) -> Iterator[PointEvaluation]:
+    """Claim the directory of a path or plane within the `with` block, and open model and data.
 
-    def survey(self) -> Survey:
-        """Open model and data, and build the path or the plane."""
-        ...
+    Args:
+        job: Checkpoints and settings.
+        overwrite: Whether to replace earlier results.
+        resume: Whether finished results are no error.
+        progress: Receives a message if another process works in the directory.
+
+    Raises:
+        UsageError: If the directory contains other results.
+    """
+    with claimed_in_turn(job.ledger.path, progress.message) as waited:
+        job.ledger.require_free(overwrite=overwrite, resume=resume or (waited and not overwrite))
+        yield PointEvaluation(open_subject(job.files[0], job.setup), job.options)
 
 
 def visit(
@@ -88,8 +118,7 @@ def visit(
     positions: Sequence[Position],
     records: list[Record],
     survey: Survey,
-    ledger: Ledger,
-    job: SurveyJob,
+    reopened: Callable[[Job], Survey],
     workers: Workers,
     progress: Progress,
 ) -> None:
@@ -100,20 +129,20 @@ def visit(
         positions: Positions to evaluate.
         records: Records so far. Those of new positions are appended; an incomplete position is evaluated again.
         survey: Evaluates positions in this process.
-        ledger: Directory of the records.
-        job: Settings from which each worker process opens the survey.
+        reopened: Opens model and data in a worker process, and builds the path or the plane.
         workers: Processes or cluster that evaluate the positions.
         progress: Receives messages and a bar, advanced by one for each position.
 
     Raises:
         DataError: If a position cannot be evaluated.
     """
-    splits = survey.evaluation.subject.splits
+    job, splits = survey.job, survey.evaluation.subject.splits
     stored = {(position_of(record, survey.kind), record["split"]) for record in records}
     complete = {position for position, _ in stored if all((position, split) in stored for split in splits)}
     records[:] = [record for record in records if position_of(record, survey.kind) in complete]
     missing = [position for position in positions if position not in complete]
-    work = partial(survey.evaluate, progress=progress) if workers.alone else partial(_evaluate_in_worker, job)
+    in_worker = partial(_evaluate_in_worker, job, reopened)
+    work = partial(survey.evaluate, progress=progress) if workers.alone else in_worker
     names = [label_of(survey.kind, position) for position in missing]
     tasks = results(work, missing, names=names, workers=workers, say=progress.message)
     try:
@@ -121,11 +150,11 @@ def visit(
             bar.advance(len(positions) - len(missing))
             for _, evaluated in tasks:
                 records.extend(evaluated)
-                ledger.keep_in_time(records)
+                job.ledger.keep_in_time(records)
                 bar.advance()
     finally:
         if records:
-            ledger.keep(records)
+            job.ledger.keep(records)
 
 
 def position_of(record: Record, kind: str) -> Position:
@@ -138,5 +167,5 @@ def label_of(kind: str, position: Position) -> str:
     return ", ".join(f"{axis} {value:g}" for axis, value in zip(AXES[kind], position, strict=True))
 
 
-def _evaluate_in_worker(job: SurveyJob, position: Position) -> list[Record]:
-    return made_once(job, job.survey).evaluate(position, NullProgress())
+def _evaluate_in_worker(job: Job, reopened: Callable[[Job], Survey], position: Position) -> list[Record]:
+    return made_once(job, partial(reopened, job)).evaluate(position, NullProgress())

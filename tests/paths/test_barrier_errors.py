@@ -16,7 +16,7 @@ from ckpt_probe.config import TrainingConfig
 from ckpt_probe.data import load_data
 from ckpt_probe.models import build_model
 from ckpt_probe.paths import barriers, evaluate_path, evaluate_plane
-from ckpt_probe.paths.barrier_errors import NO_INFLUENCES, ON_CHORD, barriers_with_errors
+from ckpt_probe.paths.positions import NO_INFLUENCES, ON_CHORD, barriers_with_errors
 from ckpt_probe.paths.shapes import linear
 from ckpt_probe.reporting.reading import read_path
 from ckpt_probe.training import train

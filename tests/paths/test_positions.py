@@ -38,9 +38,9 @@ def refined_positions(*curves) -> list[float]:
 )
 def test_refined_positions_give_the_barrier_to_one_per_cent(curve) -> None:
     alphas = refined_positions(curve)
-    value = barrier(alphas, [curve(a) for a in alphas]).value
+    value = barrier(alphas, [curve(a) for a in alphas])[""]
     fine = [i / 5000 for i in range(5001)]
-    assert value == pytest.approx(barrier(fine, [curve(a) for a in fine]).value, rel=0.011)
+    assert value == pytest.approx(barrier(fine, [curve(a) for a in fine])[""], rel=0.011)
     assert len(alphas) < 30
 
 

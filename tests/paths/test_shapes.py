@@ -119,14 +119,14 @@ def test_tensors_without_interpolation_are_errors(ends: tuple[Path, Path], tmp_p
 
 def test_barrier_is_the_largest_excess_over_the_chord() -> None:
     result = barrier([0, 0.25, 0.5, 1], [1.0, 1.0, 3.0, 2.0])
-    assert result.value == pytest.approx(1.5)
-    assert result.alpha == 0.5
-    assert result.mean == pytest.approx((-0.25 + 1.5) / 4)
-    assert result.over_mean == pytest.approx(3 - (1 + 2) / 2)
-    assert barrier([0, 0.5, 1], [1.0, 0.0, 1.0]).value == 0
+    assert result[""] == pytest.approx(1.5)
+    assert result["_alpha"] == 0.5
+    assert result["_mean"] == pytest.approx((-0.25 + 1.5) / 4)
+    assert result["_over_mean"] == pytest.approx(3 - (1 + 2) / 2)
+    assert barrier([0, 0.5, 1], [1.0, 0.0, 1.0])[""] == 0
     # Without a rise, the higher end is still above the mean of the ends.
-    assert (barrier([0, 1], [1.0, 2.0]).value, barrier([0, 1], [1.0, 2.0]).over_mean) == (0, 0.5)
-    assert barrier([0, 0.3, 1], [0.1, 0.1 * 0.7 + 0.7 * 0.3, 0.7]).value == pytest.approx(0, abs=1e-15)
+    assert (barrier([0, 1], [1.0, 2.0])[""], barrier([0, 1], [1.0, 2.0])["_over_mean"]) == (0, 0.5)
+    assert barrier([0, 0.3, 1], [0.1, 0.1 * 0.7 + 0.7 * 0.3, 0.7])[""] == pytest.approx(0, abs=1e-15)
 
 
 @pytest.mark.parametrize(
