@@ -39,18 +39,6 @@ class UnclaimedError(DataError):
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A claim that this process holds."""
-
-    file: Path
-
-    def beat(self) -> None:
-        """Touch the file to show that the holder is alive."""
-        with suppress(OSError):
-            os.utime(self.file)
-
-
-@dataclass(frozen=True)
 class _Holder:
     """The process that holds a claim; earlier versions wrote no `machine`."""
 
@@ -66,7 +54,7 @@ class _Holder:
 
 
 @contextmanager
-def claimed(path: Path, *, stale: float = STALE_SECONDS) -> Iterator[Claim | Busy]:
+def claimed(path: Path, *, stale: float = STALE_SECONDS) -> Iterator[Busy | None]:
     """Claim `path` for the duration of the `with`.
 
     Another process may have finished the file just before: check for it again once the claim is yours.
@@ -76,7 +64,7 @@ def claimed(path: Path, *, stale: float = STALE_SECONDS) -> Iterator[Claim | Bus
         stale: Seconds without a change after which another process's claim is taken over.
 
     Yields:
-        The claim, or `Busy` if another process has one.
+        None, or `Busy` if another process has a claim.
 
     Raises:
         UnclaimedError: If the directory is not writable.
@@ -90,7 +78,7 @@ def claimed(path: Path, *, stale: float = STALE_SECONDS) -> Iterator[Claim | Bus
     beating = threading.Thread(target=_beat, args=(claim, ended), name="claim", daemon=True)
     beating.start()
     try:
-        yield claim
+        yield None
     finally:
         ended.set()
         beating.join()
@@ -113,12 +101,12 @@ def claimed_in_turn(path: Path, say: Callable[[str], None]) -> Iterator[bool]:
     """
     waited = False
     while True:
-        with claimed(path) as claim:
-            if not isinstance(claim, Busy):
+        with claimed(path) as busy:
+            if busy is None:
                 yield waited
                 return
         if not waited:
-            say(f"{path}: {claim.holder} is working on it; waiting")
+            say(f"{path}: {busy.holder} is working on it; waiting")
             waited = True
         sleep(PAUSE_SECONDS)
 
@@ -136,7 +124,8 @@ def remove_abandoned(folder: Path) -> None:
                     (folder / name).unlink()
 
 
-def _claim(path: Path, stale: float) -> Claim | Busy:
+def _claim(path: Path, stale: float) -> Path | Busy:
+    """Create the file of a claim, or return `Busy`."""
     numbers = _numbers(path)
     if numbers:
         holder = _live_holder(_file(path, numbers[-1]), stale)
@@ -153,7 +142,7 @@ def _claim(path: Path, stale: float) -> Claim | Busy:
             return Busy("another process")
     except OSError as error:
         raise UnclaimedError(f"{path}: cannot be written: {error.strerror or error}") from error
-    return Claim(file)
+    return file
 
 
 def _live_holder(file: Path, stale: float) -> str | None:
@@ -196,18 +185,20 @@ def _parse(text: str) -> "_Holder | None":
         return None
 
 
-def _release(path: Path, claim: Claim) -> None:
+def _release(path: Path, claim: Path) -> None:
     # The claim of this process last: as long as it exists, no lower number counts.
-    ours = int(claim.file.name.rpartition("-")[2])
-    for file in [*(_file(path, number) for number in _numbers(path) if number < ours), claim.file]:
+    ours = int(claim.name.rpartition("-")[2])
+    for file in [*(_file(path, number) for number in _numbers(path) if number < ours), claim]:
         with suppress(OSError):
             file.unlink(missing_ok=True)
         _seen.pop(file, None)
 
 
-def _beat(claim: Claim, ended: threading.Event) -> None:
+def _beat(claim: Path, ended: threading.Event) -> None:
+    """Touch the file of a claim every few seconds to show that its holder is alive."""
     while not ended.wait(BEAT_SECONDS):
-        claim.beat()
+        with suppress(OSError):
+            os.utime(claim)
 
 
 def _numbers(path: Path) -> list[int]:

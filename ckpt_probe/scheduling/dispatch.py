@@ -3,10 +3,14 @@
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError, listed
 from ckpt_probe.scheduling.tasks import Busy, Failed, Lost, Workers
+
+if TYPE_CHECKING:
+    from ckpt_probe.scheduling.cluster import Cluster
+    from ckpt_probe.scheduling.processes import Processes
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -15,44 +19,6 @@ STRIKES = 3
 """Number of workers that may die while they run a task before the task is set aside."""
 PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """Seconds until an item claimed by another process is tried again: the first pause and the longest one."""
-
-
-class Backend(Protocol):
-    """A runner of tasks."""
-
-    def capacity(self) -> int:
-        """Return how many tasks may be submitted at once."""
-        ...
-
-    def submit(self, number: int, work: Callable[[Any], Any], item: Any) -> None:
-        """Submit a task."""
-
-    def finished(self) -> list[tuple[int, Any]]:
-        """Wait until a task has ended, or for a while; return numbers and outcomes of the tasks that have."""
-        ...
-
-    def close(self) -> None:
-        """End the running tasks and release the workers."""
-
-
-class _SameProcess:
-    """A backend that runs each task in this process when its result is requested, and raises its error at once."""
-
-    def __init__(self) -> None:
-        self._tasks: list[tuple[int, Callable[[Any], Any], Any]] = []
-
-    def capacity(self) -> int:
-        return 1
-
-    def submit(self, number: int, work: Callable[[Any], Any], item: Any) -> None:
-        self._tasks.append((number, work, item))
-
-    def finished(self) -> list[tuple[int, Any]]:
-        number, work, item = self._tasks.pop()
-        return [(number, work(item))]
-
-    def close(self) -> None:
-        self._tasks.clear()
 
 
 def results(
@@ -80,7 +46,8 @@ def results(
         UsageError: If a cluster cannot be used.
         DataError: If items have failed; each is named.
     """
-    backend = workers.backend() if isinstance(workers, Team) else _backend(workers, len(items), say)
+    team = workers if isinstance(workers, Team) else Team(workers, say, len(items))
+    backend = team.backend()
     waiting, busy, suspects = deque(range(len(items))), deque[int](), deque[int]()
     running, alone, announced = set[int](), set[int](), set[int]()
     strikes, failed, pause = Counter[int](), dict[int, Failed](), PAUSE
@@ -95,11 +62,13 @@ def results(
                     time.sleep(pause)
                     pause = min(2 * pause, LONGEST_PAUSE)
                     waiting, busy = busy, deque()
-                following = [waiting.popleft() for _ in range(min(len(waiting), backend.capacity() - len(running)))]
-            for number in following:
-                running.add(number)
+                free = 1 if backend is None else backend.capacity() - len(running)
+                following = [waiting.popleft() for _ in range(min(len(waiting), free))]
+            running.update(following)
+            for number in following if backend is not None else ():
                 backend.submit(number, work, items[number])
-            for number, outcome in backend.finished():
+            ended = ((n, work(items[n])) for n in following) if backend is None else backend.finished()
+            for number, outcome in ended:
                 running.discard(number)
                 if isinstance(outcome, Busy):
                     busy.append(number)
@@ -123,21 +92,25 @@ def results(
                 else:
                     yield number, outcome
     finally:
-        if not isinstance(workers, Team):
-            backend.close()
-        elif running:
-            # A task that is still running would be mistaken for one of the next call.
-            workers.close()
+        # A task that is still running would be mistaken for one of the next call.
+        if running or team is not workers:
+            team.close()
     if failed:
         raise joint_error({names[number]: failed[number] for number in sorted(failed)}, len(items))
 
 
 class Team:
-    """Workers that are reused by several calls of `results`, so that they start only once."""
+    """Workers that are reused by several calls of `results`, so that they start only once.
 
-    def __init__(self, workers: Workers, say: Callable[[str], None]) -> None:
-        self._workers, self._say = workers, say
-        self._backend: Backend | None = None
+    Args:
+        workers: The workers.
+        say: Function that shows a message.
+        items: Largest number of items of a call, for which more processes are not needed; None if unknown.
+    """
+
+    def __init__(self, workers: Workers, say: Callable[[str], None], items: int | None = None) -> None:
+        self._workers, self._say, self._backend = workers, say, None
+        self._count = workers.count if items is None else min(workers.count, items)
 
     def __enter__(self) -> Self:
         return self
@@ -145,9 +118,16 @@ class Team:
     def __exit__(self, *_exception: object) -> None:
         self.close()
 
-    def backend(self) -> Backend:
-        """Return the backend, which is started by the first call."""
-        self._backend = self._backend or _backend(self._workers, self._workers.count, self._say)
+    def backend(self) -> "Cluster | Processes | None":
+        """Return the backend that runs tasks, which the first call starts; None for this process itself."""
+        if self._backend is None and self._workers.scheduler is not None:
+            from ckpt_probe.scheduling.cluster import Cluster
+
+            self._backend = Cluster(self._workers.scheduler, self._say)
+        elif self._backend is None and self._count > 1:
+            from ckpt_probe.scheduling.processes import Processes
+
+            self._backend = Processes(self._count)
         return self._backend
 
     def close(self) -> None:
@@ -173,20 +153,6 @@ def in_turn(numbered: Iterable[tuple[int, R]]) -> Iterator[R]:
     yield from (early[number] for number in sorted(early))
     if error is not None:
         raise error
-
-
-def _backend(workers: Workers, items: int, say: Callable[[str], None]) -> Backend:
-    """Start a backend with at most one process for each item."""
-    if workers.scheduler is not None:
-        from ckpt_probe.scheduling.cluster import Cluster
-
-        return Cluster(workers.scheduler, say)
-    count = min(workers.count, max(1, items))
-    if count == 1:
-        return _SameProcess()
-    from ckpt_probe.scheduling.processes import Processes
-
-    return Processes(count)
 
 
 def joint_error(failed: dict[str, Failed], items: int) -> DataError | UsageError:
