@@ -102,13 +102,13 @@ def _related(model: nn.Module, inputs: Batch, names: Sequence[str], results: Seq
         relation = relation_to(model, inputs, names, number, result)
         if relation is None:
             continue
-        calls, _ = _run(model, [part.layer for part in relation.parts], inputs, copied=True)
+        calls, _ = _run(model, relation.layers, inputs, copied=True)
         linear = [_part(model, part.layer, calls, samples_in(inputs))[0] for part in relation.parts]
         pairs = zip(relation.parts, linear, strict=True)
         parts = tuple(replace(part, width=layer.width, kind=layer.kind) for part, layer in pairs if layer is not None)
         if len(parts) == len(linear):
             why = _why(relation.why, number, len(results))
-            return Head(parts, relation.reading, number, settled=False, why=why)
+            return replace(relation, parts=parts, result=number, settled=False, why=why)
     return None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ckpt_probe.errors import CkptProbeError, UsageError, last_line
-from ckpt_probe.models.sizing import Build, Shapes, SizeNames, fits, outline, sizes_from_tensors
+from ckpt_probe.models.sizing import Shapes, SizeNames, fits, outline, sizes_from_tensors
 from ckpt_probe.plugins import hub_switched_off, require_extra
 
 TIMM_SIZES = SizeNames("num_classes", "in_chans", "img_size")
@@ -23,6 +23,7 @@ OF_WEIGHTS: Mapping[str, Mapping[str, Any]] = {
 }
 """Arguments that torchvision sets for models with its own weights, and that no tensor shows."""
 
+WITH_AUXILIARY = ("googlenet", "inception_v3")
 AUXILIARY = ("aux", "AuxLogits")
 """Prefixes of torchvision's auxiliary heads, which serve in training alone and may be absent from a checkpoint."""
 
@@ -53,11 +54,12 @@ def torchvision_model(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     _require_known(f"torchvision:{name}", name, name in known, known)
     _require_no_weights(f"torchvision:{name}", arguments)
     # Avoids torchvision's warning about the initialisation, which a checkpoint replaces anyway.
-    quick = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    quick = {"init_weights": False} if name in WITH_AUXILIARY else {}
     return _built(f"torchvision:{name}", lambda: models.get_model(name, weights=None, **{**quick, **arguments}))
 
 
-def timm_arguments(
+def image_model_arguments(
+    library: str,
     name: str,
     arguments: Mapping[str, Any],
     *,
@@ -65,82 +67,48 @@ def timm_arguments(
     classes: int | None,
     tensors: Shapes | None,
 ) -> dict[str, Any]:
-    """Return complete arguments of a timm model.
+    """Return complete arguments of a model of timm or torchvision.
 
-    Sizes that the caller does not state are the checkpoint's, else the data's.
+    Sizes that the caller does not state are the checkpoint's, else the data's; the side of the data's images counts if
+    it fits the checkpoint. Auxiliary heads of torchvision are switched off if the checkpoint lacks them.
 
     Args:
-        name: timm's name of the model.
+        library: "timm" or "torchvision".
+        name: The library's name of the model.
         arguments: Arguments that the caller states.
         input_shape: Shape of one sample of the data.
         classes: Number of classes of the data.
         tensors: Shapes of the checkpoint's tensors.
     """
-    timm = require_extra("timm", "timm")
-    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    side = _side_of(input_shape) if cfg is not None and cfg.fixed_input_size else None
+    of_timm, complete = library == "timm", dict(arguments)
+    build, names = (timm_model, TIMM_SIZES) if of_timm else (torchvision_model, TORCHVISION_SIZES)
+    has_side = _has_fixed_input(name) if of_timm else name.startswith("vit_")
+    side = _side_of(input_shape) if has_side else None
     if tensors is None:
         channels = input_shape[0] if input_shape is not None and len(input_shape) == 3 else None
-        return _stated(arguments, num_classes=classes, in_chans=channels, img_size=side)
-    return _fitted(partial(timm_model, name), dict(arguments), TIMM_SIZES, tensors, side, "patch_embed")
-
-
-def torchvision_arguments(
-    name: str,
-    arguments: Mapping[str, Any],
-    *,
-    input_shape: Sequence[int] | None,
-    classes: int | None,
-    tensors: Shapes | None,
-) -> dict[str, Any]:
-    """Return complete arguments of a torchvision model; see `timm_arguments`.
-
-    Auxiliary heads are switched off if the checkpoint lacks them.
-    """
-    side = _side_of(input_shape) if name.startswith("vit_") else None
-    if tensors is None:
-        return _stated(arguments, num_classes=classes, image_size=side)
-    complete = dict(arguments)
+        sizes = {names.classes: classes, names.channels: channels, names.side: side}
+        return {**{key: value for key, value in sizes.items() if key and value is not None}, **complete}
     has_auxiliary = any(f".{part}" in f".{tensor}" for tensor in tensors for part in AUXILIARY)
-    if name in ("googlenet", "inception_v3") and not has_auxiliary:
+    if not of_timm and name in WITH_AUXILIARY and not has_auxiliary:
         complete.setdefault("aux_logits", False)
-    return _fitted(partial(torchvision_model, name), complete, TORCHVISION_SIZES, tensors, side)
-
-
-def _stated(arguments: Mapping[str, Any], **sizes: Any) -> dict[str, Any]:
-    """Add known sizes to the caller's arguments."""
-    return {**{key: value for key, value in sizes.items() if value is not None}, **arguments}
-
-
-def _fitted(
-    build: Build,
-    arguments: dict[str, Any],
-    names: SizeNames,
-    tensors: Shapes,
-    side: int | list[int] | None,
-    part: str | None = None,
-) -> dict[str, Any]:
-    """Add the sizes of the checkpoint's tensors to the arguments, and the side of the data's images if it fits.
-
-    Args:
-        build: Builds the model from arguments.
-        arguments: Arguments of the model.
-        names: Names of the arguments for its sizes.
-        tensors: Shapes of the checkpoint's tensors.
-        side: Side of the data's images.
-        part: Name of the part of the model that embeds patches; None for the model itself.
-    """
-    model = outline(build, arguments)
-    embedding = model if part is None else getattr(model, part, None)
-    classes: Any = getattr(model, "num_classes", arguments.get("num_classes", 1000))
-    complete = {**sizes_from_tensors(model, tensors, names, classes, embedding), **arguments}
-    if side is None or names.side is None or names.side in arguments or complete.get(names.side) == side:
-        return complete
-    sized = {**complete, names.side: side}
+    model = outline(partial(build, name), complete)
+    embedding = getattr(model, "patch_embed", None) if of_timm else model
+    built: Any = getattr(model, "num_classes", complete.get("num_classes", 1000))
+    fitted = {**sizes_from_tensors(model, tensors, names, built, embedding), **complete}
+    if side is None or names.side is None or names.side in complete or fitted.get(names.side) == side:
+        return fitted
+    sized = {**fitted, names.side: side}
     try:
-        return sized if fits(outline(build, sized), tensors) else complete
+        return sized if fits(outline(partial(build, name), sized), tensors) else fitted
     except UsageError:
-        return complete
+        return fitted
+
+
+def _has_fixed_input(name: str) -> bool:
+    """Return whether a model of timm takes images of one size only."""
+    timm = require_extra("timm", "timm")
+    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    return cfg is not None and cfg.fixed_input_size
 
 
 def _require_known(model: str, name: str, known: bool, names: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ckpt_probe.errors import CkptProbeError
 from ckpt_probe.models.calling import Batch, first_tensor, forward_once, results_of, samples_in
-from ckpt_probe.models.head import CONVOLUTIONS, Part, Positions
+from ckpt_probe.models.head import CONVOLUTIONS, Head, Part, Positions
 
 EQUATIONS = 64
 """Minimum number of output values that are compared; one pass gives samples · classes of them."""
@@ -25,21 +25,6 @@ SATURATING = 1e6
 
 Drawn = dict[str, list[tuple[nn.Module, Tensor]]]
 """For each call of some layers, by name: the layer and the random numbers that replaced its output."""
-
-
-@dataclass(frozen=True)
-class Relation:
-    """The model's output as a function of layer outputs.
-
-    Args:
-        parts: Layers whose scaled outputs are summed to the logits; their kinds and widths are not known yet.
-        reading: Function from the logits to the output, such as "softmax".
-        why: Description as a sentence, with {what} for the model's output.
-    """
-
-    parts: tuple[Part, ...]
-    reading: str
-    why: str
 
 
 @dataclass(frozen=True)
@@ -57,7 +42,7 @@ class _Column:
     values: Tensor
 
 
-def relation_to(model: nn.Module, inputs: Batch, names: Sequence[str], index: int, result: Tensor) -> Relation | None:
+def relation_to(model: nn.Module, inputs: Batch, names: Sequence[str], index: int, result: Tensor) -> Head | None:
     """Find how a result of the model depends on the outputs of some layers.
 
     Each pass replaces every output of these layers with the width of `result` by new random numbers, so that the
@@ -71,7 +56,8 @@ def relation_to(model: nn.Module, inputs: Batch, names: Sequence[str], index: in
         result: The result, shape (n, C) or (n, …, C).
 
     Returns:
-        The relation, None if there is no known one.
+        The head, whose parts' kinds and widths are not known yet, and whose `why` has {what} for the model's output;
+        None if there is no known relation.
     """
     samples, runs = samples_in(inputs), partial(_run_replaced, model, inputs, names, index, _widths(result))
     passes: list[tuple[list[_Column], Tensor]] = []
@@ -141,7 +127,7 @@ def _laid_out(module: nn.Module, values: Tensor, samples: int) -> Tensor | None:
     return values.reshape(samples, -1, values.shape[-1])
 
 
-def _picked(drawn: Drawn, result: Tensor, samples: int) -> Relation | None:
+def _picked(drawn: Drawn, result: Tensor, samples: int) -> Head | None:
     """Return the relation to a layer if the result, shape (n, C), is one of its rows for each sample."""
     for name, calls in reversed(drawn.items()):
         if len(calls) != 1:
@@ -153,7 +139,7 @@ def _picked(drawn: Drawn, result: Tensor, samples: int) -> Relation | None:
             same = (rows == result.to(rows.dtype)[:, None]).all(dim=-1)
             if bool(same.any(dim=1).all()):
                 why = "its output at one position of each sample, such as the last token, is {what}"
-                return Relation((Part(name, positions="chosen"),), "", why)
+                return Head((Part(name, positions="chosen"),), why=why)
     return None
 
 
@@ -176,7 +162,7 @@ def _columns(drawn: Drawn, result: Tensor, samples: int) -> tuple[list[_Column],
     return columns, result.reshape(samples, -1)
 
 
-def _fitted(passes: Sequence[tuple[list[_Column], Tensor]], cap: float | None) -> Relation | None:
+def _fitted(passes: Sequence[tuple[list[_Column], Tensor]], cap: float | None) -> Head | None:
     columns = passes[0][0]
     names = [column.part.layer for column in columns]
     if any([column.part.layer for column in layer_columns] != names for layer_columns, _ in passes):
@@ -239,17 +225,17 @@ def _scales(columns: Tensor, wanted: Tensor, tolerance: float) -> list[float] | 
     return [scales.get(number, 0.0) for number in range(columns.shape[1])]
 
 
-def _as_relation(scaled_columns: Sequence[tuple[_Column, float]], reading: str) -> Relation | None:
+def _as_relation(scaled_columns: Sequence[tuple[_Column, float]], reading: str) -> Head | None:
     parts = tuple(replace(column.part, scale=scale) for column, scale in scaled_columns)
     if any(column.rectified for column, _ in scaled_columns):
         if len(scaled_columns) > 1 or reading or parts[0].scale != 1:
             return None
         pooled = "the mean over positions of " if parts[0].positions == "mean" else ""
-        return Relation(parts, "rectified", f"{{what}} is {pooled}its output, negative numbers as zero")
+        return Head(parts, "rectified", why=f"{{what}} is {pooled}its output, negative numbers as zero")
     total = " + ".join(_describe(part, alone=len(parts) == 1) for part in parts)
     if len(parts) > 1 and {part.scale for part in parts} == {float(f"{1 / len(parts):.6g}")}:
         total = f"the mean of the outputs of {' and '.join(part.layer for part in parts)}"
-    return Relation(parts, reading, f"{{what}} is {f'the {reading} of ' if reading else ''}{total}")
+    return Head(parts, reading, why=f"{{what}} is {f'the {reading} of ' if reading else ''}{total}")
 
 
 def _describe(part: Part, *, alone: bool) -> str:

@@ -14,13 +14,7 @@ from ckpt_probe.errors import CkptProbeError, UsageError, last_line
 from ckpt_probe.files import read_object
 from ckpt_probe.models.builtin import BUILTIN
 from ckpt_probe.models.hugging_face import hugging_face_arguments, hugging_face_model
-from ckpt_probe.models.image_models import (
-    OF_WEIGHTS,
-    timm_arguments,
-    timm_model,
-    torchvision_arguments,
-    torchvision_model,
-)
+from ckpt_probe.models.image_models import OF_WEIGHTS, image_model_arguments, timm_model, torchvision_model
 from ckpt_probe.models.sizing import Shapes, SizeNames, budgeted, outline, sizes_from_tensors
 from ckpt_probe.plugins import is_function_name, load_function, registered
 
@@ -106,13 +100,14 @@ def model_arguments(
     """
     complete = dict(arguments or {})
     with budgeted(name, tensors):
-        kind, _, reference = name.partition(":")
-        if kind == "timm" and reference:
-            return timm_arguments(reference, complete, input_shape=input_shape, classes=classes, tensors=tensors)
-        if kind == "torchvision" and reference:
-            return torchvision_arguments(reference, complete, input_shape=input_shape, classes=classes, tensors=tensors)
-        if kind == "hf" and reference:
+        framework, reference = _of_framework(name)
+        if framework is hugging_face_model:
             return hugging_face_arguments(reference, complete, classes=classes, padding=padding, tensors=tensors)
+        if framework is not None:
+            library = name.partition(":")[0]
+            return image_model_arguments(
+                library, reference, complete, input_shape=input_shape, classes=classes, tensors=tensors
+            )
         function = _function(name)
         parameters = _parameters(function)
         if input_shape is not None and "input_shape" in parameters:
