@@ -1,6 +1,6 @@
 """Permutations of B's channels, by its weights (Ainsworth et al. 2022) or by correlations of its activations."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -187,20 +187,18 @@ def match_activations(
     """
     traced = _with_activations(model, symmetry)
     states = [placed(model, state) for state in (a, b)]
-    sums: dict[tuple[str, int], _Sums] = {}
+    sums: dict[tuple[str, int, int], _Sums] = {}
     with torch.no_grad():
         for inputs in batches:
             first, second = (functional_call(traced, state, (inputs,)) for state in states)
             for name, layout in symmetry.activations.items():
-                pairs = zip(*_channels(layout, first[name], second[name]), strict=True)
-                for index, (of_a, of_b) in enumerate(pairs):
-                    sums.setdefault((name, index), _Sums(len(of_a))).update(of_a, of_b)
+                for start, group, of_a, of_b in _channels(layout, first[name], second[name]):
+                    sums.setdefault((name, start, group), _Sums(len(of_a))).update(of_a, of_b)
     permutations = {}
     for group, size in symmetry.sizes.items():
         correlation = torch.zeros(size, size, dtype=torch.float64)
-        for (name, index), segment_sums in sums.items():
-            grouped = [part.group for part in symmetry.activations[name].segments if part.group is not None]
-            if grouped[index] == group:
+        for (name, _, ordered_by), segment_sums in sums.items():
+            if ordered_by == group:
                 correlation += segment_sums.correlation(name)
         permutations[group] = torch.from_numpy(linear_sum_assignment(correlation.numpy(), maximize=True)[1])
     return permutations
@@ -302,15 +300,13 @@ def _with_activations(model: nn.Module, symmetry: Symmetry) -> fx.GraphModule:
     return traced.eval()
 
 
-def _channels(layout: ChannelLayout, *values: Tensor) -> list[list[Tensor]]:
-    """Return, for each tensor, the channels (size, samples) in float64 of every segment with a group."""
-    channels = []
-    for value in values:
-        rows, start, parts = where_float64_is(value).movedim(layout.axis, 0), 0, []
-        for part in layout.segments:
-            width = part.size * part.repeat
-            if part.group is not None:
-                parts.append(rows[start : start + width].reshape(part.size, -1).to(torch.float64))
-            start += width
-        channels.append(parts)
-    return channels
+def _channels(layout: ChannelLayout, a: Tensor, b: Tensor) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """Yield start, group and the channels (size, samples) in float64, of a and of b, of each segment with a group."""
+    of_a, of_b = (where_float64_is(value).movedim(layout.axis, 0) for value in (a, b))
+    start = 0
+    for part in layout.segments:
+        stop = start + part.size * part.repeat
+        if part.group is not None:
+            rows = (value[start:stop].reshape(part.size, -1).to(torch.float64) for value in (of_a, of_b))
+            yield start, part.group, *rows
+        start = stop

@@ -18,7 +18,7 @@ from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.plugins import require_extra
 
 if TYPE_CHECKING:
-    from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers import Trainer, TrainerCallback, TrainerState
 else:
     TrainerCallback = require_extra("transformers", "transformers").TrainerCallback
 
@@ -74,19 +74,12 @@ class TrainerProbe(TrainerCallback):
         # Nor is there an event for the beginning of an evaluation, or for an error in it.
         trainer.evaluation_loop = self._wrap_evaluation_loop(trainer.evaluation_loop)
 
-    def on_train_begin(
-        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: "TrainerState", control: Any, **kwargs: Any) -> None:
         """Prepare the file of records for training from the state's step."""
         on_first(lambda: self._journal.begin(state.global_step, overwrite=self._overwrite))
 
     def on_evaluate(
-        self,
-        args: "TrainingArguments",
-        state: "TrainerState",
-        control: "TrainerControl",
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: "TrainerState", control: Any, metrics: dict[str, float] | None = None, **kwargs: Any
     ) -> None:
         """Log and store the record of the evaluation that has just ended."""
         evaluation = self._end_evaluation()
@@ -108,14 +101,7 @@ class TrainerProbe(TrainerCallback):
             metrics.update(new)
             self._trainer.log(dict(new))
 
-    def on_predict(
-        self,
-        args: "TrainingArguments",
-        state: "TrainerState",
-        control: "TrainerControl",
-        metrics: Any,
-        **kwargs: Any,
-    ) -> None:
+    def on_predict(self, args: Any, state: "TrainerState", control: Any, metrics: Any, **kwargs: Any) -> None:
         """Discard the forward passes of `predict`, which are not an evaluation."""
         self._end_evaluation()
 

@@ -112,10 +112,6 @@ class RemotePath(Address):
         for name in _names_in(str(self)):
             yield RemotePath(name)
 
-    def is_absolute(self) -> bool:
-        """Return True."""
-        return True
-
     def absolute(self) -> "RemotePath":
         """Return the path itself."""
         return self
@@ -318,10 +314,7 @@ def _download(entries: Sequence[Entry], files: Sequence[Path]) -> None:
         return
     addresses = [entry.address for entry in entries]
     host = file_system(addresses[0])
-    if len(entries) == 1:
-        request(addresses[0], lambda: host.get_file(addresses[0], str(files[0])), _total(entries))
-    else:
-        request(addresses[0], lambda: host.get(addresses, [str(file) for file in files]), _total(entries))
+    request(addresses[0], lambda: host.get(addresses, [str(file) for file in files]), _total(entries))
     for entry, file in zip(entries, files, strict=True):
         size = file.stat().st_size
         if size != entry.size:

@@ -1,11 +1,11 @@
 """Prune one checkpoint at increasing sparsities, each at once, or step by step with training in between."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from functools import cached_property
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from shutil import rmtree
@@ -29,6 +29,9 @@ from ckpt_probe.series import step_from_name
 from ckpt_probe.training.loop import train
 from ckpt_probe.training.pruning import count_zeros, prunable, prune_state, require_sparsity
 from ckpt_probe.training.run import RunDirectory, read_settings
+
+Source = Callable[[], AbstractContextManager[Checkpoint]]
+"""Opens the checkpoint to prune, within a `with` block."""
 
 STEM = "sparsity-"
 PRUNED_FOLDER = "pruned"
@@ -119,20 +122,22 @@ def prune(
         DataError: If the checkpoint cannot be read or pruned, or the training fails.
     """
     progress, directory = progress or NullProgress(), Path(out)
-    source = _Source(resolve(checkpoint), state_key, resolve(base))
+    source: Source = partial(open_checkpoint, resolve(checkpoint), state_key=state_key, base=resolve(base))
     names = _names(as_sequence(sparsities) or ())
     weights = _weights(source, keep_classifier, classifier)
-    _prepare(directory, source.path, names, overwrite=overwrite)
+    _prepare(directory, resolve(checkpoint), names, overwrite=overwrite)
     if retrain is not None and retrain.start is not None:
         progress.message(f"[start] {retrain.start.checkpoint} is ignored: training starts from the pruned checkpoints")
     settings = None if retrain is None else retrain.model_dump(mode="json", by_alias=True, exclude={"start"})
     levels: list[PrunedLevel] = []
+    content: str | None = None
     with progress.task("sparsities", len(names), "sparsities") as bar:
         for name, sparsity in names.items():
             path = directory / f"{name}.safetensors"
+            content = content or _content_hash(source)
             # A result with the same source and settings need not be computed again.
             provenance = {
-                "checkpoint": source.content_hash,
+                "checkpoint": content,
                 "sparsity": sparsity,
                 "scope": scope,
                 "weights": weights,
@@ -145,29 +150,10 @@ def prune(
             else:
                 if written:
                     _retrain(source, path, provenance, retrain, device, progress)
-                source = _Source(path)
+                source, content = partial(open_checkpoint, path), None
             levels.append(_level(path, sparsity, weights, written=written))
             bar.advance(sparsity=sparsity)
     return PruneSummary(tuple(levels))
-
-
-@dataclass(frozen=True)
-class _Source:
-    """The checkpoint to prune, with the arguments of `open_checkpoint`."""
-
-    path: Path
-    state_key: str | None = None
-    base: Path | str | None = None
-
-    def open(self) -> AbstractContextManager[Checkpoint]:
-        """Open the checkpoint, within a `with` block."""
-        return open_checkpoint(self.path, state_key=self.state_key, base=self.base)
-
-    @cached_property
-    def content_hash(self) -> str:
-        """Return the hash of the checkpoint's content."""
-        with self.open() as opened:
-            return opened.content_hash()
 
 
 def _names(sparsities: Sequence[float]) -> dict[str, float]:
@@ -185,15 +171,20 @@ def _names(sparsities: Sequence[float]) -> dict[str, float]:
     return {f"{STEM}{sparsity:.{digits}f}": sparsity for sparsity in ordered}
 
 
-def _weights(source: _Source, keep_classifier: bool, classifier: str | None) -> list[str]:
-    with source.open() as opened:
+def _content_hash(source: Source) -> str:
+    with source() as opened:
+        return opened.content_hash()
+
+
+def _weights(source: Source, keep_classifier: bool, classifier: str | None) -> list[str]:
+    with source() as opened:
         tensors = prunable(opened.state_dict())
         if not keep_classifier:
             return tensors
         names = [f"{layer}.weight" for layer in (classifier or _classifier(opened)).split("+")]
     absent = next((name for name in names if name not in tensors), None)
     if absent is not None:
-        raise UsageError(f"{source.path}: no classifier weights {absent!r}; name the layer with `classifier=`")
+        raise UsageError(f"{opened.path}: no classifier weights {absent!r}; name the layer with `classifier=`")
     return [tensor for tensor in tensors if tensor not in names]
 
 
@@ -240,23 +231,23 @@ def _clear(directory: Path) -> None:
         raise DataError(f"{error.filename}: cannot be removed: {error.strerror}") from error
 
 
-def _prune_file(source: _Source, target: Path, provenance: dict[str, Any]) -> None:
+def _prune_file(source: Source, target: Path, provenance: dict[str, Any]) -> None:
     """Write a pruned checkpoint, without the metrics of the source, which has other weights."""
     sparsity = provenance["sparsity"]
-    with source.open() as opened:
+    with source() as opened:
         state, metadata, strings = opened.state_dict(), opened.metadata, opened.raw_metadata
-    with error_context(f"{source.path}: "):
+    with error_context(f"{opened.path}: "):
         state, weights = prune_state(state, sparsity, scope=provenance["scope"], names=provenance["weights"])
     # At sparsity 0 nothing is masked: a weight that happens to be zero is free to grow.
     masked = dict.fromkeys([*metadata.pruned, *(weights if sparsity else ())])
-    step = step_from_name(source.path.stem) if metadata.step is None else metadata.step
+    step = step_from_name(opened.path.stem) if metadata.step is None else metadata.step
     metadata = replace(metadata, step=step, metrics={}, pruned=list(masked))
     strings = {name: text for name, text in strings.items() if name != METRICS}
     _save(target, state, metadata, strings, provenance)
 
 
 def _retrain(
-    source: _Source,
+    source: Source,
     target: Path,
     provenance: dict[str, Any],
     retrain: TrainingConfig,

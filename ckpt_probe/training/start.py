@@ -23,18 +23,11 @@ ANOTHER = "the state of a different model or optimizer; train again with `overwr
 
 def build_optimizer(settings: OptimizerSettings, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """Return SGD or AdamW with the settings of the configuration."""
+    shared: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     if settings.name == "adamw":
         first, second = settings.betas
-        return torch.optim.AdamW(
-            parameters, lr=settings.learning_rate, betas=(first, second), weight_decay=settings.weight_decay
-        )
-    return torch.optim.SGD(
-        parameters,
-        lr=settings.learning_rate,
-        momentum=settings.momentum,
-        nesterov=settings.nesterov,
-        weight_decay=settings.weight_decay,
-    )
+        return torch.optim.AdamW(parameters, betas=(first, second), **shared)
+    return torch.optim.SGD(parameters, momentum=settings.momentum, nesterov=settings.nesterov, **shared)
 
 
 def steps_per_epoch(settings: TrainingSettings, samples: int) -> int:
