@@ -1,6 +1,6 @@
 """Permutations of B's channels, by its weights (Ainsworth et al. 2022) or by correlations of its activations."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -263,26 +263,20 @@ def _similarity(a: State, b: State, symmetry: Symmetry, permutations: Permutatio
     others = permuted({name: b[name] for name, _ in axes}, symmetry, permutations, but=group)
     total = torch.zeros(size, size, dtype=torch.float64)
     for name, axis in axes:
-        start = 0
-        for part in symmetry.axes[(name, axis)]:
-            width = part.size * part.repeat
+        for part, start, stop in _spans(symmetry.axes[(name, axis)]):
             if part.group == group:
-                of_a, of_b = (
-                    s[name].narrow(axis, start, width).movedim(axis, 0).reshape(size, -1) for s in (a, others)
-                )
+                of_a, of_b = (s[name].movedim(axis, 0)[start:stop].reshape(size, -1) for s in (a, others))
                 total += of_a @ of_b.T
-            start += width
     return total
 
 
 def _index(parts: tuple[Segment, ...], permutations: Permutations, but: int | None) -> Tensor:
-    pieces, start = [], 0
-    for part in parts:
+    pieces = []
+    for part, start, _ in _spans(parts):
         order = torch.arange(part.size)
         if part.group is not None and part.group != but:
             order = permutations[part.group]
         pieces.append((start + order[:, None] * part.repeat + torch.arange(part.repeat)).flatten())
-        start += part.size * part.repeat
     return torch.cat(pieces)
 
 
@@ -303,10 +297,16 @@ def _with_activations(model: nn.Module, symmetry: Symmetry) -> fx.GraphModule:
 def _channels(layout: ChannelLayout, a: Tensor, b: Tensor) -> Iterator[tuple[int, int, Tensor, Tensor]]:
     """Yield start, group and the channels (size, samples) in float64, of a and of b, of each segment with a group."""
     of_a, of_b = (where_float64_is(value).movedim(layout.axis, 0) for value in (a, b))
-    start = 0
-    for part in layout.segments:
-        stop = start + part.size * part.repeat
+    for part, start, stop in _spans(layout.segments):
         if part.group is not None:
             rows = (value[start:stop].reshape(part.size, -1).to(torch.float64) for value in (of_a, of_b))
             yield start, part.group, *rows
+
+
+def _spans(parts: Sequence[Segment]) -> Iterator[tuple[Segment, int, int]]:
+    """Yield each segment of an axis with its first entry and the first one after it."""
+    start = 0
+    for part in parts:
+        stop = start + part.size * part.repeat
+        yield part, start, stop
         start = stop

@@ -7,7 +7,7 @@ unites the groups of both sides. An operation on single channels fixes their gro
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -107,9 +107,9 @@ class _Walk:
         self._modules = dict(traced.named_modules())
         self._layouts: dict[fx.Node, ChannelLayout] = {}
         self._axes: dict[tuple[str, int], tuple[Segment, ...]] = {}
-        self._parents: list[int] = []
+        # Group with which each group was united; None is the group of fixed channels.
+        self._parents: dict[int | None, int | None] = {None: None}
         self._sizes: list[int] = []
-        self._pinned: set[int] = set()
 
     def visit(self, node: fx.Node) -> None:
         if node.op == "placeholder":
@@ -225,25 +225,20 @@ class _Walk:
             self._pin(second)
             return first
         for a, b in zip(first.segments, second.segments, strict=True):
-            self._unite(a, b)
+            self._unite(a.group, b.group)
         return first
 
-    def _unite(self, a: Segment, b: Segment) -> None:
-        if a.group is None or b.group is None:
-            for segment in (a, b):
-                if segment.group is not None:
-                    self._pinned.add(self._root(segment.group))
-            return
-        first, second = self._root(a.group), self._root(b.group)
-        if first != second:
-            self._parents[second] = first
-            if second in self._pinned:
-                self._pinned.add(first)
+    def _unite(self, a: int | None, b: int | None) -> None:
+        first, second = self._root(a), self._root(b)
+        if second is None:
+            first, second = second, first
+        self._parents[second] = first
 
     def _fresh(self, axis: int, size: int) -> ChannelLayout:
-        self._parents.append(len(self._parents))
+        group = len(self._sizes)
+        self._parents[group] = group
         self._sizes.append(size)
-        return ChannelLayout(axis, (Segment(len(self._parents) - 1, size),))
+        return ChannelLayout(axis, (Segment(group, size),))
 
     def _tied(self, layout: ChannelLayout, *names: str) -> ChannelLayout:
         for name in names:
@@ -258,27 +253,21 @@ class _Walk:
         # A layer that is used twice has one set of weights, hence one order of channels.
         same = [(p.size, p.repeat) for p in earlier] == [(p.size, p.repeat) for p in layout.segments]
         for i, part in enumerate(earlier):
-            self._unite(part, layout.segments[i] if same else Segment(None, 0))
+            self._unite(part.group, layout.segments[i].group if same else None)
         if not same:
             self._pin(layout)
 
     def _pin(self, layout: ChannelLayout) -> None:
         for part in layout.segments:
-            if part.group is not None:
-                self._pinned.add(self._root(part.group))
+            self._unite(None, part.group)
 
-    def _root(self, group: int) -> int:
+    def _root(self, group: int | None) -> int | None:
         while self._parents[group] != group:
             group = self._parents[group]
         return group
 
     def _resolved(self, parts: tuple[Segment, ...]) -> tuple[Segment, ...]:
-        pinned = {self._root(group) for group in self._pinned}
-        segments = []
-        for part in parts:
-            root = None if part.group is None else self._root(part.group)
-            segments.append(Segment(None if root in pinned else root, part.size, part.repeat))
-        return tuple(segments)
+        return tuple(replace(part, group=self._root(part.group)) for part in parts)
 
     def _shape(self, node: fx.Node) -> torch.Size:
         meta = node.meta.get("tensor_meta")
