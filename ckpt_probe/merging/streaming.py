@@ -10,7 +10,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -386,29 +386,26 @@ def _require_sharded(out: Path, copied: Set[str]) -> None:
 
 def _run(task: Any, blocks: Iterator[_Block], sources: int, workers: int) -> None:
     """Run `task` for every block in several threads, each with its own buffers; the first error ends all of them."""
-    lock, failed = threading.Lock(), threading.Event()
+    lock, ended = threading.Lock(), threading.Event()
+
+    def following() -> _Block | None:
+        with lock:
+            return None if ended.is_set() else next(blocks, None)
 
     def work() -> None:
         buffers = blending.Buffers(sources)
-        while not failed.is_set():
-            with lock:
-                block = next(blocks, None)
-            if block is None:
-                return
-            try:
-                task(buffers, block)
-            except BaseException:
-                failed.set()
-                raise
+        for block in iter(following, None):
+            task(buffers, block)
 
     with ThreadPoolExecutor(workers, thread_name_prefix="blocks") as pool:
+        running = [pool.submit(work) for _ in range(workers)]
         try:
-            for running in [pool.submit(work) for _ in range(workers)]:
-                running.result()
-        except BaseException:
-            # Only this thread receives Ctrl-C: the others end after their current block.
-            failed.set()
-            raise
+            wait(running, return_when=FIRST_EXCEPTION)
+        finally:
+            # After an error, or Ctrl-C, which only this thread receives, the others end after their current block.
+            ended.set()
+    for each in running:
+        each.result()
 
 
 def _dtype(name: str | None) -> str | None:

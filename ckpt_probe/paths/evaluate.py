@@ -143,7 +143,7 @@ def evaluate_path(
         job.ledger.prepare(_plan(job, evaluation), request=request, inputs=inputs, overwrite=overwrite)
         if not job.ledger.finished:
             _evaluate(job, evaluation, alphas, staff, overwrite=overwrite, progress=progress)
-    summary, records = job.ledger.summary(), job.ledger.sorted(job.ledger.points())
+        summary, records = job.ledger.summary(), job.ledger.sorted(job.ledger.points())
     return PathResult(records, summary["summary"], summary["distance"], summary["length"], summary.get("alignment"))
 
 
@@ -156,8 +156,7 @@ def _evaluate(
     overwrite: bool,
     progress: Progress,
 ) -> None:
-    options, ledger, splits = job.options, job.ledger, evaluation.splits
-    title = "points"
+    options, ledger, splits, title = job.options, job.ledger, evaluation.splits, "points"
     state_at, description = _route(job, evaluation.subject, overwrite=overwrite, progress=progress)
     survey, records = Survey(job, state_at, evaluation), ledger.points(splits)
     while alphas:

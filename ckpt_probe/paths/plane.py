@@ -150,8 +150,8 @@ def evaluate_plane(
         job.ledger.prepare(_plan(job, evaluation), request=request, overwrite=overwrite)
         if not job.ledger.finished:
             _evaluate(job, plane, evaluation, staff, progress)
-    summary = job.ledger.summary()
-    return PlaneResult(job.ledger.points(), *(summary[name] for name in ("marks", "summary", "axes", "xs", "ys")))
+        summary, records = job.ledger.summary(), job.ledger.points()
+    return PlaneResult(records, *(summary[name] for name in ("marks", "summary", "axes", "xs", "ys")))
 
 
 def _evaluate(job: PlaneJob, plane: Plane, evaluation: PointEvaluation, staff: Workers, progress: Progress) -> None:
