@@ -2,9 +2,11 @@
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from typing import Any
 
 from torch import Tensor, nn
@@ -47,10 +49,10 @@ def observe_modules(model: nn.Module, inputs: Batch) -> dict[str, ModuleRun]:
         DataError: If the model does not accept the inputs.
     """
     runs = {name: ModuleRun(name, module) for name, module in model.named_modules() if name}
-    clock, outputs = iter(range(2**62)), {}
+    clock, outputs = count(), {}
     with ExitStack() as hooks:
         for run in runs.values():
-            before, after = _starting(run, clock, outputs), _ending(run, clock, outputs)
+            before, after = partial(_note_start, run, clock, outputs), partial(_note_end, run, clock, outputs)
             hooks.enter_context(run.module.register_forward_pre_hook(before, with_kwargs=True))
             hooks.enter_context(run.module.register_forward_hook(after))
         forward_once(model, inputs)
@@ -67,26 +69,20 @@ def activation_in(output: Any) -> Tensor | None:
     return next((part for part in parts if isinstance(part, Tensor)), None)
 
 
-def _starting(run: ModuleRun, clock: Any, outputs: Mapping[str, Any]) -> Callable[..., None]:
-    def note(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        received = first_tensor(arguments, named)
-        run.started, run.input_shape = next(clock), None if received is None else tuple(received.shape)
-        run.fed_by = frozenset(
-            name for name, output in outputs.items() if received is not None and output() is received
-        )
-
-    return note
+def _note_start(
+    run: ModuleRun, clock: Any, outputs: Mapping[str, Any], _: nn.Module, arguments: Any, named: Any
+) -> None:
+    received = first_tensor(arguments, named)
+    run.started, run.input_shape = next(clock), None if received is None else tuple(received.shape)
+    run.fed_by = frozenset(name for name, output in outputs.items() if received is not None and output() is received)
 
 
-def _ending(run: ModuleRun, clock: Any, outputs: dict[str, Any]) -> Callable[..., None]:
-    def note(_module: nn.Module, _arguments: tuple[Any, ...], output: Any) -> None:
-        activation = activation_in(output)
-        run.calls += 1
-        run.finished, run.shape = next(clock), None if activation is None else tuple(activation.shape)
-        if activation is not None:
-            outputs[run.name] = weakref.ref(activation)
-
-    return note
+def _note_end(run: ModuleRun, clock: Any, outputs: dict[str, Any], _: nn.Module, _arguments: Any, output: Any) -> None:
+    activation = activation_in(output)
+    run.calls += 1
+    run.finished, run.shape = next(clock), None if activation is None else tuple(activation.shape)
+    if activation is not None:
+        outputs[run.name] = weakref.ref(activation)
 
 
 LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)

@@ -123,9 +123,7 @@ def pooled(activation: Tensor, pooling: str, axis: int, mask: Tensor | None) -> 
     Returns:
         Rows, shape (n, D), or (n · positions, D) for every token.
     """
-    if pooling == FEATURES:
-        return activation.clone()
-    if pooling == "flatten":
+    if pooling in (FEATURES, "flatten"):
         return activation.flatten(1).clone()
     if pooling == "tokens":
         return activation.flatten(0, 1).clone()
