@@ -31,9 +31,9 @@ class Cluster:
     def __init__(self, address: str, say: Callable[[str], None]) -> None:
         self._address, self._say = address, say
         self._client = _client(address)
-        self._futures: dict[str, Any] = {}
+        # The cluster frees a result when the last reference to its future is gone.
+        self._numbers: dict[Any, int] = {}
         self._ended: Queue[Any] = Queue()
-        self._numbers: dict[str, int] = {}
         self._done, self._warned = 0, False
         self._workers, self._counted = 0, -COUNTED_SECONDS
         # A unique prefix, because a task of the same name in another call would be mistaken for this one.
@@ -55,12 +55,11 @@ class Cluster:
     def submit(self, number: int, work: Callable[[Any], Any], item: Any) -> None:
         """Submit a task."""
         key = f"{self._caller.name}-{next(self._count)}"
-        self._numbers[key] = number
         try:
             future = self._client.submit(attempt, work, item, all_credentials(), self._caller, key=key, pure=False)
         except Exception as error:
             raise self._gone(error) from error
-        self._futures[key] = future
+        self._numbers[future] = number
         future.add_done_callback(self._ended.put)
 
     def finished(self) -> list[tuple[int, Any]]:
@@ -78,22 +77,19 @@ class Cluster:
         while not self._ended.empty():
             ended.append(self._ended.get())
         try:
-            outcomes = [(self._numbers.pop(future.key), self._outcome(future)) for future in ended]
+            outcomes = [(self._numbers.pop(future), self._outcome(future)) for future in ended]
         except CkptProbeError:
             raise
         except Exception as error:
             raise self._gone(error) from error
-        for future in ended:
-            # The cluster frees a result when the last reference to its future is gone.
-            del self._futures[future.key]
         self._done += len(outcomes)
         return outcomes
 
     def close(self) -> None:
         """Cancel the tasks that are still running and disconnect."""
         with suppress(Exception):  # the scheduler may be gone, which another error reports already
-            if self._futures and self._client.status == "running":
-                self._client.cancel(list(self._futures.values()), force=True)
+            if self._numbers and self._client.status == "running":
+                self._client.cancel(list(self._numbers), force=True)
         self._client.close(timeout=5)
 
     def _outcome(self, future: Any) -> Any:
