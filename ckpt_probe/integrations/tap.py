@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -133,33 +134,26 @@ class Tap:
     def _search(self) -> None:
         # A caller may run the model itself, or only a submodule that computes the logits.
         for name, module in self.model.named_modules():
-            before = module.register_forward_pre_hook(self._entering(name), with_kwargs=True)
+            before = module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True)
             after = module.register_forward_hook(self._leaving, always_call=True)
             self._hooks.callback(before.remove)
             self._hooks.callback(after.remove)
 
-    def _entering(self, name: str) -> Any:
-        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._depth == 0:
-                self._outermost.append(name or "the model")
-                if self._head is None and self._error is None:
-                    self._depth += 1  # forward passes of the search are not part of the evaluation
-                    self._find(module, (args, kwargs))
-                    self._depth -= 1
-            self._depth += 1
-
-        return enter
+    def _enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._depth == 0:
+            self._outermost.append(name or "the model")
+            if self._head is None and self._error is None:
+                self._depth += 1  # forward passes of the search are not part of the evaluation
+                try:
+                    self._root, self._head = _find_by_running(module, (args, kwargs))
+                    self._listen()
+                except CkptProbeError as error:
+                    self._error = error
+                self._depth -= 1
+        self._depth += 1
 
     def _leaving(self, *_: Any) -> None:
         self._depth -= 1
-
-    def _find(self, module: nn.Module, arguments: Arguments) -> None:
-        try:
-            self._root, self._head = _find_by_running(module, arguments)
-        except CkptProbeError as error:
-            self._error = error
-            return
-        self._listen()
 
     def _listen(self) -> None:
         assert self._head is not None
