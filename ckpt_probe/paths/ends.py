@@ -8,14 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ckpt_probe.alignment import (
-    Alignment,
-    match_activations,
-    match_weights,
-    proved,
-    read_spec,
-    trace_symmetry,
-)
+from ckpt_probe.alignment import Alignment, match_activations, match_weights, proved, read_spec, trace_symmetry
 from ckpt_probe.analysis import Record
 from ckpt_probe.checkpoints import CheckpointMetadata, State, open_checkpoint, save_checkpoint
 from ckpt_probe.data import Split, one_tensor
