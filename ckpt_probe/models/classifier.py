@@ -71,7 +71,7 @@ def _part(model: nn.Module, name: str, calls: Calls, samples: int) -> tuple[Part
     kind = kind_of(layer, received, output, samples)
     if kind is None:
         return None, 0
-    features, _ = rows_by_position(layer, kind, received, output, samples)
+    features, _ = rows_by_position(layer, received, output, samples)
     return Part(name, features.shape[-1], kind), features.shape[1]
 
 

@@ -86,14 +86,18 @@ def affine_map(layer: nn.Module, kind: Kind, width: int) -> tuple[Tensor, Tensor
     return (answers if bias is None else answers - bias).T, bias
 
 
-def rows_by_position(
-    layer: nn.Module, kind: Kind, received: Tensor, output: Tensor, samples: int
-) -> tuple[Tensor, Tensor]:
+def by_position(layer: nn.Module, values: Tensor) -> Tensor:
+    """Return the input or output of a layer as rows, shape (n, positions, D)."""
+    if isinstance(layer, CONVOLUTIONS):
+        return values.flatten(2).transpose(1, 2)
+    return values.reshape(len(values), -1, values.shape[-1])
+
+
+def rows_by_position(layer: nn.Module, received: Tensor, output: Tensor, samples: int) -> tuple[Tensor, Tensor]:
     """Return a layer's input and output as rows, shapes (n, positions, D) and (n, positions, C).
 
     Args:
         layer: The layer.
-        kind: Its kind of linear map.
         received: Its input.
         output: Its output.
         samples: Number of samples n.
@@ -105,11 +109,9 @@ def rows_by_position(
         raise DataError(
             f"a layer takes {tuple(received.shape)} for {samples} samples; rows of features by sample are needed"
         )
-    if kind != "convolution":
-        return received.reshape(samples, -1, received.shape[-1]), output.reshape(samples, -1, output.shape[-1])
     if isinstance(layer, CONVOLUTIONS) and max(layer.kernel_size) > 1:
         return received.flatten(1)[:, None], output.flatten(1)[:, None]
-    return received.flatten(2).transpose(1, 2), output.flatten(2).transpose(1, 2)
+    return by_position(layer, received), by_position(layer, output)
 
 
 def as_rows(kind: Kind, features: Tensor) -> Tensor:
@@ -265,7 +267,7 @@ class Head:
         if flat and part.kind == "linear" and part.positions == "one":
             return Rows(received, output)
         layer = model.get_submodule(part.layer)
-        features, logits = rows_by_position(layer, part.kind, received, output, samples)
+        features, logits = rows_by_position(layer, received, output, samples)
         features = as_rows(part.kind, features)
         if part.positions == "every":
             return Rows(features.flatten(0, 1), logits.flatten(0, 1))
@@ -303,7 +305,7 @@ def _sees_once(layer: nn.Module, received: Tensor) -> bool:
 
 def _agrees(layer: nn.Module, kind: Kind, received: Tensor, output: Tensor) -> bool:
     """Return whether a layer's output agrees with its weights up to rounding."""
-    features, wanted = rows_by_position(layer, kind, received.detach(), output.detach(), len(received))
+    features, wanted = rows_by_position(layer, received.detach(), output.detach(), len(received))
     try:
         with torch.no_grad():
             weights, bias = affine_map(layer, kind, features.shape[-1])

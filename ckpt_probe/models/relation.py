@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ckpt_probe.errors import CkptProbeError
 from ckpt_probe.models.calling import Batch, first_tensor, forward_once, results_of, samples_in
-from ckpt_probe.models.head import CONVOLUTIONS, Head, Part, Positions
+from ckpt_probe.models.head import CONVOLUTIONS, Head, Part, Positions, by_position
 
 EQUATIONS = 64
 """Minimum number of output values that are compared; one pass gives samples · classes of them."""
@@ -23,8 +23,8 @@ EQUATIONS = 64
 SATURATING = 1e6
 """Factor of random numbers that saturates a cap on logits."""
 
-Drawn = dict[str, list[tuple[nn.Module, Tensor]]]
-"""For each call of some layers, by name: the layer and the random numbers that replaced its output."""
+Drawn = dict[str, tuple[nn.Module, Tensor]]
+"""Layers that ran once for n samples, and the random numbers (n, …) that replaced their outputs, by name."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def relation_to(model: nn.Module, inputs: Batch, names: Sequence[str], index: in
         size = 1.0 if cap is None else min(1.0, cap)
         for number in range(max(1, min(EQUATIONS, -(-EQUATIONS // max(1, result.numel()))))):
             drawn, output = runs(number, size)
-            picked = _picked(drawn, output, samples)
+            picked = _picked(drawn, output)
             if picked is not None:
                 return picked
             passes.append(_columns(drawn, output, samples))
@@ -87,13 +87,16 @@ def _run_replaced(
     model: nn.Module, inputs: Batch, names: Sequence[str], index: int, widths: set[int], seed: int, size: float
 ) -> tuple[Drawn, Tensor]:
     """Run a model with random numbers in place of the outputs of layers, and return these and one of its results."""
-    drawn: Drawn = {name: [] for name in names}
+    drawn: dict[str, list[tuple[nn.Module, Tensor]]] = {name: [] for name in names}
     generator = torch.Generator().manual_seed(seed)
     with ExitStack() as hooks:
         for name in names:
             draw = _drawer(drawn[name], widths, generator, size)
             hooks.enter_context(model.get_submodule(name).register_forward_hook(draw, with_kwargs=True))
-        return drawn, results_of(forward_once(model, inputs))[index]
+        result = results_of(forward_once(model, inputs))[index]
+    samples = samples_in(inputs)
+    once = {name: calls[0] for name, calls in drawn.items() if len(calls) == 1}
+    return {name: call for name, call in once.items() if len(call[1]) == samples}, result
 
 
 def _drawer(
@@ -118,24 +121,11 @@ def _widths(result: Tensor) -> set[int]:
     return {1} if result.ndim == 1 else {int(result.shape[1]), int(result.shape[-1])}
 
 
-def _laid_out(module: nn.Module, values: Tensor, samples: int) -> Tensor | None:
-    """Return a layer's output in shape (n, positions, C); None if its first dimension is not the number of samples."""
-    if len(values) != samples:
-        return None
-    if isinstance(module, CONVOLUTIONS):
-        return values.flatten(2).transpose(1, 2)
-    return values.reshape(samples, -1, values.shape[-1])
-
-
-def _picked(drawn: Drawn, result: Tensor, samples: int) -> Head | None:
+def _picked(drawn: Drawn, result: Tensor) -> Head | None:
     """Return the relation to a layer if the result, shape (n, C), is one of its rows for each sample."""
-    for name, calls in reversed(drawn.items()):
-        if len(calls) != 1:
-            continue
-        rows = _laid_out(*calls[0], samples)
-        if rows is None or rows.shape[1] < 2:
-            continue
-        if result.shape == (samples, rows.shape[-1]):
+    for name, call in reversed(drawn.items()):
+        rows = by_position(*call)
+        if rows.shape[1] > 1 and result.shape == (len(rows), rows.shape[-1]):
             same = (rows == result.to(rows.dtype)[:, None]).all(dim=-1)
             if bool(same.any(dim=1).all()):
                 why = "its output at one position of each sample, such as the last token, is {what}"
@@ -145,14 +135,11 @@ def _picked(drawn: Drawn, result: Tensor, samples: int) -> Head | None:
 
 def _columns(drawn: Drawn, result: Tensor, samples: int) -> tuple[list[_Column], Tensor]:
     """Return possible contributions of each layer to the logits, and the result, as rows of shape (m, C)."""
-    once = {name: calls[0] for name, calls in drawn.items() if len(calls) == 1}
-    rows = {name: laid for name, call in once.items() if (laid := _laid_out(*call, samples)) is not None}
-    every = [name for name in rows if once[name][1].shape == result.shape and rows[name].shape[1] > 1]
+    rows = {name: by_position(*call) for name, call in drawn.items()}
+    every = [name for name in rows if drawn[name][1].shape == result.shape and rows[name].shape[1] > 1]
     if every:
-        laid = _laid_out(once[every[-1]][0], result, samples)
-        assert laid is not None
-        parts = {name: Part(name, positions="every") for name in every}
-        return [_Column(parts[name], False, rows[name].flatten(0, 1)) for name in every], laid.flatten(0, 1)
+        columns = [_Column(Part(name, positions="every"), False, rows[name].flatten(0, 1)) for name in every]
+        return columns, by_position(drawn[every[-1]][0], result).flatten(0, 1)
     columns = []
     for name, laid in rows.items():
         if samples * laid.shape[-1] == result.numel():
