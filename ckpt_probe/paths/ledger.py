@@ -38,11 +38,18 @@ class Ledger:
     Attributes:
         path: The directory.
         kind: "path" or "plane".
+        aligned: File of B in A's order.
+        midpoint: File of the midpoint of a curve.
+        training: Run that trains the midpoint.
     """
 
     path: Path
     kind: str
     _due: float = field(default=0.0, init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.aligned, self.midpoint = self.path / "aligned.safetensors", self.path / "midpoint.safetensors"
+        self.training = self.path / "curve"
 
     @property
     def finished(self) -> bool:
@@ -140,21 +147,6 @@ class Ledger:
         """Write the records so far, unless they were written a moment ago."""
         if time.monotonic() >= self._due:
             self.keep(records)
-
-    @property
-    def aligned(self) -> Path:
-        """B in A's order."""
-        return self.path / "aligned.safetensors"
-
-    @property
-    def midpoint(self) -> Path:
-        """The midpoint of a curve."""
-        return self.path / "midpoint.safetensors"
-
-    @property
-    def training(self) -> Path:
-        """The run that trains the midpoint."""
-        return self.path / "curve"
 
     def dump(self, alpha: float) -> Path:
         """Return the name of the dump of one point."""
