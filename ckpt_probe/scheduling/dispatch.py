@@ -3,7 +3,7 @@
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError, listed
 from ckpt_probe.scheduling.tasks import Busy, Failed, Lost, Workers
@@ -65,9 +65,12 @@ def results(
                 free = 1 if backend is None else backend.capacity() - len(running)
                 following = [waiting.popleft() for _ in range(min(len(waiting), free))]
             running.update(following)
-            for number in following if backend is not None else ():
-                backend.submit(number, work, items[number])
-            ended = ((n, work(items[n])) for n in following) if backend is None else backend.finished()
+            if backend is None:
+                ended: list[tuple[int, Any]] = [(number, work(items[number])) for number in following]
+            else:
+                for number in following:
+                    backend.submit(number, work, items[number])
+                ended = backend.finished()
             for number, outcome in ended:
                 running.discard(number)
                 if isinstance(outcome, Busy):
