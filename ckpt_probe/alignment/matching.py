@@ -299,8 +299,8 @@ def _channels(layout: ChannelLayout, a: Tensor, b: Tensor) -> Iterator[tuple[int
     of_a, of_b = (where_float64_is(value).movedim(layout.axis, 0) for value in (a, b))
     for part, start, stop in _spans(layout.segments):
         if part.group is not None:
-            rows = (value[start:stop].reshape(part.size, -1).to(torch.float64) for value in (of_a, of_b))
-            yield start, part.group, *rows
+            first, second = (rows[start:stop].reshape(part.size, -1).to(torch.float64) for rows in (of_a, of_b))
+            yield start, part.group, first, second
 
 
 def _spans(parts: Sequence[Segment]) -> Iterator[tuple[Segment, int, int]]:
