@@ -144,7 +144,11 @@ def records_of(
     parameters = series.parameters
     if not parameters.names and not parameters.partial:
         reasons = "; ".join(finding.text for finding in parameters.findings)
-        raise DataError(f"{members[0].path}: no floating-point parameters, which every number here needs: {reasons}")
+        if heads is None or reasons:
+            cause = f": {reasons}" if reasons else ""
+            raise DataError(f"{members[0].path}: no floating-point parameters, which every number here needs{cause}")
+        # Nothing but the classifier could have numbers.
+        heads.required = True
     for _, _, [records] in rows_of(series, chosen, options, (options.by,), heads, progress):
         yield from records
     if series.audit is not None:
