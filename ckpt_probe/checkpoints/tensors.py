@@ -4,11 +4,10 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ckpt_probe.checkpoints.header import tensor_bytes
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 BITS = {
@@ -67,12 +66,14 @@ def filler(read: "Callable[[str], Tensor]") -> Callable[[str, int, memoryview], 
     return fill
 
 
-def exact_dtype(dtype: str) -> type[np.floating]:
+def exact_dtype(dtype: str) -> "type[np.floating]":
     """Return the dtype in which sums are computed: float64 for float64, else float32."""
+    import numpy as np
+
     return np.float64 if dtype == "F64" else np.float32
 
 
-def decode(raw: np.ndarray, dtype: str, into: np.ndarray, exact: type[np.floating]) -> np.ndarray:
+def decode(raw: "np.ndarray", dtype: str, into: "np.ndarray", exact: "type[np.floating]") -> "np.ndarray":
     """Return the numbers in raw bytes; numpy has no bfloat16.
 
     Args:
@@ -81,6 +82,8 @@ def decode(raw: np.ndarray, dtype: str, into: np.ndarray, exact: type[np.floatin
         into: Buffer of zeros that only this function writes.
         exact: Dtype of the result.
     """
+    import numpy as np  # headers are read without it
+
     if dtype == "BF16":
         # bfloat16 is the upper half of a float32; the lower halves stay zero.
         halves = raw.view(np.uint16)
