@@ -64,6 +64,8 @@ def matching(wanted: str, names: Iterable[str], labels: Mapping[str, str] | None
         labels: Names by their short labels, for a text that is no name.
     """
     text, names = wanted.strip().lower(), list(names)
+    if wanted in names:
+        return [wanted]  # also a name with the characters of patterns, and one of two that differ in case
     if set(text) & set("*?["):
         return [name for name in names if fnmatchcase(name.lower(), text)]
     exact = [name for name in names if name.lower() == text]

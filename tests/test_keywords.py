@@ -93,6 +93,7 @@ def test_a_name_a_label_or_a_pattern_refers_to_names_ignoring_case() -> None:
     assert matching("cdnv", names, labels) == ["nc1.cdnv"]
     assert matching("CLASS.*", names, labels) == ["class.mir", "class.hdr"]
     assert matching("acc", names, labels) == []
+    assert matching("a[b]", ["A[b]", "a[b]", "ab"]) == ["a[b]"]
 
 
 def test_a_string_a_path_or_a_number_is_a_sequence_of_one() -> None:

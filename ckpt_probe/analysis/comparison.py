@@ -117,7 +117,7 @@ def compare(
     courses: Courses = {}
     try:
         if margin is None or step == STEPS or at == LOSS:
-            courses = _courses(opened, names, split)
+            courses = _courses(opened, names, split, progress)
     except DataError as error:
         if step == STEPS or at == LOSS:
             raise
@@ -193,9 +193,11 @@ def _normal_quantile(confidence: float) -> float:
     return float(stats.norm.isf((1 - confidence) / 2))
 
 
-def _courses(groups: Mapping[str, RunGroup], names: Sequence[str], split: str) -> Courses:
+def _courses(groups: Mapping[str, RunGroup], names: Sequence[str], split: str, progress: Progress) -> Courses:
     return {
-        label: {name: read_course(source, names, split=split) for name, source in group.members.items()}
+        label: {
+            name: read_course(source, names, split=split, progress=progress) for name, source in group.members.items()
+        }
         for label, group in groups.items()
     }
 

@@ -126,6 +126,8 @@ def _compute_split(
         return replace(beside, outside_mean=outside, training=of_train, train_means=means)
 
     try:
+        if not view.samples:
+            raise DataError("it has no rows; choose the others with `splits=`")
         last = _compute_penultimate(dump, view, settings, context(view), shared)
         records = [_compute_layer(dump, layer, settings, context(layer), labelled=view.labelled) for layer in layers]
     except DataError as error:

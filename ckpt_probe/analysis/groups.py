@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_probe.analysis.records import metric_names, number, of_penultimate, read_lines
-from ckpt_probe.analysis.series import is_recorded, read_series
+from ckpt_probe.analysis.series import is_recorded, read_series, without_failed
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import has_dumps, open_dump_series
 from ckpt_probe.errors import DataError, listed
 from ckpt_probe.groups import named_paths, seed_names
 from ckpt_probe.moments.record import DetailedRecord
 from ckpt_probe.moments.registry import find_metrics, metrics_in, suggest_metrics, values_at_collapse
+from ckpt_probe.progress import Progress
 
 METRICS_FILE = "metrics.jsonl"
 MEMBER_KINDS = "a run (metrics.jsonl), a directory of dumps, or a file of records (NAME.jsonl)"
@@ -61,7 +62,7 @@ def open_groups(sources: Sequence[Path | str]) -> list[RunGroup]:
     for source in sources:
         name, paths = named_paths(str(source))
         path = Path(paths[0])
-        if len(paths) > 1 or not path.is_dir():
+        if len(paths) > 1 or not path.is_dir() or (name is not None and _is_run(path)):
             known = {seed: _source(Path(each)) for seed, each in zip(seed_names(paths), paths, strict=True)}
             if name is None or None in known.values():
                 groups.append(open_group(path))
@@ -84,7 +85,7 @@ def open_group(path: Path | str) -> RunGroup:
     if not path.is_dir():
         problem = "a file" if path.exists() else "no such directory"
         raise DataError(f"{path}: {problem}; a group is a directory with one entry per seed: {MEMBER_KINDS}")
-    if has_dumps(path) or (path / METRICS_FILE).exists():
+    if _is_run(path):
         kind = "a directory of dumps" if has_dumps(path) else "a run"
         raise DataError(f"{path}: is itself {kind}; pass the directory above it, which holds one such entry per seed")
     members: dict[str, Path] = {}
@@ -137,13 +138,16 @@ def collapse_values(record: Mapping[str, Any], names: Iterable[str]) -> dict[str
     return {name: float(value) for name in names if (value := known.get(name)) is not None}
 
 
-def read_course(source: Path, metrics: Sequence[str], *, split: str) -> dict[int, Mapping[str, Any]]:
+def read_course(
+    source: Path, metrics: Sequence[str], *, split: str, progress: Progress
+) -> dict[int, Mapping[str, Any]]:
     """Read the records of a run on one split at every step; dumps are analyzed, with the cache of records.
 
     Args:
         source: File of records, or directory of dumps.
         metrics: Names of metrics; of several records at a step, those must be equal.
         split: Name of the split.
+        progress: Receives a message on dumps that cannot be analyzed, which are left out.
 
     Returns:
         The records by step, in ascending order, without those that have no step.
@@ -154,7 +158,8 @@ def read_course(source: Path, metrics: Sequence[str], *, split: str) -> dict[int
     label = f"{source}: {split}"
     if source.is_dir():
         readings = read_series(source, Settings(layers=False), splits=[split], cache=True)
-        records: Iterable[Mapping[str, Any]] = [reading.record for reading in readings]
+        analyzed, _ = without_failed(readings, progress)
+        records: Iterable[Mapping[str, Any]] = [reading.record for reading in analyzed]
     else:
         records = [record for record in of_penultimate(read_lines(source)) if record.get("split") == split]
     course: dict[int, Mapping[str, Any]] = {}
@@ -167,6 +172,10 @@ def read_course(source: Path, metrics: Sequence[str], *, split: str) -> dict[int
             raise DataError(f"{label}: several records at step {step}, expected one")
         course[step] = record
     return dict(sorted(course.items()))
+
+
+def _is_run(directory: Path) -> bool:
+    return has_dumps(directory) or (directory / METRICS_FILE).exists()
 
 
 def _source(child: Path) -> Path | None:
@@ -226,6 +235,8 @@ def _record_in(file: Path, metrics: Sequence[str], split: str, step: int | None)
 
 def _step(record: Mapping[str, Any], label: str) -> int | None:
     value = number(record, "step", label)
+    if value is not None and not value.is_integer():
+        raise DataError(f"{label}: step is {value:g}, expected a whole number")
     return None if value is None else int(value)
 
 

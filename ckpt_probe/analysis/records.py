@@ -166,7 +166,7 @@ def read_lines(path: Path | str) -> list[Record]:
     path = Path(path)
     require_regular(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # also a class name may contain U+2028
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

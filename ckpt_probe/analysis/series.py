@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import sleep
-from typing import Any
+from typing import Any, TypeVar
 
 from ckpt_probe.analysis.cache import RECORDS, Cache, CachedRecords, cached_records
 from ckpt_probe.analysis.documents import reference_dump
@@ -30,6 +30,7 @@ from ckpt_probe.scheduling import Busy, Failed, Team, Workers, in_turn, joint_er
 from ckpt_probe.series import Member
 from ckpt_probe.user_cache import cache_directory
 
+Result = TypeVar("Result")
 RANK, RANK_DIFFERENCE = "centred.effective_rank", "erank.difference"
 PAUSE_SECONDS = 0.5
 """Interval at which a dump that another process analyzes is tried again."""
@@ -168,14 +169,39 @@ def is_recorded(path: Path) -> bool:
         return False
 
 
-def records_of(path: Path | str) -> Sequence[Record]:
-    """Return the records of a run: those of its files, or of its dumps, which are analyzed with the cache of records.
+def without_failed(results: Iterable[Result], progress: Progress) -> tuple[list[Result], str | None]:
+    """Return the results of the dumps of a series that can be analyzed, and why others cannot, also as a message.
+
+    Args:
+        results: Results that end with the error of the failed dumps, as those of `analyze`.
+        progress: Receives the message.
 
     Raises:
-        DataError: As `analyze` and `read_records`, and if there is no record.
+        DataError: If no dump can be analyzed.
     """
-    path = Path(path)
-    records = list(analyze(path, cache=True)) if has_dumps(path) else read_records(path)
+    analyzed: list[Result] = []
+    reason = None
+    try:
+        for result in results:
+            analyzed.append(result)
+    except DataError as error:
+        if not analyzed:
+            raise
+        reason = str(error)
+        progress.message(f"left out: {reason}")
+    return analyzed, reason
+
+
+def records_of(path: Path | str, progress: Progress | None = None) -> Sequence[Record]:
+    """Return the records of a run: those of its files, or of its dumps, which are analyzed with the cache of records.
+
+    Dumps that cannot be analyzed are left out, with a message.
+
+    Raises:
+        DataError: As `without_failed` and `read_records`, and if there is no record.
+    """
+    path, say = Path(path), progress or NullProgress()
+    records = without_failed(analyze(path, cache=True), say)[0] if has_dumps(path) else read_records(path)
     if not records:
         raise DataError(f"{path}: no record in it: the file is empty; leave it out, or write it again")
     return records

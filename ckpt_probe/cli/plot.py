@@ -1,5 +1,6 @@
 """`ckpt-probe plot`."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def command(
 def _mark(text: str, axis: str) -> tuple[float, str]:
     name, _, rest = text.partition("=")
     position, _, label = rest.partition(":")
-    if not re.fullmatch(r"-?\d+\.?\d*(e-?\d+)?", position.strip()):
+    if not re.fullmatch(r"-?\d+\.?\d*(e-?\d+)?", position.strip()) or math.isinf(float(position)):
         raise UsageError(f"--mark: expected a mark such as {axis}=1200:label, found {text!r}")
     if name.strip() != axis:
         raise UsageError(f"--mark: {text!r} gives a value of {name.strip()}, but the x axis is {axis}")

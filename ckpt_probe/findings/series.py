@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ckpt_probe.analysis.entries import BIAS, bias_is_reliable
-from ckpt_probe.analysis.records import RECORD_FILES, metric_names, read_records
-from ckpt_probe.analysis.series import read_series
+from ckpt_probe.analysis.records import RECORD_FILES, metric_names
+from ckpt_probe.analysis.series import read_series, records_of, without_failed
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import has_dumps
 from ckpt_probe.dumps.reading import SUFFIXES
@@ -180,8 +180,8 @@ def _records_of(path: Path, progress: Progress) -> list[Record]:
         return read_csv(path)
     if path.suffix in SUFFIXES or (path.is_dir() and has_dumps(path)):
         readings = read_series(path, Settings(layers=False), cache=True, progress=_Bars(progress))
-        return [reading.record for reading in readings]
-    return list(read_records(path))
+        return [reading.record for reading in without_failed(readings, progress)[0]]
+    return list(records_of(path))
 
 
 class _Bars(DeduplicatedProgress):

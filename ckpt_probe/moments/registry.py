@@ -603,7 +603,12 @@ def find_metrics(names: str | Iterable[str], known: Iterable[str] | None = None)
     """
     known = [metric.name for metric in all_metrics()] if known is None else list(known)
     labels = {metric.label: metric.name for metric in (*_of_series(), *all_metrics())}
-    texts = [name.strip() for text in as_sequence(names) or () for name in text.split(",") if name.strip()]
+    texts = [
+        name.strip()
+        for text in as_sequence(names) or ()
+        for name in ([text] if text in known else text.split(","))
+        if name.strip()
+    ]
     return list(dict.fromkeys(name for text in texts for name in matching(text, known, labels) or [text]))
 
 

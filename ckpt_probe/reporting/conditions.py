@@ -28,13 +28,16 @@ def conditions_of(records: RecordsSource | Mapping[str, RecordsSource]) -> Mappi
 
 
 def read_conditions(files: Mapping[str, Sequence[Path]], progress: Progress | None = None) -> dict[str, list[Records]]:
-    """Read the records of every file of each condition; raise DataError if a file cannot be read or has no record."""
+    """Read the records of every file of each condition; raise DataError if a file cannot be read or has no record.
+
+    Dumps that cannot be analyzed are left out, with a message.
+    """
     progress = progress or NullProgress()
     records: dict[str, list[Records]] = {}
     with progress.task("records", sum(map(len, files.values())), "files") as bar:
         for label, paths in files.items():
             for path in paths:
-                rows = records_of(path)
+                rows = records_of(path, progress)
                 curves = of_penultimate(rows)
                 if len(curves) < len(rows):
                     progress.message(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ckpt_probe.analysis import Comparison
 from ckpt_probe.analysis.entries import POSITION
 from ckpt_probe.analysis.records import metric_names, number
-from ckpt_probe.errors import DataError, in_cell, in_json
+from ckpt_probe.errors import DataError, in_cell, in_json, listed
 from ckpt_probe.files import refuse_existing, replacing, replacing_directory
 from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.moments.registry import metrics_in, values_at_collapse
@@ -33,8 +33,12 @@ EXTRA = "frames"
 
 
 def to_json_line(record: Record) -> str:
-    """Return a record as a line of JSON, a missing value as null; raise ValueError for NaN, which JSON lacks."""
-    return in_json(json.dumps(record, allow_nan=False, ensure_ascii=False))
+    """Return a record as a line of JSON, a missing value as null; raise DataError for NaN and infinity."""
+    try:
+        return in_json(json.dumps(record, allow_nan=False, ensure_ascii=False))
+    except ValueError as error:
+        values = [f"{name} is {value}" for name, value in record.items() if str(value) in {"nan", "inf", "-inf"}]
+        raise DataError(f"{listed(values)}, which JSON lacks; write a file of another format, such as .csv") from error
 
 
 def to_csv(records: Sequence[Record]) -> str:
@@ -93,15 +97,15 @@ def _column(name: str, values: Sequence[Any]) -> "Series":
 
     kinds = {_kind(value, f"record {number}: {name}") for number, value in enumerate(values) if value is not None}
     missing = any(value is None for value in values)
-    if kinds <= {"number", "whole number"} and ("number" in kinds or not kinds) and name not in TEXT:
-        return pd.Series([float("nan") if value is None else float(value) for value in values], dtype="float64")
+    try:
+        if kinds <= {"number", "whole number"} and ("number" in kinds or not kinds) and name not in TEXT:
+            return pd.Series([float("nan") if value is None else float(value) for value in values], dtype="float64")
+        if kinds == {"whole number"}:
+            return pd.Series(values, dtype="Int64" if missing else "int64")
+    except OverflowError as error:
+        raise DataError(f"{name}: a whole number of more than 64 bits, which a column does not hold") from error
     if len(kinds) > 1:
         raise DataError(f"{name}: some records hold a {', some a '.join(sorted(kinds))}, which make no column")
-    if kinds == {"whole number"}:
-        try:
-            return pd.Series(values, dtype="Int64" if missing else "int64")
-        except OverflowError as error:
-            raise DataError(f"{name}: a whole number of more than 64 bits, which a column does not hold") from error
     return pd.Series(values, dtype="boolean" if kinds == {"truth value"} else "string")
 
 
@@ -178,6 +182,8 @@ def _runs(series: Mapping[str, Sequence[Record]]) -> tuple[dict[str, Points], li
             notes.append(f"{condition}: {len(records) - len(stepped)} of {len(records)} records have no step, left out")
         absent = 0
         for record in stepped:
+            if record["step"] != int(record["step"]) or abs(record["step"]) >= 2**63:
+                raise DataError(f"{condition}: step {record['step']:g}: TensorBoard has whole steps of at most 64 bits")
             run = _path([*prefix, *_run_parts(record)])
             for name in metrics:
                 value = number(record, name, condition) if name in record else None

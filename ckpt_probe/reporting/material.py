@@ -8,6 +8,7 @@ from typing import Any
 
 from ckpt_probe.analysis import Comparison, Settings, read_series
 from ckpt_probe.analysis.records import by_run
+from ckpt_probe.analysis.series import without_failed
 from ckpt_probe.analysis.similarity import layer_similarities, step_similarities, stored_rows_of_series
 from ckpt_probe.dumps import open_dump, open_dump_series
 from ckpt_probe.errors import DataError
@@ -149,15 +150,9 @@ def read_source(source: Source, contents: Material, options: ReportOptions, prog
             cache=options.cache,
             progress=progress,
         )
-        readings = []
-        try:
-            for reading in results:
-                readings.append(reading)
-        except DataError as error:
-            if not readings:
-                raise
-            contents.left_out[source.name] = str(error)
-            progress.message(f"left out: {error}")
+        readings, failed = without_failed(results, progress)
+        if failed is not None:
+            contents.left_out[source.name] = failed
         names = options.class_names or _class_names(source.path)
         run = replace(run_of_readings(source.name, readings, names), group=source.group, seed=source.seed)
         contents.runs.append(run)

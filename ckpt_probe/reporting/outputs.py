@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import refuse_existing
 from ckpt_probe.findings.sentences import read_findings, read_group
 from ckpt_probe.groups import Sources
@@ -146,10 +146,13 @@ def gather(
         Track(run.name, tuple(run.checkpoints), tuple(positions(placed(run, axis) or run, axis)))
         for run in contents.runs
     ]
-    sections = [section for section in sections_of(contents, axis, options) if section.plots]
+    sections = list(sections_of(contents, axis, options))
+    notes = [note for section in sections for note in section.notes]
+    sections = [section for section in sections if section.plots]
     reading = tuple((about, tuple(sentences)) for about, sentences in _reading(contents) if sentences)
     if not (sections or reading):
-        raise DataError("nothing to show: the sources have no number by step, path or class")
+        reasons = listed(notes, most=3) or "the sources have no number by step, path or class"
+        raise DataError(f"nothing to show: {reasons}")
     if contents.has_groups:
         sections = [folded(section) if section.key not in (DIFFERENCES, FINDINGS) else section for section in sections]
     return Contents(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ckpt_probe.analysis import Record
-from ckpt_probe.analysis.records import number, of_penultimate
+from ckpt_probe.analysis.records import metric_names, number, of_penultimate
 from ckpt_probe.errors import DataError
 from ckpt_probe.moments.errors import RecordWithErrors
 from ckpt_probe.moments.record import DetailedRecord
@@ -91,6 +91,9 @@ def common_axis(runs: Sequence[Run]) -> str:
 def placed(run: Run, axis: str) -> Run | None:
     """Return the run with positions on the axis in its records; None if the axis does not distinguish them."""
     if axis == ORDER:
+        values = [(name_of(each), each.get("split"), name) for each in run.records for name in metric_names([each])]
+        if len(set(values)) < len(values):
+            return None
         numbers = {name: index for index, name in enumerate(run.checkpoints)}
         return replace(run, records=[{**record, ORDER: numbers[name_of(record)]} for record in run.records])
     return run if _distinguishes(run, axis) else None

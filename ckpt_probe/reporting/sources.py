@@ -1,5 +1,6 @@
 """Sources of a report: dumps, records, paths and planes, recognised by their content."""
 
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -106,7 +107,7 @@ def kind_of(path: Path) -> str:
     try:
         require_regular(path)
         with path.open("rb") as file:
-            start = file.read(4096)
+            start = file.read(4096).removeprefix(BOM_UTF8)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; expected {KINDS}") from error
     if start.startswith(HDF5) or has_dumps(path):

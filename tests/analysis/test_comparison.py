@@ -399,6 +399,7 @@ def test_invalid_lines_are_reported_with_file_and_line(tmp_path: Path) -> None:
         ('{"step": 1, "split": "test", "accuracy": 1}\n{"step": 2, "spl', "line 2 is not JSON"),
         ("[1, 2]\n", "line 1 is not a record"),
         ('{"step": 1, "split": "test", "accuracy": NaN}\n', "accuracy is nan, expected a number"),
+        ('{"step": 1.5, "split": "test", "accuracy": 1}\n', "step is 1.5, expected a whole number"),
         ('{"step": 1, "split": "test", "accuracy": "high"}\n', "accuracy is 'high', expected a number"),
         ('{"step": "x", "split": "test", "accuracy": 1}\n', "step is 'x', expected a number"),
         ('{"step": 1, "split": "test", "accuracy": null, "missing": "why"}\n', "accuracy is undefined at step 1 (why)"),

@@ -64,6 +64,7 @@ def test_json_has_an_object_per_event(records: Path, capsys: pytest.CaptureFixtu
     [
         ([], 2, "events needs records or dumps"),
         (["nowhere.jsonl"], 1, "nowhere.jsonl: cannot be read"),
+        (["empty.jsonl"], 1, "empty.jsonl: no record in it"),
         (["run.jsonl", "--level", "7"], 2, "--level 7"),
         (["run.jsonl", "--split", "train"], 2, "there are: test"),
         (["run.jsonl", "--metric", "class.hdr"], 1, "class.hdr"),
@@ -75,6 +76,7 @@ def test_json_has_an_object_per_event(records: Path, capsys: pytest.CaptureFixtu
 def test_invalid_arguments_and_data_are_refused_in_one_line(
     records: Path, words: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    Path("empty.jsonl").touch()
     assert run(["events", *words]) == code
     [line] = capsys.readouterr().err.strip().splitlines()
     assert message in line

@@ -91,3 +91,25 @@ def test_export_without_an_output_is_refused(capsys: pytest.CaptureFixture[str])
     Path("a.jsonl").write_text(json.dumps({"step": 3, "accuracy": 0.5}) + "\n")
     assert run(["export", "a.jsonl"]) == 2
     assert "--tensorboard DIR, -o FILE.parquet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "events a --json",
+        "plot a --metric class.mir -o a.svg",
+        "export a -o a.csv",
+        "compare A=a B=b --metric class.mir --step all",
+    ],
+)
+def test_a_dump_that_cannot_be_analyzed_is_left_out_with_a_message(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for step in range(3):
+            with h5py.File(tmp_path / name / f"step-{step}.h5", "w") as file:
+                file["test/features"] = RNG.normal(size=(60, 4)) * (np.nan if step == 1 else 1)
+                file["test/labels"], file["classifier/weights"] = np.arange(60) % 3, RNG.normal(size=(3, 4))
+    assert run(command.split()) == 0
+    assert "left out: a/step-1.h5: test: features: 60 rows hold NaN or infinity" in capsys.readouterr().err

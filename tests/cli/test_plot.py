@@ -86,6 +86,7 @@ def test_files_of_the_same_name_get_distinct_labels(directory: Path) -> None:
         (["points.jsonl", "--metric", "lost"], 1, "no record has the metric 'lost'; did you mean loss?"),
         (["points.jsonl", "--metric", "loss", "--x", "epoch"], 1, "no record has epoch"),
         (["points.jsonl", "--metric", "loss", "--mark", "alpha=x:y"], 2, "--mark: expected a mark such as alpha=1200"),
+        (["points.jsonl", "--metric", "loss", "--mark", "alpha=1e999:y"], 2, "--mark: expected a mark such as alpha"),
         (
             ["points.jsonl", "--metric", "loss", "--mark", "step=5:y"],
             2,

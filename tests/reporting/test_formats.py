@@ -1,5 +1,6 @@
 """Tests of formats of records: JSON Lines, CSV, data frames, Parquet, and event files of TensorBoard."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import ckpt_probe as cp
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.reporting import write_event_files, write_parquet
+from ckpt_probe.reporting import to_json_line, write_event_files, write_parquet
 
 RECORDS = [
     {"checkpoint": "a", "step": 0, "split": "train", "accuracy": 0.25, "loss": 1, "missing": None, "nc1.pinv": None},
@@ -61,11 +62,23 @@ def test_no_records_give_an_empty_data_frame() -> None:
         ([1, True], "value: some records hold a truth value, some a whole number"),
         ([0.5, [1, 2]], "record 1: value is a list"),
         ([2**63, 1], "value: a whole number of more than 64 bits"),
+        ([0.5, 10**400], "value: a whole number of more than 64 bits"),
     ],
 )
 def test_values_that_cannot_form_a_column_are_an_error_that_names_it(values: list, message: str) -> None:
     with pytest.raises(DataError, match=message):
         cp.to_dataframe([{"value": value} for value in values])
+
+
+def test_a_line_of_json_has_no_nan_or_infinity() -> None:
+    with pytest.raises(DataError, match=r"^loss is nan, rate is -inf, which JSON lacks; write a file of another"):
+        to_json_line({"step": 1, "loss": math.nan, "rate": -math.inf})
+
+
+@pytest.mark.parametrize(("step", "text"), [(0.5, "0.5"), (2**63, r"9\.22337e\+18")])
+def test_a_step_that_tensorboard_cannot_hold_is_an_error(step: float, text: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"run: step {text}: TensorBoard has whole steps"):
+        write_event_files({"run": [{"step": step, "loss": 1.0}]}, tmp_path / "events")
 
 
 def test_existing_files_and_missing_packages_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

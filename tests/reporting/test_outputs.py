@@ -56,6 +56,23 @@ def test_a_dump_that_cannot_be_analyzed_is_left_out_and_named(tmp_path: Path) ->
     assert any(message.startswith("left out: ") for message in progress.messages)
 
 
+def test_steps_that_are_in_a_file_twice_are_in_no_plot_of_metrics(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl")
+    source.write_text(source.read_text() * 2)
+    with pytest.raises(cp.DataError, match="nothing to show: a: its records have no step that tells them apart"):
+        cp.report(source, tmp_path / "r.html")
+    cp.report({"twice": source, "once": write(tmp_path / "b.jsonl")}, tmp_path / "r.html")
+    assert "twice: its records have no step that tells them apart" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_any_name_of_a_metric_is_drawn(tmp_path: Path) -> None:
+    names = ["a, b", "loss[train]", "Loss", "loss", "*"]
+    rows = [{"step": step, "split": 3} | dict.fromkeys(names, step / 10) for step in range(5)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8-sig")
+    cp.report(tmp_path / "a.jsonl", tmp_path / "r.html", figures=tmp_path / "figures")
+    assert len(list((tmp_path / "figures").glob("metric*"))) == len(names)
+
+
 def test_a_mapping_names_the_sources_and_labels_the_classes(tmp_path: Path) -> None:
     sources = {"plain": write(tmp_path / "a.jsonl"), "decay": write(tmp_path / "b.jsonl", 0.5)}
     cp.report(sources, tmp_path / "r.html", labels=["cat", "dog"])

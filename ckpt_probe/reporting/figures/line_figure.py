@@ -263,7 +263,7 @@ def _legend(plots: Sequence[LinePlot]) -> list[Any]:
     )
     for split, style in styles.items():
         colour = style.colour if by_colour else GREY
-        handles.append(Line2D([], [], color=colour, linestyle=DASHES[style.dash], label=words(split)))
+        handles.append(Line2D([], [], color=colour, linestyle=DASHES[style.dash], label=words(str(split))))
     if max(seeds.values()) > 1:
         of = f"of {max(seeds.values())} seeds" if len(seeds) == 1 else "seed"
         handles.append(Patch(color=GREY, alpha=0.2, linewidth=0, label=f"lowest to highest {of}"))

@@ -102,7 +102,7 @@ def x_axis(name: str, positions: Sequence[float], *, log: bool) -> Axis:
     """Return the axis of positions in ascending order; raise UsageError if it is logarithmic and goes below 0."""
     if log and (positions[0] < 0 or positions[-1] <= 0):
         raise UsageError(
-            f"`log_x=True`: {name} goes from {positions[0]:g} to {positions[-1]:g}; expected values above 0"
+            f"{name} goes from {positions[0]:g} to {positions[-1]:g}; a logarithmic x axis needs values above 0"
         )
     first = next((at for at in positions if at > 0), None) if positions and positions[0] == 0 else None
     return Axis(

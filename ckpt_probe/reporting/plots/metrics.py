@@ -45,8 +45,9 @@ def metric_plots(runs: Sequence[Run], axis: str) -> tuple[list[tuple[str, list[L
             continue
         positioned = placed(run, axis)
         if positioned is None:
+            name = "step" if axis == ORDER else axis
             notes.append(
-                f"{run.name}: its records have no {axis} that tells them apart; they are in no plot of metrics"
+                f"{run.name}: its records have no {name} that tells them apart; they are in no plot of metrics"
             )
         else:
             series.setdefault(run.group or run.name, []).append(positioned.records)
