@@ -127,7 +127,7 @@ def _compute_split(
 
     try:
         if not view.samples:
-            raise DataError("it has no rows; choose the others with `splits=`")
+            raise DataError("no samples; choose the other splits with `splits=`")
         last = _compute_penultimate(dump, view, settings, context(view), shared)
         records = [_compute_layer(dump, layer, settings, context(layer), labelled=view.labelled) for layer in layers]
     except DataError as error:

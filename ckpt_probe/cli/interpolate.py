@@ -102,7 +102,9 @@ def write_point(a: Path, b: Path, out: Path, alpha: float, options: dict[str, An
     with bars() as progress:
         chosen = {name: options[name] for name in WRITER_OPTIONS}
         summary = interpolate(a, b, alpha=alpha, out=out, progress=progress, **chosen)
-    copied = f"; {len(summary.copied)} integer tensors copied from {a.name}" if summary.copied else ""
+    copied = (
+        f"; {len(summary.copied)} integer tensors copied from {(b if alpha == 1 else a).name}" if summary.copied else ""
+    )
     say(f"{out}: {summary.interpolated} tensors interpolated at alpha {alpha:g}{copied}")
 
 

@@ -51,7 +51,7 @@ class InterpolationSummary:
 
     Attributes:
         interpolated: Number of interpolated tensors.
-        copied: Names of the integer and boolean tensors, which were copied from the first checkpoint.
+        copied: Names of the integer and boolean tensors, which were copied from one checkpoint.
     """
 
     interpolated: int
@@ -75,8 +75,8 @@ def interpolate(
     """Write the checkpoint at `alpha` on the line from a to b, block by block; needs neither model nor data.
 
     Computed in float32 (float64 if the tensor or the result is float64) and rounded once to nearest, ties to even.
-    Integer and boolean tensors are copied from a. The output has the tensor names of a and its metadata except step and
-    metrics, and names both ends.
+    Integer and boolean tensors are copied from a, at `alpha=1` from b. The output has the tensor names of a and its
+    metadata except step and metrics, and names both ends.
 
     Args:
         a: First checkpoint, of any format; if it is sharded safetensors, so is the output.

@@ -51,7 +51,9 @@ def evenly(points: int, span: tuple[float, float] = (0.0, 1.0)) -> list[float]:
     return sorted({*(_rounded(alpha) for alpha in spaced), 0.0, 1.0})
 
 
-def refined(alphas: Sequence[float], curves: Sequence[Sequence[float]]) -> list[float]:
+def refined(
+    alphas: Sequence[float], curves: Sequence[Sequence[float]], grains: Sequence[float] | None = None
+) -> list[float]:
     """Return midpoints of the intervals in which a curve may rise above its largest excess over the chord.
 
     The possible rise inside an interval of width h is estimated by its bend, |second difference| · h² / 8.
@@ -59,17 +61,19 @@ def refined(alphas: Sequence[float], curves: Sequence[Sequence[float]]) -> list[
     Args:
         alphas: Increasing positions from 0 to 1.
         curves: Lists of values at each position.
+        grains: Smallest step of each curve, such as one row of a share of rows, beside which a smaller rise is not
+            refined: the curve jumps, and its bend grows with every new position. 0 if None.
 
     Returns:
-        New positions; an empty list if the barriers are known to 1 %.
+        New positions; an empty list if the barriers are known to 1 %, or to the grain.
     """
     if len(alphas) >= MOST:
         return []
     wanted = set()
-    for values in curves:
+    for values, grain in zip(curves, grains or [0.0] * len(curves), strict=True):
         excess = [v - (1 - a) * values[0] - a * values[-1] for a, v in zip(alphas, values, strict=True)]
         highest = max(*excess, 0.0)
-        enough = max(KNOWN * highest, FLAT * max(abs(v) for v in values))
+        enough = max(KNOWN * highest, FLAT * max(abs(v) for v in values), grain)
         bends = [_bend(alphas, excess, i) for i in range(1, len(alphas) - 1)]
         for i in range(len(alphas) - 1):
             near = max(bends[max(0, i - 1) : i + 1])
@@ -110,8 +114,8 @@ def barrier(alphas: Sequence[float], values: Sequence[float]) -> Record:
     return {"": excess[highest], "_alpha": alphas[highest], "_mean": mean, "_over_mean": over_mean}
 
 
-def curves(records: Sequence[Record], splits: Sequence[str]) -> tuple[list[float], list[list[float]]]:
-    """Return the positions from 0 to 1, and loss and error of every split at each, if all of them are known.
+def curves(records: Sequence[Record], splits: Sequence[str]) -> tuple[list[float], list[list[float]], list[float]]:
+    """Return the positions from 0 to 1, loss and error of every split at each, if known, and the grain of each curve.
 
     Args:
         records: Records in the order of their positions.
@@ -119,13 +123,17 @@ def curves(records: Sequence[Record], splits: Sequence[str]) -> tuple[list[float
     """
     inside = [record for record in records if 0 <= record["alpha"] <= 1]
     alphas = sorted({record["alpha"] for record in inside})
-    values = []
+    values, grains = [], []
     for split in splits:
         of_split = [record for record in inside if record["split"] == split]
         losses, accuracies = [r["loss"] for r in of_split], [r["accuracy"] for r in of_split]
-        values += [losses] if None not in losses else []
-        values += [[1 - accuracy for accuracy in accuracies]] if None not in accuracies else []
-    return alphas, values
+        if None not in losses:
+            values.append(losses)
+            grains.append(0.0)
+        if None not in accuracies:
+            values.append([1 - accuracy for accuracy in accuracies])
+            grains.append(1 / of_split[0]["samples"])
+    return alphas, values, grains
 
 
 def barriers(records: Sequence[Record], split: str, batchnorm: str) -> Record:

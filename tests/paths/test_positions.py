@@ -5,7 +5,7 @@ import math
 import pytest
 
 from ckpt_probe.errors import UsageError
-from ckpt_probe.paths.positions import MOST, barrier, evenly, refined
+from ckpt_probe.paths.positions import MOST, barrier, barriers, curves, evenly, refined
 
 
 def test_even_positions_include_both_ends() -> None:
@@ -47,6 +47,24 @@ def test_refined_positions_give_the_barrier_to_one_per_cent(curve) -> None:
 def test_a_straight_or_convex_curve_is_not_refined() -> None:
     assert refined_positions(lambda a: 3 - a) == evenly(5)
     assert refined_positions(lambda a: 3 + (a - 0.5) ** 2) == evenly(5)
+
+
+def test_the_jumps_of_an_error_are_refined_to_one_row() -> None:
+    records = [{"alpha": alpha, "split": "test", "samples": 50, "loss": None, "accuracy": None} for alpha in evenly(5)]
+    flips = (0.1234, 0.31, 0.4321, 0.7, 0.8765)
+
+    def correct(alpha: float) -> float:
+        return 1 - (sum(alpha > flip for flip in flips[:3]) - sum(alpha > flip for flip in flips[3:])) / 50
+
+    while True:
+        records = [{**record, "accuracy": correct(record["alpha"])} for record in records]
+        more = refined(*curves(records, ["test"]))
+        if not more:
+            break
+        alphas = sorted([*more, *(record["alpha"] for record in records)])
+        records = [{**records[0], "alpha": alpha} for alpha in alphas]
+    assert len(records) < 20
+    assert barriers(records, "test", "none")["barrier.error"] == pytest.approx(3 / 50 - 0.7 / 50, abs=1 / 50)
 
 
 def test_the_number_of_refined_positions_is_limited() -> None:
