@@ -148,8 +148,15 @@ def _groups_of(
         # The caller knows best why a path is no run.
         return [_Group(name, path, [*runs] or [path], directory=bool(runs))]
     prefix = "" if name is None else f"{name}/"
-    alone = [_Group(f"{prefix}{child.name}", child, [child]) for child in runs]
-    return alone + [_Group(f"{prefix}{child.name}", child, [*inside], True) for child, inside in below.items()]
+    inside = {**{child: _only_run(child) for child in runs}, **below}
+    children = sorted(inside, key=lambda child: natural(child.name))
+    return [_Group(f"{prefix}{each.name}", each, [*inside[each]] or [each], bool(inside[each])) for each in children]
+
+
+def _only_run(directory: Path) -> list[Path]:
+    """Return the file of records of a group of one run, which itself also is a run; otherwise an empty list."""
+    files = [each for each in directory.iterdir() if not each.name.startswith(".")] if directory.is_dir() else []
+    return files if len(files) == 1 and files[0].suffix == ".jsonl" and files[0].name not in OF_RUNS else []
 
 
 def _parted(directory: Path, is_run: Callable[[Path], bool]) -> tuple[list[Path], list[Path]]:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from ckpt_probe.analysis.groups import open_groups
+from ckpt_probe.analysis.series import is_recorded
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.groups import GroupedRun, find_runs, named_paths
 
@@ -41,6 +43,24 @@ def test_a_tree_has_groups_and_a_directory_of_runs_has_seeds(tree: Path) -> None
     assert runs_of(["a=runs"])[0][1:] == ("a/decay", "seed-2")
     assert runs_of(["a=runs/plain"])[0][1:] == ("a", "seed-2")
     assert runs_of({"a": "runs/plain"}) == runs_of(["a=runs/plain"])
+
+
+def test_a_file_of_records_alone_in_a_directory_is_a_group_beside_groups_of_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    seeds = [f"runs/{name}" for name in ("a/s0", "b/s0", "b/s1", "c/s0", "c/s1", "d/s0")]
+    for seed in seeds:
+        Path(seed).parent.mkdir(parents=True, exist_ok=True)
+        Path(f"{seed}.jsonl").write_text('{"step": 1, "split": "test", "accuracy": 0.5}\n')
+    found = find_runs("runs", is_recorded, "a run")
+    assert [f"runs/{run.name}" for run in found] == seeds
+    assert [(group.path.name, list(group.members)) for group in open_groups(["runs"])] == [
+        ("a", ["s0"]),
+        ("b", ["s0", "s1"]),
+        ("c", ["s0", "s1"]),
+        ("d", ["s0"]),
+    ]
 
 
 def test_a_single_run_has_no_group_and_several_runs_have_their_names(tree: Path) -> None:

@@ -69,9 +69,7 @@ def open_groups(sources: Sequence[Path | str]) -> list[RunGroup]:
             else:
                 groups.append(RunGroup(path.parent, {seed: each for seed, each in known.items() if each}, (), name))
             continue
-        children = [] if is_recorded(path) or any(map(is_recorded, path.iterdir())) else sorted(path.iterdir())
-        below = [child for child in children if child.is_dir() and any(map(is_recorded, child.iterdir()))]
-        groups += [open_group(child) for child in below] or [replace(open_group(path), name=name)]
+        groups += [open_group(child) for child in _groups_in(path)] or [replace(open_group(path), name=name)]
     return groups
 
 
@@ -172,6 +170,15 @@ def read_course(
             raise DataError(f"{label}: several records at step {step}, expected one")
         course[step] = record
     return dict(sorted(course.items()))
+
+
+def _groups_in(directory: Path) -> list[Path]:
+    """Return the groups in a directory of groups; an empty list for a directory with one run per seed."""
+    children = [] if is_recorded(directory) else sorted(directory.iterdir())
+    below = [child for child in children if child.is_dir() and any(map(is_recorded, child.iterdir()))]
+    # A directory with one file of records is a run, and beside groups of several runs a group of one.
+    alone = [child for child in children if is_recorded(child)]
+    return below if set(below) > set(alone) and not any(map(_is_run, alone)) else []
 
 
 def _is_run(directory: Path) -> bool:

@@ -45,13 +45,14 @@ def read_group(findings: Findings) -> list[str]:
         findings: Findings of one group.
     """
     seeds = {limit["seed"] for limit in findings.limits}
+    in_all = f"In each of the {len(seeds)} runs" if len(seeds) > 1 else "In its only run"
     sentences = []
     for name in dict.fromkeys(name_of(limit) for limit in findings.limits):
         for kind, text in (("onset", "left its initial level"), ("end", "reached its final level")):
             events = [event for event in findings if event["kind"] == kind and name_of(event) == name]
             if len(events) == len(seeds):
                 start, stop = min(e["from_step"] for e in events), max(e["to_step"] for e in events)
-                sentences.append(f"In each of the {len(seeds)} runs, {name} {text} between steps {start} and {stop}.")
+                sentences.append(f"{in_all}, {name} {text} between steps {start} and {stop}.")
     orders = [each for each in findings.orders if each.get("relation") not in (None, "undecided")]
     return [*sentences, *map(order_sentence, orders)]
 

@@ -223,4 +223,5 @@ def _hash(content: bytes) -> str:
 def _different(path: Path, split: str, mine: Scores, others: dict[str, Scores], reference: str, agreeing: int) -> str:
     rows, usual = len(mine.predicted), len(others[reference].predicted)
     what = f"{rows:,} rows, not the {usual:,}" if rows != usual else f"{rows:,} rows with other labels than those"
-    return f"{path}: {split}: {what} of {listed([reference])} and {agreeing - 1} more; extract it from the same data"
+    more = f" and {agreeing - 1} more" if agreeing > 1 else ""
+    return f"{path}: {split}: {what} of {listed([reference])}{more}; extract it from the same data"
