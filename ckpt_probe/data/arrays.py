@@ -61,7 +61,8 @@ def read_npz(path: Path, test_fraction: float = TEST_FRACTION, split_seed: int =
         if not isinstance(opened_file, np.lib.npyio.NpzFile):
             raise DataError(f"{path}: a single array; expected an .npz file with arrays x and y")
         with opened_file as archive:
-            names = [name for name in archive.files if name[:1] in "xy" or name == CLASS_NAMES]
+            present = archive.files
+            names = [name for name in present if name[:1] in "xy" or name == CLASS_NAMES]
             zipped: Any = archive.zip
             sizes = {member.filename.removesuffix(".npy"): member.file_size for member in zipped.infolist()}
             # The data are in memory twice: as arrays and as splits.
@@ -76,7 +77,7 @@ def read_npz(path: Path, test_fraction: float = TEST_FRACTION, split_seed: int =
         return _divided(arrays["x"], _labels(path, arrays, "x", "y"), test_fraction, split_seed), names
     split_names = [name.removeprefix("x_") for name in arrays if name.startswith("x_") and f"y_{name[2:]}" in arrays]
     if not split_names:
-        raise DataError(f"{path}: no arrays x and y (or x_train, y_train, …); found: {listed(list(arrays)) or 'none'}")
+        raise DataError(f"{path}: no arrays x and y (or x_train, y_train, …); found: {listed(present) or 'none'}")
     labels = {name: _labels(path, arrays, f"x_{name}", f"y_{name}") for name in split_names}
     return {name: ArraySplit(arrays[f"x_{name}"], labels[name]) for name in split_names}, names
 

@@ -11,9 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from ckpt_probe.data import LEFT_OUT, UNLABELLED, Split, ready_batches, split_lengths
-from ckpt_probe.errors import DataError
+from ckpt_probe.errors import DataError, last_line
 from ckpt_probe.extraction.blocks import Block, is_scored, score_logits, score_rows
-from ckpt_probe.models import Backbone, Batch, Head, Taps, on_device, padding_mask, part_of, unknown_index
+from ckpt_probe.models import (
+    Backbone,
+    Batch,
+    Head,
+    Taps,
+    described,
+    on_device,
+    padding_mask,
+    part_of,
+    samples_in,
+    unknown_index,
+)
 from ckpt_probe.progress import NullProgress, Progress, Task
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
@@ -257,11 +268,13 @@ class _Runner:
             except RuntimeError as error:
                 # CUDA has an error class for this, MPS only a message.
                 if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
-                    raise
+                    raise DataError(_refusal(inputs, error)) from error
                 self._halve(stop - start)
                 continue
             except IndexError as error:
                 raise DataError(unknown_index(error)) from error
+            except (ValueError, TypeError, AssertionError) as error:
+                raise DataError(_refusal(inputs, error)) from error
             yield block
             start = stop
 
@@ -313,6 +326,13 @@ class _Runner:
             return named, None
         self.left_out += int((~mask).sum())
         return named[mask], mask.to(device)
+
+
+def _refusal(inputs: Batch, error: Exception) -> str:
+    return (
+        f"the model does not run on a batch of {samples_in(inputs)} samples of shape {described(inputs)} "
+        f"({last_line(error)})"
+    )
 
 
 def _on_cpu(blocks: Iterable[Block]) -> Iterator[Block]:

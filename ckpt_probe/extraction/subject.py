@@ -48,6 +48,7 @@ from ckpt_probe.models import (
     part_of,
     require_classes,
     run_once,
+    unsteadiness,
     wrapper_note,
 )
 from ckpt_probe.progress import Progress, Task
@@ -276,6 +277,7 @@ def build_subject(checkpoint: Checkpoint, setup: Setup) -> Subject:
         inputs = on_device(sample, device, dtype)
         head = find_rows(model, inputs, named, setup.pooling, tapped=setup.layers != PENULTIMATE)
         taps = choose_taps(model, inputs, head, setup.layers, setup.pooling)
+        load_notes = (*load_notes, unsteadiness(model, inputs))
         if not isinstance(head, Backbone):
             classes = len(head.parameters(model)[0])
             require_classes(classes, data.classes, data.class_names)

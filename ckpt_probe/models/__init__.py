@@ -4,6 +4,7 @@ from ckpt_probe.models.calling import (
     Batch,
     call,
     choose_device,
+    described,
     evaluating,
     logits_of,
     on_device,
@@ -11,6 +12,7 @@ from ckpt_probe.models.calling import (
     run_once,
     samples_in,
     unknown_index,
+    unsteadiness,
 )
 from ckpt_probe.models.classifier import find_head
 from ckpt_probe.models.description import (

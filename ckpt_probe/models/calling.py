@@ -64,10 +64,13 @@ def on_device(inputs: Batch, device: torch.device, dtype: torch.dtype | None = N
 
 
 def call(model: nn.Module, inputs: Batch) -> Any:
-    """Call the model on a batch: a tensor is its first argument, a mapping its keyword arguments."""
+    """Call the model on a copy of a batch: a tensor is its first argument, a mapping its keyword arguments."""
     # Hooks that are set after torch.compile run only in the wrapped module, not in the compiled code.
     plain = getattr(model, "_orig_mod", model)
-    return plain(**inputs) if isinstance(inputs, Mapping) else plain(inputs)
+    # A model may change its inputs in place, which may be the data themselves.
+    if isinstance(inputs, Mapping):
+        return plain(**{name: tensor.clone() for name, tensor in inputs.items()})
+    return plain(inputs.clone())
 
 
 def samples_in(inputs: Batch) -> int:
@@ -126,6 +129,40 @@ def forward_once(model: nn.Module, inputs: Batch) -> Any:
             return call(model, inputs)
     except (RuntimeError, IndexError, ValueError, TypeError, AssertionError, NotImplementedError) as error:
         raise DataError(f"the model does not take inputs of shape {described(inputs)} ({last_line(error)})") from error
+
+
+def unsteadiness(model: nn.Module, inputs: Batch) -> str | None:
+    """Return a sentence if a model's first result for a sample is not a function of that sample, else None.
+
+    Args:
+        model: The model.
+        inputs: Inputs of two samples or more.
+    """
+    first, again = run_once(model, inputs), run_once(model, inputs)
+    if not _are_close(first, again):
+        return (
+            "two runs of the model on the same samples differ: it draws random numbers in evaluation mode too (dropout "
+            "that ignores the mode?), so features and logits are one draw"
+        )
+    try:
+        alone = run_once(model, part_of(inputs, slice(0, 1)))
+    except DataError:
+        return None  # the model takes several samples only
+    if len(first) != samples_in(inputs) or _are_close(first[:1], alone):
+        return None
+    return (
+        "the model's output for a sample depends on the other samples of its batch (batch norm without running "
+        "statistics?), so features and logits depend on the batch size and on the order of the samples"
+    )
+
+
+def _are_close(first: Tensor, second: Tensor) -> bool:
+    """Return whether two results agree up to the rounding of batches of different sizes."""
+    if first.shape != second.shape:
+        return False
+    first, second = first.cpu().double(), second.cpu().double()
+    largest = float(first.abs().nan_to_num(0, 0, 0).max()) if first.numel() else 0.0
+    return torch.allclose(first, second, rtol=0, atol=0.01 * largest, equal_nan=True)
 
 
 def unknown_index(error: IndexError) -> str:

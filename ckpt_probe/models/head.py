@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -24,6 +24,14 @@ position or the complete map once; "cosine" depends only on the row's direction;
 
 FINAL_LOGITS = ("rectified", "softcapped")
 """Readings whose results are the model's final logits, used for loss and prediction."""
+
+READINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "": lambda logits: logits,
+    "log-softmax": partial(torch.log_softmax, dim=1),
+    "softmax": partial(torch.softmax, dim=1),
+    "sigmoid": torch.sigmoid,
+}
+"""Functions from logits (n, C) to the model's output."""
 
 Positions = Literal["one", "mean", "chosen", "every"]
 """Rows of a layer that belong to a sample: the only one, their mean, the one that the model chooses, or all."""
@@ -219,11 +227,29 @@ class Head:
         """Return the rows of one complete forward pass.
 
         Raises:
-            DataError: If a layer does not run exactly once, or on several rows per sample where one is expected.
+            DataError: If a layer does not run exactly once, or on several rows per sample where one is expected; or if
+                the model's output is not what it was of these layers for the samples by which they were found.
         """
         with self.tapping(model) as calls:
             output = call(model, inputs)
-        return self.rows(model, calls, output, samples_in(inputs))
+        rows = self.rows(model, calls, output, samples_in(inputs))
+        # In training, dropout or further results may follow the logits.
+        if not (self.settled or self.shows_logits or model.training) and self.positions in ("one", "mean"):
+            self._require_relation(rows.logits, results_of(output)[self.result])
+        return rows
+
+    def _require_relation(self, logits: Tensor, result: Tensor) -> None:
+        """Raise DataError if a result of the model, n · C numbers, does not follow from the logits (n, C)."""
+        tolerance = 0.05 if torch.finfo(result.dtype).bits < 32 else 1e-3
+        read = READINGS[self.reading](logits.float())
+        result = result.reshape(read.shape).float()
+        comparable = read.isfinite() & result.isfinite()
+        read, result = read[comparable], result[comparable]
+        if len(read) and bool(((read - result).abs() > tolerance * result.abs().max()).any()):
+            raise DataError(
+                f"classifier {self.name}: the model's output follows from it for some samples, but not for all, as if "
+                "the model chose among several heads; name another layer by `classifier=`"
+            )
 
     def tapping(
         self, model: nn.Module, is_enabled: Callable[[], bool] | None = None

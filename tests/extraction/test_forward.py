@@ -175,3 +175,32 @@ def test_a_model_that_cannot_be_moved_is_refused(pretended: Callable[[str], Any]
     apart = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3, device="meta"))
     with pytest.raises(UsageError, match="the model is spread over cpu, meta; move it to one device"):
         lent(apart, torch.device("cpu")).__enter__()
+
+
+class InPlace(nn.Module):
+    """A network that doubles its inputs in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.mul_(2))
+
+
+def test_a_model_that_changes_its_inputs_in_place_leaves_the_data_as_they_are() -> None:
+    split, model = split_of(), InPlace()
+    inputs = split.batch(slice(None))[0].clone()
+    for _ in range(2):
+        blocks = list(forward_blocks(model, INNER, split, batch_size=23))
+        torch.testing.assert_close(blocks[0].features, torch.relu(model.inner[0](2 * inputs)))
+    assert torch.equal(split.batch(slice(None))[0], inputs)
+
+
+def test_a_model_that_fails_on_a_batch_is_an_error_with_its_reason() -> None:
+    class Double(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.double())
+
+    with pytest.raises(DataError, match=r"on a batch of 5 samples of shape \(6,\) of float32 \(RuntimeError: .*Double"):
+        list(forward_blocks(Double(*network()), HEAD, split_of(), batch_size=5))

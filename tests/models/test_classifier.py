@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.models import find_head, run_once
+from ckpt_probe.models import find_head, run_once, unsteadiness
 
 IN, D, C = 6, 5, 3
 
@@ -317,3 +317,52 @@ def test_inputs_by_name_that_the_model_does_not_take_are_an_error() -> None:
         find_head(body(nn.Linear(D, C)), {"a": inputs(), "b": torch.tensor([1, 2])})
     with pytest.raises(DataError, match=r"different numbers of samples: {'tokens': 2, 'last': 1}"):
         find_head(Picking(), {"tokens": torch.randn(2, 4, IN), "last": torch.tensor([1])})
+
+
+class Chosen(nn.Module):
+    """Two heads; the sign of a sample's first number chooses one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x[:, :1] > 0, self.first(x), self.second(x))
+
+
+def test_a_head_that_gives_the_output_for_some_samples_only_is_an_error() -> None:
+    model, samples = Chosen().eval(), torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    positive = samples[samples[:, 0] > 0]
+    head = find_head(model, positive)
+    assert head.layers == ("first",)
+    torch.testing.assert_close(head.tapped(model, positive).logits, model(positive))
+    with pytest.raises(
+        DataError, match="classifier first: the model's output follows from it for some samples, but no"
+    ):
+        head.tapped(model, samples)
+
+
+class Centred(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(dim=0)
+
+
+@pytest.mark.parametrize(
+    ("layer", "sentence"),
+    [
+        (nn.BatchNorm1d(6), None),
+        (nn.Dropout(0.5), None),
+        (Centred(), "depends on the other samples of its batch"),
+    ],
+)
+def test_outputs_that_depend_on_the_other_samples_are_named(layer: nn.Module, sentence: str | None) -> None:
+    found = unsteadiness(nn.Sequential(layer, nn.Linear(6, 3)), inputs())
+    assert found is None if sentence is None else sentence in (found or "")
+
+
+def test_outputs_that_are_random_in_evaluation_mode_are_named() -> None:
+    class Noisy(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(nn.functional.dropout(x, 0.5))
+
+    assert "two runs of the model on the same samples differ" in (unsteadiness(Noisy(6, 3), inputs()) or "")
