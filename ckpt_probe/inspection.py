@@ -142,32 +142,47 @@ def inspect_series(
     base: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Return a short description of each checkpoint of a directory, in order, with warnings and the audit."""
+    """Return a short description of each checkpoint of a directory, in order, with warnings and the audit.
+
+    Damaged checkpoints are left out, and their errors are in "unreadable", by name.
+    """
     from ckpt_probe.checkpoints import RepeatedWeights, fingerprint, open_checkpoint
     from ckpt_probe.series import step_warnings
 
     repeated = RepeatedWeights(state_key, base)
     descriptions, repeats = [], []
+    readable, unreadable = [], {}
     for member in members:
-        with open_checkpoint(member.path, state_key=state_key, base=base) as checkpoint:
-            descriptions.append(
-                {
-                    "checkpoint": member.name,
-                    **_of_a_run(checkpoint),
-                    "step": member.step,
-                    "step_source": member.step_source,
-                    "format": checkpoint.format,
-                    "bytes": checkpoint.size,
-                    "tensors": len(checkpoint),
-                    "parameters": checkpoint.parameters(),
-                    "same_weights": list(member.also),
-                    "file": str(member.path),
-                }
-            )
-            repeats += repeated.warnings(member, fingerprint(checkpoint))
-    warnings = [*step_warnings(members), *repeats]
-    audit = _audit(members, state_key, base, progress or NullProgress())
-    return {"file": str(path), "kind": "series", "checkpoints": descriptions, "warnings": warnings, "audit": audit}
+        try:
+            with open_checkpoint(member.path, state_key=state_key, base=base) as checkpoint:
+                descriptions.append(
+                    {
+                        "checkpoint": member.name,
+                        **_of_a_run(checkpoint),
+                        "step": member.step,
+                        "step_source": member.step_source,
+                        "format": checkpoint.format,
+                        "bytes": checkpoint.size,
+                        "tensors": len(checkpoint),
+                        "parameters": checkpoint.parameters(),
+                        "same_weights": list(member.also),
+                        "file": str(member.path),
+                    }
+                )
+                repeats += repeated.warnings(member, fingerprint(checkpoint))
+            readable.append(member)
+        except DataError as error:
+            unreadable[member.name] = str(error)
+    if not readable:
+        raise DataError(next(iter(unreadable.values())))
+    return {
+        "file": str(path),
+        "kind": "series",
+        "checkpoints": descriptions,
+        "unreadable": unreadable,
+        "warnings": [*step_warnings(readable), *repeats],
+        "audit": _audit(readable, state_key, base, progress or NullProgress()),
+    }
 
 
 def _audit(members: "Sequence[Member]", state_key: str | None, base: Path | None, progress: Progress) -> dict[str, Any]:

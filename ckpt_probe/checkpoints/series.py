@@ -40,7 +40,8 @@ def open_series(path: Path | str, *, state_key: str | None = None, base: Path | 
     """List the checkpoints at a path, ordered by step; see `step_of`.
 
     A checkpoint whose name has no step, such as `last.ckpt`, and whose weights are identical to those of another is
-    not listed, but named in `also` of the other.
+    not listed, but named in `also` of the other. A damaged one beside others is listed with the step in its name; its
+    error is raised when it is opened.
 
     Args:
         path: File, or directory with checkpoints in it, in its directory `checkpoints`, or in each of its directories
@@ -50,7 +51,7 @@ def open_series(path: Path | str, *, state_key: str | None = None, base: Path | 
         base: As in `open_checkpoint`.
 
     Raises:
-        DataError: If there is no checkpoint, or one of them cannot be opened.
+        DataError: If there is no checkpoint, or none of them can be opened.
         UsageError: As in `open_checkpoint`.
     """
     path = as_path(path)
@@ -61,8 +62,16 @@ def open_series(path: Path | str, *, state_key: str | None = None, base: Path | 
     files = checkpoint_files(snapshot_in(path))
     if not files:
         raise DataError(_nothing(path))
-    members = in_order(member_of(file, name, state_key, base) for file, name in files)
-    return _without_twins(members, state_key, base)
+    members, damaged, errors = [], [], []
+    for file, name in files:
+        try:
+            members.append(member_of(file, name, state_key, base))
+        except DataError as error:
+            errors.append(error)
+            damaged.append(Member(_address(file), name, *(named_step(name) or (None, None))))
+    if not members:
+        raise errors[0]
+    return in_order([*_without_twins(in_order(members), state_key, base), *damaged])
 
 
 def unopened_member(path: Path) -> Member | None:
@@ -145,7 +154,7 @@ def member_of(path: Path, name: str, state_key: str | None, base: Path | str | N
     """Return a checkpoint as a member of a series; raise DataError if it cannot be opened."""
     with open_checkpoint(path, state_key=state_key, base=base) as checkpoint:
         step, source = step_of(checkpoint, name)
-    return Member(path.parent if path.name == DISTRIBUTED else path, name, step, source)
+    return Member(_address(path), name, step, source)
 
 
 class Arrivals:
@@ -285,6 +294,11 @@ def _without_twins(members: list[Member], state_key: str | None, base: Path | st
         else:
             listed[listed.index(twin)] = replace(twin, also=(*twin.also, member.name))
     return listed
+
+
+def _address(file: Path) -> Path:
+    """Return the path by which a checkpoint is opened: a distributed one by its directory."""
+    return file.parent if file.name == DISTRIBUTED else file
 
 
 def _stem(file: Path) -> str:

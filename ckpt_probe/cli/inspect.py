@@ -48,6 +48,9 @@ def command(path: Path, statistics: bool, verify: bool, json: bool, **options: A
         _print(facts, statistics)
     if verify:
         _require_undamaged(path, facts["verified"])
+    if unreadable := list(facts.get("unreadable", {}).values()):
+        count = len(unreadable) + len(facts["checkpoints"])
+        raise DataError(f"{path}: {len(unreadable)} of {count} checkpoints cannot be opened: {listed(unreadable, 3)}")
 
 
 def _print(facts: dict[str, Any], statistics: bool) -> None:

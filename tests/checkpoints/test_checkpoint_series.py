@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ckpt_probe.checkpoints import CheckpointMetadata, open_series, save_checkpoint
+from ckpt_probe.checkpoints import CheckpointMetadata, open_checkpoint, open_series, save_checkpoint
 from ckpt_probe.errors import DataError
 
 TENSORS = {"w": torch.zeros(2)}
@@ -70,8 +70,19 @@ def test_without_a_checkpoint_the_error_states_the_searched_names(tmp_path: Path
         open_series(tmp_path)
 
 
-def test_an_invalid_checkpoint_of_a_series_is_named(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "step-5.safetensors", TENSORS)
-    (tmp_path / "step-6.safetensors").write_text("text")
-    with pytest.raises(DataError, match=r"step-6\.safetensors"):
+def test_a_damaged_checkpoint_is_listed_and_raises_its_error_when_it_is_opened(tmp_path: Path) -> None:
+    for name in ("step-2", "step-30"):
+        save_checkpoint(tmp_path / f"{name}.safetensors", TENSORS)
+    (tmp_path / "step-10.safetensors").write_bytes(b"")
+    (tmp_path / "last.pt").write_bytes(b"PK\3\4" + bytes(40))
+    members = open_series(tmp_path)
+    assert [(m.name, m.step) for m in members] == [("step-2", 2), ("step-10", 10), ("step-30", 30), ("last", None)]
+    with pytest.raises(DataError, match=r"step-10\.safetensors"), open_checkpoint(members[1].path):
+        pass
+
+
+def test_a_series_of_damaged_checkpoints_is_an_error(tmp_path: Path) -> None:
+    for name in ("step-1.pt", "step-2.pt"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match=r"step-1\.pt: an empty file"):
         open_series(tmp_path)

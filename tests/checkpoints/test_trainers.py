@@ -123,8 +123,10 @@ def test_an_invalid_state_of_a_trainer_is_refused(hugging_face: Path, tmp_path: 
     run = shutil.copytree(hugging_face, tmp_path / "run")
     for text in ("{", "[]", "[" * 10**5):
         (run / "checkpoint-2" / "trainer_state.json").write_text(text)
-        with pytest.raises(DataError, match=r"checkpoint-2/trainer_state\.json: not a Trainer's state"):
-            open_series(run)
+        damaged = open_series(run)[0].path
+        message = r"checkpoint-2/trainer_state\.json: not a Trainer's state"
+        with pytest.raises(DataError, match=message), open_checkpoint(damaged) as checkpoint:
+            assert checkpoint.metadata.step is None
     (run / "checkpoint-2" / "trainer_state.json").write_text(json.dumps({"global_step": "two", "log_history": None}))
     assert listed(run)[0] == ("checkpoint-2", 2, "name", ())
 

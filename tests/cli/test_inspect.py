@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -226,3 +227,20 @@ def test_a_traceback_of_debug_contains_no_control_characters(
     errors = capsys.readouterr().err
     assert "Traceback" in errors
     assert "\x1b" not in errors
+
+
+def test_damaged_checkpoints_of_a_series_are_named_after_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (1, 3):
+        save_checkpoint(tmp_path / f"step-{step}.safetensors", {"w": torch.full((2, 2), float(step))})
+    (tmp_path / "step-2.pt").write_bytes(b"")
+    for words in ([], ["--verify"]):
+        assert run(["inspect", str(tmp_path), *words]) == 1
+        out, errors = capsys.readouterr()
+        assert re.search(r"step-1 .*\nstep-3 .*\n(.*\n)?audit: 2 checkpoints", out)
+        assert errors.endswith("1 of 3 checkpoints cannot be opened: " + f"{tmp_path / 'step-2.pt'}: an empty file\n")
+    assert run(["inspect", str(tmp_path), "--json"]) == 1
+    described = json.loads(capsys.readouterr().out)
+    assert [row["step"] for row in described["checkpoints"]] == [1, 3]
+    assert described["unreadable"] == {"step-2": f"{tmp_path / 'step-2.pt'}: an empty file"}

@@ -342,3 +342,15 @@ def test_a_damaged_tensor_is_reported_before_the_forward_pass(run: Path, tmp_pat
     with pytest.raises(DataError, match=r"a\.safetensors: tensor '.*' is damaged: its bytes are not those written"):
         extract_series(path, tmp_path / "out", device="cpu")
     assert list((tmp_path / "out").glob("*")) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_checkpoint_that_cannot_be_opened_does_not_keep_the_others_from_extraction(
+    run: Path, tmp_path: Path, workers: int
+) -> None:
+    copy = shutil.copytree(run / "checkpoints", tmp_path / "copy")
+    steps = sorted(path.stem for path in copy.glob("*.safetensors"))
+    (copy / f"{steps[1]}.safetensors").write_bytes(b"")
+    with pytest.raises(DataError, match=rf"{steps[1]}\.safetensors"):
+        extract_series(copy, tmp_path / "dumps", limit=20, device="cpu", workers=workers)
+    assert sorted(path.stem for path in (tmp_path / "dumps").glob("*.h5")) == [steps[0], *steps[2:]]
