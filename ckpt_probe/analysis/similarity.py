@@ -14,6 +14,7 @@ from ckpt_probe.dumps import PENULTIMATE, Dump, SplitView, open_dump, open_dump_
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import distinct_names
 from ckpt_probe.keywords import as_sequence, checked_keywords, suggestion
+from ckpt_probe.metrics.gram import require_finite
 from ckpt_probe.metrics.similarity import CKA, cka, cka_between, cka_matrix, hsic, mir_between
 from ckpt_probe.moments.grouping import SUBSET_ROWS
 from ckpt_probe.moments.subset import RowSubset
@@ -213,6 +214,8 @@ def stored_rows(dump: Dump, split: str) -> StoredRows:
     samples = view.samples + view.not_stored
     if not layers or (len(indices) and (indices.min() < 0 or indices.max() >= samples)):
         raise DataError(f"{source}: the rows stored for comparisons are missing or damaged; extract again")
+    for name, rows in layers.items():
+        require_finite(_double(rows), f"{source}: layer {name}")
     labels = subset.get("labels")
     if labels is None and view.labels is not None:
         labels = view.labels[()][indices]
@@ -229,12 +232,15 @@ def _subset_of(view: SplitView) -> np.ndarray:
     return subset.indices.numpy()
 
 
-def stored_rows_of_series(paths: Sequence[Path], split: str) -> tuple[list[StoredRows], list[str]]:
+def stored_rows_of_series(
+    paths: Sequence[Path], split: str, progress: Progress | None = None
+) -> tuple[list[StoredRows], list[str]]:
     """Read the rows that the dumps of a series store for comparisons.
 
     Args:
         paths: Files of the dumps.
         split: Name of the split.
+        progress: Receives a message on dumps whose rows cannot be read, which are left out; None for an error.
 
     Returns:
         The rows of each dump, and the names of the checkpoints: their steps if these are known and distinct.
@@ -242,12 +248,20 @@ def stored_rows_of_series(paths: Sequence[Path], split: str) -> tuple[list[Store
     Raises:
         DataError: As `similarity`.
     """
-    stored, steps, names = [], [], []
+    stored, steps, names, failed = [], [], [], list[DataError]()
     for path in paths:
         with open_dump(path) as dump:
-            stored.append(stored_rows(dump, split))
+            try:
+                stored.append(stored_rows(dump, split))
+            except DataError as error:
+                failed.append(error)
+                continue
             steps.append(dump.step)
             names.append(dump.name)
+    if failed and (progress is None or not stored):
+        raise failed[0]
+    for error in failed if progress is not None else ():
+        progress.message(f"left out: {error}")
     first, *others = stored
     for other in others:
         first.require_same(other)
@@ -296,7 +310,7 @@ def _of_series(
     with open_dump(paths[0]) as dump:
         all_splits = list(splits or dump.splits)
     for split in all_splits:
-        stored, names = stored_rows_of_series(paths, split)
+        stored, names = stored_rows_of_series(paths, split, progress)
         chosen = list(stored[0].of_layers(layers).layers)
         with progress.task(split, len(chosen), "layers") as bar:
             for layer in chosen:

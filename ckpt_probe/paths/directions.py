@@ -63,8 +63,10 @@ def plane_through(a: State, b: State, c: State) -> Plane:
         DataError: If two are equal, all lie on one line within rounding, or a number is NaN or infinite.
     """
     names = [name for name, tensor in a.items() if tensor.is_floating_point()]
-    for name in names:
-        require_finite(name, a[name], b[name], c[name])
+    for letter, state in (("A", a), ("B", b), ("C", c)):
+        with error_context(f"{letter}: "):
+            for name in names:
+                require_finite(name, state[name])
     u, w, other = (_difference(*pair, names) for pair in ((b, a), (c, a), (c, b)))
     for pair, step in (("A and B", u), ("A and C", w), ("B and C", other)):
         if _dot(step, step) == 0:
