@@ -24,7 +24,9 @@ from ckpt_probe.progress import DeduplicatedProgress, Progress
 SUBJECT = ("split", "layer", "class", "alpha")
 """Entries of a record by which its numbers belong to different series of one run."""
 
-NOT_SUBJECT = frozenset({"checkpoint", "missing", "route", "route_reason", "class_name", "group", "seed"})
+NOT_SUBJECT = frozenset(
+    {"checkpoint", "missing", "audit.findings", "route", "route_reason", "class_name", "group", "seed"}
+)
 OF_A_METRIC = ("_bias", "_stderr", "_computing_error")
 """Endings of names of numbers that belong to a metric: its bias by sample size, and its errors."""
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ckpt_probe.checkpoints import State
-from ckpt_probe.errors import DataError
+from ckpt_probe.errors import DataError, error_context
 from ckpt_probe.paths.shapes import exact_dtype, require_finite
 from ckpt_probe.trajectories.layout import BUFFER
 from ckpt_probe.trajectories.motion import Trajectory
@@ -109,7 +109,8 @@ def trajectory_plane(states: Iterable[State], trajectory: Trajectory) -> Plane:
         factors = (1 / count, *map(float, trajectory.weights[:, t]))
         for name, tensor in state.items():
             if tensor.is_floating_point():
-                require_finite(name, tensor)
+                with error_context(f"checkpoint {t + 1}: "):
+                    require_finite(name, tensor)
                 for total, factor in zip(sums if not BUFFER.search(name) else sums[:1], factors, strict=False):
                     total[name] = total.get(name, 0.0) + factor * tensor.double()
         last = state

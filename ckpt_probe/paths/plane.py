@@ -218,7 +218,8 @@ def _of_trajectory(files: tuple[Path, ...], subject: Subject, names: set[str]) -
             with setup.open(file) as checkpoint:
                 yield unwrapped(checkpoint.state_dict(), names)
 
-    return trajectory_plane(states(), series.trajectory)
+    with error_context(f"{files[0].parent}: "):
+        return trajectory_plane(states(), series.trajectory)
 
 
 def _grid(plane: Plane, options: PlaneOptions) -> tuple[list[float], list[float]]:

@@ -46,6 +46,8 @@ def test_an_unreliable_bias_is_not_subtracted() -> None:
 def test_rows_of_different_layers_and_texts_form_separate_series() -> None:
     rows = [{"step": s, "tensor": name, "norm": 1.0} for s in (1, 2) for name in ("a", "b")]
     assert [each.name for each in series_of(rows)] == ["a norm", "b norm"]
+    rows[0] |= {"audit.findings": "step-1: its name says step 1, its metadata says 2"}
+    assert [each.name for each in series_of(rows)] == ["a norm", "b norm"]
     with pytest.raises(DataError, match="several records at step 1"):
         series_of([{"step": 1, "x": 1.0}, {"step": 1, "x": 2.0}])
     with pytest.raises(DataError, match="no record has a step"):

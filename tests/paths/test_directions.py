@@ -89,7 +89,7 @@ def test_three_checkpoints_on_a_line_span_no_plane_despite_rounding(dtype: torch
 def test_nan_is_an_error_that_names_the_tensor() -> None:
     broken = state(3)
     broken["fc.bias"][2] = math.nan
-    with pytest.raises(DataError, match=r"'fc\.bias' contains NaN"):
+    with pytest.raises(DataError, match=r"^C: tensor 'fc\.bias' contains NaN"):
         plane_through(state(1), state(2), broken)
 
 
