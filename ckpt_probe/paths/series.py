@@ -105,39 +105,56 @@ def barriers(
         progress: Receives messages and bars.
 
     Returns:
-        One record for each pair and split, in the order of their steps.
+        One record for each pair and split, in the order of their steps. Pairs that cannot be evaluated, such as those
+        with a checkpoint of NaN, are left out, with a message.
 
     Raises:
         UsageError: If no two steps are equal, or a has only one checkpoint.
-        DataError: As `evaluate_path`, and if a run has a step twice.
+        DataError: As `evaluate_path` if no pair can be evaluated, and if a run has a step twice.
     """
     options = {name: value for name, value in locals().items() if name in PATH_KEYWORDS}
     options |= {"overwrite": overwrite, "resume": not overwrite}
     progress, directory = progress or NullProgress(), Path(out)
     pairs, alone = _pairs(a, b, {"state_key": state_key, "base": base})
     names = [first.name if b is not None else f"{first.name}--{second.name}" for first, second in pairs]
-    staff, records = Workers(workers, scheduler), list[Record]()
+    staff, records, failed = Workers(workers, scheduler), list[Record](), dict[str, DataError]()
     work = partial(_summary, options=options, progress=progress if staff.alone else NullProgress())
     items = [(first.path, second.path, directory / name) for (first, second), name in zip(pairs, names, strict=True)]
     tasks = results(work, items, names=names, workers=staff, say=progress.message)
     with progress.task("pairs", len(pairs), "pairs") as bar, closing(tasks):
-        for (first, second), summary in zip(pairs, in_turn(tasks), strict=True):
+        for (first, second), name, summary in zip(pairs, names, in_turn(tasks), strict=True):
+            bar.advance()
+            if isinstance(summary, DataError):
+                failed[name] = summary
+                continue
             steps = {"step": first.step, **({"to_step": second.step} if b is None else {})}
             records += [{**steps, **record} for record in summary]
-            bar.advance()
+    if len(failed) == len(pairs):
+        raise failed[names[0]]
+    for name, error in failed.items():
+        progress.message(f"left out: {name}: {error}")
     write_text(directory / BARRIERS_FILE, "".join(json.dumps(record) + "\n" for record in records), overwrite=True)
     if alone:
         progress.message(f"{alone} checkpoints have no counterpart at the same step and were left out")
     return records
 
 
-def _summary(pair: tuple[Path, Path, Path], *, options: dict[str, Any], progress: Progress) -> list[Record] | Busy:
-    """Compute the barriers of (a, b, directory of the path); return `Busy` if another process evaluates the pair."""
+def _summary(
+    pair: tuple[Path, Path, Path], *, options: dict[str, Any], progress: Progress
+) -> list[Record] | Busy | DataError:
+    """Compute the barriers of (a, b, directory of the path).
+
+    Returns:
+        The barriers, `Busy` if another process evaluates the pair, or the error of a pair that cannot be evaluated.
+    """
     a, b, directory = pair
     with claimed(directory.with_name(f"{directory.name}.pair")) as claim:
         if isinstance(claim, Busy):
             return claim
-        return evaluate_path(a, b, directory, progress=progress, **options).summary
+        try:
+            return evaluate_path(a, b, directory, progress=progress, **options).summary
+        except DataError as error:
+            return error
 
 
 def _pairs(a: Path | str, b: Path | str | None, named: dict[str, Any]) -> tuple[Sequence[tuple[Member, Member]], int]:

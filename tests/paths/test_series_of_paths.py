@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from ckpt_probe.cli.app import run
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.paths import barriers, evaluate_path
+from ckpt_probe.progress import MessageLog
 
 HERE = {"device": "cpu", "points": 3, "splits": ["test"]}
 
@@ -21,20 +24,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, train_digits: Any) -> tuple[P
 
 
 def test_checkpoints_of_two_runs_are_paired_by_step(runs: tuple[Path, Path], tmp_path: Path) -> None:
-    messages = []
-
-    class MessageLog:
-        def message(self, text: str) -> None:
-            messages.append(text)
-
-        def task(self, *words: object):
-            from ckpt_probe.progress import NullProgress
-
-            return NullProgress().task("", None)
-
-    records = barriers(*runs, out=tmp_path / "out", progress=MessageLog(), **HERE)
+    log = MessageLog()
+    records = barriers(*runs, out=tmp_path / "out", progress=log, **HERE)
     assert [record["step"] for record in records] == [0, 20, 40]
-    assert messages == ["2 checkpoints have no counterpart at the same step and were left out"]
+    assert log.messages == ["2 checkpoints have no counterpart at the same step and were left out"]
     ends = (run / "checkpoints" / "step-000020.safetensors" for run in runs)
     single = evaluate_path(*ends, tmp_path / "single", **HERE)
     assert records[1] == {"step": 20, **single.summary[0]}
@@ -56,6 +49,28 @@ def test_neighbouring_checkpoints_of_one_run_are_paired(
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(r["step"], r["to_step"]) for r in records] == [(0, 10), (10, 20), (20, 40)]
     assert (tmp_path / "out" / "step-000000--step-000010" / "path.json").exists()
+
+
+def test_pairs_with_a_checkpoint_of_nan_are_left_out_with_a_message(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    checkpoints = shutil.copytree(runs[0] / "checkpoints", tmp_path / "run")
+    damage(checkpoints / "step-000040.safetensors")
+    log = MessageLog()
+    records = barriers(checkpoints, out=tmp_path / "out", progress=log, **HERE)
+    assert [(record["step"], record["to_step"]) for record in records] == [(0, 10), (10, 20)]
+    reason = "step-000040.safetensors: tensor '1.weight' contains NaN or infinity"
+    assert any(each.startswith("left out: step-000020--step-000040: ") and reason in each for each in log.messages)
+    for step in (0, 20):
+        damage(checkpoints / f"step-{step:06d}.safetensors")
+    with pytest.raises(DataError, match=r"step-000000\.safetensors: tensor '1\.weight' contains NaN"):
+        barriers(checkpoints, out=tmp_path / "none", **HERE)
+
+
+def damage(checkpoint: Path) -> None:
+    """Set the first weights to NaN, as in a run that has diverged."""
+    with safe_open(checkpoint, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = {name: text for name, text in file.metadata().items() if name != "ckpt_probe.sha256"}
+    save_file({**tensors, "1.weight": tensors["1.weight"] * float("nan")}, checkpoint, metadata)
 
 
 def test_checkpoints_that_cannot_be_paired_are_errors(
