@@ -15,7 +15,7 @@ from ckpt_probe.data.arrays import CHOICES, choose_samples, read_digits, read_h5
 from ckpt_probe.data.dataset import DatasetSplit, default_workers
 from ckpt_probe.data.labels import BY_NAME, BY_ORDER, MATCH, RelabelledSplit
 from ckpt_probe.data.samples import LEFT_OUT, ArraySplit, LabelledData, Split, of_splits
-from ckpt_probe.errors import DataError, UsageError, error_context
+from ckpt_probe.errors import CkptProbeError, DataError, UsageError, error_context, last_line
 from ckpt_probe.plugins import is_function_name, load_function, registered
 
 ENTRY_POINTS = "ckpt_probe.data"
@@ -178,7 +178,7 @@ def _load(name: str, arguments: dict[str, Any], hints: ModelHints, workers: int 
         count = _require_workers(requested if workers is None else workers)
         return getattr(import_module(module), function)(location, arguments, hints, count)
     count = 0 if workers is None else _require_workers(workers)
-    return labelled(name, _function(name)(**arguments), arguments, count)
+    return labelled(name, _called(_function(name), arguments), arguments, count)
 
 
 def _load_unlabelled(name: str, arguments: dict[str, Any], hints: ModelHints, workers: int | None) -> LabelledData:
@@ -210,6 +210,15 @@ def _function(name: str) -> Callable[..., Any]:
     if is_function_name(name):
         return load_function(name)
     raise UsageError(f"no data called {name!r}; there are: {', '.join([*SPELLINGS[:-2], *others, *SPELLINGS[-2:]])}")
+
+
+def _called(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    try:
+        return function(**arguments)
+    except (CkptProbeError, TypeError, ValueError):
+        raise
+    except Exception as error:
+        raise UsageError(f"the function raised {last_line(error)}") from error
 
 
 def _replacement(name: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:

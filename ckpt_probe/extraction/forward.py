@@ -273,7 +273,7 @@ class _Runner:
                 continue
             except IndexError as error:
                 raise DataError(unknown_index(error)) from error
-            except (ValueError, TypeError, AssertionError) as error:
+            except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError) as error:
                 raise DataError(_refusal(inputs, error)) from error
             yield block
             start = stop

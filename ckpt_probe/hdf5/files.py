@@ -250,7 +250,9 @@ def _require_plain(where: str, dataset: h5py.Dataset, kinds: str) -> bool:
             f"{where}: stored in another file ({dataset.external[0][0]!r}); copy its numbers into this file"
         )
     if dataset.dtype.kind not in kinds:
-        raise DataError(f"{where}: contains {dataset.dtype}, expected numbers")
+        kind = "texts" if h5py.check_string_dtype(dataset.dtype) else dataset.dtype
+        wanted = "texts of one length, as of np.array(names, dtype='S')" if "S" in kinds else "numbers"
+        raise DataError(f"{where}: contains {kind}, expected {wanted}")
     properties = dataset.id.get_create_plist()
     filters = {properties.get_filter(number)[0] for number in range(properties.get_nfilters())}
     if unknown := filters - FILTERS:

@@ -7,7 +7,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from ckpt_probe.errors import DataError, UsageError, last_line
+from ckpt_probe.errors import CkptProbeError, DataError, UsageError, last_line
 
 Batch = Tensor | Mapping[str, Tensor]
 """Inputs of n samples: a tensor of shape (n, …), or several by the names of the model's arguments."""
@@ -127,7 +127,9 @@ def forward_once(model: nn.Module, inputs: Batch) -> Any:
     try:
         with torch.no_grad(), evaluating(model):
             return call(model, inputs)
-    except (RuntimeError, IndexError, ValueError, TypeError, AssertionError, NotImplementedError) as error:
+    except CkptProbeError:
+        raise
+    except Exception as error:  # the code of the model may raise anything
         raise DataError(f"the model does not take inputs of shape {described(inputs)} ({last_line(error)})") from error
 
 

@@ -163,6 +163,8 @@ def wrong():
     return [1, 2]
 def odd():
     return {"train": 7}
+def failing():
+    return {}["train"]
 
 def beyond():
     from ckpt_probe.data import ArraySplit, LabelledData
@@ -198,6 +200,8 @@ def test_data_are_loaded_by_a_function_of_the_user(tmp_path: Path, monkeypatch: 
             load_data(f"my_data_for_tests:{function}")
     with pytest.raises(UsageError, match="cannot be loaded with arguments"):
         load_data("my_data_for_tests:arrays", {"size": 8})
+    with pytest.raises(UsageError, match="data my_data_for_tests:failing: the function raised KeyError: 'train'"):
+        load_data("my_data_for_tests:failing")
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:

@@ -74,7 +74,7 @@ CASES: list[tuple[Callable[[h5py.File], None], str]] = [
     (never_written, r"test/features: claims 8,000,000,000,000 bytes, but only 0 were ever written"),
     (squeezed, r"test/features: unpacks to 1,600,\d+,\d+ bytes or more"),
     (one_chunk, r"test/features: unpacks to 800,\d+,\d+ bytes or more"),
-    (objects, r"test/features: contains object, expected numbers"),
+    (objects, r"test/features: contains texts, expected numbers"),
     (references, r"test/features: contains object"),
     (ragged, r"test/features: contains object"),
     (compound, r"test/features: contains \["),

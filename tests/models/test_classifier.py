@@ -366,3 +366,12 @@ def test_outputs_that_are_random_in_evaluation_mode_are_named() -> None:
             return super().forward(nn.functional.dropout(x, 0.5))
 
     assert "two runs of the model on the same samples differ" in (unsteadiness(Noisy(6, 3), inputs()) or "")
+
+
+def test_any_error_of_the_code_of_a_model_is_reported_with_the_model_as_its_source() -> None:
+    class Mistyped(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * {}["scale"]
+
+    with pytest.raises(DataError, match=r"does not take inputs of shape \(6,\) of float32 \(KeyError: 'scale'"):
+        find_head(Mistyped(6, 3), inputs())

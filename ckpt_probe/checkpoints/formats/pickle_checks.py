@@ -88,7 +88,9 @@ def _members(archive: zipfile.ZipFile) -> Mapping[str, zipfile.ZipInfo]:
     members: dict[str, zipfile.ZipInfo] = {}
     end = 0
     for member in sorted(archive.infolist(), key=lambda member: member.header_offset):
-        root, _, name = member.filename.partition("/")
+        root, slash, name = member.filename.partition("/")
+        if not slash:
+            raise ValueError(NOT_TORCH)
         if root in ("", "..") or "\\" in member.filename or ".." in name.split("/") or name.startswith("/"):
             raise ValueError(f"its member {member.filename!r} points outside the archive")
         if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:

@@ -292,6 +292,7 @@ def test_archives_with_invalid_members_are_refused(tmp_path: Path) -> None:
         ("smaller", lambda m: m | {"smaller/data/0": b"1234"}, "claims 20 bytes for data/0, which has 4"),
         ("gone", lambda m: {n: d for n, d in m.items() if n != "gone/data/0"}, "storage data/0 is missing"),
         ("plain", lambda _: {"x.txt": b"text"}, "a zip file, but not one written by torch.save"),
+        ("numpy", lambda _: {"a.npy": b"", "b.npy": b""}, "a zip file, but not one written by torch.save"),
         ("code", lambda m: m | {"code/constants.pkl": b""}, "TorchScript"),
         ("text", lambda m: m | {"text/data.pkl": b"no pickle"}, "text.pth"),
         ("short", lambda m: m | {"short/data.pkl": m["short/data.pkl"][:-9]}, "short.pth"),
