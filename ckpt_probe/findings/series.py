@@ -202,7 +202,10 @@ def _is_run(path: Path) -> bool:
 
 
 def _by_subject(records: Sequence[Record], label: str) -> dict[tuple[tuple[str, str], ...], list[Record]]:
-    """Divide records into those of one subject each; texts tell them apart where split, layer and class do not."""
+    """Divide records into those of one subject each; texts tell them apart where split, layer and class do not.
+
+    Records of different metrics at one step, or equal ones, become one record.
+    """
     texts = dict.fromkeys(name for record in records for name, value in record.items() if isinstance(value, str))
     further = [name for name in texts if name not in NOT_SUBJECT and name not in SUBJECT]
     for names in (SUBJECT, (*SUBJECT, *further)):
@@ -213,9 +216,25 @@ def _by_subject(records: Sequence[Record], label: str) -> dict[tuple[tuple[str, 
         repeated = [rows for rows in divided.values() if len({float(row["step"]) for row in rows}) < len(rows)]
         if not repeated:
             return divided
+    merged = {subject: _merged(rows) for subject, rows in divided.items()}
+    if all(rows is not None for rows in merged.values()):
+        return {subject: rows for subject, rows in merged.items() if rows is not None}
+    repeated = [divided[subject] for subject, rows in merged.items() if rows is None]
     steps = [float(row["step"]) for row in repeated[0]]
     twice = next(step for step in steps if steps.count(step) > 1)
     raise DataError(f"{label}: several records at step {twice:g} of one split; keep one run in a file")
+
+
+def _merged(rows: Sequence[Record]) -> list[Record] | None:
+    """Return one record for each step, of all numbers of its records; None if two of them have another value."""
+    by_step: dict[float, dict[str, Any]] = {}
+    for row in rows:
+        record = by_step.setdefault(float(row["step"]), {})
+        values = {name: value for name, value in row.items() if value is not None}
+        if any(_number(value) is not None and record.get(name, value) != value for name, value in values.items()):
+            return None
+        record |= values
+    return [*by_step.values()]
 
 
 def _corrected(record: Record, name: str) -> float | None:

@@ -50,6 +50,11 @@ def test_rows_of_different_layers_and_texts_form_separate_series() -> None:
     assert [each.name for each in series_of(rows)] == ["a norm", "b norm"]
     with pytest.raises(DataError, match="several records at step 1"):
         series_of([{"step": 1, "x": 1.0}, {"step": 1, "x": 2.0}])
+    alone = [{"step": step, "x": float(step)} for step in (1, 2)] + [{"step": step, "y": 3.0} for step in (1, 2, 2)]
+    assert [(each.name, [*each.steps], [*each.values]) for each in series_of(alone)] == [
+        ("x", [1, 2], [1, 2]),
+        ("y", [1, 2], [3, 3]),
+    ]
     with pytest.raises(DataError, match="no record has a step"):
         series_of([{"x": 1.0}])
     without = {"step": 2, "batch_loss": 1.0}

@@ -58,7 +58,7 @@ def test_a_dump_that_cannot_be_analyzed_is_left_out_and_named(tmp_path: Path) ->
 
 def test_steps_that_are_in_a_file_twice_are_in_no_plot_of_metrics(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl")
-    source.write_text(source.read_text() * 2)
+    source.write_text(source.read_text() + write(tmp_path / "other.jsonl", 0.5).read_text())
     with pytest.raises(cp.DataError, match="nothing to show: a: its records have no step that tells them apart"):
         cp.report(source, tmp_path / "r.html")
     cp.report({"twice": source, "once": write(tmp_path / "b.jsonl")}, tmp_path / "r.html")
