@@ -28,6 +28,9 @@ RUN_DIRECTORY = re.compile(
 )
 """Names of directories with one checkpoint of a run; the last weights of the run may be beside them."""
 
+END_DIRECTORY = re.compile(r"(final|last|latest|best)([-_. ]?(model|checkpoint|ckpt))?", re.IGNORECASE)
+"""Names of directories that hold a checkpoint of a run if directories of steps are beside them."""
+
 BLOCK = 2**22
 """Number of bytes of two checkpoints that are compared at a time."""
 SAMPLED = 16
@@ -316,7 +319,9 @@ def _run_directories(path: Path, files: Sized) -> list[Path]:
     """Return the directories of a run's checkpoints; those in a checkpoint's own directory are state of DeepSpeed."""
     if files and RUN_DIRECTORY.fullmatch(path.name):
         return []
-    return [folder for folder in _directories(path) if RUN_DIRECTORY.fullmatch(folder.name)]
+    folders = _directories(path)
+    of_steps = [folder for folder in folders if RUN_DIRECTORY.fullmatch(folder.name)]
+    return of_steps and [folder for folder in folders if folder in of_steps or END_DIRECTORY.fullmatch(folder.name)]
 
 
 def _directories(path: Path) -> list[Path]:

@@ -86,7 +86,7 @@ def extract_here(
         shared: Workers that forward large splits.
 
     Raises:
-        DataError: If checkpoints cannot be extracted, after all others; at once if it is the first.
+        DataError: If checkpoints cannot be extracted, after all others; at once if it is the first that can be opened.
     """
     waiting: deque[Member] = deque()
     failed: dict[str, Failed] = {}
@@ -94,14 +94,15 @@ def extract_here(
     for members in chain(arrivals, _pauses(waiting)):
         waiting += members
         for _ in range(len(waiting)):
-            member = waiting.popleft()
+            member, opened = waiting.popleft(), False
             try:
                 with job.setup.open(member.path) as checkpoint:
+                    opened = True
                     if subject is None:
                         subject = open_checked_subject(checkpoint, job, progress)
                     result = extract_checkpoint(checkpoint, member, subject, job, progress, shared)
             except DataError as error:
-                if not extracted:
+                if opened and not extracted:
                     raise  # The cause may be the data, which all checkpoints share.
                 failed[member.name] = Failed(str(error), ours=True)
                 continue

@@ -24,9 +24,10 @@ def extract_in_parallel(
     job: Job, members: Sequence[Member], staff: Workers, rows_per_task: int | None, progress: Progress
 ) -> Generator[tuple[Member, Extracted], None, None]:
     """Yield each checkpoint with its result; every worker takes one, or all workers divide one after another."""
-    job = replace(job, first=members[0].path)
+    first = next((member.path for member in members if _can_be_opened(member, job)), members[0].path)
+    job = replace(job, first=first)
     # Errors of the settings are raised here, before any worker starts.
-    with job.setup.open(members[0].path) as checkpoint:
+    with job.setup.open(first) as checkpoint:
         subject = open_checked_subject(checkpoint, job, progress)
     if rows_per_task is not None:
         with Team(staff, progress.message) as team:
@@ -39,6 +40,14 @@ def extract_in_parallel(
     with closing(results(run, members, names=names, workers=staff, say=progress.message)) as ready:
         for result in in_turn(ready):
             yield members[names.index(result[0])], result[1]
+
+
+def _can_be_opened(member: Member, job: Job) -> bool:
+    try:
+        with job.setup.open(member.path):
+            return True
+    except DataError:
+        return False
 
 
 def _extract_in_worker(job: Job, member: Member) -> tuple[str, Extracted] | Busy:

@@ -42,6 +42,15 @@ def test_a_run_a_directory_of_directories_and_a_single_file_are_series(tmp_path:
     assert names(tmp_path / "run" / "checkpoints" / "step-5.safetensors") == ["step-5"]
 
 
+def test_a_directory_of_the_final_weights_beside_those_of_steps_is_listed(tmp_path: Path) -> None:
+    for number, name in enumerate(("final", "step_20", "step_3", "best_model", "logs")):
+        save_checkpoint(tmp_path / "run" / name / "model.safetensors", {"w": torch.full((2,), float(number))})
+    assert names(tmp_path / "run") == ["step_3", "step_20", "best_model", "final"]
+    save_checkpoint(tmp_path / "flat" / "step-1.safetensors", TENSORS)
+    save_checkpoint(tmp_path / "flat" / "best" / "model.safetensors", TENSORS)
+    assert names(tmp_path / "flat") == ["step-1"]
+
+
 def test_hidden_and_temporary_files_are_no_checkpoints(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "step-5.safetensors", TENSORS)
     (tmp_path / ".step-6.safetensors.host-1.part").write_text("half")
