@@ -12,7 +12,7 @@ from pathlib import Path
 from ckpt_probe.addresses import is_address
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import distinct_names
-from ckpt_probe.keywords import as_sequence
+from ckpt_probe.keywords import as_paths
 from ckpt_probe.series import natural
 
 Sources = Path | str | Iterable[Path | str] | Mapping[str, Path | str | Iterable[Path | str]]
@@ -191,9 +191,9 @@ def named_sources(sources: Sources) -> Iterator[tuple[str | None, list[Path | st
     """Yield the name, None without one, and the paths of each source; texts are read as by `named_paths`."""
     if isinstance(sources, Mapping):
         for name, paths in sources.items():
-            yield str(name), [each for path in as_sequence(paths) or () for each in _matching(path)]
+            yield str(name), [each for path in as_paths(paths) for each in _matching(path)]
         return
-    for source in as_sequence(sources) or ():
+    for source in as_paths(sources):
         yield named_paths(source) if isinstance(source, str) else (None, [source])
 
 

@@ -1,11 +1,13 @@
 """Check the names that callers pass to public functions, and suggest the nearest known ones."""
 
 import inspect
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import wraps
+from os import PathLike
 from typing import Any, ParamSpec, TypeVar
 
 from ckpt_probe.errors import UsageError
@@ -77,6 +79,33 @@ def as_sequence(values: Any) -> tuple[Any, ...] | None:
     if values is None:
         return None
     return (values,) if isinstance(values, str) or not isinstance(values, Iterable) else tuple(values)
+
+
+def as_paths(sources: Any) -> tuple[Any, ...]:
+    """Return one path or several as a tuple; raise UsageError for another object, such as a record."""
+    paths = as_sequence(sources) or ()
+    for path in paths:
+        if not isinstance(path, str | PathLike):
+            kind = f"{type(path).__module__}.{type(path).__name__}".removeprefix("builtins.")
+            raise UsageError(f"expected the path of a file or a directory, found an object of type {kind}")
+    return paths
+
+
+def whole_number(name: str, value: Any, least: int | None = None) -> int:
+    """Return the value of a keyword as an `int`; raise UsageError for other values and below `least`.
+
+    Args:
+        name: Name of the keyword.
+        value: An integer of any kind, such as one of numpy.
+        least: Smallest value.
+    """
+    try:
+        number = operator.index(value)
+    except (TypeError, RuntimeError):
+        raise UsageError(f"`{name}={value!r}`: expected a whole number") from None
+    if least is not None and number < least:
+        raise UsageError(f"`{name}={number}`: expected at least {least:,}")
+    return number
 
 
 def from_arguments(kind: type[Kind], arguments: Mapping[str, Any]) -> Kind:

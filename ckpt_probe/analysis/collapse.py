@@ -1,7 +1,10 @@
 """Compute single metrics of neural collapse from features and labels; the numbers are those of `analyze_features`."""
 
+import math
+from numbers import Real
+
 from ckpt_probe.analysis.record import analyze_features
-from ckpt_probe.errors import DataError
+from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.metrics import collapse
 from ckpt_probe.metrics.gram import Array
@@ -38,7 +41,10 @@ def cdnv(features: Array, labels: Array, *, dist_exp: float = 1.0) -> float:
 
     Raises:
         DataError: If two class means coincide, a value is not finite, or shapes do not match.
+        UsageError: If `dist_exp` is not a finite number.
     """
+    if not isinstance(dist_exp, Real) or not math.isfinite(dist_exp):
+        raise UsageError(f"`dist_exp={dist_exp!r}`: expected a finite number")
     moments = Moments(only=["nc1"])
     moments.update(features, labels)
     inputs = moments.inputs()

@@ -19,7 +19,7 @@ from ckpt_probe.analysis.entries import (
 from ckpt_probe.dumps import PENULTIMATE
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import require_regular
-from ckpt_probe.keywords import as_sequence, checked_keywords
+from ckpt_probe.keywords import as_paths, checked_keywords
 from ckpt_probe.moments.registry import Metric, metrics_in, values_at_collapse
 from ckpt_probe.notebook import sparkline, table, text
 
@@ -142,7 +142,7 @@ def read_records(
                 for record in read_records(part)
             ]
         )
-    files = [file for path in as_sequence(source) or () for file in record_files(Path(path))]
+    files = [file for path in as_paths(source) for file in record_files(Path(path))]
     return Records([record for file in files for record in read_lines(file)])
 
 

@@ -6,8 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ckpt_probe.errors import UsageError
-from ckpt_probe.keywords import as_sequence
+from ckpt_probe.keywords import as_sequence, whole_number
 from ckpt_probe.metrics.stochastic import MOST, Sampling
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.accumulator import MEMORY, checked_precision
@@ -70,12 +69,11 @@ class Settings:
     reference: Path | str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "orders", as_sequence(self.orders))
+        object.__setattr__(self, "orders", as_sequence(self.orders) or ())
         _ = self.sampling, self.families, checked_precision(self.precision)
         for name, least in (("exact_limit", 1), ("min_samples", 1), ("memory", LEAST_MEMORY)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"`{name}={value}`: expected at least {least:,}")
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
 
     @cached_property
     def sampling(self) -> Sampling:

@@ -31,8 +31,13 @@ def as_tensor(values: Any, name: str = "the array") -> Tensor:
     if tensor.layout != torch.strided or tensor.is_meta:
         kind = "a tensor without data, on torch's meta device" if tensor.is_meta else "a sparse tensor"
         raise DataError(f"{name}: expected the numbers of a dense tensor, found {kind}")
-    # Types of 8 bits have hardly any function in torch; float32 holds their values exactly.
-    return tensor.to(torch.float32) if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
+    # Some types have hardly any function in torch; others hold their values exactly.
+    if tensor.is_floating_point() and tensor.itemsize == 1:
+        return tensor.to(torch.float32)
+    if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        numbers = tensor.to(torch.int64)
+        return numbers if tensor.dtype != torch.uint64 or not bool((numbers < 0).any()) else tensor.to(torch.float64)
+    return tensor
 
 
 def as_labels(values: Any, name: str = "labels") -> Tensor:
@@ -75,7 +80,7 @@ def _array(values: Any, name: str) -> np.ndarray:
         raise DataError(f"{name}: {np.ma.count_masked(values):,} entries are masked; leave out their rows")
     try:
         return np.asarray(values)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise DataError(f"{name}: no array can be made of it ({error})") from error
 
 

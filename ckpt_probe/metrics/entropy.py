@@ -1,6 +1,7 @@
 """Matrix entropy: the entropy of the eigenvalues of a Gram matrix, in nats."""
 
 import math
+from numbers import Real
 
 import numpy as np
 import torch
@@ -123,7 +124,7 @@ def _unless_rounding(entropy: Tensor, side: int) -> Tensor:
 
 def require_order(alpha: float) -> None:
     """Raise DataError if an order of an entropy is not positive and finite."""
-    if not (alpha > 0 and math.isfinite(alpha)):
+    if not isinstance(alpha, Real | Tensor) or not (alpha > 0 and math.isfinite(alpha)):
         raise DataError(f"alpha: the order of an entropy must be positive and finite, found {alpha}")
 
 

@@ -26,6 +26,7 @@ LEAST_ROWS = 4
 GRAM_BYTES = 2**28
 """Bytes of blocks of Gram matrices when many representations are compared."""
 UNDEFINED = "cka: undefined, since one representation does not vary over the rows, or too few were given"
+OVERFLOW = "the rows are so large that products of them overflow; divide them by a power of two"
 TOO_FEW = f"cka: unbiased HSIC needs at least {LEAST_ROWS} rows"
 
 
@@ -75,7 +76,7 @@ def cka_between(first: Sequence[Array], second: Sequence[Array] | None = None) -
     right = left if second is None else [centred(near_one(rows)) for rows in _all_rows(second)]
     if not (left and right):
         return torch.empty(len(left), len(right), dtype=torch.float64)
-    _require_rows(left[0], right[0], f"the first ones have {len(left[0])} rows and the others {len(right[0])}")
+    _require_both(left, right)
     shared = _hsic_between(left, right)
     if second is None:
         roots = [_roots(shared.diagonal())] * 2
@@ -89,7 +90,10 @@ def cka_between(first: Sequence[Array], second: Sequence[Array] | None = None) -
 
 def mir_between(first: Sequence[Array], second: Sequence[Array] | None = None) -> Tensor:
     """Return MIR of each of L representations with each of M others of the same rows, as `cka_between`."""
-    sides = [_all_rows(layers) for layers in (first, first if second is None else second)]
+    left = _all_rows(first, 1)
+    sides = [left, left if second is None else _all_rows(second, 1)]
+    if all(sides):
+        _require_both(sides[0], sides[1], 1)
     # If every row of a layer has a direction, its entropy does not depend on the other layer.
     directed = [[_all_directed(rows) for rows in side] for side in sides]
 
@@ -115,7 +119,10 @@ def _all_directed(rows: Tensor) -> Directed | None:
 
 def hsic(X: Array, Y: Array) -> float | Tensor:
     """Compute unbiased HSIC₁ of linear kernels of X (n, d) and Y (n, e), n ≥ 4; may be negative; errors as `cka`."""
-    return as_given(_hsic(*map(centred, _same_rows(X, Y))), X, Y)
+    value = _hsic(*map(centred, _same_rows(X, Y)))
+    if not bool(torch.isfinite(value)):
+        raise DataError(f"hsic: {OVERFLOW}")
+    return as_given(value, X, Y)
 
 
 class CKA:
@@ -223,10 +230,10 @@ class _Sums:
         return _unbiased(self.count, self.products.square().sum(), *self.sizes, self.both)
 
 
-def _all_rows(layers: Sequence[Array]) -> list[Tensor]:
+def _all_rows(layers: Sequence[Array], least: int = LEAST_ROWS) -> list[Tensor]:
     rows = [to_rows(layer, f"layer {number}").detach().cpu() for number, layer in enumerate(layers)]
     for number, layer in enumerate(rows):
-        _require_rows(rows[0], layer, f"layer 0 has {len(rows[0])} rows and layer {number} has {len(layer)}")
+        _require_rows(rows[0], layer, f"layer 0 has {len(rows[0])} rows and layer {number} has {len(layer)}", least)
     return rows
 
 
@@ -291,10 +298,10 @@ def _roots(values: Tensor) -> Tensor:
 
 
 def _ratio(shared: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    if not bool(torch.isfinite(first * second)):
+        raise DataError(f"cka: {OVERFLOW}")
     if not (bool(first > 0) and bool(second > 0)):
         raise DataError(UNDEFINED)
-    if not bool(torch.isfinite(first * second)):
-        raise DataError("cka: the rows are so large that products of them overflow; divide them by a power of two")
     return shared / (first.sqrt() * second.sqrt())
 
 
@@ -314,6 +321,11 @@ def _same_rows(X: Array, Y: Array, least: int = LEAST_ROWS) -> tuple[Tensor, Ten
     first, second = to_rows(X, "X"), to_rows(Y, "Y")
     _require_rows(first, second, f"X has {len(first)} rows and Y has {len(second)}", least)
     return first, second
+
+
+def _require_both(first: Sequence[Tensor], second: Sequence[Tensor], least: int = LEAST_ROWS) -> None:
+    numbers = f"the first ones have {len(first[0])} rows and the others {len(second[0])}"
+    _require_rows(first[0], second[0], numbers, least)
 
 
 def _require_rows(first: Tensor, second: Tensor, numbers: str, least: int = LEAST_ROWS) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.keywords import as_sequence, checked_keywords
+from ckpt_probe.keywords import as_sequence, checked_keywords, whole_number
 from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.metrics.entropy import require_order
 from ckpt_probe.metrics.gram import Array, require_finite, where_float64_is
@@ -60,7 +60,7 @@ class Moments:
 
     Raises:
         DataError: If there are fewer than two classes, or the device is MPS, which has no float64.
-        UsageError: If a family or precision is unknown, or `subset` is negative.
+        UsageError: If a family or precision is unknown, or a number is not whole or is negative.
     """
 
     @checked_keywords
@@ -76,20 +76,19 @@ class Moments:
         subset: int = 0,
         seed: int = 0,
     ):
-        if classes is not None and classes < 2:
+        self.classes = None if classes is None else whole_number("classes", classes)
+        if self.classes is not None and self.classes < 2:
             raise DataError(f"neural collapse and mutual information need at least two classes, found {classes}")
-        self.classes = classes
-        self.memory = memory
+        self.memory = whole_number("memory", memory, 0)
         self.families = chosen_families(only)
         self._requirements = requirements(self.families)
         self._dtype = checked_precision(precision)
         self.device = torch.device(device) if device is not None else None
         if self.device is not None and self.device.type == "mps":
             raise DataError("moments are kept in float64, which MPS lacks: omit device, or pass device='cpu'")
-        if subset < 0:
-            raise UsageError(f"`subset={subset}`: expected at least 0")
+        size, seed = whole_number("subset", subset, 0), whole_number("seed", seed)
         self.halves = halves
-        self.subset = RowSubset(subset, seed) if subset else None
+        self.subset = RowSubset(size, seed) if size else None
         self._parts: list[Sums] = []
         self._merged: Scatter | None = None
         self._before = torch.zeros(0, dtype=torch.int64)  # rows of each class that another accumulator has
@@ -465,7 +464,8 @@ class Moments:
     def _checked(self, features: Array, labels: Array | Sequence[int]) -> tuple[Tensor, Tensor, float]:
         """Return rows, labels, and the largest absolute entry of the rows."""
         rows, numbers = as_tensor(features, "features"), as_labels(labels)
-        if rows.ndim != 2 or numbers.ndim != 1 or rows.shape[0] != numbers.shape[0]:
+        widthless = rows.ndim == 2 and len(rows) and not rows.shape[1]
+        if rows.ndim != 2 or numbers.ndim != 1 or rows.shape[0] != numbers.shape[0] or widthless:
             shapes = f"{tuple(rows.shape)} and {tuple(numbers.shape)}"
             raise DataError(f"features and labels: expected (n, D) and (n,), found {shapes}")
         if self.features is not None and rows.shape[1] != self.features:
@@ -521,9 +521,12 @@ def _checked_weights(weights: Array | None, bias: Array | None, moments: Moments
     if weights is None:
         return None
     rows = _checked_rows(weights, moments, moments.features)
-    shape = (rows.shape[0],) if bias is None else tuple(as_tensor(bias, "classifier bias").shape)
-    if shape != (rows.shape[0],):
-        raise DataError(f"classifier bias: expected shape ({rows.shape[0]},), found {shape}")
+    if bias is not None:
+        numbers = as_tensor(bias, "classifier bias")
+        if numbers.shape != rows.shape[:1]:
+            raise DataError(f"classifier bias: expected shape ({rows.shape[0]},), found {tuple(numbers.shape)}")
+        if bool(numbers.isnan().any()):
+            raise DataError(f"classifier bias: entry {int(numbers.isnan().nonzero()[0])} is NaN")
     return rows
 
 

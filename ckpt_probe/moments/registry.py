@@ -605,7 +605,7 @@ def find_metrics(names: str | Iterable[str], known: Iterable[str] | None = None)
     labels = {metric.label: metric.name for metric in (*_of_series(), *all_metrics())}
     texts = [
         name.strip()
-        for text in as_sequence(names) or ()
+        for text in map(str, as_sequence(names) or ())
         for name in ([text] if text in known else text.split(","))
         if name.strip()
     ]
@@ -636,7 +636,7 @@ def chosen_families(names: str | Iterable[str] | None) -> frozenset[str]:
         return frozenset(names)
     family_of = {metric.name: metric.family for metric in all_metrics()}
     families: set[str] = set()
-    for name in (name.strip() for text in names for name in text.split(",") if name.strip()):
+    for name in (name.strip() for text in names for name in str(text).split(",") if name.strip()):
         chosen = matching(name, [*GROUPS, *known])
         metrics = [] if chosen else [metric for metric in find_metrics(name) if metric in family_of]
         if not chosen and not metrics:

@@ -16,7 +16,7 @@ from ckpt_probe.analysis.entries import POSITION
 from ckpt_probe.analysis.records import metric_names, number
 from ckpt_probe.errors import DataError, in_cell, in_json, listed
 from ckpt_probe.files import refuse_existing, replacing, replacing_directory
-from ckpt_probe.keywords import checked_keywords
+from ckpt_probe.keywords import as_sequence, checked_keywords
 from ckpt_probe.moments.registry import metrics_in, values_at_collapse
 from ckpt_probe.plugins import require_extra
 from ckpt_probe.progress import NullProgress, Progress
@@ -71,7 +71,12 @@ def to_dataframe(records: Iterable[Record | Comparison]) -> "DataFrame":
     require_extra("pandas", EXTRA)
     from pandas import DataFrame
 
-    rows = [asdict(record) if isinstance(record, Comparison) else record for record in records]
+    rows = [asdict(record) if isinstance(record, Comparison) else record for record in as_sequence(records) or ()]
+    for position, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise DataError(
+                f"record {position} is a {type(row).__name__}; read the records of a file by `read_records`"
+            )
     names = dict.fromkeys(name for record in rows for name in record)
     return DataFrame({name: _column(name, [record.get(name) for record in rows]) for name in names})
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics import matrix_entropy
+from ckpt_probe.metrics.arrays import as_labels
 from ckpt_probe.metrics.entropy import entropy_of_gram, entropy_of_spectrum, without_small
 from ckpt_probe.metrics.gram import directions, has_gradient, smaller_gram, to_rows, where_float64_is
 from ckpt_probe.metrics.information import Entropies, joint_gram
@@ -125,8 +126,8 @@ def _of_batch(features: Tensor, labels: Tensor, weights: Tensor) -> Entropies | 
 
 def _labelled(features: Tensor, labels: Tensor, prefix: str) -> tuple[Tensor, Tensor, Tensor]:
     """Return rows (n, D) as float64, labels (n,) as int64 on the same device, and a mask (n,) of nonzero rows."""
-    if not features.is_floating_point():
-        raise DataError(f"{prefix}features: expected floating-point numbers, found {features.dtype}")
+    labels = as_labels(labels, f"{prefix}labels") if not isinstance(labels, Tensor) else labels
+    _require_floating(features, f"{prefix}features")
     rows = to_rows(features, f"{prefix}features")
     if labels.shape != rows.shape[:1]:
         raise DataError(f"{prefix}labels: expected one a row, ({len(rows)},), found shape {tuple(labels.shape)}")
@@ -135,10 +136,15 @@ def _labelled(features: Tensor, labels: Tensor, prefix: str) -> tuple[Tensor, Te
     return rows, labels.to(rows.device, torch.int64), has_gradient(features).to(rows.device)
 
 
+def _require_floating(tensor: Tensor, name: str) -> None:
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        kind = tensor.dtype if isinstance(tensor, Tensor) else f"a {type(tensor).__name__} in place of a tensor"
+        raise DataError(f"{name}: expected floating-point numbers, found {kind}")
+
+
 def _heads(weights: Tensor, labels: Tensor, columns: int) -> Tensor:
     """Return the weight rows (C, D) as float64; raise DataError if they do not fit the labels or the features."""
-    if not weights.is_floating_point():
-        raise DataError(f"weights: expected floating-point numbers, found {weights.dtype}")
+    _require_floating(weights, "weights")
     if weights.ndim != 2 or weights.shape[1] != columns:
         raise DataError(f"weights: expected shape (classes, {columns}), found {tuple(weights.shape)}")
     heads = to_rows(weights, "weights")

@@ -303,3 +303,22 @@ def test_records_of_a_probe_have_errors(tmp_path: Path) -> None:
     assert record["accuracy_stderr"] == pytest.approx(expected, rel=1e-6)
     assert record["nc1.pinv_stderr"] > 0
     assert cp.read_records(tmp_path / "records.jsonl")[0]["nc1.pinv_bias"] == record["nc1.pinv_bias"]
+
+
+def test_arguments_of_unusual_types_give_the_numbers_of_arrays_or_an_error_of_one_line() -> None:
+    rows, labels = np.random.default_rng(0).standard_normal((12, 5)), np.arange(12) % 3
+    logits = rows[:, :3]
+    record = cp.analyze_features(rows, labels, logits=logits)
+    assert cp.analyze_features(rows, labels, logits=logits.tolist(), orders=None) == record  # pyright: ignore[reportArgumentType]
+    wrong: list[tuple[dict, str]] = [
+        ({"labels": None}, "labels: expected an array with a row for each sample, found None"),
+        ({"features": 3.0}, "features: expected an array"),
+        ({"orders": "2"}, "alpha: the order of an entropy must be positive and finite, found 2"),
+        ({"only": 3}, "`only`: '3' is neither a metric nor a family"),
+        ({"memory": 1e9}, "`memory=1000000000.0`: expected a whole number"),
+    ]
+    for keywords, message in wrong:
+        with pytest.raises(cp.CkptProbeError, match=message):
+            cp.analyze_features(**{"features": rows, "labels": labels, **keywords})
+    with pytest.raises(cp.UsageError, match="`dist_exp='a'`: expected a finite number"):
+        cp.cdnv(rows, labels, dist_exp="a")  # pyright: ignore[reportArgumentType]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import ckpt_probe as cp
-from ckpt_probe.errors import DataError
+from ckpt_probe.errors import DataError, UsageError
 
 RECORDS = [
     {"checkpoint": f"step-{step}", "step": step, "split": split, "accuracy": step / 10, "class.mir": mir, "note": "x"}
@@ -119,3 +119,15 @@ def test_a_missing_dump_and_a_wrong_argument_are_errors_at_once(tmp_path: Path) 
         cp.analyze(tmp_path / "nowhere.h5")
     with pytest.raises(cp.UsageError, match="min_samples"):
         cp.analyze(tmp_path / "nowhere.h5", min_samples=0)
+
+
+def test_records_in_memory_in_place_of_paths_and_paths_in_place_of_records_are_errors_of_one_line() -> None:
+    records = [{"step": 1, "accuracy": 0.5}]
+    for function in (cp.read_records, cp.events):
+        with pytest.raises(
+            UsageError, match="expected the path of a file or a directory, found an object of type dict"
+        ):
+            function(records)  # pyright: ignore[reportArgumentType]
+    for wrong in ("records.jsonl", Path("records.jsonl"), records[0]):
+        with pytest.raises(DataError, match=r"record 0 is a .*; read the records of a file by `read_records`"):
+            cp.to_dataframe(wrong)  # pyright: ignore[reportArgumentType]

@@ -159,3 +159,15 @@ def test_floating_point_labels_of_integer_value_become_integers() -> None:
     labels = as_labels(np.array([0.0, 2.0, -100.0], dtype=np.float32))
     assert labels.dtype == torch.int64
     assert labels.tolist() == [0, 2, -100]
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.uint32, np.uint64])
+def test_unsigned_numbers_are_computed_with_like_signed_ones(kind: type) -> None:
+    rows = np.random.default_rng(0).integers(0, 60000, (12, 5))
+    assert matrix_entropy(rows.astype(kind)) == matrix_entropy(rows)
+    assert float(as_tensor(np.array([2**64 - 1], np.uint64))[0]) == 2.0**64
+
+
+def test_a_list_of_tensors_with_gradient_is_an_error_of_one_line() -> None:
+    with pytest.raises(DataError, match="X: no array can be made of it"):
+        matrix_entropy([torch.ones(3, requires_grad=True)] * 2)  # pyright: ignore[reportArgumentType]

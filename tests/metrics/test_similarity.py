@@ -223,3 +223,20 @@ def test_many_wide_layers_by_gram_matrices_have_the_same_similarities(
                     assert matrix[a, b].isnan()
                 else:
                     assert float(matrix[a, b]) == pytest.approx(cka(X, Y), rel=1e-11)
+
+
+def test_mir_between_needs_two_rows_only_and_equal_numbers_of_rows() -> None:
+    X, Y = (np.random.default_rng(seed).standard_normal((3, 4)) for seed in (0, 1))
+    assert float(cp.mir_between([X], [Y])) == pytest.approx(cp.mir(X, Y), rel=1e-12)
+    with pytest.raises(DataError, match="the first ones have 3 rows and the others 2"):
+        cp.mir_between([X], [Y[:2]])
+
+
+def test_products_that_overflow_are_an_error_and_not_nan() -> None:
+    X = 1e200 * np.random.default_rng(0).standard_normal((8, 4))
+    with pytest.raises(DataError, match="hsic: the rows are so large"):
+        cp.hsic(X, X)
+    blocks = cp.CKA()
+    blocks.update(X, X)
+    with pytest.raises(DataError, match="cka: the rows are so large"):
+        blocks.compute()

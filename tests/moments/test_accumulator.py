@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckpt_probe.errors import DataError
+import ckpt_probe as cp
+from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.metrics.stochastic import Sampling
 from ckpt_probe.metrics.theory import reference_values
 from ckpt_probe.moments import Moments
@@ -390,3 +391,26 @@ def test_moments_on_cuda_agree_with_the_cpu() -> None:
     X, labels, weights = data(300, 20, 4)
     on_cuda = record_of(torch.tensor(X, device="cuda"), torch.tensor(labels, device="cuda"), weights)
     assert_close(on_cuda, record_of(X, labels, weights), rel=1e-9)
+
+
+def test_settings_that_are_not_whole_numbers_are_refused_and_those_of_numpy_become_plain() -> None:
+    wrong = [("classes", 3.0), ("classes", "3"), ("subset", 2.5), ("memory", 1e9), ("memory", -1), ("seed", "a")]
+    for name, value in wrong:
+        with pytest.raises(UsageError, match=f"`{name}="):
+            cp.Moments(**{name: value})
+    moments = cp.Moments(np.int64(3))  # pyright: ignore[reportArgumentType]
+    moments.update(np.eye(3), range(3))
+    assert type(moments.compute()["classes"]) is int
+
+
+def test_features_without_columns_are_refused() -> None:
+    with pytest.raises(DataError, match=r"expected \(n, D\) and \(n,\), found \(3, 0\)"):
+        cp.Moments().update(np.empty((3, 0)), [0, 1, 2])
+
+
+def test_a_bias_with_nan_is_an_error_and_not_a_wrong_decision() -> None:
+    rows, labels = np.random.default_rng(0).standard_normal((9, 4)), np.arange(9) % 3
+    with pytest.raises(DataError, match="classifier bias: entry 1 is NaN"):
+        cp.nc4(rows, labels, rows[:3], np.array([0.0, np.nan, 0.0]))
+    masked = cp.analyze_features(rows, labels, rows[:3], np.array([0.0, -np.inf, 0.0]))
+    assert masked["accuracy"] == np.mean((rows @ rows[:3].T)[:, [0, 2]].argmax(axis=1) * 2 == labels)

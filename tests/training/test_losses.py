@@ -364,3 +364,12 @@ def test_cuda_gives_the_same_values_and_gradients(loss: Callable, dtype: torch.d
         results.append((value, *torch.autograd.grad(value, [features, weights])))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(theirs.cpu(), ours, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+def test_lists_of_labels_are_accepted_and_features_that_are_no_tensor_are_an_error() -> None:
+    labels = NUMBERS.tolist()
+    assert losses.mir_loss(ROWS, labels, ROWS) == losses.mir_loss(ROWS, NUMBERS, ROWS)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(
+        DataError, match="features: expected floating-point numbers, found a ndarray in place of a tens"
+    ):
+        losses.hdr_loss(ROWS.numpy(), NUMBERS, ROWS)  # pyright: ignore[reportArgumentType]
