@@ -11,6 +11,7 @@ from ckpt_probe.errors import CkptProbeError, UsageError
 from ckpt_probe.extraction import is_scored, labels_of_rows, score_logits
 from ckpt_probe.integrations.ranks import gathered, is_first, on_first, rank_and_size
 from ckpt_probe.integrations.tap import Tap
+from ckpt_probe.metrics.arrays import as_labels
 from ckpt_probe.moments.quality import Gathering, Quality
 
 Share = tuple[dict[str, Tensor], dict[str, Any]]
@@ -43,6 +44,13 @@ DURING_TRAINING = Settings(exact_limit=1024, tolerance=1e-2, probes=32)
 """Default settings of probes, which avoid eigensolves that would delay the training by minutes."""
 
 
+def checked_settings(settings: Settings | None) -> Settings:
+    """Return the settings of a probe, the default ones for None; raise UsageError for another object."""
+    if settings is not None and not isinstance(settings, Settings):
+        raise UsageError(f"`settings={settings!r}`: expected a `Settings` object")
+    return settings or DURING_TRAINING
+
+
 class Evaluation:
     """Class moments of one evaluation, from the rows of a tap and their labels.
 
@@ -60,7 +68,6 @@ class Evaluation:
     def __init__(self, tap: Tap, settings: Settings, limit: int | None = None) -> None:
         self.record: Record | None = None
         self._tap = tap
-        tap.renew()
         self._settings = settings
         self._remaining = limit
         self._gathering: Gathering | None = None
@@ -97,7 +104,7 @@ class Evaluation:
         return self.record
 
     def _add(self, labels: Tensor, used: int | None) -> None:
-        classes = labels if isinstance(labels, Tensor) else torch.as_tensor(labels)
+        classes = labels if isinstance(labels, Tensor) else as_labels(labels)
         count = classes.shape[0] if classes.ndim else 0  # len() of a tensor takes longer than a small product
         if classes.ndim not in (1, 2) or classes.is_floating_point():
             kind = str(classes.dtype).removeprefix("torch.")

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ckpt_probe.analysis import Settings
 from ckpt_probe.data import LEFT_OUT
 from ckpt_probe.errors import UsageError
-from ckpt_probe.integrations.evaluation import DURING_TRAINING, Evaluation, Origin
+from ckpt_probe.integrations.evaluation import Evaluation, Origin, checked_settings
 from ckpt_probe.integrations.journal import Journal
 from ckpt_probe.integrations.ranks import on_first
 from ckpt_probe.integrations.tap import Tap
@@ -62,7 +62,7 @@ class TrainerProbe(TrainerCallback):
         if trainer.args.n_gpu > 1:
             raise UsageError(f"{trainer.args.n_gpu} GPUs in one process (DataParallel): start with torchrun, one each")
         self._trainer = trainer
-        self._settings = settings or DURING_TRAINING
+        self._settings = checked_settings(settings)
         self._journal = Journal(records or Path(str(trainer.args.output_dir)) / "records.jsonl")
         self._classifier, self._split, self._every, self._overwrite = classifier, split, every, overwrite
         self._tap: Tap | None = None
@@ -143,6 +143,7 @@ class TrainerProbe(TrainerCallback):
             self._end_evaluation()
             self._tap = Tap(self._trainer.model, self._classifier)  # pyright: ignore[reportArgumentType]
         if self._evaluation is None:
+            self._tap.renew()
             self._evaluation = Evaluation(self._tap, self._settings)
         return self._tap
 

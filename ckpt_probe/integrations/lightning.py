@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ckpt_probe.analysis import Settings
 from ckpt_probe.errors import UsageError
-from ckpt_probe.integrations.evaluation import DURING_TRAINING, Evaluation, Origin
+from ckpt_probe.integrations.evaluation import Evaluation, Origin, checked_settings
 from ckpt_probe.integrations.journal import Journal
 from ckpt_probe.integrations.ranks import count_distinct_rows, on_first
 from ckpt_probe.integrations.tap import Tap
@@ -69,7 +69,7 @@ class LightningProbe(Callback):
     ) -> None:
         self._journal = Journal(records)
         self._labels, self._classifier, self._every, self._overwrite = labels, classifier, every, overwrite
-        self._settings = settings or DURING_TRAINING
+        self._settings = checked_settings(settings)
         self._tap: Tap | None = None
         self._running: dict[str, Evaluation] = {}
 
@@ -80,6 +80,8 @@ class LightningProbe(Callback):
     def on_validation_epoch_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         """Start new evaluations."""
         self._running = {}
+        if self._tap is not None:
+            self._tap.renew()
 
     def on_validation_batch_start(
         self, trainer: "Trainer", pl_module: "LightningModule", batch: Any, batch_idx: int, dataloader_idx: int = 0

@@ -1,5 +1,6 @@
 """Provide a probe for a training loop written by the user."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,11 +9,12 @@ from typing import Any
 from torch import nn
 
 from ckpt_probe.analysis import Settings
-from ckpt_probe.integrations.evaluation import DURING_TRAINING, Evaluation, Origin
+from ckpt_probe.errors import UsageError
+from ckpt_probe.integrations.evaluation import Evaluation, Origin, checked_settings
 from ckpt_probe.integrations.journal import Journal
 from ckpt_probe.integrations.ranks import is_first, on_first
 from ckpt_probe.integrations.tap import Tap
-from ckpt_probe.keywords import checked_keywords
+from ckpt_probe.keywords import checked_keywords, whole_number
 
 
 class Probe:
@@ -54,8 +56,9 @@ class Probe:
         writer: Any = None,
     ) -> None:
         self._writer = writer
+        self._running = 0
         self._tap = Tap(model, classifier)
-        self._settings = settings or DURING_TRAINING
+        self._settings = checked_settings(settings)
         self._journal = Journal(records)
         on_first(lambda: self._journal.begin(start, overwrite=overwrite))
 
@@ -65,7 +68,7 @@ class Probe:
     ) -> Iterator[Evaluation]:
         """Measure one evaluation: call `update(labels)` after each forward pass; `record` is available at the end.
 
-        Nothing is recorded after an exception inside the `with`.
+        Nothing is recorded after an exception inside the `with`. Evaluations may be nested or take turns.
 
         Args:
             split: Name of the split.
@@ -76,14 +79,36 @@ class Probe:
 
         Raises:
             CkptProbeError: At the end, in every process, if a batch could not be measured.
+            UsageError: If `step`, `epoch` or `limit` is no number.
         """
+        step, limit = whole_number("step", step), None if limit is None else whole_number("limit", limit, 0)
+        epoch = _checked_epoch(epoch)
         evaluation = Evaluation(self._tap, self._settings, limit)
-        self._tap.start()
+        if not self._running:
+            self._tap.renew()
+            self._tap.start()
+        self._running += 1
         try:
             yield evaluation
         finally:
+            self._running -= 1
             self._tap.stop()
+            if self._running:
+                self._tap.start()
         record = evaluation.finish(Origin(f"step-{step:06d}", step, split, epoch))
         if is_first():
             self._journal.append(record)
             self._journal.write_events(self._writer, step)
+
+
+def _checked_epoch(epoch: Any) -> float | None:
+    """Return an epoch as a number that JSON has; raise UsageError for other values."""
+    if epoch is None or isinstance(epoch, int):
+        return epoch
+    try:
+        number = float(epoch)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UsageError(f"`epoch={epoch!r}`: expected a finite number")
+    return number

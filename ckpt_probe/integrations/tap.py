@@ -1,7 +1,8 @@
 """Record the rows of a model's head by hooks while other code runs the model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -208,9 +209,15 @@ def _find_by_running(model: nn.Module, arguments: Arguments) -> tuple[nn.Module,
         raise UsageError("the model is in training mode, where dropout and batch norm change it: call model.eval()")
     args, kwargs = arguments
     two = tuple(map(_first_two, args)), {name: _first_two(value) for name, value in kwargs.items()}
+    inputs = _tensors([*two[0], *two[1].values()])
+    if not inputs:
+        raise UsageError(
+            "the model takes neither a tensor nor a dictionary of tensors, so that running it on two samples cannot "
+            "find its last linear layer: name it (classifier=…)"
+        )
     called = _Called(model, two)
     try:
-        head = find_head(called, next(iter(_tensors([*two[0], *two[1].values()])), torch.empty(0)))
+        head = find_head(called, inputs[0])
     except DataError as error:
         with torch.no_grad():
             if not bool(logits_of(called(torch.empty(0))).isfinite().all()):
@@ -221,8 +228,13 @@ def _find_by_running(model: nn.Module, arguments: Arguments) -> tuple[nn.Module,
 
 
 def _first_two(value: Any) -> Any:
+    if isinstance(value, MutableMapping):
+        first = copy(value)  # of its class: a model may read attributes of a BatchEncoding
+        first.update({name: _first_two(entry) for name, entry in value.items()})
+        return first
     return value[:2] if isinstance(value, Tensor) and value.ndim else value
 
 
 def _tensors(values: Sequence[Any]) -> list[Tensor]:
-    return [value for value in values if isinstance(value, Tensor) and value.ndim]
+    nested = [_tensors([*value.values()]) if isinstance(value, Mapping) else [value] for value in values]
+    return [value for part in nested for value in part if isinstance(value, Tensor) and value.ndim]

@@ -12,9 +12,10 @@ from ckpt_probe.analysis import Settings, compute_from_moments
 from ckpt_probe.analysis.records import metric_names
 from ckpt_probe.data import LEFT_OUT
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.integrations.evaluation import DURING_TRAINING, merge_share, share_of
+from ckpt_probe.integrations.evaluation import DURING_TRAINING, checked_settings, merge_share, share_of
 from ckpt_probe.integrations.ranks import rank_and_size
-from ckpt_probe.keywords import checked_keywords
+from ckpt_probe.keywords import checked_keywords, whole_number
+from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.moments.quality import Gathering, LinearHead
 from ckpt_probe.plugins import require_extra
 
@@ -74,8 +75,8 @@ class RecordMetric(Metric):
         if only is not None and settings is not None:
             raise UsageError("`only` and `settings` exclude each other: pass Settings(only=…)")
         self._classifier = _Reference(classifier)
-        self._settings = settings or replace(DURING_TRAINING, only=only)
-        self._classes = num_classes
+        self._settings = checked_settings(settings) if settings is not None else replace(DURING_TRAINING, only=only)
+        self._classes = None if num_classes is None else whole_number("num_classes", num_classes, 2)
         self._gathering: Gathering | None = None
 
     def update(self, features: Tensor, target: Tensor, preds: Tensor | None = None) -> None:
@@ -89,6 +90,8 @@ class RecordMetric(Metric):
         Raises:
             DataError: If a value is not finite, a label is outside 0 … C−1, or shapes do not match.
         """
+        features, target = as_tensor(features, "features"), as_labels(target, "target")
+        preds = None if preds is None else as_tensor(preds, "preds")
         if features.shape[:-1] != target.shape or (preds is not None and preds.shape[:-1] != target.shape):
             shapes = [str(tuple(tensor.shape)) for tensor in (features, target, preds) if tensor is not None]
             raise DataError(f"features, target and preds: expected (n, D), (n,) and (n, C), found {', '.join(shapes)}")

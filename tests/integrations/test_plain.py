@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -199,3 +200,63 @@ def test_a_paused_tap_holds_no_tensor_of_later_passes() -> None:
         tap.stop()
     assert torch.equal(again.features, recorded.features)
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_nested_evaluation_and_the_one_around_it_have_the_record_of_their_own_rows(tmp_path: Path) -> None:
+    model = network()
+    alone = evaluated(cp.Probe(model, tmp_path / "alone.jsonl"), model)
+    probe = cp.Probe(model, tmp_path / "records.jsonl")
+    with torch.no_grad(), probe.evaluation("outer", 0) as outer:
+        for position, (inputs, labels) in enumerate(batches()):
+            model(inputs)
+            outer.update(labels)
+            if position == 1:
+                inner = evaluated(probe, model, split="inner")
+    assert outer.record is not None
+    assert {**outer.record, "split": "test"} == {**inner, "split": "test"} == alone
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+class OfDictionary(nn.Module):
+    """A model that takes a dictionary of tensors, or a list of them, in place of a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    def forward(self, batch: dict | list) -> Tensor:
+        return self.net(batch["x"] if isinstance(batch, dict) else torch.stack(batch))
+
+
+def test_the_classifier_of_a_model_that_takes_a_dictionary_is_found(tmp_path: Path, same: Callable) -> None:
+    model = OfDictionary().eval()
+    probe = cp.Probe(model, tmp_path / "records.jsonl")
+    with torch.no_grad(), probe.evaluation("test", 0) as evaluation:
+        model({"x": INPUTS, "name": "text"})
+        evaluation.update(LABELS)
+    same(evaluation.record, evaluated(cp.Probe(model.net, tmp_path / "net.jsonl"), model.net, size=150))
+    other = cp.Probe(model, tmp_path / "list.jsonl")
+
+    def evaluate() -> None:
+        with torch.no_grad(), other.evaluation("test", 0) as evaluation:
+            model(list(INPUTS))
+            evaluation.update(LABELS)
+
+    with pytest.raises(UsageError, match=r"neither a tensor nor a dictionary of tensors.*classifier="):
+        evaluate()
+
+
+def test_numbers_of_an_evaluation_are_checked_before_it_and_stored_as_those_of_json(tmp_path: Path) -> None:
+    model = network()
+    probe = cp.Probe(model, tmp_path / "records.jsonl")
+    with torch.no_grad(), probe.evaluation("test", np.int64(3), epoch=np.float32(0.5)) as evaluation:
+        model(INPUTS)
+        evaluation.update(LABELS.tolist())
+    stored = read_lines(tmp_path / "records.jsonl")[0]
+    assert (stored["step"], stored["checkpoint"], stored["epoch"]) == (3, "step-000003", 0.5)
+    wrong = [({"step": 3.0}, "`step=3.0`: expected a whole number"), ({"epoch": float("nan")}, "`epoch=nan`: expected")]
+    for keywords, message in [*wrong, ({"limit": -1}, "`limit=-1`: expected at least 0")]:
+        with pytest.raises(UsageError, match=message):
+            probe.evaluation(**{"split": "test", "step": 4, **keywords}).__enter__()
+    with pytest.raises(UsageError, match="expected a `Settings` object"):
+        cp.Probe(model, tmp_path / "other.jsonl", settings={"only": "nc1"})  # pyright: ignore[reportArgumentType]

@@ -161,3 +161,13 @@ def test_two_processes_have_the_values_of_one(tmp_path: Path, commands: Any) -> 
         record = values(model[:2](inputs), labels, model[2])
     assert first["together"] == pytest.approx({name: record[name] for name in first["together"]}, rel=1e-12)
     assert first["first process alone"] == pytest.approx(first["together"], rel=1e-12)
+
+
+def test_arrays_and_lists_are_batches_too() -> None:
+    features, labels = torch.randn(40, 6, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 4
+    metric, of_lists = cp.RecordMetric(only="nc1"), cp.RecordMetric(only="nc1")
+    metric.update(features.double(), labels)
+    of_lists.update(features.tolist(), labels.tolist())
+    assert of_lists.compute() == metric.compute()
+    with pytest.raises(cp.UsageError, match="`num_classes='a'`: expected a whole number"):
+        cp.RecordMetric(num_classes="a")  # pyright: ignore[reportArgumentType]
