@@ -104,7 +104,10 @@ def _minus(first: float | None, second: float | None) -> float | None:
 
 
 def _values(record: DetailedRecord | Mapping[str, Any]) -> Mapping[str, Any]:
-    return record.record if isinstance(record, DetailedRecord) else record
+    values = record.record if isinstance(record, DetailedRecord) else record
+    if not isinstance(values, Mapping):
+        raise DataError(f"difference: expected two records, found an object of type {type(values).__name__}")
+    return values
 
 
 def _influences(record: DetailedRecord | Mapping[str, Any]) -> Influences | None:

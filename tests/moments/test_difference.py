@@ -1,5 +1,7 @@
 """Tests of differences of records: paired errors, and the statement about rows that differ."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -97,3 +99,9 @@ def test_records_of_features_have_errors_and_differences() -> None:
     assert change["rows"] == "paired"
     assert 0 < change["nc1.pinv_stderr"] < a["nc1.pinv_stderr"]
     assert change["sample.mir"] == a["sample.mir"] - b["sample.mir"]
+
+
+@pytest.mark.parametrize("wrong", [None, [{"accuracy": 1.0, "accuracy_stderr": 0.1}], "records.jsonl"])
+def test_objects_that_are_no_records_are_an_error_of_one_line(wrong: Any) -> None:
+    with pytest.raises(DataError, match="difference: expected two records, found an object of type"):
+        cp.difference({"accuracy": 1.0, "accuracy_stderr": 0.1}, wrong)
