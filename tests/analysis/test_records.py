@@ -131,3 +131,9 @@ def test_records_in_memory_in_place_of_paths_and_paths_in_place_of_records_are_e
     for wrong in ("records.jsonl", Path("records.jsonl"), records[0]):
         with pytest.raises(DataError, match=r"record 0 is a .*; read the records of a file by `read_records`"):
             cp.to_dataframe(wrong)  # pyright: ignore[reportArgumentType]
+
+
+def test_numbers_of_numpy_in_records_are_drawn(tmp_path: Path) -> None:
+    records = [{"step": np.int64(step), "accuracy": np.float32(step / 4)} for step in range(3)]
+    cp.plot(records, tmp_path / "figure.svg", metrics="accuracy")
+    assert (tmp_path / "figure.svg").exists()
