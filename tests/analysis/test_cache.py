@@ -13,6 +13,7 @@ from ckpt_probe.analysis import Settings, cache
 
 PACKAGE = Path(ckpt_probe.__file__).parent
 MODULES = sorted(file.relative_to(PACKAGE) for file in PACKAGE.rglob("*.py"))
+OF_EACH_DIRECTORY = sorted({module.parent: module for module in MODULES}.values())
 
 
 @pytest.fixture(scope="module")
@@ -21,11 +22,11 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copytree(PACKAGE, folder, ignore=shutil.ignore_patterns("__pycache__", "static")))
 
 
-def test_a_change_of_any_module_outside_cli_and_reporting_changes_the_key(copied: Path) -> None:
+def test_a_change_of_a_module_outside_cli_and_reporting_changes_the_key(copied: Path) -> None:
     before = files.code_hash(copied)
     assert before == files.code_hash()
     unchanged = []
-    for module in MODULES:
+    for module in OF_EACH_DIRECTORY:
         with (copied / module).open("a") as file:
             file.write("# changed\n")
         after = files.code_hash(copied)
@@ -33,7 +34,7 @@ def test_a_change_of_any_module_outside_cli_and_reporting_changes_the_key(copied
             unchanged.append(module)
         before = after
     assert {module.parts[0] for module in unchanged} == {"cli", "reporting"}
-    assert not any(module.parts[0] in {"cli", "reporting"} for module in set(MODULES) - set(unchanged))
+    assert not any(module.parts[0] in {"cli", "reporting"} for module in set(OF_EACH_DIRECTORY) - set(unchanged))
 
 
 def test_no_module_that_computes_imports_cli_or_reporting() -> None:
