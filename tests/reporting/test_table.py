@@ -10,6 +10,7 @@ from rich.console import Console
 
 from ckpt_probe.analysis import analyze_features, in_order
 from ckpt_probe.analysis.similarity import Similarity
+from ckpt_probe.errors import DataError
 from ckpt_probe.moments.registry import DEFAULT, DOCUMENTS, LAYERS, METRICS, TRAIN_MEANS
 from ckpt_probe.reporting import footnotes, records_table, short_number, to_csv, to_json_line
 from ckpt_probe.reporting.matrix_tables import Grid, blocks_of_columns, grid_table, similarity_table
@@ -148,7 +149,7 @@ def test_json_lines_have_null_and_never_nan() -> None:
     parsed = json.loads(to_json_line(record))
     assert parsed == record
     assert parsed["class.mir"] is None
-    with pytest.raises(ValueError, match="JSON"):
+    with pytest.raises(DataError, match="x is nan, which JSON lacks"):
         to_json_line({"x": float("nan")})
 
 
