@@ -258,9 +258,9 @@ def stored_rows_of_series(
                 continue
             steps.append(dump.step)
             names.append(dump.name)
-    if failed and (progress is None or not stored):
-        raise failed[0]
-    for error in failed if progress is not None else ():
+    for error in failed:
+        if progress is None or not stored:
+            raise error
         progress.message(f"left out: {error}")
     first, *others = stored
     for other in others:
