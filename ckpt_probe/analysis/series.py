@@ -1,11 +1,9 @@
 """Analyze the dumps of a series, one after another in this process, or by several workers."""
 
-from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from time import sleep
 from typing import Any, TypeVar
 
 from ckpt_probe.analysis.cache import RECORDS, Cache, CachedRecords, cached_records
@@ -26,14 +24,12 @@ from ckpt_probe.moments import MEMORY, DetailedRecord
 from ckpt_probe.moments.errors import RecordWithErrors
 from ckpt_probe.progress import DeduplicatedProgress, NullProgress, Progress
 from ckpt_probe.remote import resolve
-from ckpt_probe.scheduling import Busy, Failed, Team, Workers, in_turn, joint_error, remove_abandoned, results
+from ckpt_probe.scheduling import Busy, Failed, Team, Workers, in_turn, remove_abandoned, results
 from ckpt_probe.series import Member
 from ckpt_probe.user_cache import cache_directory
 
 Result = TypeVar("Result")
 RANK, RANK_DIFFERENCE = "centred.effective_rank", "erank.difference"
-PAUSE_SECONDS = 0.5
-"""Interval at which a dump that another process analyzes is tried again."""
 
 
 @checked_keywords
@@ -269,14 +265,18 @@ class _Task:
     settings: Settings
     shared: SharedSplits | None = None
 
-    def __call__(self, path: Path) -> CachedRecords | Busy:
-        with open_dump(path) as dump:
-            return cached_records(
-                self.cache,
-                dump.path,
-                lambda: "".join(map(content_hash, self._files(dump))),
-                lambda: compute_dump(dump, self.splits, self.settings, self.shared),
-            )
+    def __call__(self, path: Path) -> CachedRecords | Busy | Failed:
+        try:
+            with open_dump(path) as dump:
+                return cached_records(
+                    self.cache,
+                    dump.path,
+                    lambda: "".join(map(content_hash, self._files(dump))),
+                    lambda: compute_dump(dump, self.splits, self.settings, self.shared),
+                )
+        except DataError as error:
+            # Also in this process, the other dumps are analyzed first.
+            return Failed(str(error), ours=True)
 
     def _files(self, dump: Dump) -> Iterator[Path]:
         """Yield the files that the records of a dump depend on."""
@@ -295,51 +295,21 @@ def _outcomes(
     Yields:
         The index of a dump and its outcome, in the order in which they are ready.
     """
-    dumps = dict(enumerate(members))
-    large = {} if rows is None else {index: each for index, each in dumps.items() if _most_rows(each) > rows}
+
+    def analyze_dumps(
+        task: _Task, chosen: Sequence[int], workers: Workers
+    ) -> Generator[tuple[int, CachedRecords], None, None]:
+        paths, names = [members[index].path for index in chosen], [members[index].name for index in chosen]
+        with closing(results(task, paths, names=names, workers=workers, say=progress.message)) as ready:
+            for number, outcome in ready:
+                yield chosen[number], outcome
+
+    large = [] if rows is None else [index for index, each in enumerate(members) if _most_rows(each) > rows]
     if rows is not None and large:
         with Team(workers, progress.message) as team:
             shared = SharedSplits(rows, None if workers.alone else team, progress)
-            yield from _one_by_one(replace(task, shared=shared), large, progress)
-    small = {index: each for index, each in dumps.items() if index not in large}
-    if workers.alone:
-        yield from _one_by_one(task, small, progress)
-        return
-    indices, paths = list(small), [each.path for each in small.values()]
-    names = [each.name for each in small.values()]
-    with closing(results(task, paths, names=names, workers=workers, say=progress.message)) as ready:
-        for number, outcome in ready:
-            yield indices[number], outcome
-
-
-def _one_by_one(
-    task: _Task, members: dict[int, Member], progress: Progress
-) -> Generator[tuple[int, CachedRecords], None, None]:
-    """Analyze dumps in this process; those that another process analyzes are left for the end.
-
-    Raises:
-        DataError: If dumps cannot be analyzed, after all others.
-    """
-    failed: dict[str, Failed] = {}
-    remaining, announced = deque(members.items()), set[int]()
-    while remaining:
-        index, member = remaining.popleft()
-        try:
-            outcome = task(member.path)
-        except DataError as error:
-            failed[member.name] = Failed(str(error), ours=True)
-            continue
-        if not isinstance(outcome, Busy):
-            yield index, outcome
-            continue
-        remaining.append((index, member))
-        if index in announced:
-            sleep(PAUSE_SECONDS)
-        else:
-            announced.add(index)
-            progress.message(f"{member.name}: {outcome.holder} is working on it; continuing with the others")
-    if failed:
-        raise joint_error(failed, len(members))
+            yield from analyze_dumps(replace(task, shared=shared), large, Workers())
+    yield from analyze_dumps(task, [index for index in range(len(members)) if index not in large], workers)
 
 
 def _most_rows(member: Member) -> int:

@@ -22,7 +22,7 @@ PAUSE, LONGEST_PAUSE = 0.05, 1.0
 
 
 def results(
-    work: Callable[[T], R | Busy],
+    work: Callable[[T], R | Busy | Failed],
     items: Sequence[T],
     *,
     names: Sequence[str],
@@ -36,7 +36,7 @@ def results(
 
     Args:
         work: Function of one item, picklable. It returns `Busy` if another process is working on the item, which is
-            then tried again later.
+            then tried again later, and `Failed` in place of an error that must not end the loop in this process.
         items: Items, picklable.
         names: Names of the items in messages.
         workers: Workers started for this call alone, or a team that is used again afterwards.
