@@ -70,6 +70,16 @@ def as_labels(values: Any, name: str = "labels") -> Tensor:
     return numbers
 
 
+def as_bias(values: Any, classes: int) -> Tensor:
+    """Return the bias (C,) of a classifier of C classes; raise DataError for another shape or NaN."""
+    bias = as_tensor(values, "classifier bias")
+    if tuple(bias.shape) != (classes,):
+        raise DataError(f"classifier bias: expected shape ({classes},), found {tuple(bias.shape)}")
+    if bool(bias.isnan().any()):
+        raise DataError(f"classifier bias: entry {int(bias.isnan().nonzero()[0])} is NaN")
+    return bias
+
+
 def double(values: Any, name: str = "logits") -> Tensor:
     """Return an array as a float64 tensor on the CPU, without gradient; `name` is used in error messages."""
     return as_tensor(values, name).detach().cpu().to(torch.float64)

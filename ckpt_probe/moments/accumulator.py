@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.keywords import as_sequence, checked_keywords, whole_number
-from ckpt_probe.metrics.arrays import as_labels, as_tensor
+from ckpt_probe.metrics.arrays import as_bias, as_labels, as_tensor
 from ckpt_probe.metrics.entropy import require_order
 from ckpt_probe.metrics.gram import Array, require_finite, where_float64_is
 from ckpt_probe.metrics.rounding import EPSILON, without_rounding
@@ -522,11 +522,7 @@ def _checked_weights(weights: Array | None, bias: Array | None, moments: Moments
         return None
     rows = _checked_rows(weights, moments, moments.features)
     if bias is not None:
-        numbers = as_tensor(bias, "classifier bias")
-        if numbers.shape != rows.shape[:1]:
-            raise DataError(f"classifier bias: expected shape ({rows.shape[0]},), found {tuple(numbers.shape)}")
-        if bool(numbers.isnan().any()):
-            raise DataError(f"classifier bias: entry {int(numbers.isnan().nonzero()[0])} is NaN")
+        as_bias(bias, len(rows))
     return rows
 
 

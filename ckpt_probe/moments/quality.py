@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.metrics.arrays import as_labels, as_tensor, double
+from ckpt_probe.metrics.arrays import as_bias, as_labels, as_tensor, double
 from ckpt_probe.metrics.decisions import LinearDecision
 from ckpt_probe.metrics.gram import Array
 
@@ -123,16 +123,14 @@ class LinearHead:
         """Return the classifier of these arrays, or None without weights.
 
         Raises:
-            DataError: If the shapes of weights and bias do not match.
+            DataError: If the shapes of weights and bias do not match, or the bias contains NaN.
         """
         if weights is None:
             return None
-        W, b = double(weights, "classifier weights"), None if bias is None else double(bias, "classifier bias")
+        W = double(weights, "classifier weights")
         if W.ndim != 2:
             raise DataError(f"classifier weights: expected shape (classes, features), found {tuple(W.shape)}")
-        if b is not None and b.shape != W.shape[:1]:
-            raise DataError(f"classifier bias: expected shape ({len(W)},), found {tuple(b.shape)}")
-        return LinearHead(W, b)
+        return LinearHead(W, None if bias is None else double(as_bias(bias, len(W))))
 
     def logits(self, features: Array) -> Tensor:
         """Return the logits W z + b of features (n, D), (n, C)."""
