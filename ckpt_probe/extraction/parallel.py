@@ -1,14 +1,14 @@
 """Extract checkpoints by several workers: one each, or ranges of the samples of one checkpoint after another."""
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from ckpt_probe.checkpoints import CheckpointMetadata, open_checkpoint, save_checkpoint
+from ckpt_probe.checkpoints import Checkpoint, CheckpointMetadata, open_checkpoint, save_checkpoint
 from ckpt_probe.data import Streaming
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction.blocks import Block
@@ -24,11 +24,11 @@ def extract_in_parallel(
     job: Job, members: Sequence[Member], staff: Workers, rows_per_task: int | None, progress: Progress
 ) -> Generator[tuple[Member, Extracted], None, None]:
     """Yield each checkpoint with its result; every worker takes one, or all workers divide one after another."""
-    first = next((member.path for member in members if _can_be_opened(member, job)), members[0].path)
-    job = replace(job, first=first)
     # Errors of the settings are raised here, before any worker starts.
-    with job.setup.open(first) as checkpoint:
+    with ExitStack() as stack:
+        first, checkpoint = _open_first(members, job, stack)
         subject = open_checked_subject(checkpoint, job, progress)
+    job = replace(job, first=first.path)
     if rows_per_task is not None:
         with Team(staff, progress.message) as team:
             shared = SharedForward(rows_per_task, team, progress)
@@ -42,12 +42,15 @@ def extract_in_parallel(
             yield members[names.index(result[0])], result[1]
 
 
-def _can_be_opened(member: Member, job: Job) -> bool:
-    try:
-        with job.setup.open(member.path):
-            return True
-    except DataError:
-        return False
+def _open_first(members: Sequence[Member], job: Job, stack: ExitStack) -> tuple[Member, Checkpoint]:
+    """Return the first checkpoint that can be opened, open; raise the error of the first one if none can be."""
+    errors = []
+    for member in members:
+        try:
+            return member, stack.enter_context(job.setup.open(member.path))
+        except DataError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def _extract_in_worker(job: Job, member: Member) -> tuple[str, Extracted] | Busy:
