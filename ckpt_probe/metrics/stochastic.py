@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.special import ndtr, stdtrit
 from torch import Tensor
 
 from ckpt_probe.errors import DataError, UsageError
@@ -259,6 +258,8 @@ class _Samples:
 
         left = self._left
         of_complement = left * (mean_value - slope * mean) + slope * (1 / scale - float(computed.sum()))
+        from scipy.special import ndtr, stdtrit  # a heavy import that most records do without
+
         # Student's quantile in place of the normal one: as many degrees of freedom as the variance behaves like.
         freedom = max(self.count * left * second**2 / fourth, 1.0) if fourth > 0 else math.inf
         quantile = stdtrit(freedom, ndtr(2)) / 2 if freedom < math.inf else 1.0
