@@ -121,7 +121,8 @@ class Lanczos:
         # Matrices of a few rows are solved on the CPU wherever the vectors are.
         alphas = torch.stack(self._alphas, dim=1).cpu()
         betas = torch.stack(self._betas, dim=1).cpu() if self._betas else alphas[:, :0]
-        gauss = torch.diag_embed(alphas) + torch.diag_embed(betas, 1) + torch.diag_embed(betas, -1)
+        # Only the lower triangle of a symmetric matrix is read.
+        gauss = torch.diag_embed(alphas) + torch.diag_embed(betas, -1)
         radau = gauss.clone()
         radau[:, -1, -1] = _last_of_radau(alphas, betas, 8 * EPS * self._largest.cpu())
         nodes, vectors = torch.linalg.eigh(torch.stack([gauss, radau]))
