@@ -299,8 +299,6 @@ class _Work:
             mix = decoded[0] if self.blend is None else self.blend(buffers, decoded)
             files = [source.path for source in self.sources]
             blending.settle_range(mix, kind, block.name, self.blend, decoded, files)
-        if self.blend is None and dtypes == [kind]:
-            return raw[0]
         if pairs:
             return blending.join_pairs(mix, buffers.out, buffers.spare)[: 2 * block.count]
         return blending.encode(mix, kind, buffers.out)
