@@ -117,8 +117,6 @@ def _of_nearest_means(name: str, inputs: "Inputs") -> Bias:
     sample = inputs.sample
     assert sample is not None
     nearest, by_halves = inputs.nearest_of_sample, inputs.nearest_by_halves
-    if nearest is None or name in sample.row_values:
-        return None, NOT_ACCUMULATED
     if by_halves is None:
         return None, NO_HALF
     before, after = (sample.values_of_rows(name, classes) for classes in (nearest, by_halves))
