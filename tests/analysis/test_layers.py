@@ -46,11 +46,17 @@ def write(path: Path, layer_store: str, **options: Any) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def dumps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return a dump for each way to store layers."""
+    directory = tmp_path_factory.mktemp("layers")
+    return {store: write(directory / f"{store}.h5", store) for store in ("moments", "features", "both")}
+
+
 @pytest.mark.parametrize("layer_store", ["moments", "features", "both"])
-def test_a_layer_has_the_record_of_its_rows_analyzed_alone(tmp_path: Path, layer_store: str) -> None:
+def test_a_layer_has_the_record_of_its_rows_analyzed_alone(dumps: dict[str, Path], layer_store: str) -> None:
     layers, _, labels, weights = rows()
-    path = write(tmp_path / "a.h5", layer_store)
-    records = list(cp.analyze(path, layers=True))
+    records = list(cp.analyze(dumps[layer_store], layers=True))
     assert [(record["layer"], record["depth"]) for record in records] == [
         ("stem", 0.0),
         ("block", 1 / 3),
@@ -80,16 +86,15 @@ def test_a_layer_has_the_record_of_its_rows_analyzed_alone(tmp_path: Path, layer
         assert not {"accuracy", "class.mir", "nc3.duality", "nc2.equinorm_weights"} & set(record)
 
 
-def test_the_record_at_depth_1_is_that_without_layers(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.h5", "moments")
-    [alone] = cp.analyze(path, layers=False)
-    last = cp.analyze(path, layers=True)[-1]
+def test_the_record_at_depth_1_is_that_without_layers(dumps: dict[str, Path]) -> None:
+    [alone] = cp.analyze(dumps["moments"], layers=False)
+    last = cp.analyze(dumps["moments"], layers=True)[-1]
     assert {name: value for name, value in last.items() if name in alone} == alone
     assert set(last) - set(alone) == {"layer", "depth", "separation.slope", "separation.r2"}
 
 
-def test_the_separation_has_a_line_over_the_layers(tmp_path: Path) -> None:
-    records = list(cp.analyze(write(tmp_path / "a.h5", "moments"), layers=True))
+def test_the_separation_has_a_line_over_the_layers(dumps: dict[str, Path]) -> None:
+    records = list(cp.analyze(dumps["moments"], layers=True))
     x, y = np.array([(record["depth"], record["separation"]) for record in records]).T
     slope, intercept = np.polyfit(x, y, 1)
     assert records[-1]["separation.slope"] == pytest.approx(slope)
@@ -100,24 +105,24 @@ def test_the_separation_has_a_line_over_the_layers(tmp_path: Path) -> None:
     assert line_through([(0, 1), (1, 0)]) is None
 
 
-def test_with_too_few_samples_there_is_no_line(tmp_path: Path) -> None:
-    last = cp.analyze(write(tmp_path / "a.h5", "moments"), layers=True, min_samples=31)[-1]
+def test_with_too_few_samples_there_is_no_line(dumps: dict[str, Path]) -> None:
+    last = cp.analyze(dumps["moments"], layers=True, min_samples=31)[-1]
     assert last["separation.slope"] is None
     assert "separation.slope, separation.r2: separation is known of fewer than three layers" in last["missing"]
 
 
-def test_only_the_requested_families_are_in_records_of_layers(tmp_path: Path) -> None:
-    records = list(cp.analyze(write(tmp_path / "a.h5", "moments"), layers=True, only=("quality",)))
+def test_only_the_requested_families_are_in_records_of_layers(dumps: dict[str, Path]) -> None:
+    records = list(cp.analyze(dumps["moments"], layers=True, only=("quality",)))
     assert "nc1.pinv" not in records[0]
     assert "separation.slope" not in records[-1]
     assert records[-1]["accuracy"] is not None
-    [first, *_] = cp.analyze(write(tmp_path / "b.h5", "features"), layers=True, only=("nc1", "nc4"))
-    assert first["nearest_mean_accuracy"] > 0
+    [first, *_] = cp.analyze(dumps["features"], layers=True, only=("nc1", "nc4"))
+    assert {"nc1.pinv", "nearest_mean_accuracy"} <= first.keys()
     assert "sample.mir" not in first
 
 
-def test_records_of_layers_are_read_from_the_cache(tmp_path: Path) -> None:
-    path, settings = write(tmp_path / "a.h5", "both"), Settings(layers=True, per_class=True)
+def test_records_of_layers_are_read_from_the_cache(dumps: dict[str, Path]) -> None:
+    path, settings = dumps["both"], Settings(layers=True, per_class=True)
     computed, cached = ([*read_series(path, settings, cache=True)] for _ in range(2))
     assert [(r.record, r.per_class) for r in computed] == [(r.record, r.per_class) for r in cached]
     assert len(computed) == 4
@@ -140,9 +145,9 @@ def test_a_layer_that_is_not_finite_is_named(tmp_path: Path) -> None:
 def test_sampled_mir_accepts_rows_and_classifier_of_different_widths(features: int, width: int, classes: int) -> None:
     """Check MIR with a sampled joint entropy if rows and classifier have different widths."""
     draw = torch.Generator().manual_seed(0)
-    labels = torch.arange(600) % classes
+    labels = torch.arange(300) % classes
     means, weights = torch.randn(classes, features, generator=draw), torch.randn(classes, width, generator=draw)
-    values, weights = (means[labels] + torch.randn(600, features, generator=draw)).double(), weights.double()
+    values, weights = (means[labels] + torch.randn(300, features, generator=draw)).double(), weights.double()
     moments = cp.Moments(classes, memory=2000)
     moments.update(values, labels)
     options: dict[str, Any] = {"only": ["sample"], "sampling": Sampling(2e-2)}

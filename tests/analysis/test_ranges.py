@@ -50,7 +50,7 @@ def assert_the_same(records: Any, expected: Any, relative: float = 1e-11) -> Non
         ({"train/features": np.hstack([FEATURES] * 30), "classifier/weights": np.hstack([WEIGHTS] * 30)}, {}),
     ],
 )
-@pytest.mark.parametrize("rows", [7, 60, 94])
+@pytest.mark.parametrize("rows", [23, 94])
 def test_ranges_give_the_numbers_of_the_full_split(tmp_path: Path, changes: Any, options: Any, rows: int) -> None:
     path = dump(tmp_path / "step-1.h5", **changes)
     # In single precision the order of rounding differs, and biases are small differences of large numbers.
@@ -73,8 +73,9 @@ def test_workers_change_neither_the_records_nor_their_order(tmp_path: Path) -> N
     assert list(analyze(tmp_path, rows_per_task=11, cache=True)) == alone
 
 
-@pytest.mark.parametrize(("row", "message"), [(7, "row 7"), (70, r"row 10 \(counted from row 60\)")])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("row", "message", "workers"), [(7, "row 7", 1), *((70, r"row 10 \(counted from row 60\)", n) for n in (1, 2))]
+)
 def test_an_invalid_row_is_named(tmp_path: Path, row: int, message: str, workers: int) -> None:
     features = FEATURES.copy()
     features[row] = np.nan

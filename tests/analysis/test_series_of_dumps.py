@@ -79,9 +79,13 @@ def test_a_dump_that_cannot_be_analyzed_does_not_keep_the_others_from_it(tmp_pat
     assert [next(records)["step"] for _ in range(3)] == [0, 2, 3]
     with pytest.raises(DataError, match=r"step-1\.h5: test: features: 60 rows hold NaN"):
         next(records)
-    dump(tmp_path / "step-3.h5", **{"test/features": FEATURES * np.nan})
+
+
+def test_all_dumps_that_cannot_be_analyzed_are_named(tmp_path: Path) -> None:
+    for step in range(4):
+        dump(tmp_path / f"step-{step}.h5", **({"test/features": FEATURES * np.nan} if step % 2 else {}))
     with pytest.raises(DataError, match=r"2 of 4 failed, the others are done: .*step-1\.h5.*step-3\.h5"):
-        list(analyze(tmp_path, workers=workers))
+        list(analyze(tmp_path))
 
 
 def test_a_split_named_twice_is_analyzed_once(tmp_path: Path) -> None:

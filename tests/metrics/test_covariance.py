@@ -62,7 +62,7 @@ def test_undefined_values_are_errors_with_a_reason() -> None:
 
 
 def test_all_three_functions_have_gradients() -> None:
-    rows = torch.tensor(ROWS[:60, :6], requires_grad=True)
+    rows = torch.tensor(ROWS[:12, :5], requires_grad=True)
     for function in (cp.rankme, cp.alpha_req, cp.participation_ratio):
         assert torch.autograd.gradcheck(function, (rows,), atol=1e-6)
 
