@@ -187,6 +187,24 @@ def test_a_residual_sum_makes_one_group_and_grouped_layers_and_outputs_are_in_no
     assert groups_of(normed, (1, 3, 2, 2)) == []
 
 
+@pytest.mark.parametrize("mean", [{"dim": 1}, {"dim": 1, "keepdim": True}, {"dim": -2}], ids=str)
+def test_a_mean_over_tokens_leaves_the_channels_in_their_group(mean: dict) -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.hidden, self.head = nn.Embedding(9, 4), nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.head(self.hidden(self.embedding(tokens)).relu().mean(**mean))
+
+    symmetry = trace_symmetry(Tokens(), torch.arange(10).reshape(2, 5) % 9)
+    groups = {symmetry.sizes[group]: set(symmetry.of_group(group)) for group in symmetry.sizes}
+    assert groups == {
+        4: {("embedding.weight", 1), ("hidden.weight", 1)},
+        6: {("hidden.weight", 0), ("hidden.bias", 0), ("head.weight", 1)},
+    }
+
+
 def test_an_unknown_operation_is_named() -> None:
     class Flipped(nn.Module):
         def __init__(self) -> None:

@@ -64,6 +64,10 @@ def brute_force(features: np.ndarray, labels: np.ndarray, weights: np.ndarray) -
     pairs = [(a, b) for a in range(C) for b in range(a + 1, C)]
     lengths = np.linalg.norm(M, axis=1)
     E = np.eye(C) - 1 / C
+    nc1 = float(np.trace(centred.T @ centred / N @ pinv) / C)
+    energies = [-math.log(np.linalg.norm(Mu[a] - Mu[b])) for a, b in pairs]
+    products, singular = weights @ M.T, np.linalg.svd(features, compute_uv=False)
+    shares, covariance = singular / singular.sum(), np.cov(features.T)
     # Two centred class means are opposite: their entropy is zero, and ratios of it are undefined.
     smallest = min(HM, HW) if C > 2 else math.nan
     return {
@@ -81,7 +85,10 @@ def brute_force(features: np.ndarray, labels: np.ndarray, weights: np.ndarray) -
         "class.hdr": abs(HM - HW) / max(HM, HW),
         "within.entropy_mean": float(np.mean(Hc)),
         "within.entropy_max": max(Hc),
-        "nc1.pinv": float(np.trace(centred.T @ centred / N @ pinv) / C),
+        "sample.entropy_normalized": H1 / math.log(min(features.shape)),
+        "nc1.pinv": nc1,
+        "nc1.quotient": float((centred**2).sum() / N / ((M**2).sum() / C)),
+        "separation": math.log(C * nc1),
         "nc1.cdnv": float(
             np.mean(
                 [(variances[a] + variances[b]) / (2 * ((means[a] - means[b]) ** 2).sum()) for a, b in pairs],
@@ -92,7 +99,14 @@ def brute_force(features: np.ndarray, labels: np.ndarray, weights: np.ndarray) -
         "nc2.equiangular_means": float(np.mean([abs(Mu[a] @ Mu[b] + 1 / (C - 1)) for a, b in pairs])),
         "nc2.equiangular_weights": float(np.mean([abs(heads[a] @ heads[b] + 1 / (C - 1)) for a, b in pairs])),
         "nc2.etf": float(np.linalg.norm(M @ M.T / np.linalg.norm(M @ M.T) - E / np.linalg.norm(E))),
+        "nc2.lognorm_variance": float(np.log(lengths).var(ddof=1)),
+        "gnc2.uniformity": float(np.mean(energies)),
+        "gnc2.spread": float(np.std(energies)),
         "nc3.duality": float(np.linalg.norm(weights / np.linalg.norm(weights) - M / np.linalg.norm(M))),
+        "nc3.uniformity": float((Mu * heads).sum(axis=1).std()),
+        "nc3.simplex": float(np.linalg.norm(products / np.linalg.norm(products) - E / np.linalg.norm(E))),
+        "rankme": math.exp(-(shares * np.log(shares)).sum()),
+        "participation_ratio": float(np.trace(covariance) ** 2 / (covariance**2).sum()),
     }
 
 

@@ -52,6 +52,17 @@ def test_a_sampled_joint_entropy_has_no_error_of_centred_mir() -> None:
     assert "centred.mir_stderr" in record["missing"]
 
 
+def test_rows_are_centred_again_for_sampling_if_their_moments_exceed_the_memory() -> None:
+    generator, labels = torch.Generator().manual_seed(1), torch.arange(240) % CLASSES
+    weights = torch.randn(CLASSES, 48, generator=generator, dtype=torch.float64)
+    rows = weights[labels] + 0.1 * torch.randn(240, 48, generator=generator, dtype=torch.float64) + 1
+    exact = analyze_features(rows, labels, weights, only="centred")
+    sampled = analyze_features(rows, labels, weights, only="centred", memory=2**16, tolerance=0.1, probes=16)
+    assert sampled["centred.mir"] == pytest.approx(exact["centred.mir"], rel=0.02)
+    assert sampled["centred.mir"] != pytest.approx(exact["centred.mir"], rel=1e-9)
+    assert sampled["centred.effective_rank"] == pytest.approx(exact["centred.effective_rank"], rel=1e-9)
+
+
 def test_errors_for_many_eigenvalues_equal_those_for_few(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = record_of(ROWS, LABELS, errors=True)
     monkeypatch.setattr(entropies, "MANY_EIGENVECTORS", 4)

@@ -11,7 +11,7 @@ from ckpt_probe.analysis.record import compute_from_blocks
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.cli.app import run
 from ckpt_probe.moments.class_errors import FEW_OF_CLASS
-from ckpt_probe.moments.errors import FEW_ROWS, NO_SPREAD
+from ckpt_probe.moments.errors import FEW_ROWS, NO_SPREAD, NOT_FINITE
 
 SIZES = (60, 90, 25, 5)
 
@@ -82,6 +82,9 @@ def test_classes_without_errors_have_reasons() -> None:
     assert first["nearest.own"] == 1
     assert first["nearest.own_stderr"] is None
     assert first["missing"] == f"nearest.own_stderr: {NO_SPREAD}"
+    for row in rows_of_classes(1e160 * gaussian_classes((30, 30))[0], labels):
+        assert row["variance_stderr"] is None
+        assert f"variance_stderr: {NOT_FINITE}" in row["missing"]
     many = rows_of_classes(*gaussian_classes((10,) * 300, width=3))
     assert all(FEW_OF_CLASS in row["missing"] for row in many)
     identical = rows_of_classes(np.repeat([[1.0, 2.0], [2.0, 1.0]], 20, axis=0), np.repeat([0, 1], 20))

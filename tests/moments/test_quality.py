@@ -95,6 +95,7 @@ def test_gathered_blocks_equal_one_block(source: str, rows: int, monkeypatch: py
             "head": None,
         }[source]
         gathered.add(FEATURES[part], labels[part], known)
+    assert gathered.moments.samples == {1: 90, 16: 80, 1000: 0}[rows]
     gathered.finish()
     gathered.finish()
     complete = Moments(10)

@@ -82,6 +82,10 @@ def test_documents_are_drawn_as_units() -> None:
     parts[0].merge(parts[1])
     assert torch.equal(parts[0].subset.indices, subset.indices)
     assert torch.equal(parts[0].subset.document_rows, subset.document_rows)
+    loaded = Moments(7, halves=True, subset=400)
+    loaded.load_state_dict(moments.state_dict())
+    for name in ("documents", "document_rows", "halves"):
+        assert torch.equal(getattr(loaded.subset, name), getattr(subset, name))
 
 
 def test_halves_alternate_within_classes_and_merge_to_all_rows() -> None:
