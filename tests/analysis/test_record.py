@@ -88,6 +88,7 @@ def test_without_weights_and_logits_the_reason_is_reported() -> None:
     record = analyze_features(features, labels)
     assert record["accuracy"] is None
     assert record["nc4.disagreement"] is None
+    assert (record["route"], record["route_reason"]) == (None, None)
     assert "neither logits nor classifier weights" in record["missing"]
 
 
