@@ -202,4 +202,6 @@ def test_normalised_entropy_is_one_for_even_directions() -> None:
     assert record["sample.entropy_normalized"] == pytest.approx(1, rel=1e-12)
     single = Moments(2)
     single.update(torch.ones(1, 3), torch.zeros(1, dtype=torch.int64))
-    assert single.compute()["sample.entropy_normalized"] is None
+    record = single.compute()
+    assert record["sample.entropy_normalized"] is None
+    assert "sample.entropy_normalized: one sample or one feature has one direction" in record["missing"]
