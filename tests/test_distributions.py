@@ -109,6 +109,7 @@ def test_the_installed_command_prints_its_help(installed: Path, tmp_path: Path) 
     assert "ckpt-probe demo" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_installed_package_goes_from_training_to_a_page(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(CONFIG)
     environment = {**os.environ, "PYTHONPATH": str(installed)}

@@ -48,6 +48,7 @@ def test_wording_is_plain() -> None:
         tree = ast.parse(source)
         matches = [text for text in docstrings(tree) if OPENINGS.match(text)]
         matches += [name for name in assigned_names(tree) if name in NAMES]
-        matches += [match[0] for text in texts(source) for match in WORDS.finditer(text)]
+        if WORDS.search(source):  # tokens take longer than all other checks
+            matches += [match[0] for text in texts(source) for match in WORDS.finditer(text)]
         strays += [f"{file}: {text}" for text in matches]
     assert strays == []

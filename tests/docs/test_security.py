@@ -1,6 +1,5 @@
 """Checks that the tests which docs/security.md names exist."""
 
-import ast
 import re
 from pathlib import Path
 
@@ -12,12 +11,7 @@ def test_every_promise_names_tests_that_exist() -> None:
     parts = re.split(r"\n(?=\*\*[A-Z])", PROMISES)[1:]
     assert len(parts) == 8
     files = (ROOT / "tests").rglob("test_*.py")
-    functions = {
-        node.name
-        for file in files
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        if isinstance(node, ast.FunctionDef)
-    }
+    functions = {name for file in files for name in re.findall(r"^ *def (\w+)", file.read_text(encoding="utf-8"), re.M)}
     for part in parts:
         tests = re.findall(r"`(test_\w+)`", part)
         assert tests, part

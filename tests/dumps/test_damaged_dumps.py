@@ -16,7 +16,7 @@ from ckpt_probe.dumps import open_dump
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Block, Storage, StoreWriter
 
-CASES, SECONDS = 20, 300
+CASES, SECONDS = 10, 300
 
 # Each damaged dump is read in its own process, as some damage makes the HDF5 library crash or loop.
 # The parent is a new process with one thread, as a fork of a process with several threads may deadlock.

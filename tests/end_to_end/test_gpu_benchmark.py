@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("timm")
 
 
+@pytest.mark.slow
 def test_a_small_run_on_the_cpu_prints_every_part(capsys: pytest.CaptureFixture[str]) -> None:
     from benchmarks.gpu import main
 

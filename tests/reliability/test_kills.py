@@ -19,7 +19,7 @@ def run_kills(commands: Any, *words: object) -> str:
 
 
 # Kill 10 and 11 are a command with worker processes and one on a cluster; they run apart from the others.
-@pytest.mark.parametrize(("first", "kills"), [(0, 10), (10, 1), (11, 1)])
+@pytest.mark.parametrize(("first", "kills"), [(0, 10), (10, 1), pytest.param(11, 1, marks=pytest.mark.slow)])
 def test_every_command_killed_once_ends_in_the_same_files(commands: Any, first: int, kills: int) -> None:
     assert f"{kills} kills, 0 wrong" in run_kills(
         commands, "--first", first, "--kills", kills, "--seed", 1, "--events-only"
