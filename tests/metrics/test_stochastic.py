@@ -54,7 +54,7 @@ def test_two_error_bars_contain_the_exact_entropy_of_every_spectrum(name: str, t
     exact, operator = entropy(values), diagonal(values, 500)
     estimates = [
         estimate_entropies(operator, 500, known=exact + 1, sampling=Sampling(tolerance, seed=seed, probes=64))
-        for seed in range(50)
+        for seed in range(30)
     ]
     errors = np.array([estimate.entropies[1.0] - exact for estimate in estimates])
     bars = np.array([estimate.stderrs[1.0] for estimate in estimates])

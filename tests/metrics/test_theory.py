@@ -123,6 +123,9 @@ def test_collapse_without_a_simplex_keeps_entropies_below_log_d_and_hdr_at_zero(
     assert record["class.hdr"] == pytest.approx(record["reference.hdr"], abs=1e-12)
     assert f"no simplex of {classes} classes exists in {features}-dimensional space" in str(record["missing"])
     assert (record["reference.mir"], record["reference.entropy"]) == (None, None)
+    line = analyze_features(rows[labels, :1], labels, rows[:, :1], only=("class", "nc2"))
+    assert line["reference.uniformity"] is None
+    assert "reference.uniformity: more than two classes in one dimension" in str(line["missing"])
 
 
 @pytest.mark.parametrize("order", [0.5, 2.0])

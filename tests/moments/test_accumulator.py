@@ -141,7 +141,7 @@ def test_every_number_equals_that_of_brute_force(samples: int, features: int, cl
     shape=st.sampled_from([(120, 3, 4), (120, 40, 4), (120, 2, 9)]),
     memory=st.sampled_from([2**30, 2000, 100]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_merging_any_parts_in_any_order_equals_one_pass(cuts, order, seed: int, shape, memory: int) -> None:
     X, labels, weights = data(*shape, seed=seed)
     X[7] = 0
