@@ -176,6 +176,9 @@ def test_a_small_memory_budget_stores_only_the_total_and_states_it() -> None:
     assert less["within.entropy_mean"] is None
     assert "over the memory budget" in less["missing"]
     assert less["nc1.pinv"] == pytest.approx(full["nc1.pinv"], rel=1e-12)
+    of_classes = 8 * 4 * 6**2
+    assert record_of(X, labels, weights, memory=of_classes)["sample.mir"] == pytest.approx(full["sample.mir"])
+    assert record_of(X, labels, weights, memory=of_classes - 1)["sample.mir"] is None
 
 
 @pytest.mark.parametrize("samples", [200, 21])
