@@ -6,8 +6,16 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.interpolate import ALIGN, ERRORS, PATH_SETTINGS, POINT_COUNT, SHAPE, excess, path_keywords
-from ckpt_probe.cli.options import MODEL_SETTINGS, flag, option_group, out_option, setting_group, subject_options, verb
+from ckpt_probe.cli.interpolate import ALIGN, PATH_SETTINGS, POINT_COUNT, SHAPE, excess, path_keywords
+from ckpt_probe.cli.options import (
+    FORWARD_SETTINGS,
+    flag,
+    option_group,
+    out_option,
+    setting_group,
+    subject_options,
+    verb,
+)
 from ckpt_probe.cli.output import bars, say, show, take_printing
 from ckpt_probe.cli.values import PATH
 
@@ -19,7 +27,7 @@ Examples: ckpt-probe barriers runs/a runs/b -o barriers/ab --points 5
 @verb("barriers", EXAMPLE)
 @click.argument("run", type=PATH)
 @click.argument("other", type=PATH, required=False)
-@option_group("Paths", POINT_COUNT, ERRORS)
+@option_group("Paths", POINT_COUNT)
 @subject_options
 @option_group(
     "Output",
@@ -27,13 +35,13 @@ Examples: ckpt-probe barriers runs/a runs/b -o barriers/ab --points 5
     flag("--overwrite", "Replace existing results."),
     "json csv",
 )
-@setting_group("--set", "Less common settings", SHAPE, ALIGN, *PATH_SETTINGS, MODEL_SETTINGS)
+@setting_group("--set", "Less common settings", SHAPE, ALIGN, *PATH_SETTINGS, FORWARD_SETTINGS)
 def command(run: Path, other: Path | None, out: Path, **options: Any) -> None:
-    """Compute the barriers in loss and error between checkpoints, by training step.
+    """Compute barriers in loss and error between checkpoints, by step.
 
     With two runs RUN and OTHER, their checkpoints of equal steps are the ends of the paths; with RUN alone, its
-    consecutive checkpoints. Every path is evaluated as interpolate does, into a directory OUT/NAME; the barriers are
-    in OUT/barriers.jsonl. The same command continues after an interruption.
+    consecutive checkpoints. Paths are evaluated as by interpolate, into OUT/NAME; the barriers are in
+    OUT/barriers.jsonl. Repeat the command to continue after an interruption.
     """
     output, keywords = take_printing(options), path_keywords(options)
 

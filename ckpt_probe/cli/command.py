@@ -5,8 +5,9 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
-from ckpt_probe.cli.flags import new_name_of, parameters_of
+from ckpt_probe.cli.flags import nearest_option, new_name_of
 
 
 class Settings(click.Option):
@@ -23,7 +24,8 @@ class Settings(click.Option):
             [flag, f"{flag.lstrip('-')}_values"], multiple=True, metavar="KEY=VALUE", help=f"{title}; repeatable."
         )
         self.settings = {str(setting.name): setting for setting in settings}
-        either = " or --KEY VALUE" if flag == "--set" else ", repeatable"
+        self.keys = {key_of(setting): name for name, setting in self.settings.items()} | {n: n for n in self.settings}
+        either = " or --KEY VALUE" if flag == "--set" else ""
         self.title = f"{title} ({flag} KEY=VALUE{either})"
 
     def handle_parse_result(
@@ -36,35 +38,50 @@ class Settings(click.Option):
         for name, setting in self.settings.items():
             source = ParameterSource.COMMANDLINE if name in values else ParameterSource.DEFAULT
             ctx.set_parameter_source(name, source)
+            value = values.get(name, setting.get_default(ctx))
             try:
-                value = values[name] if name in values else setting.get_default(ctx)
                 ctx.params[name] = setting.process_value(ctx, value)
             except click.BadParameter as error:
-                raise click.UsageError(f"{self.opts[0]} {name}={values[name]}: {error.message}", ctx) from error
+                spelling = max(setting.opts, key=len) if self.opts == ["--set"] else f"{self.opts[0]} {name}"
+                raise click.UsageError(f"Invalid value for '{spelling}': {error.message}", ctx) from error
         return texts, args
 
-    def _split(self, ctx: click.Context, texts: Sequence[str]) -> dict[str, str]:
-        values: dict[str, str] = {}
+    def _split(self, ctx: click.Context, texts: Sequence[str]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
         for text in texts:
             key, equals, value = text.partition("=")
-            name = key.strip().replace("-", "_")
-            if name not in self.settings:
-                import difflib  # unused in most calls
-
-                spelled = {other: text for other, (_, text) in parameters_of(ctx.command).items()}
-                near = difflib.get_close_matches(name, spelled, n=1)
-                hint = f"did you mean {spelled[near[0]]}?" if near else f"there are: {', '.join(self.settings)}"
+            name = self.keys.get(key.strip().replace("-", "_"))
+            if name is None:
+                hint = (
+                    nearest_option(key, ctx.command) or f"there are: {', '.join(map(key_of, self.settings.values()))}"
+                )
                 raise click.UsageError(f"{self.opts[0]} {text}: unknown key; {hint}", ctx)
             if not equals:
                 raise click.UsageError(f"{self.opts[0]} {text}: expected KEY=VALUE", ctx)
-            if name in values:
+            if self.settings[name].multiple:
+                values[name] = (*values.get(name, ()), value)
+            elif name in values:
                 raise click.UsageError(f"{self.opts[0]} {name}=… takes one value, but occurs twice", ctx)
-            values[name] = value
+            else:
+                values[name] = value
         return values
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the keys that begin with a word."""
+        return [
+            CompletionItem(f"{key_of(setting)}=")
+            for setting in self.settings.values()
+            if key_of(setting).startswith(incomplete)
+        ]
 
     def help_rows(self) -> list[tuple[str, str]]:
         """Return the rows of the help page: each key and its explanation."""
-        return [(f"{name}={setting.metavar}", help_text(setting)) for name, setting in self.settings.items()]
+        return [(f"{key_of(setting)}={setting.metavar}", help_text(setting)) for setting in self.settings.values()]
+
+
+def key_of(setting: click.Option) -> str:
+    """Return the key of a setting: its longest name on the command line, without dashes before it."""
+    return max(setting.opts, key=len).lstrip("-").replace("-", "_")
 
 
 class Command(click.Command):
@@ -78,19 +95,14 @@ class Command(click.Command):
                 self._require_single_values(ctx, args)
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            new = new_name_of(error.option_name, self)
-            if new is None:
-                raise
-            raise click.UsageError(f"{error.option_name} is no longer an option: {new}", ctx) from error
+            name, new = error.option_name, new_name_of(error.option_name, self)
+            near = nearest_option(name, self)
+            hint = f"{name} is no longer an option: {new}" if new else f"No such option {name}{near and '; '}{near}"
+            raise click.UsageError(hint, ctx) from error
 
     def _with_settings(self, ctx: click.Context, words: Sequence[str]) -> list[str]:
         """Rewrite keys of --set that are spelled as options: `--state-key A` becomes `--set state_key=A`."""
-        settings = {
-            name: setting
-            for parameter in self.params
-            if isinstance(parameter, Settings) and parameter.opts == ["--set"]
-            for name, setting in parameter.settings.items()
-        }
+        settings = {key: group.settings[name] for group in self._settings() for key, name in group.keys.items()}
         result, rest = [], iter(words)
         for word in rest:
             if word == "--":
@@ -110,6 +122,16 @@ class Command(click.Command):
                 result.append(word)
         return result
 
+    def _settings(self) -> list[Settings]:
+        """Return the group of settings whose keys are options too."""
+        return [option for option in self.params if isinstance(option, Settings) and option.opts == ["--set"]]
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the completions of a word, with the keys of --set among the options."""
+        keys = [setting for group in self._settings() for setting in group.settings.values()]
+        items = [CompletionItem(max(key.opts, key=len), help=key.help) for key in keys if incomplete.startswith("-")]
+        return super().shell_complete(ctx, incomplete) + [each for each in items if each.value.startswith(incomplete)]
+
     def _require_single_values(self, ctx: click.Context, args: Sequence[str]) -> None:
         # click would silently use the last of several values.
         _, _, parsed = self.make_parser(ctx).parse_args(list(args))
@@ -121,24 +143,26 @@ class Command(click.Command):
                 raise click.UsageError(f"{spelled} takes one value, but occurs {parsed.count(option)} times", ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options under the headings of their groups, all with the same second column."""
+        """Write the options under the headings of their groups."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for option in self.params:
             if isinstance(option, Settings):
                 groups[option.title] = option.help_rows()
             elif isinstance(option, click.Option) and (record := option.get_help_record(ctx)) is not None:
                 groups.setdefault(getattr(option, "group", "Other"), []).append((record[0], help_text(option)))
-        width = max(len(name) for rows in groups.values() for name, _ in rows)
         for title, rows in groups.items():
             with formatter.section(title):
-                formatter.write_dl([(name.ljust(width), text) for name, text in rows], col_max=width + 2)
+                formatter.write_dl(rows)
 
 
 def help_text(option: click.Option) -> str:
     """Return the explanation of an option, with its default."""
+    text = str(option.help)
     default = option.show_default if isinstance(option.show_default, str) else option.default
     if isinstance(default, list | tuple):
         default = ",".join(map(str, default))
     default = str(default).lower() if isinstance(default, bool) else default
-    note = "required" if option.required else f"default: {default}" if option.show_default else ""
-    return f"{option.help} [{note}]" if note else str(option.help)
+    if option.required:
+        return f"{text} [required]"
+    # The help of a choice may name its default.
+    return f"{text} [default: {default}]" if option.show_default and "default" not in text else text

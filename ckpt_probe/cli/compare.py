@@ -38,8 +38,6 @@ def parse_step(text: str) -> int | str | None:
         None,
         "last",
     ),
-    option("--at", "loss", "Compare at equal loss in place of a step.", ("loss",)),
-    option("--margin", "X", "Difference up to which groups are equivalent.", float, None, "5 % of the range"),
 )
 @setting_group(
     "--sampling",
@@ -56,6 +54,12 @@ def parse_step(text: str) -> int | str | None:
     option("seed", "N", "Seed of the bootstrap.", WHOLE, 0),
 )
 @option_group("Output", "json csv out overwrite")
+@setting_group(
+    "--set",
+    "Less common settings",
+    option("margin", "X", "Difference up to which groups are equivalent.", float, None, "5 % of the range"),
+    option("at", "loss", "Compare at equal loss in place of a step.", ("loss",)),
+)
 @takes_output
 def command(groups: tuple[Path, ...], output: Output, **options: Any) -> None:
     """Compare groups of runs that differ only in their seed; the first GROUP is the baseline.

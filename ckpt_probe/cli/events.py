@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.options import flag, metric_option, option, option_group, out_option, verb
+from ckpt_probe.cli.options import flag, metric_option, option, option_group, out_option, setting_group, verb
 from ckpt_probe.cli.output import Output, bars, console, require_writable, say, show, takes_output
 from ckpt_probe.cli.values import PATH
 from ckpt_probe.errors import UsageError, printable
@@ -31,14 +31,18 @@ Examples: ckpt-probe events records.jsonl --split test
     ),
     metric_option("Metrics to test, separated by commas; repeatable.", None, "all"),
     "splits",
-    option("--level", "P", "Family-wise error over the intervals and metrics of a run.", float, 0.05),
 )
 @option_group(
     "Output",
     "json csv",
     out_option("Also write the events to this file: .csv, .parquet, else JSON Lines.", required=False),
-    option("--figure", "FILE", "Also draw intervals and metrics into this .svg, .png or .pdf file.", PATH),
     flag("--overwrite", "Replace existing files."),
+)
+@setting_group(
+    "--set",
+    "Less common settings",
+    option("level", "P", "Family-wise error over the intervals and metrics of a run.", float, 0.05),
+    option("figure", "FILE", "Also draw intervals and metrics into this .svg, .png or .pdf file.", PATH),
 )
 @takes_output
 def command(

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.options import option, option_group, verb
+from ckpt_probe.cli.options import option, option_group, setting_group, verb
 from ckpt_probe.cli.output import Output, bars, show, takes_output
 from ckpt_probe.cli.values import POSITIVE
 
@@ -27,13 +27,17 @@ Examples: ckpt-probe examples dumps/digits --split test
         "example",
     ),
     "splits",
-    option("--data", "NAME", "Data of the dumps, as for extract, to name examples if the dumps hold no names."),
-    "data_arguments",
 )
 @option_group(
     "Output",
-    option("--rows", "N", "Examples in the table of each split; files, --json and --csv have all.", POSITIVE, 20),
     "json csv wide out overwrite",
+)
+@setting_group(
+    "--set",
+    "Less common settings",
+    option("rows", "N", "Examples in the table of each split; files, --json and --csv have all.", POSITIVE, 20),
+    option("data", "NAME", "Data of the dumps, to name examples if the dumps hold no names."),
+    "data_arguments",
 )
 @takes_output
 def command(dumps: tuple[str, ...], output: Output, by: str, rows: int, **options: Any) -> None:

@@ -7,7 +7,7 @@ import click
 
 from ckpt_probe.cli.options import (
     DTYPES,
-    MODEL_SETTINGS,
+    FORWARD_SETTINGS,
     explicit_options,
     flag,
     option,
@@ -32,14 +32,9 @@ STORES = ("features", "moments", "both")
 @click.argument("checkpoints", type=PATH)
 @subject_options
 @option_group(
-    "Contents of the dumps",
-    option("--layers", "WHICH", "Layers to store: all, every=K or NAMES.", str, "penultimate"),
-    option("--store", "WHAT", "features, moments (smaller; no NC4) or both.", STORES, "features"),
-    option("--limit", "N", "Use only the first N samples of each split.", POSITIVE),
-    option("--dtype", "NAME", "Precision of the forward pass, such as bfloat16.", DTYPES, "float32"),
-)
-@option_group(
     "Output",
+    option("--layers", "WHICH", "penultimate (default), all, every=K or names of layers.", str, "penultimate"),
+    option("--store", "WHAT", "features (default), moments (smaller; no NC4) or both.", STORES, "features"),
     out_option("Directory for the dumps.", "DIR"),
     flag("--overwrite", "Replace existing dumps; otherwise complete ones are skipped."),
     "follow",
@@ -49,21 +44,23 @@ STORES = ("features", "moments", "both")
     "Random choice of rows",
     option("max_rows", "N", "Store only N random rows of each split; moments use all.", POSITIVE),
     option("rows_seed", "N", "Seed for the rows of max_rows.", WHOLE, 0),
-    option("subset_rows", "N", "Rows of each layer for errors and for similarity.", click.IntRange(min=4), 2048),
+    option("subset_rows", "N", "Rows of each layer for errors, similarity.", click.IntRange(min=4), 2048),
     option("subset_seed", "N", "Seed for the rows of subset_rows.", WHOLE, 0),
 )
 @setting_group(
     "--set",
     "Less common settings",
-    MODEL_SETTINGS,
+    option("limit", "N", "Use only the first N samples of each split.", POSITIVE),
+    option("dtype", "NAME", "Precision of the forward pass.", DTYPES, "float32"),
+    FORWARD_SETTINGS,
     option("unlabelled", "BOOL", "Ignore labels of the data.", bool),
     option(
         "pooling",
         "HOW",
-        "Rows from tokens or maps: mean, cls, last, tokens or flatten.",
+        "Rows of tokens: mean, cls, last, tokens, flatten.",
         ("mean", "cls", "last", "tokens", "flatten"),
     ),
-    option("layer_store", "WHAT", "As --store, for further layers.", STORES, "moments"),
+    option("layer_store", "WHAT", "--store of further layers.", STORES, "moments"),
     option(
         "feature_dtype",
         "NAME",

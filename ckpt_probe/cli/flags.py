@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -65,6 +66,14 @@ def new_name_of(option: str, command: click.Command) -> str | None:
     if " " in spelling:
         return f"use {spelling}=VALUE"
     return REPLACED.get(f"{command.name} {option}", REPLACED.get(option))
+
+
+def nearest_option(text: str, command: click.Command) -> str:
+    """Return "did you mean --batch-size?" with the option or key nearest to a text; "" if none is near."""
+    spelled = parameters_of(command)
+    names = spelled | {spelling.lstrip("-").replace("-", "_"): (None, spelling) for _, spelling in spelled.values()}
+    near = get_close_matches(text.strip().lstrip("-").replace("-", "_"), names, n=1)
+    return f"did you mean {names[near[0]][1]}?" if near else ""
 
 
 def flags_for_keywords(message: str, command: click.Command | None = None) -> str:

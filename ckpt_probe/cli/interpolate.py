@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ckpt_probe.cli.options import (
-    MODEL_SETTINGS,
+    FORWARD_SETTINGS,
     explicit_options,
     flag,
     option,
@@ -33,19 +33,19 @@ STRAIGHT = ("path", "linear")
 
 TRAINING_OPTIONS = ("curve_epochs", "curve_learning_rate")
 
-SHAPE = option("--path", "SHAPE", "linear, slerp; curved: bezier, polychain.", SHAPES, "linear")
+SHAPE = option("--path", "SHAPE", "linear (default), slerp, bezier or polychain.", SHAPES, "linear")
 POINT_COUNT = option("--points", "N|auto", "Positions; auto: more where the loss bends.", POINTS, "11")
-ALIGN = option("--align", "HOW", "Match B's channels to A's first: permutation or activations.", METHODS)
-ERRORS = flag("--errors", "Also compute standard errors, and those of the barriers.")
+ALIGN = option("--align", "HOW", "Match channels: permutation or activations.", METHODS)
 PATH_SETTINGS = (
-    option("span", "LOW:HIGH", "First and last position on the path.", SPAN, "0:1"),
-    option("curve_epochs", "N", "Epochs to train the midpoint of a curve.", float, 20),
-    option("curve_learning_rate", "RATE", "Learning rate of the midpoint.", float, None, "that of A"),
+    "errors",
+    option("span", "LOW:HIGH", "First and last position.", SPAN, "0:1"),
+    option("curve_epochs", "N", "Epochs to train a midpoint.", float, 20),
+    option("curve_learning_rate", "RATE", "Learning rate of a midpoint.", float, None, "that of A"),
     option("midpoint", "FILE", "Midpoint to use instead of training one.", PATH),
-    option("align_samples", "N", "Training samples for --align activations.", click.IntRange(min=2), 1024),
-    option("align_spec", "JSON", "Groups of channels that can be permuted, as a JSON file.", PATH),
+    option("align_samples", "N", "Samples for --align activations.", click.IntRange(min=2), 1024),
+    option("align_spec", "JSON", "JSON file of channels that can be permuted.", PATH),
     "batchnorm batchnorm_samples",
-    option("keep_dumps", "BOOL", "Also store features of every point, in OUT/dumps.", bool),
+    option("keep_dumps", "BOOL", "Also store features of every point in OUT/dumps.", bool),
 )
 
 
@@ -58,7 +58,6 @@ PATH_SETTINGS = (
     SHAPE,
     POINT_COUNT,
     ALIGN,
-    ERRORS,
 )
 @subject_options
 @option_group(
@@ -67,12 +66,12 @@ PATH_SETTINGS = (
     flag("--overwrite", "Replace existing results."),
     "json csv wide",
 )
-@setting_group("--set", "Less common settings", *PATH_SETTINGS, MODEL_SETTINGS, "dtype")
+@setting_group("--set", "Less common settings", *PATH_SETTINGS, FORWARD_SETTINGS, "dtype")
 def command(a: Path, b: Path, out: Path, alpha: float | None, **options: Any) -> None:
-    """Evaluate a path between two checkpoints A and B, or write one point of the straight line.
+    """Evaluate a path between two checkpoints A and B, or write one point of it.
 
-    Computes loss, accuracy, every metric of analyze and the barrier. The same command continues after an interruption.
-    With --alpha writes a checkpoint, which needs neither model nor data.
+    Computes loss, accuracy, all metrics of analyze and the barrier. Repeat the command after an interruption. --alpha
+    needs neither model nor data.
     """
     from ckpt_probe.checkpoints import is_series
     from ckpt_probe.remote import resolve

@@ -98,56 +98,56 @@ class WorkersOption(click.Option):
 
 def argument_option(names: str, noun: str) -> click.Option:
     """Return a repeatable option for arguments of a model or of data."""
-    text = f"Argument of the {noun}, or a JSON object of several; repeatable."
+    text = f"Argument of the {noun}, or JSON; repeatable."
     return option(names, "NAME=VALUE", text, multiple=True, callback=parse_arguments)
 
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
-DATA_NAMES = (
-    "imagefolder:DIR, hf-dataset:DIR, csv:FILE, parquet:FILE, npz:FILE, h5:FILE, idx:DIR, text:FILE, a builtin, or "
-    "path/file.py:function."
-)
+DATA_NAMES = "imagefolder:, hf-dataset: or idx:DIR; csv:, parquet:, npz:, h5: or text:FILE; a builtin; FILE.py:NAME."
 BATCHNORM = ("recompute", "interpolate")
 SECONDS = click.FloatRange(min=0, min_open=True)
 
 SHARED = (
-    flag("--json", "Print JSON Lines, one record per line; missing values are null."),
+    flag("--json", "Print JSON Lines; missing values are null."),
     flag("--csv", "Print comma-separated values with a header."),
-    flag("--wide", "Show every column, however wide the terminal is."),
+    flag("--wide", "Show every column, however narrow the terminal."),
     out_option("Also write to this file: .csv, .parquet, else JSON Lines.", required=False),
     flag("--overwrite", "Replace the file if it exists."),
     flag("--follow", "Wait for new checkpoints of a training run; end with Ctrl-C."),
-    option("--model", "NAME", "timm:NAME, torchvision:NAME, hf:DIR, a builtin, module:function."),
+    option("--model", "NAME", "timm:NAME, torchvision:NAME, hf:DIR or FILE.py:NAME."),
     argument_option("--model-argument model_arguments", "model"),
     option("--data", "NAME", DATA_NAMES),
     argument_option("--data-argument data_arguments", "data"),
     option("--split splits", "NAME", "Split to use; repeatable.", str, None, "all", multiple=True),
     option("--batch-size", "N", "Samples per batch.", POSITIVE, 256),
-    option("--device", "NAME", "Device to run on: auto, cpu, cuda[:n] or mps.", str, "auto"),
+    option("--device", "NAME", "auto, cpu, cuda[:n] or mps.", str, "auto"),
     option(
         "--workers --scheduler workers",
         "N|ADDRESS",
-        "Processes, or a Dask cluster's address or file.",
+        "Processes, or address of a Dask cluster.",
         str,
         "1",
         cls=WorkersOption,
     ),
-    option("--renyi orders", "N,…", "Also compute Rényi entropies of these orders, such as 0.5,2.", ORDERS),
-    option("classifier", "NAME", "Last linear layer: NAME, NAME+NAME or none.", str, None, "automatic"),
-    option("state_key", "A.B", "Key of the weights in a file that contains several models."),
+    option("errors", "BOOL", "Also compute standard errors.", bool),
+    option("--renyi orders", "N,…", "Also compute Rényi entropies of orders such as 0.5,2.", ORDERS),
+    option("classifier", "NAME", "Last linear layer, or none.", str, None, "automatic"),
+    option("state_key", "A.B", "Key of the weights in a file of several models."),
     option("base", "PATH", "Checkpoint of the base model of a PEFT adapter.", PATH),
-    option("data_workers", "N", "Processes that read images.", WHOLE, None, "one per free CPU, at most 8"),
-    option("dtype", "NAME", "Precision of written tensors, such as float16.", DTYPES, None, "unchanged"),
-    option("memory", "SIZE", "Memory limit for moments and matrices of a dump.", SIZE, "2GiB"),
-    option("rows_per_task", "N", "Let workers share splits of more than N rows, N rows at a time.", POSITIVE),
+    option("data_workers", "N", "Processes that read images.", WHOLE, None, "automatic"),
+    option("dtype", "NAME", "Type of written tensors.", DTYPES, None, "unchanged"),
+    option("memory", "SIZE", "Limit for moments and matrices.", SIZE, "2GiB"),
+    option("rows_per_task", "N", "Let workers share splits of more than N rows.", POSITIVE),
     option("cache", "BOOL", "Read and write the cache of records.", bool, True),
-    option("every", "SECONDS", "With --follow: time between two checks.", SECONDS, 5.0),
-    option("batchnorm", "HOW", "recompute the statistics, or interpolate them.", BATCHNORM, "recompute"),
-    option("batchnorm_samples", "N", "Training samples for batchnorm=recompute.", click.IntRange(min=2), 4096),
+    option("every", "SECONDS", "Time between checks of --follow.", SECONDS, 5),
+    option("batchnorm", "HOW", "Statistics: recompute (default) or interpolate.", BATCHNORM, "recompute"),
+    option("batchnorm_samples", "N", "Samples for batchnorm=recompute.", click.IntRange(min=2), 4096),
 )
 """Options of several subcommands, which a group refers to by the names of their parameters."""
 
-MODEL_SETTINGS = "classifier state_key base data_workers"
+DATA_SETTINGS = "data data_arguments"
+MODEL_SETTINGS = "model_arguments data_arguments classifier state_key base data_workers"
+FORWARD_SETTINGS = f"batch_size {MODEL_SETTINGS}"
 
 
 def option_group(title: str, *options: click.Option | str) -> Callable[[Function], Function]:
@@ -180,9 +180,9 @@ def _resolved(options: Sequence[click.Option | str]) -> list[click.Option]:
     return [option for several in names for option in several]
 
 
-FORWARD = "Model, data and device (model and data are those that the checkpoint names, if not set)"
-model_options = option_group(FORWARD, "model model_arguments data data_arguments")
-subject_options = option_group(FORWARD, "model model_arguments data data_arguments splits batch_size device workers")
+FORWARD = "Model and data (default: those that the checkpoint names)"
+model_options = option_group(FORWARD, "model data")
+subject_options = option_group(FORWARD, "model data splits device workers")
 
 
 def explicit_options() -> dict[str, str]:

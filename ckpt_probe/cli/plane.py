@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_probe.cli.options import (
-    MODEL_SETTINGS,
+    FORWARD_SETTINGS,
     flag,
     option,
     option_group,
@@ -56,13 +56,12 @@ def parse_grid(text: str) -> int | tuple[int, int]:
     option(
         "--directions",
         "HOW",
-        "random around A, or pca: main directions of the series A.",
+        "random, or pca: main directions of the series A.",
         ("random", "pca"),
         None,
         "random with A alone",
     ),
-    option("--grid", "N[xM]", "Number of points along x and y, such as 15 or 15x9.", Parsed("N[xM]", parse_grid), "15"),
-    flag("--errors", "Also compute standard errors of all numbers."),
+    option("--grid", "N[xM]", "Points along x and y, such as 15 or 15x9.", Parsed("N[xM]", parse_grid), "15"),
 )
 @subject_options
 @option_group(
@@ -70,16 +69,17 @@ def parse_grid(text: str) -> int | tuple[int, int]:
     out_option("Directory for the results.", "DIR"),
     flag("--overwrite", "Replace existing results."),
     "json csv",
-    option("--figure", "FILE", "Also draw contours into this .svg, .png or .pdf file.", PATH),
 )
 @setting_group(
     "--set",
     "Less common settings",
-    option("margin", "X", "Size of the margin around three checkpoints, relative.", float, 0.2),
-    option("radius", "X", "Half the side of the grid along random directions.", float, 1.0),
+    option("figure", "FILE", "Also draw contours: a .svg, .png or .pdf file.", PATH),
+    "errors",
+    option("margin", "X", "Margin around three checkpoints.", float, 0.2),
+    option("radius", "X", "Half the side of a random grid.", float, 1.0),
     option("seed", "N", "Seed of the random directions.", WHOLE, 0),
     "batchnorm batchnorm_samples",
-    MODEL_SETTINGS,
+    FORWARD_SETTINGS,
 )
 def command(
     a: Path,
@@ -94,7 +94,7 @@ def command(
 
     Computes loss, accuracy and every metric of analyze at each point, and prints a map of the loss. Coordinates are
     distances in weight space; with A alone, multiples of each filter's norm along two random directions. Writes
-    OUT/points.jsonl and OUT/plane.json. The same command continues after an interruption.
+    OUT/points.jsonl and OUT/plane.json. Repeat the command to continue after an interruption.
     """
     output = take_printing(options)
     require_batchnorm_samples(options["batchnorm"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.options import option, option_group, out_option, verb
+from ckpt_probe.cli.options import option, option_group, out_option, setting_group, verb
 from ckpt_probe.cli.output import bars, say
 from ckpt_probe.errors import UsageError
 
@@ -28,8 +28,15 @@ Examples: ckpt-probe plot records.jsonl -o a.svg --metric class.mir --metric nc1
         required=True,
     ),
     option("--split splits", "NAME", "Split to draw; repeatable.", str, None, "all", multiple=True),
+)
+@option_group(
+    "Output", out_option("File for the figure; its suffix .svg, .png or .pdf decides the format."), "overwrite"
+)
+@setting_group(
+    "--set",
+    "Axes and labels",
     option(
-        "--x",
+        "x",
         "NAME",
         "Quantity on the x axis: step, alpha, sparsity or epoch.",
         str,
@@ -46,10 +53,7 @@ Examples: ckpt-probe plot records.jsonl -o a.svg --metric class.mir --metric nc1
     option(
         "--mark marks", "X=N:LABEL", "Vertical line with a label, such as step=1200:prune; repeatable.", multiple=True
     ),
-    option("--title", "TEXT", "Title above the figure."),
-)
-@option_group(
-    "Output", out_option("File for the figure; its suffix .svg, .png or .pdf decides the format."), "overwrite"
+    option("title", "TEXT", "Title above the figure."),
 )
 def command(
     records: tuple[str, ...],

@@ -33,20 +33,17 @@ Examples: ckpt-probe report dumps/digits paths/ab -o report.html
         "Also draw the plots into this directory, one file per plot.",
         DIRECTORY,
     ),
-    option("--title", "TEXT", "Heading of the page.", str, "What happened in these runs"),
+    "splits",
     flag("--overwrite", "Replace an existing page and existing figures."),
     flag("--follow", "Write the page again whenever a source changes; ends with Ctrl-C."),
-)
-@option_group(
-    "Analysis of dumps",
-    "splits",
-    option("--workers", "N", "Number of processes to use.", POSITIVE, 1),
-    option("--data", "NAME", "Data of the dumps, as for extract: shows small pictures of the worst examples."),
-    "data_arguments",
 )
 @setting_group(
     "--set",
     "Less common settings",
+    option("title", "TEXT", "Heading of the page.", str, "What happened in these runs"),
+    option("data", "NAME", "Data of the dumps, to show pictures of the worst examples."),
+    "data_arguments",
+    option("workers", "N", "Number of processes to use.", POSITIVE, 1),
     option(
         "labels",
         "FILE",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.options import flag, option, option_group, verb
+from ckpt_probe.cli.options import flag, option, option_group, setting_group, verb
 from ckpt_probe.cli.output import Output, Record, bars, takes_output
 from ckpt_probe.cli.values import PATH
 from ckpt_probe.errors import DataError, UsageError
@@ -21,6 +21,17 @@ if TYPE_CHECKING:
 @option_group(
     "Comparison",
     "splits",
+    flag("--function", "Add disagreement and divergence of predictions, between steps or between runs."),
+)
+@option_group(
+    "Output",
+    flag("--json", "Print JSON Lines, one matrix per line; an undefined value is null."),
+    flag("--csv", "Print comma-separated values with a header, one value per line."),
+    "wide out overwrite",
+)
+@setting_group(
+    "--set",
+    "Less common settings",
     option("--layer layers", "NAME", "Layer to compare; repeatable.", str, None, "all", multiple=True),
     option(
         "--measure measures",
@@ -31,13 +42,6 @@ if TYPE_CHECKING:
         "both; cka for a directory of several dumps",
         multiple=True,
     ),
-    flag("--function", "Add disagreement and divergence of predictions, between steps or between runs."),
-)
-@option_group(
-    "Output",
-    flag("--json", "Print JSON Lines, one matrix per line; an undefined value is null."),
-    flag("--csv", "Print comma-separated values with a header, one value per line."),
-    "wide out overwrite",
 )
 @takes_output
 def command(dumps: tuple[Path, ...], output: Output, function: bool, **chosen: tuple[str, ...]) -> None:

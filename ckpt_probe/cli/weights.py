@@ -17,13 +17,13 @@ LEVELS = ("network", "block", "tensor")
     "Contents",
     option("--only", "PART,…", "audit, motion, spectra and classifier.", str, None, "all"),
     option("--by", "LEVEL", "One row per network, block or tensor.", click.Choice(LEVELS), "network"),
-    "orders workers",
+    "workers",
 )
 @option_group("Output", "json csv wide out overwrite follow")
 @setting_group(
     "--set",
     "Less common settings",
-    "classifier state_key base",
+    "orders classifier state_key base",
     option("sketch", "BOOL", "Distances from random projections of each checkpoint.", bool, None, "above 128 GiB"),
     option("bootstrap", "N", "Synthetic spectra for the goodness of fit of each tail.", WHOLE, 0),
     "cache every",

@@ -10,24 +10,12 @@ from typing import Any
 
 from ckpt_probe.addresses import redacted, without_credentials
 
-FLAGS = {
-    **{
-        name: f"--{name}"
-        for name in ["model", "data", "device", "layers", "store", "limit", "dtype", "path", "points", "align", "grid"]
-    },
-    "model_arguments": "--model-argument",
-    "data_arguments": "--data-argument",
-    "splits": "--split",
-    "batch_size": "--batch-size",
-}
-"""Options of the commands by keyword; other keywords are set as --sampling KEY=VALUE or --set KEY=VALUE."""
+FLAGS = {"model_arguments": "--model-argument", "data_arguments": "--data-argument", "splits": "--split"}
+"""Options of the commands whose name is not that of their keyword."""
 
 SAMPLING = frozenset({"max_rows", "rows_seed", "subset_rows", "subset_seed"})
 IMPLIED = frozenset({"directions"})
 """Keywords that follow from the number of checkpoints."""
-
-SWITCHES = frozenset({"errors"})
-"""Keywords that are options without a value."""
 
 BETWEEN = {"span": ":", "grid": "x"}
 """Separators between the numbers of an option."""
@@ -73,20 +61,18 @@ def command_of(verb: str, request: Mapping[str, Any], out: Path) -> str:
 def _words(name: str, value: Any) -> list[str]:
     if name in IMPLIED:
         return []
-    if name == "splits":
-        return [word for split in value for word in (FLAGS[name], split)]
-    if name in SWITCHES:
-        return [f"--{name}"]
-    text = _text(name, value)
-    if name in FLAGS:
-        return [FLAGS[name], text]
-    return ["--sampling" if name in SAMPLING else "--set", f"{name}={text}"]
+    if name in SAMPLING:
+        return ["--sampling", f"{name}={_text(name, value)}"]
+    flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{flag[2:]}"]
+    return [word for each in (value if name == "splits" else [value]) for word in (flag, _text(name, each))]
 
 
 def _text(name: str, value: Any) -> str:
     if isinstance(value, list):
         return BETWEEN[name].join(map(str, value))
-    if isinstance(value, dict | bool):
+    if isinstance(value, dict):
         return json.dumps(value)
     # None has a meaning for the number of points alone: chosen automatically.
     return "auto" if value is None else str(value)

@@ -12,7 +12,6 @@ import h5py
 import pytest
 
 from ckpt_probe.cli.app import group, run
-from ckpt_probe.cli.command import Settings
 from ckpt_probe.cli.flags import parameters_of
 from ckpt_probe.extraction import Setup, Storage
 from ckpt_probe.extraction.request import command_of
@@ -156,7 +155,6 @@ def test_every_setting_is_an_option_with_the_same_default(verb: str, settings: t
     command = group.get_command(click.Context(group), verb)
     assert command is not None
     spelled = parameters_of(command)
-    keys = {key for parameter in command.params if isinstance(parameter, Settings) for key in parameter.settings}
     defaults = command.make_context(verb, ["A", "B", "-o", "C"] if verb != "extract" else ["A", "-o", "C"]).params
     for field in (field for part in settings for field in fields(part)):
         if (field.name in {"layers", "pooling", "unlabelled"} and verb != "extract") or field.name == "directions":
@@ -166,6 +164,4 @@ def test_every_setting_is_an_option_with_the_same_default(verb: str, settings: t
         request = {"inputs": [], "directory": ".", "options": {field.name: value}}
         line = command_of(verb, request, tmp_path)
         _, spelling = spelled[field.name]
-        if field.name in keys and " " not in spelling:
-            spelling = f"--set {field.name}"
         assert f" {spelling}{'=' if ' ' in spelling else ' '}" in f"{line} "

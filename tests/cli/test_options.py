@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 import pytest
+from click.shell_completion import ShellComplete
 
 from ckpt_probe.cli.app import group, run
 from ckpt_probe.cli.flags import REPLACED, parameters_of
@@ -87,6 +88,42 @@ def test_a_setting_can_be_spelled_as_an_option() -> None:
     assert parsed("extract", "-o", "B", "--", "--state-key")["checkpoints"] is not None
 
 
+@pytest.mark.parametrize("words", [("--renyi", "0.5,2"), ("--set", "renyi=0.5,2"), ("--set", "orders=0.5,2")])
+def test_a_key_is_the_name_of_the_option_or_the_keyword(words: tuple[str, ...]) -> None:
+    assert parsed("analyze", "A", *words)["orders"] == (0.5, 2.0)
+
+
+def test_settings_of_several_values_are_repeatable() -> None:
+    words = ("--set", "model_argument=a=1", "--model-argument", '{"b": 2}', "--set", "model_arguments=c=x=y")
+    assert parsed("extract", "A", "-o", "B", *words)["model_arguments"] == {"a": 1, "b": 2, "c": "x=y"}
+    assert parsed("similarity", "A", "--layer", "a", "--set", "layer=b")["layers"] == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("--batchsize", "; did you mean --batch-size?"),
+        ("--ouput", "; did you mean --out?"),
+        ("--splits", "; did you mean --split?"),
+        ("--max-row", "; did you mean --sampling max_rows?"),
+        ("--zzz", " (see: "),
+    ],
+)
+def test_an_unknown_option_suggests_the_nearest_option_or_key(
+    option: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"No such option {option}{hint}" in error_of(capsys, "extract", "A", "-o", "B", option, "4")
+
+
+@pytest.mark.parametrize(
+    ("before", "incomplete", "completions"),
+    [((), "--bat", ["--batch-size"]), ((), "--dev", ["--device"]), (("--set",), "batch", ["batch_size="])],
+)
+def test_the_shell_completes_options_and_keys(before: tuple[str, ...], incomplete: str, completions: list[str]) -> None:
+    complete = ShellComplete(group, {}, "ckpt-probe", "_CKPT_PROBE_COMPLETE")
+    assert [item.value for item in complete.get_completions(["extract", *before], incomplete)] == completions
+
+
 def test_settings_become_parameters_of_the_command() -> None:
     words = ("--set", "state_key=a.b", "--set", "batchnorm-samples=9", "--set", "keep_dumps=yes", "--set", "span=-1:2")
     parameters = parsed("interpolate", "A", "B", "-o", "C", *words)
@@ -105,9 +142,12 @@ def test_settings_become_parameters_of_the_command() -> None:
         (("--set", "base=a", "--set", "base=b"), "--set base=… takes one value, but occurs twice"),
         (("--base", "a", "--set", "base=b"), "--set base=… takes one value, but occurs twice"),
         (("--state-key",), "Option '--state-key' requires an argument."),
-        (("--set", "with_logits=perhaps"), "--set with_logits=perhaps: 'perhaps' is not a valid boolean"),
-        (("--set", "rows_per_task=0"), "--set rows_per_task=0: 0 is not in the range x>=1."),
-        (("--sampling", "max_rows=many"), "--sampling max_rows=many: 'many' is not a valid integer range."),
+        (("--set", "with_logits=perhaps"), "Invalid value for '--with-logits': 'perhaps' is not a valid boolean"),
+        (("--set", "rows_per_task=0"), "Invalid value for '--rows-per-task': 0 is not in the range x>=1."),
+        (
+            ("--sampling", "max_rows=many"),
+            "Invalid value for '--sampling max_rows': 'many' is not a valid integer range.",
+        ),
         (("--set", "until=3"), "--until needs --follow"),
     ],
 )
