@@ -77,7 +77,7 @@ def replacing_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path
     temporary, old = _temporary_name(path, "part"), _temporary_name(path, "old")
     try:
         _recover(path)
-        refuse_existing(path, overwrite=overwrite)
+        refuse_existing(path, overwrite=overwrite, directory=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         yield temporary
@@ -121,11 +121,28 @@ def parts_of(path: Path) -> Iterator[Path]:
         _release(folder)
 
 
-def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Raise `UsageError` if `path` exists and may not be overwritten, or is an address."""
+def refuse_existing(path: Path, *, overwrite: bool, directory: bool = False) -> None:
+    """Check that an output can be written; call this before the computation of its contents.
+
+    Args:
+        path: Path of the output.
+        overwrite: Whether to replace an existing output.
+        directory: Whether the output is a directory.
+
+    Raises:
+        UsageError: If `path` exists and may not be overwritten, is a directory in place of a file, or is an address.
+        DataError: If the directory of the output cannot be written to.
+    """
     refuse_address(path)
+    if not directory and Path(path).is_dir():
+        raise UsageError(f"{path}: a directory; expected the name of a file to write")
     if not overwrite and os.path.lexists(path):
         raise UsageError(f"{path}: exists already; add `overwrite=True` to replace it, or choose another name")
+    folder = next(parent for parent in Path(path).absolute().parents if os.path.lexists(parent))
+    if not folder.is_dir():
+        raise DataError(f"{path}: cannot be written: {folder} is not a directory")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise DataError(f"{path}: cannot be written: no permission to write to {folder}")
 
 
 def write_text(path: Path, text: str, *, overwrite: bool = False) -> None:

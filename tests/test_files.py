@@ -10,7 +10,7 @@ import pytest
 
 from ckpt_probe import files
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.files import read_object, replacing, replacing_directory, write_text
+from ckpt_probe.files import read_object, refuse_existing, replacing, replacing_directory, write_text
 
 
 def test_a_file_is_written_completely_and_no_temporary_file_stays(tmp_path: Path) -> None:
@@ -28,6 +28,16 @@ def test_an_existing_file_is_refused_unless_asked(tmp_path: Path) -> None:
     assert target.read_text() == "old"
     write_text(target, "new", overwrite=True)
     assert target.read_text() == "new"
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_computation(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"a directory; expected the name of a file"):
+        refuse_existing(tmp_path, overwrite=True)
+    refuse_existing(tmp_path, overwrite=True, directory=True)
+    refuse_existing(tmp_path / "new" / "deep" / "a.csv", overwrite=False)
+    with pytest.raises(DataError, match=r"file/new/a\.csv: cannot be written: .*file is not a directory"):
+        refuse_existing(tmp_path / "file" / "new" / "a.csv", overwrite=False)
 
 
 def test_a_dangling_link_counts_as_existing(tmp_path: Path) -> None:

@@ -9,6 +9,9 @@ from click.shell_completion import CompletionItem
 
 from ckpt_probe.cli.flags import nearest_option, new_name_of
 
+AS_OPTIONS = f"{__name__}.as_options"
+"""Name in the context of the keys of --set that the command line spells as options, with their spelling."""
+
 
 class Settings(click.Option):
     """Repeatable option KEY=VALUE, which passes every key to the command as a parameter of its own.
@@ -42,8 +45,14 @@ class Settings(click.Option):
             try:
                 ctx.params[name] = setting.process_value(ctx, value)
             except click.BadParameter as error:
-                spelling = max(setting.opts, key=len) if self.opts == ["--set"] else f"{self.opts[0]} {name}"
-                raise click.UsageError(f"Invalid value for '{spelling}': {error.message}", ctx) from error
+                key = key_of(setting)
+                flag = ctx.meta.get(AS_OPTIONS, {}).get(key)
+                text = (
+                    f"Invalid value for '{flag}'"
+                    if flag
+                    else f"{self.opts[0]} {key}={' '.join(value) if setting.multiple else value}"
+                )
+                raise click.UsageError(f"{text}: {error.message}", ctx) from error
         return texts, args
 
     def _split(self, ctx: click.Context, texts: Sequence[str]) -> dict[str, Any]:
@@ -115,6 +124,7 @@ class Command(click.Command):
                     value = "true" if is_switch else next(rest, None)
                 if value is None:
                     raise click.BadOptionUsage(flag, f"Option '{flag}' requires an argument.", ctx)
+                ctx.meta.setdefault(AS_OPTIONS, {})[key_of(settings[name])] = flag
                 result += ["--set", f"{name}={value}"]
             elif name.startswith("no_") and name[3:] in settings and not equals:
                 result += ["--set", f"{name[3:]}=false"]

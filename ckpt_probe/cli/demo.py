@@ -36,7 +36,7 @@ def command(out: Path, overwrite: bool) -> None:
     """
     from ckpt_probe.files import refuse_existing
 
-    refuse_existing(out, overwrite=overwrite)
+    refuse_existing(out, overwrite=overwrite, directory=True)
     started = time.perf_counter()
     _write_configs(out)
     _train(out)

@@ -159,7 +159,7 @@ def write_event_files(
         DataError: If no record has a step, or a metric has two values at one step of one run.
     """
     directory = Path(directory)
-    refuse_existing(directory, overwrite=overwrite)
+    refuse_existing(directory, overwrite=overwrite, directory=True)
     require_extra("tensorboard", "tensorboard")
     runs, notes = _runs(series)
     from torch.utils.tensorboard import SummaryWriter
