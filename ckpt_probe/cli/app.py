@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,6 +17,7 @@ import click
 from ckpt_probe import __version__
 from ckpt_probe.addresses import clean_words, is_address, redacted, refuse_address, without_credentials, without_secrets
 from ckpt_probe.cli.flags import flags_for_keywords
+from ckpt_probe.cli.output import discard_output
 from ckpt_probe.errors import CkptProbeError, UsageError, printable
 from ckpt_probe.keywords import suggestion
 
@@ -45,6 +47,8 @@ LOCAL_VERBS = frozenset({"demo", "train", "events", "compare", "plot", "report",
 """Subcommands that do not accept addresses."""
 HELP_WIDTH = 100
 """Characters of a line of help, unless the terminal is narrower."""
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors of a disk that is full, and of a quota or a file size that is reached."""
 INTERRUPTED = 130
 INTERNAL_ERROR = 70
 
@@ -88,6 +92,10 @@ class Verbs(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise Interrupted from error
+        except BrokenPipeError:
+            # click would exit with 1.
+            discard_output()
+            return 0
 
 
 @click.command(
@@ -109,7 +117,9 @@ def group(debug: bool, quiet: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line and exit."""
+    """Run the command line and exit; output to a stream that the caller has closed is discarded."""
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     sys.exit(run(sys.argv[1:]))
 
 
@@ -146,13 +156,16 @@ def run(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         return _fail(f"error: {_usage_message(error)}", error.exit_code, debug)
     except BrokenPipeError:
-        # The reader of the pipe (such as `head`) has exited; the remaining output is dropped.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return 0
     except OSError as error:
-        if error.errno not in {errno.EMFILE, errno.ENFILE}:
+        if error.errno in {errno.EMFILE, errno.ENFILE}:
+            line = "too many open files; allow more with `ulimit -n 4096`, or close other programs"
+        elif error.errno in FULL:
+            line = f"{error.filename or 'the output'}: cannot be written: {error.strerror}"
+        else:
             return _internal(error, debug)
-        return _fail("error: too many open files; allow more with `ulimit -n 4096`, or close other programs", 1, debug)
+        return _fail(f"error: {line}", 1, debug)
     except Exception as error:
         return _internal(error, debug)
 

@@ -59,6 +59,11 @@ def show(text: str) -> None:
     click.echo(printable(flags_for_keywords(text)))
 
 
+def discard_output() -> None:
+    """Discard what is printed on standard output from now on, whose reader (such as `head`) has exited."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 @contextmanager
 def bars() -> Iterator[Progress]:
     """Yield progress with bars on standard error; without bars if it is not a terminal, or with --quiet."""
@@ -192,20 +197,32 @@ class Output:
         try:
             for record in records:
                 if self.json:
-                    click.echo(printable(to_json_line(record)))
+                    with self._if_pipe_closes():
+                        click.echo(printable(to_json_line(record)))
                 rows.append(record)
         except DataError as caught:
             if not rows:
                 raise
             error = caught
-        if self.csv:
-            click.echo(to_csv(to_rows(rows)), nl=False)
-        elif not self.json:
-            (print_table or self.print_table)(rows)
+        with self._if_pipe_closes():
+            if self.csv:
+                click.echo(to_csv(to_rows(rows)), nl=False)
+            elif not self.json:
+                (print_table or self.print_table)(rows)
         if error is not None:
             self.write(rows, to_rows=to_rows)
             raise error
         return rows
+
+    @contextmanager
+    def _if_pipe_closes(self) -> Iterator[None]:
+        """Drop the printed output if the reader of the pipe has exited and there is a file to write."""
+        try:
+            yield
+        except BrokenPipeError:
+            if self.out is None:
+                raise
+            discard_output()
 
     def print_table(self, records: list[Record]) -> None:
         """Print records as a table with footnotes."""

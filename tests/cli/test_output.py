@@ -97,6 +97,24 @@ def test_without_a_terminal_a_command_does_not_import_rich(checkpoints: list[str
     assert "interpolated at alpha 0.5" in done.stderr
 
 
+def test_a_file_is_written_although_the_pipe_is_closed(checkpoints: list[str], tmp_path: Path) -> None:
+    command = f"{sys.executable} -m ckpt_probe weights {' '.join(checkpoints)} --only audit --json -o w.jsonl"
+    script = f"set -o pipefail; {command} | true"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.splitlines()[-1:]) == (0, ["w.jsonl: 2 records"])
+    assert len((tmp_path / "w.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("destination", "code", "message"),
+    [(">&-", 0, ""), ("> /dev/full", 1, "error: the output: cannot be written: No space left on device\n")],
+)
+def test_standard_output_may_be_closed_or_full(destination: str, code: int, message: str) -> None:
+    script = f"{sys.executable} -m ckpt_probe --help {destination}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, message)
+
+
 def complete(words: str, shell: str = "bash") -> list[str]:
     environment = {
         **os.environ,
