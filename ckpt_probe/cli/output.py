@@ -60,7 +60,7 @@ def show(text: str) -> None:
 
 
 def discard_output() -> None:
-    """Discard what is printed on standard output from now on, whose reader (such as `head`) has exited."""
+    """Discard further text for standard output, whose reader (such as `head`) has exited."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -130,17 +130,24 @@ def gather(
         The contents, for the page or for figures.
 
     Raises:
-        DataError: If a source cannot be read, or contains nothing that can be shown.
+        DataError: If no source can be read, or none contains anything that can be shown. A damaged one among others
+            is left out, with a message and a sentence in the report.
     """
     options, progress = options or ReportOptions(), DeduplicatedProgress(progress or NullProgress())
     contents, origins = Material(), []
     with progress.task("sources", len(sources), "sources") as bar:
         for source in sources:
-            read_source(source, contents, options, progress)
-            origins.append(origin_of(source))
+            try:
+                read_source(source, contents, options, progress)
+                origins.append(origin_of(source))
+            except DataError as error:
+                if len(sources) == 1:
+                    raise
+                contents.left_out[source.name] = str(error)
+                progress.message(f"left out: {error}")
             bar.advance()
     if not (contents.runs or contents.paths or contents.planes or contents.weights):
-        raise DataError("nothing to report")
+        raise DataError(f"nothing to report: {listed(list(contents.left_out.values()), most=3)}")
     axis = common_axis(contents.runs) if contents.runs else "step"
     tracks = [
         Track(run.name, tuple(run.checkpoints), tuple(positions(placed(run, axis) or run, axis)))

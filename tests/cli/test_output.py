@@ -107,10 +107,14 @@ def test_a_file_is_written_although_the_pipe_is_closed(checkpoints: list[str], t
 
 @pytest.mark.parametrize(
     ("destination", "code", "message"),
-    [(">&-", 0, ""), ("> /dev/full", 1, "error: the output: cannot be written: No space left on device\n")],
+    [
+        (">&-", 0, ""),
+        ("> /dev/null", 0, ""),
+        ("> /dev/full", 1, "error: the output: cannot be written: No space left on device\n"),
+    ],
 )
-def test_standard_output_may_be_closed_or_full(destination: str, code: int, message: str) -> None:
-    script = f"{sys.executable} -m ckpt_probe --help {destination}"
+def test_standard_output_may_be_closed_full_or_without_unicode(destination: str, code: int, message: str) -> None:
+    script = f"PYTHONIOENCODING=ascii {sys.executable} -m ckpt_probe weights --help {destination}"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (code, message)
 

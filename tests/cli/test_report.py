@@ -72,6 +72,18 @@ def test_invalid_arguments_and_data_are_refused_in_one_line(
     assert [file.name for file in Path().iterdir()] == ["a.jsonl"]
 
 
+def test_a_damaged_source_among_others_is_left_out_and_named(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (directory / "b.jsonl").write_text('{"step": 0, "accuracy": 0.5}\n{"step": 1, "acc')
+    assert run(["report", "b.jsonl", "a.jsonl", "-o", "r.html"]) == 0
+    assert "left out: b.jsonl: line 2 is not JSON" in capsys.readouterr().err
+    assert "Left out: b.jsonl: line 2 is not JSON" in (directory / "r.html").read_text(encoding="utf-8")
+    (directory / "c.jsonl").write_text('{"step": "x"}')
+    assert run(["report", "b.jsonl", "c.jsonl", "-o", "s.html"]) == 1
+    assert "error: nothing to report: b.jsonl: line 2 is not JSON" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_an_escape_sequence_in_a_file_reaches_no_terminal(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (directory / "a.jsonl").write_text(json.dumps({"step": 0, "accuracy": "\x1b[2Jgone"}) + "\n")
     assert run(["report", "a.jsonl", "-o", "r.html"]) == 1

@@ -31,6 +31,9 @@ Runs = Sequence[Sequence[Record]]
 """Records of each seed of one condition."""
 
 AXES = ("step", "alpha", "sparsity", "epoch")
+LARGEST = 1e300
+"""Largest magnitude of a value that is drawn; the ticks of an axis with larger ones would overflow."""
+
 AXIS_NAMES = {"step": "training step", "alpha": "α, position on the path"}
 
 
@@ -232,10 +235,9 @@ def curves(
             for split in chosen:
                 seeds = [_values(records, metric, split, x, condition) for records in runs]
                 if any(seeds):
-                    curve, missing = _mean_curve(condition, metric, split, seeds)
+                    curve, omitted = _mean_curve(condition, metric, split, seeds)
                     result.append(_with_errors(curve, runs, x))
-                    if missing:
-                        notes.append(f"{condition}: {metric}: {missing} values are missing; the line breaks there")
+                    notes += [f"{condition}: {metric}: {reason}; the line breaks there" for reason in omitted]
         if len(result) == count:
             wanted = f"{' or '.join(metrics)} at a known {x}"
             raise DataError(f"{condition}: no record has {wanted}; {_available(_all_records({condition: runs}))}")
@@ -275,6 +277,8 @@ def axis_of(records: Sequence[Record]) -> str:
 def position(record: Record, x: str, source: str) -> float | None:
     """Return the position of a record on the axis `x`; the sparsity may also be part of the checkpoint's name."""
     value = number(record, x, source)
+    if value is not None and abs(value) > LARGEST:
+        return None
     if value is None and x == "sparsity":
         named = re.search(r"sparsity[-_=]?(\d*\.?\d+)", str(record.get("checkpoint") or ""))
         return float(named[1]) if named else None
@@ -296,18 +300,26 @@ def _values(records: Sequence[Record], metric: str, split: str | None, x: str, s
     return dict(sorted(known))
 
 
-def _mean_curve(condition: str, metric: str, split: str | None, seeds: list[dict[float, float]]) -> tuple[Line, int]:
-    """Return the curve over all seeds, and the number of missing values.
+def _mean_curve(
+    condition: str, metric: str, split: str | None, seeds: list[dict[float, float]]
+) -> tuple[Line, list[str]]:
+    """Return the curve over all seeds, and notes on the values that are not drawn.
 
     A mean over fewer seeds at one position than at its neighbour would bend the line, so it needs all seeds.
     """
     positions = sorted({at for values in seeds for at in values})
     columns = [[values.get(at, math.nan) for values in seeds] for at in positions]
-    missing = sum(math.isnan(value) for column in columns for value in column)
-    complete = [column if not any(map(math.isnan, column)) else [math.nan] for column in columns]
+    values = [value for column in columns for value in column]
+    counts = {
+        "are missing": sum(map(math.isnan, values)),
+        f"are beyond ±{LARGEST:g}": sum(abs(value) > LARGEST for value in values),
+    }
+    complete = [column if all(abs(value) <= LARGEST for value in column) else [math.nan] for column in columns]
     mean = [sum(column) / len(column) for column in complete]
     low, high = [*map(min, complete)], [*map(max, complete)]
-    return Line(condition, metric, split, positions, mean, seeds=len(seeds), low=low, high=high), missing
+    return Line(condition, metric, split, positions, mean, seeds=len(seeds), low=low, high=high), [
+        f"{count} values {reason}" for reason, count in counts.items() if count
+    ]
 
 
 def _with_errors(curve: Line, runs: Runs, x: str) -> Line:

@@ -55,6 +55,15 @@ def test_the_mean_over_seeds_has_a_band_from_lowest_to_highest() -> None:
     assert (curve.low, curve.high) == ([0.1, 0.2, 0.3, 0.4], [0.3, 0.5, 0.9, 0.8])
 
 
+def test_values_that_no_axis_can_show_break_the_line(tmp_path: Path) -> None:
+    notes = plot({"run": [records([1e308, 0.4, -1e308, None])]}, tmp_path / "a.svg", metrics=[["accuracy"]])
+    reasons = ("1 values are missing", "2 values are beyond ±1e+300")
+    assert notes == [f"run: accuracy: {reason}; the line breaks there" for reason in reasons]
+    seeds = [records([1e308, 0.2, 0.3, 0.4]), records([1e308, 0.2, 0.9, 0.6])]
+    [curve], _ = curves({"plain": seeds}, ["accuracy"], "step")
+    assert [np.isnan(value) for value in curve.y] == [True, False, False, False]
+
+
 def test_a_missing_value_breaks_the_line_and_is_counted(tmp_path: Path) -> None:
     notes = plot({"run": [records([0.1, 0.4, None, 0.9])]}, tmp_path / "a.svg", metrics=[["accuracy"]])
     assert notes == ["run: accuracy: 1 values are missing; the line breaks there"]
