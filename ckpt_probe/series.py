@@ -10,11 +10,14 @@ from pathlib import Path
 from ckpt_probe.errors import listed
 
 KEYWORDS = (
-    (re.compile(r"(?:step|(?<![a-z])iter(?:ation)?)s?([-_=. ]?)(?=\d)", re.IGNORECASE), "name"),
+    (re.compile(r"(?:step|(?<![a-z])iter(?:ation)?|(?<=-)ba)s?([-_=. ]?)(?=\d)", re.IGNORECASE), "name"),
     (re.compile(r"(?:ckpt|checkpoint)([-_=. ]?)(?=\d)", re.IGNORECASE), "name"),
     (re.compile(r"(?:epoch|(?<![a-z])ep)s?([-_=. ]?)(?=\d)", re.IGNORECASE), "epoch in the name"),
 )
-"""Words before a step, and the source of a step that follows them; the first that is in a name decides."""
+"""Words before a step, and the source of a step that follows them; the first that is in a name decides.
+
+Composer writes ep1-ba500.
+"""
 STEPS, CHECKPOINTS = KEYWORDS[0][0], KEYWORDS[1][0]
 GROUPED = re.compile(r"\d{1,3}([_,'. ])\d{3}(?:\1\d{3})*(?![\da-z])", re.IGNORECASE)
 """A number in groups of thousands."""
@@ -34,6 +37,13 @@ NO_STEP = re.compile(
 """Words before numbers that count something else."""
 DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])([0-2]\d|3[01])|\d{10,}")
 """A date (YYYYMMDD), or a time in seconds."""
+
+
+INITIAL = re.compile(
+    r"(.*[-_. ])?(init|initial|initiali[sz](ed|ation)|untrained|start)([-_. ]?(model|checkpoint|ckpt|weights))?",
+    re.IGNORECASE,
+)
+"""Names of the weights before the first step."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +106,17 @@ def step_warnings(members: Sequence["Member"]) -> list[str]:
 
 
 def in_order(members: Iterable[Member]) -> list[Member]:
-    """Sort members by step, then by name with numbers in numerical order; members without a step are last."""
-    return sorted(members, key=lambda m: (m.step is None, m.step or 0, natural(m.name), str(m.path)))
+    """Sort members by step, then by name with numbers in numerical order.
+
+    Members without a step are last, unless their names say that they are the first.
+    """
+
+    def rank(member: Member) -> tuple[int, int]:
+        if member.step is not None:
+            return 1, member.step
+        return (0 if INITIAL.fullmatch(member.name) else 2), 0
+
+    return sorted(members, key=lambda m: (rank(m), natural(m.name), str(m.path)))
 
 
 def natural(name: str) -> list[tuple[int, str]]:

@@ -36,6 +36,7 @@ from ckpt_probe.series import Member, in_order, natural, step_from_name, step_wa
         ("ckpt_12_0.95", 12),
         ("steps_1000", 1000),
         ("epoch_1k", 1000),
+        ("ep1-ba500-rank0", 500),
     ],
 )
 def test_the_step_is_read_from_the_name(name: str, step: int | None) -> None:
@@ -66,8 +67,18 @@ def test_members_of_equal_steps_and_steps_that_are_epochs_are_reported() -> None
     assert step_warnings(mixed[:1]) == step_warnings(members[1:]) == []
 
 
-def test_order_is_by_step_then_by_natural_name_with_the_stepless_last() -> None:
-    names = [("b", 0), ("x2", 5), ("x10", 5), ("a", 30), ("alpha", None), ("final2", None), ("final10", None)]
+def test_order_is_by_step_then_by_natural_name_with_the_stepless_last_unless_untrained() -> None:
+    names = [
+        ("random-init", None),
+        ("untrained", None),
+        ("b", 0),
+        ("x2", 5),
+        ("x10", 5),
+        ("a", 30),
+        ("alpha", None),
+        ("final2", None),
+        ("final10", None),
+    ]
     members = [Member(Path(name), name, step) for name, step in names]
     shuffled = members.copy()
     random.Random(0).shuffle(shuffled)

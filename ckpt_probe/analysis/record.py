@@ -391,23 +391,13 @@ def _compare_with_train_means(
 
 def _require_labels(features: Array, labels: Array, scores: Array | Scored | None, moments: Moments) -> None:
     numbers = as_labels(labels)
-    if features.ndim != 2 or numbers.ndim != 1 or not len(numbers):
+    if features.ndim != 2 or numbers.ndim != 1 or not len(numbers) or scores is None or isinstance(scores, Scored):
         return  # `Moments.update` raises the error for these.
-    numbers = numbers.to(torch.int64)
-    row = int(numbers.argmax())
+    row = int(numbers.to(torch.int64).argmax())
     highest = int(numbers[row])
-    if scores is not None and not isinstance(scores, Scored):
-        if scores.ndim != 2 or highest >= scores.shape[1]:
-            shape = tuple(scores.shape)
-            raise DataError(f"labels: row {moments.samples + row} is {highest}, but logits have shape {shape}")
-        return
-    needed = 8 * (highest + 1) * features.shape[1]
-    if moments.classes is None and needed > moments.memory:
-        raise DataError(
-            f"labels: row {moments.samples + row} is {highest}: the means of {highest + 1:,} classes would take "
-            f"{needed:,} bytes, more than the memory budget of {moments.memory:,}; number the classes 0 … C−1, or "
-            "raise the budget"
-        )
+    if scores.ndim != 2 or highest >= scores.shape[1]:
+        shape = tuple(scores.shape)
+        raise DataError(f"labels: row {moments.samples + row} is {highest}, but logits have shape {shape}")
 
 
 def _compare_with_means(

@@ -31,6 +31,9 @@ PIECE = 2**18
 Kind = tuple[str, tuple[int, ...]]
 """Dtype, by safetensors' name, and shape."""
 
+LARGEST = 2**63
+"""Size of a number that a dump cannot store."""
+
 
 @dataclass(frozen=True)
 class CheckpointMetadata:
@@ -70,17 +73,13 @@ class CheckpointMetadata:
         if f"{PREFIX}format" not in strings:
             return CheckpointMetadata()
         version = strings[f"{PREFIX}format"]
-        if not version.isdigit() or int(version) > FORMAT_VERSION:
+        if version not in map(str, range(FORMAT_VERSION + 1)):
             raise DataError(
-                f"checkpoint metadata has format {version}, newer than {FORMAT_VERSION}: upgrade ckpt-probe"
+                f"checkpoint metadata has format {version[:20]}, newer than {FORMAT_VERSION}: upgrade ckpt-probe"
             )
-        known = {f.name for f in fields(CheckpointMetadata)}
-        values = {}
-        for name, text in strings.items():
-            short = name.removeprefix(PREFIX)
-            if name.startswith(PREFIX) and short in known:
-                values[short] = _parsed(name, text)
-        return CheckpointMetadata(**values)
+        texts = {f.name: strings.get(f"{PREFIX}{f.name}", "null") for f in fields(CheckpointMetadata)}
+        values = {name: _parsed(name, text) for name, text in texts.items()}
+        return CheckpointMetadata(**{name: value for name, value in values.items() if value is not None})
 
 
 def library_versions() -> dict[str, str]:
@@ -172,10 +171,27 @@ def _metadata_hash(metadata: Mapping[str, str]) -> str:
 
 
 def _parsed(name: str, text: str) -> Any:
+    """Return the value of a field from its JSON, None for null."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"checkpoint metadata {name} is not valid JSON ({error})") from error
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"checkpoint metadata {PREFIX}{name} is not valid JSON ({error})") from error
+    kinds = KINDS.get(name, str)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
+    if value is not None and not (isinstance(value, kinds) and (is_number or kinds in (str, list, dict))):
+        raise DataError(f"checkpoint metadata {PREFIX}{name} is {text[:40]}, not a value that training writes there")
+    return value
+
+
+KINDS: Mapping[str, Any] = {
+    "step": int,
+    "seed": int,
+    "epoch": (int, float),
+    "sparsity": (int, float),
+    "pruned": list,
+    **dict.fromkeys(("model_arguments", "data_arguments", "metrics", "config", "versions"), dict),
+}
+"""Types of the fields of `CheckpointMetadata`; the others are texts."""
 
 
 @cache

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from ckpt_probe.addresses import as_path
 from ckpt_probe.checkpoints.contents import Contents, renamed
 from ckpt_probe.checkpoints.folders import config_beside
 from ckpt_probe.checkpoints.formats import open_contents
-from ckpt_probe.checkpoints.header import CheckpointMetadata, require_hash, tensor_hash
+from ckpt_probe.checkpoints.header import LARGEST, CheckpointMetadata, require_hash, tensor_hash
 from ckpt_probe.checkpoints.tensors import Layout
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import content_hash, read_object
@@ -27,12 +28,13 @@ State = Mapping[str, "Tensor"]
 
 STEPS = (
     "global_step", "global_steps", "step", "steps", "iteration", "iter", "num_updates", "n_iter", "current_iter",
-    "train_step", "trainer_step",
+    "train_step", "trainer_step", "ss_steps",
 )  # fmt: skip
-EPOCHS = ("epoch", "current_epoch", "last_epoch", "epochs")
+EPOCHS = ("epoch", "current_epoch", "last_epoch", "epochs", "ss_epoch")
 LIGHTNING = "pytorch-lightning_version"
 HYPERPARAMETERS = "hyper_parameters"
 """Key of the arguments of the module's constructor in checkpoints of Lightning."""
+NUMERAL = re.compile(r"[0-9]{1,19}(\.[0-9]{1,19})?")
 META = "meta"
 """Key of step and epoch in checkpoints of OpenMMLab's runners."""
 TRAINER_STATE = "trainer_state.json"
@@ -267,21 +269,22 @@ def _trainer_info(contents: Contents) -> TrainerInfo:
         return _from_state_file(state, contents)
     extras = contents.extras
     meta = extras.get(META)
-    entries = {**(meta if isinstance(meta, dict) else {}), **extras}
-    name = next((name for name in STEPS if _is_number(entries.get(name))), None)
-    epoch = next((entries[name] for name in EPOCHS if _is_number(entries.get(name))), None)
+    entries = {**contents.metadata, **(meta if isinstance(meta, dict) else {}), **extras}
+    numbers = {name: number for name in (*STEPS, *EPOCHS) if (number := _number(entries.get(name))) is not None}
+    name = next((name for name in STEPS if name in numbers), None)
+    epoch = next((numbers[name] for name in EPOCHS if name in numbers), None)
     facts = dict(extras)
     if LIGHTNING in extras:
         facts = {"trainer": f"Lightning {extras[LIGHTNING]}", **{n: v for n, v in facts.items() if n != LIGHTNING}}
     if name is None:
         return TrainerInfo(epoch=epoch, facts=facts)
-    return TrainerInfo(int(entries[name]), f"{name} in the file", epoch, {}, facts)
+    return TrainerInfo(int(numbers[name]), f"{name} in the file", epoch, {}, facts)
 
 
 def _from_state_file(file: Path, contents: Contents) -> TrainerInfo:
     state = read_object(file, "a Trainer's state")
-    step: Any = state.get("global_step")
-    epoch, logged = state.get("epoch"), state.get("log_history") or []
+    step, epoch = _number(state.get("global_step")), _number(state.get("epoch"))
+    logged = state.get("log_history") or []
     if not isinstance(logged, list):
         raise DataError(f"{file}: not a Trainer's state (log_history is not a list)")
     metrics = {}
@@ -291,13 +294,17 @@ def _from_state_file(file: Path, contents: Contents) -> TrainerInfo:
             metrics |= {name: value for name, value in values.items() if name not in SPEEDS}
     facts = {"trainer": "transformers Trainer", **{n: state[n] for n in SHOWN if state.get(n) is not None}}
     return TrainerInfo(
-        int(step) if _is_number(step) else None,
-        TRAINER_STATE if _is_number(step) else None,
-        epoch if _is_number(epoch) else None,
+        None if step is None else int(step),
+        None if step is None else TRAINER_STATE,
+        epoch,
         {"eval": metrics} if metrics else {},
         {**facts, **contents.extras},
     )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**63
+def _number(value: Any) -> int | float | None:
+    """Return a number of steps or epochs, which the header of safetensors states as text; None for anything else."""
+    if isinstance(value, str) and NUMERAL.fullmatch(value):
+        value = float(value) if "." in value else int(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and 0 <= value < LARGEST else None

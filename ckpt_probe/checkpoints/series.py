@@ -21,14 +21,16 @@ from ckpt_probe.checkpoints.reading import Checkpoint, open_checkpoint
 from ckpt_probe.checkpoints.tensors import BITS
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import Stamp, stamp_of
-from ckpt_probe.series import Member, in_order, named_step
+from ckpt_probe.series import INITIAL, Member, in_order, named_step
 
 RUN_DIRECTORY = re.compile(
     r"(checkpoint|ckpt|(global_?)?steps?|iter(ation)?s?|epochs?|ep)[-_=. ]?(\d.*|final|last|best)", re.IGNORECASE
 )
 """Names of directories with one checkpoint of a run; the last weights of the run may be beside them."""
 
-END_DIRECTORY = re.compile(r"(final|last|latest|best)([-_. ]?(model|checkpoint|ckpt))?", re.IGNORECASE)
+END_DIRECTORY = re.compile(
+    rf"((final|last|latest|best)([-_. ]?(model|checkpoint|ckpt))?)|{INITIAL.pattern}", re.IGNORECASE
+)
 """Names of directories that hold a checkpoint of a run if directories of steps are beside them."""
 
 BLOCK = 2**22
@@ -289,8 +291,9 @@ def _without_twins(members: list[Member], state_key: str | None, base: Path | st
     for member in members:
         if named_step(member.name) is not None:
             continue
-        # A checkpoint of unknown step can only be the end of the run.
-        likely = [listed[-1]] if member.step is None else [other for other in listed if other.step == member.step]
+        # A checkpoint of unknown step can only be an end of the run.
+        end = listed[0 if INITIAL.fullmatch(member.name) else -1]
+        likely = [end] if member.step is None else [other for other in listed if other.step == member.step]
         twin = next((other for other in likely if have_same_weights(other, member, state_key, base)), None)
         if twin is None:
             listed = in_order([*listed, member])

@@ -62,7 +62,7 @@ def read_npz(path: Path, test_fraction: float = TEST_FRACTION, split_seed: int =
             raise DataError(f"{path}: a single array; expected an .npz file with arrays x and y")
         with opened_file as archive:
             present = archive.files
-            names = [name for name in present if name[:1] in "xy" or name == CLASS_NAMES]
+            names = [name for name in present if name.partition("_")[0] in ("x", "y") or name == CLASS_NAMES]
             zipped: Any = archive.zip
             sizes = {member.filename.removesuffix(".npy"): member.file_size for member in zipped.infolist()}
             # The data are in memory twice: as arrays and as splits.
@@ -85,13 +85,26 @@ def read_npz(path: Path, test_fraction: float = TEST_FRACTION, split_seed: int =
 def read_idx(directory: Path) -> Arrays:
     """Read splits train and test of a directory in the format of MNIST, plain or gzipped: images (N, 1, H, W), uint8.
 
+    One of the two splits may be absent.
+
     Raises:
         DataError: If a file is missing or damaged, or images and labels differ in number.
     """
     splits: dict[str, Split] = {}
-    for split, prefix in IDX_PREFIXES.items():
-        images = _read_idx_file(_find_idx_file(directory, f"{prefix}-images-idx3-ubyte"), 3)
-        labels = _read_idx_file(_find_idx_file(directory, f"{prefix}-labels-idx1-ubyte"), 1)
+    files = {
+        split: [_find_idx_file(directory, f"{prefix}-{part}-ubyte") for part in ("images-idx3", "labels-idx1")]
+        for split, prefix in IDX_PREFIXES.items()
+    }
+    if not any(path.is_file() for pair in files.values() for path in pair):
+        raise DataError(f"{directory}: neither {files['train'][0].name} nor {files['test'][0].name}, plain or as .gz")
+    for split, pair in files.items():
+        prefix = IDX_PREFIXES[split]
+        missing = [path for path in pair if not path.is_file()]
+        if len(missing) == 2:
+            continue
+        if missing:
+            raise DataError(f"{directory}: neither {missing[0].name} nor {missing[0].name}.gz exists")
+        images, labels = _read_idx_file(pair[0], 3), _read_idx_file(pair[1], 1)
         if len(images) != len(labels):
             raise DataError(f"{directory}: {prefix} has {len(images)} images but {len(labels)} labels")
         splits[split] = ArraySplit(images[:, None].copy(), labels.astype(np.int64))
@@ -244,11 +257,9 @@ def _read_idx_file(path: Path, dimensions: int) -> np.ndarray:
 
 
 def _find_idx_file(directory: Path, name: str) -> Path:
-    for spelling in (name, name.replace("-idx", ".idx")):
-        for path in (directory / spelling, directory / f"{spelling}.gz"):
-            if path.is_file():
-                return path
-    raise DataError(f"{directory}: neither {name} nor {name}.gz exists")
+    """Return the path of a file in the spelling that exists, else the usual one."""
+    spellings = (name, f"{name}.gz", name.replace("-idx", ".idx"), f"{name.replace('-idx', '.idx')}.gz")
+    return next((path for spelling in spellings if (path := directory / spelling).is_file()), directory / name)
 
 
 def _open_h5_split(path: Path, group: Any) -> StoredSplit:

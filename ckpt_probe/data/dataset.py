@@ -250,7 +250,12 @@ def _targets(dataset: Any) -> Any:
     if isinstance(dataset, Subset):
         targets = _targets(dataset.dataset)
         return None if targets is None else np.asarray(targets)[np.asarray(dataset.indices)]
-    return getattr(dataset, "targets", None)
+    return None if transforms_labels(dataset) else getattr(dataset, "targets", None)
+
+
+def transforms_labels(dataset: Any) -> bool:
+    """Return whether a dataset, as those of torchvision may, changes the labels that its attributes list."""
+    return any(getattr(part, "target_transform", None) for part in (dataset, getattr(dataset, "transforms", None)))
 
 
 def _as_int64(labels: Any) -> Tensor:

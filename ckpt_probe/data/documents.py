@@ -22,10 +22,13 @@ DOCUMENT, FIELD = "document", "text"
 
 CUT: dict[str, Callable[[str], list[str]]] = {
     "file": lambda text: [text],
-    "block": lambda text: ["\n".join(lines) for is_text, lines in groupby(text.splitlines(), _is_text) if is_text],
-    "line": lambda text: list(filter(_is_text, text.splitlines())),
+    "block": lambda text: ["\n".join(lines) for is_text, lines in groupby(text.split("\n"), _is_text) if is_text],
+    "line": lambda text: list(filter(_is_text, text.split("\n"))),
 }
-"""Functions that split the text of a .txt file into documents, by the argument `document`."""
+"""Functions that split the text of a .txt file into documents, by the argument `document`.
+
+`str.splitlines` would end lines at U+2028, form feeds and others that occur inside texts too.
+"""
 
 SUFFIXES = (".txt", ".jsonl")
 
@@ -228,7 +231,10 @@ def _splits(path: Path) -> dict[str, list[Path]]:
     if not path.is_dir():
         raise DataError(f"{path}: no such file or directory")
     entries = [entry for entry in sorted(path.iterdir()) if not is_system_name(entry.name)]
-    files_of = {entry.stem: [entry] for entry in entries if entry.is_file() and entry.suffix in SUFFIXES}
+    files_of: dict[str, list[Path]] = {}
+    for entry in entries:
+        if entry.suffix in SUFFIXES and entry.is_file():
+            files_of.setdefault(entry.stem, []).append(entry)
     for folder in (entry for entry in entries if entry.is_dir()):
         files = [
             file

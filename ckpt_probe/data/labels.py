@@ -112,7 +112,7 @@ def class_labels(values: Mapping[str, np.ndarray]) -> tuple[dict[str, Tensor], t
     """Convert label columns to labels.
 
     Args:
-        values: The label column of each split: texts, or integers from 0.
+        values: The label column of each split: texts, as objects, or integers from 0.
 
     Returns:
         Labels, shape (N,), int64, of each split, and class names. Texts become classes sorted by name, the same in
@@ -121,7 +121,7 @@ def class_labels(values: Mapping[str, np.ndarray]) -> tuple[dict[str, Tensor], t
     Raises:
         DataError: For other values.
     """
-    if all(column.dtype.kind == "U" for column in values.values()):
+    if all(column.dtype.kind == "O" for column in values.values()):
         names = sorted(set().union(*(column.tolist() for column in values.values())))
         number = {name: label for label, name in enumerate(names)}
         labels = {split: torch.tensor([number[name] for name in column.tolist()]) for split, column in values.items()}
@@ -131,7 +131,8 @@ def class_labels(values: Mapping[str, np.ndarray]) -> tuple[dict[str, Tensor], t
 
 def _as_labels(split: str, values: np.ndarray) -> Tensor:
     if values.dtype.kind not in "biuf":
-        raise DataError(f"split {split}: labels must be whole numbers or texts, found {values.dtype}")
+        kind = "texts here, and numbers in another split" if values.dtype.kind == "O" else values.dtype
+        raise DataError(f"split {split}: labels must be whole numbers or texts, found {kind}")
     labels = torch.from_numpy(values.astype(np.int64))
     wrong = np.flatnonzero((labels.numpy() != values) | (values < 0))
     if len(wrong):

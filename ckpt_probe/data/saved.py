@@ -272,7 +272,7 @@ def _values(path: str, split: str, table: Any, label: str) -> np.ndarray:
         raise DataError(f"{path}: {split}, row {empty}: column {label!r} is empty")
     if values and isinstance(values[0], list | dict):
         raise DataError(f"{path}: column {label!r} holds several values a row, where one label is needed")
-    return np.asarray(values)
+    return np.asarray(values, dtype=object if values and isinstance(values[0], str) else None)
 
 
 def _input_columns(path: str, features: Any, arguments: Mapping[str, Any], label: str | None) -> tuple[str, list[str]]:

@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from ckpt_probe.addresses import is_address
 from ckpt_probe.data.arguments import ModelHints, as_list, require_known
 from ckpt_probe.data.arrays import CHOICES, choose_samples, read_digits, read_h5, read_idx, read_npz
-from ckpt_probe.data.dataset import DatasetSplit, default_workers
+from ckpt_probe.data.dataset import DatasetSplit, default_workers, transforms_labels
 from ckpt_probe.data.labels import BY_NAME, BY_ORDER, MATCH, RelabelledSplit
 from ckpt_probe.data.samples import LEFT_OUT, ArraySplit, LabelledData, Split, of_splits
-from ckpt_probe.errors import CkptProbeError, DataError, UsageError, error_context, last_line
+from ckpt_probe.errors import CkptProbeError, DataError, UsageError, error_context, last_line, listed
 from ckpt_probe.plugins import is_function_name, load_function, registered
 
 ENTRY_POINTS = "ckpt_probe.data"
@@ -293,14 +293,26 @@ def _of_loader(split: Any, loader: DataLoader[Any]) -> Split:
 
 
 def _class_names(splits: Mapping[Any, Any]) -> tuple[str, ...] | None:
-    for value in splits.values():
+    """Return the names that the datasets of the splits have for their classes, None without names.
+
+    Raises:
+        DataError: If two splits name their classes differently, so that one number means two classes.
+    """
+    named: dict[tuple[str, ...], Any] = {}
+    for split, value in splits.items():
         dataset = value.dataset if isinstance(value, DataLoader) else value
         while isinstance(dataset, Subset):
             dataset = dataset.dataset
         names = getattr(dataset, "classes", None)
-        if isinstance(names, list | tuple) and names:
-            return tuple(map(_text, names))
-    return None
+        if isinstance(names, list | tuple) and names and not transforms_labels(dataset):
+            named.setdefault(tuple(map(_text, names)), split)
+    if len(named) > 1:
+        (names, split), (others, other) = list(named.items())[:2]
+        raise DataError(
+            f"split {split!r} has the classes {listed(list(names))}, but split {other!r} has {listed(list(others))}; "
+            "number them alike in all splits"
+        )
+    return next(iter(named), None)
 
 
 def _text(name: Any) -> str:

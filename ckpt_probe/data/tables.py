@@ -109,8 +109,12 @@ def _load(
     """
     require_known(kind, {name: value for name, value in arguments.items() if name != ENCODING}, ARGUMENTS)
     encoding = checked_encoding(arguments.get(ENCODING))
-    tables = {}
+    tables: dict[str, Columns] = {}
     for file in _files(path, kind):
+        if file.stem in tables:
+            raise DataError(
+                f"{path}: split {file.stem}: in {tables[file.stem].path.name} and {file.name}; name one file"
+            )
         require_regular(file)
         budget = Budget(file, file.stat().st_size if file.exists() else 0)
         tables[file.stem] = Columns(file, read(file, budget), budget, encoding)
@@ -250,7 +254,8 @@ def _labels(columns: Columns, name: str) -> np.ndarray:
     if not len(column):
         raise DataError(f"{columns.path}: no row")
     if is_text(column):
-        return np.array(column.to_pylist())
+        # Of fixed width, each label would take as much memory as the longest.
+        return np.array(column.to_pylist(), dtype=object)
     values = column.to_numpy()
     if values.dtype.kind == "O":
         raise DataError(f"{columns.path}: column {name!r} has {column.type}; labels are whole numbers or texts")

@@ -22,6 +22,7 @@ from ckpt_probe.models import (
     on_device,
     padding_mask,
     part_of,
+    precision_hint,
     samples_in,
     unknown_index,
 )
@@ -331,7 +332,7 @@ class _Runner:
 def _refusal(inputs: Batch, error: Exception) -> str:
     return (
         f"the model does not run on a batch of {samples_in(inputs)} samples of shape {described(inputs)} "
-        f"({last_line(error)})"
+        f"({last_line(error)}){precision_hint(error)}"
     )
 
 

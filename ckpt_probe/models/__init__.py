@@ -9,6 +9,7 @@ from ckpt_probe.models.calling import (
     logits_of,
     on_device,
     part_of,
+    precision_hint,
     run_once,
     samples_in,
     unknown_index,

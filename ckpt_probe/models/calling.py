@@ -1,5 +1,6 @@
 """Choose a device, call a model on a batch, record calls of its layers, and extract the logits from its output."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, overload
@@ -130,7 +131,15 @@ def forward_once(model: nn.Module, inputs: Batch) -> Any:
     except CkptProbeError:
         raise
     except Exception as error:  # the code of the model may raise anything
-        raise DataError(f"the model does not take inputs of shape {described(inputs)} ({last_line(error)})") from error
+        message = f"the model does not take inputs of shape {described(inputs)} ({last_line(error)})"
+        raise DataError(f"{message}{precision_hint(error)}") from error
+
+
+def precision_hint(error: Exception) -> str:
+    """Return advice for a forward pass that fails because the model makes numbers of another precision; else ""."""
+    if isinstance(error, RuntimeError) and "dtype" in str(error) and re.search("[Dd]ouble|[Ff]loat64", str(error)):
+        return "; if the model computes in float64 by itself, run all of it so: `dtype='float64'`"
+    return ""
 
 
 def unsteadiness(model: nn.Module, inputs: Batch) -> str | None:

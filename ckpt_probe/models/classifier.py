@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ckpt_probe.errors import DataError, UsageError
@@ -35,6 +36,8 @@ def find_head(model: nn.Module, inputs: Batch, override: str | None = None) -> H
             lists all candidates.
         UsageError: If `override` names no linear layer.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UsageError("a TorchScript module, whose layers cannot be observed; pass the module that it was made from")
     linears = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, *CONVOLUTIONS))]
     if override is not None:
         return _named(model, inputs, override.split("+"), linears)

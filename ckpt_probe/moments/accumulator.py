@@ -476,16 +476,23 @@ class Moments:
         self.device = self.device or rows.device
         rows, numbers = rows.to(self.device), numbers.to(self.device, torch.int64)
         size = require_finite(rows, "features", self.samples)
-        self._require_range(numbers)
+        self._require_range(numbers, rows.shape[1])
         return rows, numbers, size
 
-    def _require_range(self, numbers: Tensor) -> None:
+    def _require_range(self, numbers: Tensor, features: int) -> None:
         highest = self.classes - 1 if self.classes is not None else None
         outside = numbers < 0 if highest is None else (numbers < 0) | (numbers > highest)
         if bool(outside.any()):
             first = int(outside.nonzero()[0])
             allowed = "at least 0" if highest is None else f"between 0 and {highest}"
             raise DataError(f"labels: row {first + self.samples} is {int(numbers[first])}, labels must be {allowed}")
+        most, limit = 1 + int(numbers.max()) if highest is None and len(numbers) else 0, max(self.memory, MEMORY)
+        if (needed := 8 * most * features) > limit:
+            raise DataError(
+                f"labels: row {int(numbers.argmax()) + self.samples} is {most - 1}: the means of {most:,} classes "
+                f"would take {needed:,} bytes, more than the memory budget of {limit:,}; number the classes 0 … C−1, "
+                "or raise the budget"
+            )
 
 
 def rows_at_once(features: int, classes: int) -> int:

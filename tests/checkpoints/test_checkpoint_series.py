@@ -43,9 +43,9 @@ def test_a_run_a_directory_of_directories_and_a_single_file_are_series(tmp_path:
 
 
 def test_a_directory_of_the_final_weights_beside_those_of_steps_is_listed(tmp_path: Path) -> None:
-    for number, name in enumerate(("final", "step_20", "step_3", "best_model", "logs")):
+    for number, name in enumerate(("final", "step_20", "step_3", "best_model", "logs", "init")):
         save_checkpoint(tmp_path / "run" / name / "model.safetensors", {"w": torch.full((2,), float(number))})
-    assert names(tmp_path / "run") == ["step_3", "step_20", "best_model", "final"]
+    assert names(tmp_path / "run") == ["init", "step_3", "step_20", "best_model", "final"]
     save_checkpoint(tmp_path / "flat" / "step-1.safetensors", TENSORS)
     save_checkpoint(tmp_path / "flat" / "best" / "model.safetensors", TENSORS)
     assert names(tmp_path / "flat") == ["step-1"]

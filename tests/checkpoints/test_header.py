@@ -174,3 +174,36 @@ def test_a_writer_that_lacks_a_tensor_leaves_no_file(tmp_path: Path) -> None:
     ):
         writer.write("a", torch.zeros(2))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ("step", '"100"'), ("step", "1.5"), ("step", "true"), ("step", "9" * 5000), ("epoch", '"x"'), ("epoch", "NaN"),
+        ("model", "{}"), ("model_arguments", "[1]"), ("metrics", "3"), ("config", "[" * 100_000), ("format", "\u00b2"),
+    ],
+)  # fmt: skip
+def test_metadata_of_another_type_are_refused_in_one_line(tmp_path: Path, field: str, text: str) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file(state(), path, {"ckpt_probe.format": "1", f"ckpt_probe.{field}": text})
+    with open_checkpoint(path) as checkpoint, pytest.raises(DataError, match=f"checkpoint metadata .*{field}") as error:
+        _ = checkpoint.metadata
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("texts", "step", "epoch"),
+    [
+        ({"step": "100"}, 100, None),
+        ({"global_step": "7", "epoch": "2.5"}, 7, 2.5),
+        ({"ss_steps": "40", "ss_epoch": "3"}, 40, 3),
+        ({"step": "abc", "epoch": "nan"}, None, None),
+        ({"step": "9" * 30}, None, None),
+    ],
+)
+def test_the_step_is_read_from_the_texts_of_a_foreign_header(
+    tmp_path: Path, texts: dict[str, str], step: int | None, epoch: float | None
+) -> None:
+    save_file(state(), tmp_path / "w.safetensors", texts)
+    with open_checkpoint(tmp_path / "w.safetensors") as checkpoint:
+        assert (checkpoint.metadata.step, checkpoint.metadata.epoch) == (step, epoch)

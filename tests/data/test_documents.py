@@ -207,3 +207,17 @@ def test_the_encoding_of_documents_can_be_named(directory: Path, tmp_path: Path)
     (tmp_path / "a.txt").write_text("a b a b " * 20, encoding="utf-8")
     plain = loaded(directory, f"text:{tmp_path / 'a.txt'}", {})
     assert [len(part) for part in data.splits.values()] == [len(part) for part in plain.splits.values()]
+
+
+@pytest.mark.parametrize("document", ["line", "block"])
+def test_only_a_line_break_ends_a_line_of_a_text(directory: Path, tmp_path: Path, document: str) -> None:
+    (tmp_path / "t.txt").write_text("a b\u2028c\x0cd\n\ne f\n", encoding="utf-8")
+    data = loaded(directory, f"text:{tmp_path / 't.txt'}", {"document": document})
+    assert len(data.split("t")) == 2
+
+
+def test_files_of_one_name_are_one_split(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "t.txt").write_text("a b")
+    (tmp_path / "texts" / "t.jsonl").write_text('{"text": "c d"}')
+    assert len(loaded(directory, f"text:{tmp_path / 'texts'}", {}).split("t")) == 2

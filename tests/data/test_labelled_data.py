@@ -83,6 +83,17 @@ def test_broken_idx_files_are_refused_with_their_name(tmp_path: Path) -> None:
         load_data(f"idx:{directory}")
 
 
+def test_one_of_the_two_splits_of_idx_files_may_be_absent(tmp_path: Path) -> None:
+    directory = mnist_like(tmp_path)
+    for file in directory.glob("train*"):
+        file.unlink()
+    assert list(load_data(f"idx:{directory}").splits) == ["test"]
+    for file in directory.glob("t10k*"):
+        file.unlink()
+    with pytest.raises(DataError, match="neither train-images-idx3-ubyte nor t10k-images-idx3-ubyte"):
+        load_data(f"idx:{directory}")
+
+
 def test_different_numbers_of_images_and_labels_are_refused(tmp_path: Path) -> None:
     directory = mnist_like(tmp_path)
     (directory / "t10k-labels-idx1-ubyte").write_bytes(idx(np.zeros(7, dtype=np.uint8)))

@@ -24,6 +24,16 @@ class Named(Dataset):
 class InBytes(Named):
     classes = ["ant", "b\u00e9e".encode(), "cat".encode()]
 
+class Other(Named):
+    classes = ["bee", "ant", "cat"]
+
+class Binary(Named):
+    def __init__(self): self.target_transform = lambda label: int(label == 2)
+    def __getitem__(self, i): return X[i], self.target_transform(int(Y[i]))
+
+def clashing(): return {"train": Named(), "test": Subset(Other(), range(3))}
+def binary(): return Binary()
+
 class InLatin(Named):
     classes = ["b\u00e9e".encode("latin-1")]
 
@@ -133,6 +143,7 @@ def test_a_sample_that_raises_is_reported_with_its_number(source: Path, workers:
         ("endless", "split 'test': .* can only be iterated; return one with len and"),
         ("endless_loader", "split 'data': .* can only be iterated"),
         ("sampled", "split 'data': a loader with a WeightedRandomSampler; return the dataset, or a Subset of it"),
+        ("clashing", "split 'train' has the classes ant, bee, cat, but split 'test' has bee, ant, cat"),
         ("unlabelled", "samples have no labels or label, but x"),
         ("alone", "sample 0 is neither \\(input, label\\) nor a mapping with a label"),
     ],
@@ -146,3 +157,9 @@ def test_samples_of_different_shapes_are_refused(source: Path) -> None:
     split = load_data(f"{source}:uneven").split("test")
     with pytest.raises(DataError, match="samples do not make a batch: RuntimeError"):
         everything(split)
+
+
+def test_labels_that_a_dataset_transforms_are_those_of_its_samples(source: Path) -> None:
+    data = load_data(f"{source}:binary")
+    assert (data.classes, data.class_names) == (2, None)
+    assert data.split("data").labels.tolist() == [0, 0, 1] * 4

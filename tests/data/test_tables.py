@@ -341,3 +341,16 @@ def test_compressed_csv_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(gzip.compress(ROWS.encode()))
     with pytest.raises(DataError, match=rf"{name}: compressed, .*; decompress it first"):
         load_data(f"csv:{tmp_path / name}")
+
+
+def test_two_tables_of_one_name_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, ROWS)
+    write(tmp_path, ROWS.replace(",", "\t"), "test.tsv")
+    with pytest.raises(DataError, match=r"split test: in test.csv and test.tsv; name one file"):
+        load_data(f"csv:{tmp_path}")
+
+
+def test_a_long_label_takes_no_memory_in_other_rows(tmp_path: Path) -> None:
+    # As texts of fixed width, the labels would take 16 GB.
+    data = load_data(write(tmp_path, "a,label\n1," + "x" * 200_000 + "\n" + "2,b\n" * 20_000))
+    assert torch.bincount(data.split("test").labels).tolist() == [20_000, 1]

@@ -319,6 +319,26 @@ def test_inputs_by_name_that_the_model_does_not_take_are_an_error() -> None:
         find_head(Picking(), {"tokens": torch.randn(2, 4, IN), "last": torch.tensor([1])})
 
 
+def test_a_module_of_torchscript_is_refused() -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(IN, D), nn.ReLU(), nn.Linear(D, C)))
+    with pytest.raises(UsageError, match="TorchScript module, whose layers cannot be observed"):
+        find_head(scripted, inputs())
+
+
+def test_a_model_that_computes_in_float64_by_itself_gets_advice() -> None:
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(IN, C)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x * torch.tensor(2.0, dtype=torch.float64)[None])
+
+    with pytest.raises(DataError, match=r"in float64 by itself, run all of it so: `dtype='float64'`"):
+        find_head(Wide(), inputs())
+    assert find_head(Wide().double(), inputs().double()).name == "head"
+
+
 class Chosen(nn.Module):
     """Two heads; the sign of a sample's first number chooses one."""
 

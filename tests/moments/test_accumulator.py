@@ -431,3 +431,10 @@ def test_a_bias_with_nan_is_an_error_and_not_a_wrong_decision() -> None:
         cp.nc4(rows, labels, rows[:3], np.array([0.0, np.nan, 0.0]))
     masked = cp.analyze_features(rows, labels, rows[:3], np.array([0.0, -np.inf, 0.0]))
     assert masked["accuracy"] == np.mean((rows @ rows[:3].T)[:, [0, 2]].argmax(axis=1) * 2 == labels)
+
+
+def test_a_label_of_billions_of_classes_is_refused_before_memory_is_allocated() -> None:
+    moments = cp.Moments()
+    with pytest.raises(DataError, match=r"row 1 is 1000000000000: the means of 1,000,000,000,001 classes would take"):
+        moments.update(np.ones((2, 4)), [0, 10**12])
+    assert moments.samples == 0

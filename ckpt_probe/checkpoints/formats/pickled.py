@@ -173,6 +173,11 @@ def load_checked(
     except MemoryError:
         raise
     except Exception as error:
+        if "Unsupported operand" in str(error):
+            raise DataError(
+                f"{path}: has opcodes that torch.load(weights_only=True) does not read, as pickle_protocol=4 writes; "
+                "save it again with torch.save's default protocol"
+            ) from error
         # A damaged file may lead to any exception, among them torch's and pickle's.
         raise DataError(f"{path}: damaged or truncated, torch cannot read it ({last_line(error)})") from error
 
@@ -192,7 +197,8 @@ def _plain_tensor(name: str, tensor: "Tensor", size: int) -> "Tensor":
     claimed = detached.numel() * detached.element_size()
     if claimed > size:
         raise DataError(f"tensor {name!r} claims {claimed:,} bytes, more than the whole file has")
-    return detached
+    # A view with a conjugation or a sign that torch applies when it is read has other bytes than its numbers.
+    return detached.resolve_conj().resolve_neg()
 
 
 def _extras(tree: Any, choice: Choice) -> Mapping[Any, Any]:

@@ -511,3 +511,22 @@ def test_a_truncated_stream_is_refused(tmp_path: Path, removed: int) -> None:
     path.write_bytes(path.read_bytes()[:-removed])
     with pytest.raises(DataError, match=r"a\.pth: truncated: claims 4,184 bytes of tensors, but only 4,1"):
         open_checkpoint(path).__enter__()
+
+
+def test_a_conjugated_view_is_read_as_its_numbers(tmp_path: Path) -> None:
+    saved = torch.tensor([[1 + 2j, 3 - 1j]]).conj()
+    torch.save({"w": saved, "b": saved.clone().conj().imag}, tmp_path / "w.pt")
+    with open_checkpoint(tmp_path / "w.pt") as checkpoint:
+        assert torch.equal(checkpoint.read("w"), saved)
+        buffer = bytearray(16)
+        checkpoint.fill("w", 0, memoryview(buffer))
+        assert struct.unpack("4f", buffer) == (1, -2, 3, 1)
+        buffer = bytearray(8)
+        checkpoint.fill("b", 0, memoryview(buffer))
+        assert struct.unpack("2f", buffer) == (2, -1)
+
+
+def test_a_pickle_protocol_that_torch_refuses_is_named(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(2, 2)}, tmp_path / "w.pt", pickle_protocol=4)
+    with pytest.raises(DataError, match="pickle_protocol=4"), open_checkpoint(tmp_path / "w.pt"):
+        pass
