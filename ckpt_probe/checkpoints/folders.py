@@ -13,7 +13,8 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pth.tar", ".pt.tar
 TRAINER_FILES = re.compile(
     r"state\.safetensors|training_args\.bin|(optimi[sz]er|scheduler|scaler|sampler|rng_state|random_states|dl_state_dict|"
     r"custom_checkpoint|quantizer|ema_optimizer|optim|distrib_optim|lr_scheduler|"
-    r"(recipe|train|trainer|training)_state)s?([-_.]?\d+)*\.\w+|(opt|train)\.pt|.*_optim_states\.pt",
+    r"(recipe|train|trainer|training)_state)s?([-_.]?\d+)*\.\w+|(opt|train)\.pt|.*_optim_states\.pt|"
+    r".+[-_.](optimi[sz]er|scheduler|scaler)(_state)?\.\w+",
 )
 """State for resuming a run (ours, and that of Trainer, accelerate and DeepSpeed), without weights of a model."""
 SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.(safetensors|bin)")

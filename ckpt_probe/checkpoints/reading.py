@@ -306,5 +306,6 @@ def _number(value: Any) -> int | float | None:
     """Return a number of steps or epochs, which the header of safetensors states as text; None for anything else."""
     if isinstance(value, str) and NUMERAL.fullmatch(value):
         value = float(value) if "." in value else int(value)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number and 0 <= value < LARGEST else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if 0 <= value < LARGEST else None

@@ -178,7 +178,10 @@ def items(file: h5py.File, budget: Budget | None = None) -> Iterator[tuple[str, 
             continue
         if depth == DEEPEST:
             raise DataError(f"{file.filename}: {name}: groups nested more than {DEEPEST} deep")
-        for key in sorted(item, reverse=True):
+        keys: list[Any] = list(item)
+        if any(isinstance(key, bytes) for key in keys):
+            raise DataError(f"{file.filename}: {name.strip('/')}: a member whose name is no text; the file is damaged")
+        for key in sorted(keys, reverse=True):
             inner = f"{name.rstrip('/')}/{key}"
             if item.id.links.get_info(key.encode(errors="surrogateescape")).type not in FOLLOWED:
                 link = _described(item.get(key, getlink=True))

@@ -136,6 +136,7 @@ def test_a_state_key_applies_to_pickled_shards(tmp_path: Path) -> None:
         ("model.fp16.safetensors", ["model.fp16.safetensors"]),
         ("consolidated.safetensors", ["consolidated.safetensors"]),
         ("model.safetensors", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state_0.pth", "optim.pt"]),
+        ("step_1.pt", ["step_1.pt", "step_1_optimizer.pt", "step_1.scheduler.pt", "step_1-scaler_state.pt"]),
         ("model.pt", ["model.pt", "train.pt", "recipe_state.pt", "lr_scheduler.pt", "training_args.bin"]),
         ("model.safetensors", ["model.safetensors", "global_step500/zero_pp_rank_0_mp_rank_00_model_states.pt"]),
     ],

@@ -120,3 +120,12 @@ def test_a_chunk_larger_than_a_block_of_rows_is_decompressed_once(tmp_path: Path
         cache = file.id.get_access_plist().get_cache()
         assert cache[2] == features.nbytes
         assert np.array_equal(file["test/features"][100:200], features[100:200])
+
+
+def test_a_name_that_is_no_text_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "dump.h5"
+    with h5py.File(path, "w") as file:
+        file["test/features"], file["test/labels"], file["test/strange"] = np.ones((4, 2)), np.arange(4), np.ones(2)
+    path.write_bytes(path.read_bytes().replace(b"strange", b"str\xffnge"))
+    with pytest.raises(DataError, match="a member whose name is no text"):
+        analyze(path)
