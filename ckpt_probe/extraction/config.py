@@ -12,7 +12,7 @@ from ckpt_probe.addresses import is_address
 from ckpt_probe.checkpoints import Checkpoint, open_checkpoint
 from ckpt_probe.dumps import FEATURE_DTYPES, STORES
 from ckpt_probe.errors import UsageError
-from ckpt_probe.keywords import as_sequence
+from ckpt_probe.keywords import as_sequence, whole_number
 from ckpt_probe.metrics.similarity import LEAST_ROWS
 from ckpt_probe.models import POOLINGS
 from ckpt_probe.moments import MEMORY
@@ -78,8 +78,7 @@ class Setup:
         if self.base is not None and is_address(self.base):
             # The fields are those of the call, so a local path stays as it is.
             object.__setattr__(self, "base", resolve(self.base))
-        if self.batch_size < 1:
-            raise UsageError(f"`batch_size={self.batch_size}`: expected at least 1")
+        object.__setattr__(self, "batch_size", whole_number("batch_size", self.batch_size, 1))
 
     def open(self, path: Path) -> AbstractContextManager[Checkpoint]:
         """Open a checkpoint, within a `with` block; see `open_checkpoint`."""
@@ -128,11 +127,10 @@ class Storage:
     subset_seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"limit": 1, "max_rows": 1, "rows_seed": 0, "subset_rows": LEAST_ROWS, "subset_seed": 0}
+        least = {"limit": 1, "max_rows": 1, "rows_seed": 0, "subset_rows": LEAST_ROWS, "subset_seed": 0, "memory": 0}
         for name, smallest in least.items():
-            number = getattr(self, name)
-            if number is not None and number < smallest:
-                raise UsageError(f"`{name}={number}`: expected at least {smallest}")
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, whole_number(name, getattr(self, name), smallest))
         choices = {"dtype": FORWARD_DTYPES, "feature_dtype": FEATURE_DTYPES, "store": STORES, "layer_store": STORES}
         for name, known in choices.items():
             if getattr(self, name) not in known:

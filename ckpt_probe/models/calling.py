@@ -158,13 +158,21 @@ def unsteadiness(model: nn.Module, inputs: Batch) -> str | None:
     try:
         alone = run_once(model, part_of(inputs, slice(0, 1)))
     except DataError:
-        return None  # the model takes several samples only
+        # The model takes several samples only, as batch norm does without running statistics.
+        alone = run_once(model, _first_repeated(inputs))[:1]
     if len(first) != samples_in(inputs) or _are_close(first[:1], alone):
         return None
     return (
         "the model's output for a sample depends on the other samples of its batch (batch norm without running "
         "statistics?), so features and logits depend on the batch size and on the order of the samples"
     )
+
+
+def _first_repeated(inputs: Batch) -> Batch:
+    """Return a batch of as many samples, each of which is the first."""
+    if isinstance(inputs, Tensor):
+        return inputs[:1].expand_as(inputs)
+    return {name: tensor[:1].expand_as(tensor) for name, tensor in inputs.items()}
 
 
 def _are_close(first: Tensor, second: Tensor) -> bool:

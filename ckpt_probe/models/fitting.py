@@ -119,9 +119,10 @@ def _require_floats(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor],
     integers = [name for name in floating if name in tensors and not tensors[name].is_floating_point()]
     if integers:
         kind = str(tensors[integers[0]].dtype).removeprefix("torch.")
+        cause = "convert it first" if "complex" in kind else "a quantised checkpoint; dequantise it first"
         raise DataError(
             f"{source}: tensor {integers[0]!r} is {kind}, but the model expects floating point ({len(integers)} such): "
-            "a quantised checkpoint; dequantise it first"
+            f"{cause}"
         )
     packed = [name for name in tensors if f".{name}".endswith(QUANTISED) and name not in wanted]
     if packed:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules import module as modules
+from torch.nn.parameter import is_lazy
 
 from ckpt_probe.budget import ENTRY, Budget, OverBudget
 from ckpt_probe.wrappers import unwrapped
@@ -76,8 +77,9 @@ def outline(build: Build, arguments: dict[str, Any]) -> nn.Module:
 
 
 def shapes_of(model: nn.Module) -> Shapes:
-    """Return the shape of each tensor of a model."""
-    return {name: tuple(entry.shape) for name, entry in model.state_dict().items() if isinstance(entry, torch.Tensor)}
+    """Return the shape of each tensor of a model; lazy modules have none yet."""
+    tensors = {name: entry for name, entry in model.state_dict().items() if isinstance(entry, torch.Tensor)}
+    return {name: tuple(entry.shape) for name, entry in tensors.items() if not is_lazy(entry)}
 
 
 def sizes_from_tensors(

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from ckpt_probe.addresses import Credentials, redacted, use_credentials
 from ckpt_probe.errors import CkptProbeError, UsageError, last_line
 from ckpt_probe.files import code_hash
+from ckpt_probe.keywords import whole_number
 
 T = TypeVar("T")
 
@@ -34,8 +35,7 @@ class Workers:
     scheduler: str | None = None
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise UsageError(f"`workers={self.count}`: expected at least 1")
+        object.__setattr__(self, "count", whole_number("workers", self.count, 1))
         if self.scheduler is not None and self.count != 1:
             raise UsageError("`workers` and `scheduler` exclude each other: a cluster has workers of its own")
 

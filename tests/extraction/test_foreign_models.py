@@ -329,3 +329,22 @@ def test_extra_state_of_each_checkpoint_is_loaded_into_the_model(nested: bool, t
         with torch.no_grad():
             expected = model(torch.eye(5, 4))
         torch.testing.assert_close(rows(tmp_path / "dumps" / f"step-{step}.h5")[1], expected)
+
+
+def test_a_model_of_lazy_layers_takes_the_sizes_of_the_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "lazy_net.py").write_text(
+        "from torch import nn\n"
+        "def network(classes=2): return nn.Sequential(nn.Flatten(), nn.LazyLinear(7), nn.ReLU(), nn.LazyLinear(classes))\n"
+    )
+    data = images(tmp_path, 1, 4)
+    trained = nn.Sequential(nn.Flatten(), nn.Linear(16, 7), nn.ReLU(), nn.Linear(7, CLASSES))
+    torch.save(trained.state_dict(), tmp_path / "m.pt")
+    cp.extract_series(tmp_path / "m.pt", tmp_path / "out", model=f"{tmp_path / 'lazy_net.py'}:network", data=data)
+    torch.testing.assert_close(rows(tmp_path / "out" / "m.h5")[1], trained(inputs_in(tmp_path)).detach())
+
+
+@pytest.mark.parametrize("name", ["batch_size", "limit", "max_rows", "workers"])
+def test_numbers_that_are_not_whole_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    number: Any = {name: 2.5}
+    with pytest.raises(UsageError, match=f"`{name}=2.5`: expected a whole number"):
+        cp.extract_series(tmp_path, tmp_path / "out", **number)

@@ -373,6 +373,7 @@ class Centred(nn.Module):
         (nn.BatchNorm1d(6), None),
         (nn.Dropout(0.5), None),
         (Centred(), "depends on the other samples of its batch"),
+        (nn.BatchNorm1d(6, track_running_stats=False), "depends on the other samples of its batch"),
     ],
 )
 def test_outputs_that_depend_on_the_other_samples_are_named(layer: nn.Module, sentence: str | None) -> None:
