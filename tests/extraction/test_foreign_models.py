@@ -334,7 +334,8 @@ def test_extra_state_of_each_checkpoint_is_loaded_into_the_model(nested: bool, t
 def test_a_model_of_lazy_layers_takes_the_sizes_of_the_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "lazy_net.py").write_text(
         "from torch import nn\n"
-        "def network(classes=2): return nn.Sequential(nn.Flatten(), nn.LazyLinear(7), nn.ReLU(), nn.LazyLinear(classes))\n"
+        "def network(classes=2):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.LazyLinear(7), nn.ReLU(), nn.LazyLinear(classes))\n"
     )
     data = images(tmp_path, 1, 4)
     trained = nn.Sequential(nn.Flatten(), nn.Linear(16, 7), nn.ReLU(), nn.Linear(7, CLASSES))
