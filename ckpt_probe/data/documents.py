@@ -1,5 +1,6 @@
 """Documents of files as windows of tokens for language models, with a label for each token."""
 
+import codecs
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -256,7 +257,7 @@ def _documents(files: list[Path], cut: str, field: str, encoding: str) -> Iterat
             yield from _of_lines(file, field, encoding)
             continue
         try:
-            yield from CUT[cut](file.read_text(encoding=encoding))
+            yield from CUT[cut](file.read_text(encoding=_after_mark(encoding)))
         except (OSError, UnicodeError) as error:
             hint = f"name the encoding by {suggestion(encoding='cp1252')}"
             raise DataError(f"{file}: cannot be read as {encoding.upper()} text ({error}); {hint}") from error
@@ -264,7 +265,7 @@ def _documents(files: list[Path], cut: str, field: str, encoding: str) -> Iterat
 
 def _of_lines(file: Path, field: str, encoding: str) -> Iterator[str]:
     try:
-        with file.open(encoding=encoding) as lines:
+        with file.open(encoding=_after_mark(encoding)) as lines:
             for number, line in enumerate(lines, 1):
                 if _is_text(line):
                     yield _text(json.loads(line), field, f"{file}, line {number}")
@@ -272,10 +273,19 @@ def _of_lines(file: Path, field: str, encoding: str) -> Iterator[str]:
         raise DataError(f"{file}: cannot be read as lines of JSON in {encoding.upper()} ({error})") from error
 
 
+def _after_mark(encoding: str) -> str:
+    """Return the encoding that skips a byte order mark, as programs of Windows write at the start of UTF-8."""
+    return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
+
+
 def _text(entry: Any, field: str, where: str) -> str:
     if not isinstance(entry, dict) or not isinstance(entry.get(field), str):
         fields = f"; its fields are {', '.join(map(str, entry))}" if isinstance(entry, dict) else ""
         raise DataError(f"{where}: no string in a field {field!r}{fields}; name another by {suggestion(text='NAME')}")
+    try:
+        entry[field].encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: half of a pair of surrogates in {field!r}, which is no text ({error})") from error
     return entry[field]
 
 

@@ -221,3 +221,14 @@ def test_files_of_one_name_are_one_split(directory: Path, tmp_path: Path) -> Non
     (tmp_path / "texts" / "t.txt").write_text("a b")
     (tmp_path / "texts" / "t.jsonl").write_text('{"text": "c d"}')
     assert len(loaded(directory, f"text:{tmp_path / 'texts'}", {}).split("t")) == 2
+
+
+def test_a_byte_order_mark_is_no_text_and_half_a_surrogate_is_refused(directory: Path, tmp_path: Path) -> None:
+    for name, text in (("t.txt", "a b"), ("t.jsonl", '{"text": "a b"}')):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+        batch = loaded(directory, f"text:{tmp_path / name}", {}).split("t").batch(slice(None))[0]
+        assert isinstance(batch, dict)
+        assert batch["input_ids"].tolist() == [[WORDS.index("a"), WORDS.index("b")]]
+    (tmp_path / "half.jsonl").write_text('{"text": "a \\ud800"}')
+    with pytest.raises(DataError, match=r"half.jsonl, line 1: half of a pair of surrogates in 'text'"):
+        loaded(directory, f"text:{tmp_path / 'half.jsonl'}", {})
