@@ -134,11 +134,23 @@ def pooled(activation: Tensor, pooling: str, axis: int, mask: Tensor | None) -> 
     return mean_over(activation, places)
 
 
+CHANNELS_FIRST = (
+    nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.MaxPool1d, nn.AvgPool1d,
+    nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool1d,
+)  # fmt: skip
+LAST = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)
+"""Layers of sequences with channels before the positions, and after them."""
+
+
 def channel_axis(module: nn.Module, shape: tuple[int, ...]) -> int:
     """Return the axis of channels in a module's output of shape (n, …): 1 (before the positions) or −1.
 
-    Decided by the width of the last submodule that fits only one of the two axes, else by the map being square.
+    Decided by the width of the last submodule that fits only one of the two axes, else by the map being square. If as
+    many channels as positions follow from a layer of sequences, the class of the last such submodule decides.
     """
+    if len(shape) == 3 and shape[1] == shape[-1]:
+        of_sequences = (part for part in reversed(list(module.modules())) if isinstance(part, CHANNELS_FIRST + LAST))
+        return 1 if isinstance(next(of_sequences, None), CHANNELS_FIRST) else -1
     if len(shape) < 3 or shape[1] == shape[-1]:
         return 1 if len(shape) > 3 else -1
     for width in _widths(module):

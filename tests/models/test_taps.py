@@ -217,3 +217,6 @@ def test_the_channel_axis_is_found_from_the_layer_and_its_shape() -> None:
     assert channel_axis(nn.Identity(), (2, 8, 5, 5)) == 1
     assert channel_axis(nn.Conv1d(3, 8, 3), (2, 8, 5)) == 1
     assert channel_axis(nn.LayerNorm(8), (2, 5, 8)) == -1
+    assert channel_axis(nn.Sequential(nn.Conv1d(3, 8, 1), nn.BatchNorm1d(8), nn.ReLU()), (2, 8, 8)) == 1
+    assert channel_axis(nn.Sequential(nn.Conv1d(3, 8, 1), nn.LayerNorm(8)), (2, 8, 8)) == -1
+    assert channel_axis(nn.TransformerEncoderLayer(8, 2, 8), (2, 8, 8)) == -1
