@@ -225,9 +225,9 @@ def _leaf(name: str, entry: Any, pieces: list[_Piece]) -> _Leaf:
     if any(axis < 0 for axis in shape):
         raise ValueError(f"tensor {name!r} of shape {shape}")
     if numbers != prod(shape) or len(pieces) != len(entry.chunks):
-        raise DataError(f"tensor {name!r} of shape {shape} has {numbers:,} numbers in {len(pieces)} parts")
+        raise ValueError(f"tensor {name!r} of shape {shape} has {numbers:,} numbers in {len(pieces)} parts")
     if numbers * entry.properties.dtype.itemsize > stored:
-        raise DataError(f"tensor {name!r} of shape {shape} claims more than its {stored:,} bytes")
+        raise ValueError(f"tensor {name!r} of shape {shape} claims more than its {stored:,} bytes")
     return _Leaf(name, entry.properties.dtype, shape, tuple(pieces))
 
 
