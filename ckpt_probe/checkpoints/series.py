@@ -166,7 +166,8 @@ class Arrivals:
     """A directory that is searched repeatedly; each checkpoint is returned once.
 
     A checkpoint is opened if none of its files has changed between two searches, and is complete if it can be opened.
-    A checkpoint whose name has no step (`last.ckpt`) is left out, since the run may replace it at any time.
+    A checkpoint whose name has no step (`last.ckpt`) is left out, since the run may replace it at any time, unless it is
+    the initial one.
 
     Args:
         path: Directory of the run.
@@ -202,7 +203,7 @@ class Arrivals:
         for file, name in checkpoints:
             if file in self._returned:
                 continue
-            if named_step(name) is None:
+            if named_step(name) is None and not INITIAL.fullmatch(name):
                 self.left_out[name] = "its name has no step; extract it without following when the run is over"
                 continue
             stamp = stamp_of(_all_files(file, name))

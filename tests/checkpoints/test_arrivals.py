@@ -49,10 +49,10 @@ def test_a_checkpoint_is_returned_once_after_it_is_complete(data: bytes, tmp_pat
 def test_checkpoints_of_one_look_are_in_the_order_of_steps(data: bytes, tmp_path: Path) -> None:
     for step in (100, 20, 3):
         (tmp_path / f"step-{step}.safetensors").write_bytes(data)
-    (tmp_path / "whole.safetensors").unlink()
+    (tmp_path / "whole.safetensors").rename(tmp_path / "init.safetensors")
     arrivals = Arrivals(tmp_path)
     assert names(arrivals) == []
-    assert names(arrivals) == ["step-3", "step-20", "step-100"]
+    assert names(arrivals) == ["init", "step-3", "step-20", "step-100"]
 
 
 def test_a_directory_is_complete_when_all_of_its_files_are(data: bytes, tmp_path: Path) -> None:
