@@ -166,8 +166,8 @@ class Arrivals:
     """A directory that is searched repeatedly; each checkpoint is returned once.
 
     A checkpoint is opened if none of its files has changed between two searches, and is complete if it can be opened.
-    A checkpoint whose name has no step (`last.ckpt`) is left out, since the run may replace it at any time, unless it is
-    the initial one.
+    A checkpoint whose name has no step (`last.ckpt`) is left out, since the run may replace it at any time; the initial
+    one is not.
 
     Args:
         path: Directory of the run.
