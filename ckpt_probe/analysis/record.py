@@ -333,6 +333,10 @@ def compute_from_moments(
         errors=settings.errors,
     )
     context.add_to(inputs)
+    dead = 0 if inputs.unit is None or quality is not None else inputs.unit.left_out
+    if 2 * dead > moments.samples:
+        # A dead layer does not keep the other layers from their records.
+        inputs.unavailable[registry.UNIT_ROWS] = f"{dead} of {moments.samples} rows have zero length"
     inputs.provided.add(SECOND_PASS)
     if quality is not None:
         inputs.provided |= {LOGITS, registry.CENTRED, OUTSIDE}

@@ -31,7 +31,7 @@ from ckpt_probe.moments.errors import (
     extreme_value_index,
 )
 from ckpt_probe.moments.grouping import RowBlocks
-from ckpt_probe.moments.registry import ALL_ZERO, COINCIDE, FROM_MOMENTS, MEANS, WEIGHTS, Metric, Undefined
+from ckpt_probe.moments.registry import ALL_ZERO, COINCIDE, FROM_MOMENTS, MEANS, UNIT_ROWS, WEIGHTS, Metric, Undefined
 
 if TYPE_CHECKING:
     from ckpt_probe.moments.documents import DocumentNumbers
@@ -312,6 +312,8 @@ class Inputs:
     def within_classes(self) -> WithinEntropies | None:
         """Return the entropies of the rows of each class; None if neither moments nor rows are available."""
         assert self.unit is not None
+        if UNIT_ROWS in self.unavailable:
+            return None
         within = within_level(self.unit, self._blocks, self.options)
         return within.of(self.present) if within is not None and len(self.present) < len(within.labels) else within
 

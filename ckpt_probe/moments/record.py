@@ -25,6 +25,7 @@ from ckpt_probe.moments.registry import (
     REFERENCES,
     SECOND_PASS,
     TRAIN_MEANS,
+    UNIT_ROWS,
     WEIGHTS,
     Metric,
     Undefined,
@@ -107,7 +108,11 @@ def _computed(inputs: Inputs) -> DetailedRecord:
     record.values |= {"classes_below_min_samples": below} if below else {}
     record.values |= {"classes_of_one_sample": single} if single else {}
     levels: dict[str, LevelEntropies] = {}
-    if "sample" in families:
+    if "sample" in families and (dead := inputs.unavailable.get(UNIT_ROWS)) is not None:
+        record.put("samples_left_out", inputs.unit.left_out if inputs.unit else 0)
+        record.put("route", None, dead)
+        record.put("route_reason", None, dead)
+    elif "sample" in families:
         levels["sample"] = inputs.sample_level
         _put_route(record, inputs.sample_level, inputs.unavailable.get(WEIGHTS, NO_WEIGHTS))
     if "class" in families and MEANS not in inputs.unavailable:

@@ -32,8 +32,9 @@ def rows() -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.T
     return layers, layers.pop("penultimate"), labels, torch.randn(CLASSES, FEATURES, generator=draw).double()
 
 
-def write(path: Path, layer_store: str, **options: Any) -> Path:
+def write(path: Path, layer_store: str, *, dead: str | None = None, **options: Any) -> Path:
     layers, features, labels, weights = rows()
+    layers |= {} if dead is None else {dead: torch.zeros_like(layers[dead])}
     taps = Taps(tuple(LayerTap(name, n / 3, "mean", (width,), width) for n, (name, width) in enumerate(WIDTHS.items())))
     storage = Storage(layer_store=layer_store, subset_rows=30, **options)
     logits = features @ weights.float().T
@@ -159,3 +160,18 @@ def test_sampled_mir_accepts_rows_and_classifier_of_different_widths(features: i
     assert record["route"] == "stochastic"
     exact = float(cp.mir(values, weights[labels]))
     assert record["sample.mir"] == pytest.approx(exact, rel=0.1)
+
+
+@pytest.mark.parametrize("layer_store", ["features", "moments"])
+def test_a_dead_layer_has_reasons_and_the_other_layers_their_numbers(tmp_path: Path, layer_store: str) -> None:
+    alive = list(cp.analyze(write(tmp_path / "a.h5", layer_store)))
+    records = list(cp.analyze(write(tmp_path / "b.h5", layer_store, dead="block")))
+    for record, other in zip(records, alive, strict=True):
+        assert list(record) == list(other)
+        if record["layer"] == "block":
+            assert record["sample.mir"] is record["within.entropy_mean"] is record["route"] is None
+            assert record["samples_left_out"] == SAMPLES
+            assert f"{SAMPLES} of {SAMPLES} rows have zero length" in str(record["missing"])
+        else:
+            assert record["sample.mir"] == other["sample.mir"]
+    assert len(list(cp.analyze(tmp_path / "b.h5", per_class=True))) == CLASSES * len(records)
