@@ -26,8 +26,8 @@ SHOWN = 4
 def in_model_order(data: LabelledData, model_names: Sequence[str] | None) -> LabelledData:
     """Renumber labels to the model's classes, matched by name.
 
-    Labels stay unchanged if the data or the model have no class names (LABEL_0, LABEL_1, … do not count), or the data
-    argument `match` is "order".
+    Labels stay unchanged if the data or the model have no class names (LABEL_0, LABEL_1, … of a model count only if the
+    data have such names too), or the data argument `match` is "order".
 
     Args:
         data: The data.
@@ -40,6 +40,8 @@ def in_model_order(data: LabelledData, model_names: Sequence[str] | None) -> Lab
         DataError: If the model has no class of a name of the data.
     """
     names = named(model_names)
+    if names is None and model_names and data.class_names and named(data.class_names) is None:
+        names = tuple(model_names)  # Placeholders on both sides state the numbers.
     if names is None:
         return data
     if data.class_names is None or data.arguments.get(MATCH) == BY_ORDER:

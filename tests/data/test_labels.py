@@ -89,3 +89,10 @@ def test_names_of_classes_are_read_from_npz_files_subsets_and_unions(
     np.savez(tmp_path / "c.npz", x=x, y=y, class_names=np.zeros(3))
     with pytest.raises(DataError, match=r"class_names must be strings"):
         load_data(f"npz:{tmp_path / 'c.npz'}")
+
+
+def test_numbered_placeholders_of_data_and_model_are_matched_by_their_numbers() -> None:
+    # Sorted as texts, LABEL_10 is before LABEL_2.
+    data = in_model_order(animals(("LABEL_0", "LABEL_10", "LABEL_2")), [f"LABEL_{number}" for number in range(11)])
+    assert data.split("arrays").labels.tolist() == [0, 10, 2, 2, 10, 0]
+    assert (data.classes, len(data.class_names or ())) == (11, 11)
