@@ -182,7 +182,8 @@ def read_sound(source: Path | bytes, name: str) -> tuple[np.ndarray, int]:
                 budget.spend(COPIES * block.nbytes)
                 blocks.append(block)
     except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError, DataError) as error:
-        raise Unreadable(f"{name} ({last_line(error)})") from error
+        # Its whole text has the address of the object that held the bytes.
+        raise Unreadable(f"{name} ({getattr(error, 'error_string', None) or last_line(error)})") from error
     if not blocks:
         raise Unreadable(f"{name} (no sample)")
     return np.concatenate(blocks), rate
