@@ -77,9 +77,9 @@ def decode(raw: "np.ndarray", dtype: str, into: "np.ndarray", exact: "type[np.fl
     """Return the numbers in raw bytes; numpy has no bfloat16.
 
     Args:
-        raw: Bytes, uint8.
+        raw: Bytes (…, n), uint8.
         dtype: Their dtype: F64, F32, F16 or BF16.
-        into: Buffer of zeros that only this function writes.
+        into: Buffer (…, 2 · n) of zeros, or a larger one, that only this function writes.
         exact: Dtype of the result.
     """
     import numpy as np  # headers are read without it
@@ -87,8 +87,8 @@ def decode(raw: "np.ndarray", dtype: str, into: "np.ndarray", exact: "type[np.fl
     if dtype == "BF16":
         # bfloat16 is the upper half of a float32; the lower halves stay zero.
         halves = raw.view(np.uint16)
-        single = into[: 4 * len(halves)]
-        single.view(np.uint16)[1::2] = halves
+        single = into[..., : 4 * halves.shape[-1]]
+        single.view(np.uint16)[..., 1::2] = halves
         return single.view(np.float32) if exact is np.float32 else single.view(np.float32).astype(exact)
     numbers = raw.view({"F64": np.float64, "F32": np.float32, "F16": np.float16}[dtype])
     return numbers if numbers.dtype == exact else numbers.astype(exact)

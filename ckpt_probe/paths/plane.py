@@ -208,9 +208,10 @@ def _of_trajectory(files: tuple[Path, ...], subject: Subject, names: set[str]) -
     members = [Member(file, file.stem, None) for file in files]
     options = WeightOptions(parts=("motion",), opening=Opening(setup.state_key, resolve(setup.base)))
     series = measured_series(members, options, NullProgress())
-    outside = [*series.parameters.excluded]
+    outside = [*(f"{name} cannot be read" for name in series.failed)]
+    outside += [f"{name} is of another network" for name in series.parameters.excluded]
     if outside or series.trajectory is None:
-        reason = f"{outside[0]} is of another network" if outside else "the checkpoints have the same weights"
+        reason = outside[0] if outside else "the checkpoints have the same weights"
         raise DataError(f"{files[0].parent}: no plane of the trajectory: {reason}")
 
     def states() -> Iterator[Any]:

@@ -72,7 +72,7 @@ class Parameters:
         return sum(math.prod(self.shapes[name]) for name in self.names)
 
 
-def parameters_of(members: Sequence[Member], layouts: Sequence[Layout]) -> Parameters:
+def parameters_of(members: Sequence[Member], layouts: Sequence[Layout], findings: Sequence[Finding] = ()) -> Parameters:
     """Find the tensors that the checkpoints of a series have in common.
 
     The network is the one of most checkpoints. A checkpoint with less than half of its entries is of another network.
@@ -80,6 +80,7 @@ def parameters_of(members: Sequence[Member], layouts: Sequence[Layout]) -> Param
     Args:
         members: Checkpoints in order.
         layouts: Layout of each.
+        findings: Earlier observations, which are the first of the result.
     """
     tensors = [_floating(layout) for layout in layouts]
     usual = dict(Counter(tuple(sorted(of_one.items())) for of_one in tensors).most_common(1)[0][0])
@@ -95,9 +96,12 @@ def parameters_of(members: Sequence[Member], layouts: Sequence[Layout]) -> Param
     chosen = [members[i] for i in inside]
     partial = {name: _change(name, chosen, present) for name in sorted(all_names - set(common), key=natural)}
     findings = [
-        Finding("network", f"{name} is of another network: {_difference(layout, usual)}", (name,))
-        for name, layout in zip((m.name for m in members), tensors, strict=True)
-        if name in excluded
+        *findings,
+        *(
+            Finding("network", f"{name} is of another network: {_difference(layout, usual)}", (name,))
+            for name, layout in zip((m.name for m in members), tensors, strict=True)
+            if name in excluded
+        ),
     ]
     findings += [Finding("layout", f"{name} {reason}", (), name) for name, reason in partial.items()]
     findings += _dtypes(chosen, [layouts[i] for i in inside], common)

@@ -201,7 +201,7 @@ def _row(trace: Trace) -> Arrays:
         "second": _band(steps, 2),
         "signs": trace.signs,
         "broken": trace.broken,
-        "constant": trace.constant,
+        "constant": trace.lowest == trace.highest,
         "lowest": trace.lowest,
         "digests": trace.digests,
         "entries": np.array(trace.entries),
@@ -254,9 +254,9 @@ def _tied(parameters: Parameters, opening: Opening) -> dict[str, str]:
         for member in {member.path: member for member in (parameters.members[0], parameters.members[-1])}.values():
             checkpoint = opening.open(member.path, stack)
             for name in candidates:
-                trace, _ = Blocks([checkpoint], name, START).trace(0)
+                trace = Blocks([checkpoint], name, START).trace(0)
                 # Constant tensors, such as biases of zero, are equal without being tied.
-                start = name if trace.constant[0] else trace.digests[0]
+                start = name if trace.lowest[0] == trace.highest[0] else trace.digests[0]
                 groups[name] += f" {parameters.shapes[name]} {start}"
     first: dict[str, str] = {}
     return {name: first[group] for name, group in groups.items() if first.setdefault(group, name) != name}

@@ -15,7 +15,7 @@ from ckpt_probe.groups import GroupedRun, Sources, find_runs
 from ckpt_probe.keywords import as_sequence, checked_keywords
 from ckpt_probe.progress import DeduplicatedProgress, NullProgress, Progress
 from ckpt_probe.remote import resolve
-from ckpt_probe.scheduling import Workers
+from ckpt_probe.scheduling import Failed, Workers, joint_error
 from ckpt_probe.series import in_order as members_in_order
 from ckpt_probe.series import step_warnings
 from ckpt_probe.trajectories.rows import rows_of
@@ -100,16 +100,25 @@ def weights(
         raise UsageError(f"`follow=True` needs one run; name one of {len(runs)}, such as {runs[0].path}")
     if follow:
         return Records(_followed(as_path(runs[0].path), options, heads, until, every, DeduplicatedProgress(progress)))
-    return Records(record for run in runs for record in _of_run(run, options, heads, progress, len(runs) > 1))
+    return Records(_of_runs(runs, options, heads, progress))
 
 
-def _of_run(
-    run: GroupedRun, options: WeightOptions, heads: ClassifierRecords | None, progress: Progress, several: bool
+def _of_runs(
+    runs: Sequence[GroupedRun], options: WeightOptions, heads: ClassifierRecords | None, progress: Progress
 ) -> Iterator[Record]:
-    members = open_series(resolve(run.path), state_key=options.opening.state_key, base=options.opening.base)
-    named = f"{run.name or run.path}: " if several else ""
-    for record in records_of(members, options, None if heads is None else replace(heads), progress, named=named):
-        yield {**run.labels, **record}
+    failed = {}
+    for run in runs:
+        name = run.name or str(run.path)
+        try:
+            members = open_series(resolve(run.path), state_key=options.opening.state_key, base=options.opening.base)
+            heads_of_run = None if heads is None else replace(heads)
+            named = f"{name}: " if len(runs) > 1 else ""
+            for record in records_of(members, options, heads_of_run, progress, named=named):
+                yield {**run.labels, **record}
+        except DataError as error:
+            failed[name] = Failed(str(error), ours=True)
+    if failed:
+        raise joint_error(failed, len(runs))
 
 
 def records_of(
@@ -129,18 +138,28 @@ def records_of(
         progress: Receives messages and bars.
         wanted: Paths of the checkpoints whose records are yielded; None for all.
         named: Beginning of the messages about the series, such as its name.
+
+    Raises:
+        DataError: If checkpoints cannot be read, after the records of all others; each is named.
     """
     warnings = dict.fromkeys(step_warnings(members))
     chosen = [member for member in members if wanted is None or member.path in wanted]
     if heads is not None and options.parts == ALONE:
+        failed = {}
         with progress.task("checkpoints", len(chosen), "checkpoints") as bar:
             for member in chosen:
-                yield in_order({"checkpoint": member.name, "step": member.step, **heads.of(member, progress)})
+                try:
+                    yield in_order({"checkpoint": member.name, "step": member.step, **heads.of(member, progress)})
+                except DataError as error:
+                    failed[member.name] = Failed(str(error), ours=True)
                 bar.advance()
         for warning in [*heads.warnings, *warnings]:
             progress.message(f"{named}{warning}")
+        if failed:
+            raise joint_error(failed, len(chosen))
         return
     series = measured_series(members, options, progress)
+    chosen = [member for member in chosen if member.name not in series.failed]
     parameters = series.parameters
     if not parameters.names and not parameters.partial:
         reasons = "; ".join(finding.text for finding in parameters.findings)
@@ -149,12 +168,20 @@ def records_of(
             raise DataError(f"{members[0].path}: no floating-point parameters, which every number here needs{cause}")
         # Nothing but the classifier could have numbers.
         heads.required = True
-    for _, _, [records] in rows_of(series, chosen, options, (options.by,), heads, progress):
-        yield from records
+    failed = None
+    try:
+        for _, _, [records] in rows_of(series, chosen, options, (options.by,), heads, progress):
+            yield from records
+    except DataError as error:
+        failed = error
     if series.audit is not None:
         warnings |= dict.fromkeys([*series.audit.notes, series.audit.verdict])
     for warning in [*(heads.warnings if heads is not None else ()), *warnings]:
         progress.message(f"{named}{warning}")
+    if series.failed:
+        raise joint_error(dict(series.failed), len(members))
+    if failed is not None:
+        raise failed
 
 
 def _followed(

@@ -1,19 +1,20 @@
 """A series with its measurements: the options of the records of weights, and what they need apart from spectra."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from ckpt_probe.addresses import Address
 from ckpt_probe.checkpoints import Member
 from ckpt_probe.checkpoints.series import have_same_weights
-from ckpt_probe.errors import UsageError
+from ckpt_probe.checkpoints.tensors import Layout
+from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.keywords import suggestion
 from ckpt_probe.progress import Progress
-from ckpt_probe.scheduling import Workers
+from ckpt_probe.scheduling import Failed, Workers, joint_error
 from ckpt_probe.trajectories.audit import Audit, audit_of
-from ckpt_probe.trajectories.layout import Parameters, parameters_of
+from ckpt_probe.trajectories.layout import Finding, Parameters, label_of, parameters_of
 from ckpt_probe.trajectories.measure import Measured, measure
 from ckpt_probe.trajectories.motion import Trajectory, trajectory_of
 from ckpt_probe.trajectories.stream import Opening
@@ -71,14 +72,16 @@ class WeightSeries:
     """A series with its measurements.
 
     Attributes:
-        members: All checkpoints in order.
-        parameters: The tensors that are compared; None if nothing is measured.
+        members: The checkpoints in order, without those that cannot be opened.
+        failed: Errors of those, by the name of the checkpoint.
+        parameters: The tensors that are compared.
         measured: Their measurements; None without audit and motion.
         audit: The audit; None without measurements.
         trajectory: The plane of the trajectory; None if there is no motion.
     """
 
     members: tuple[Member, ...]
+    failed: Mapping[str, Failed]
     parameters: Parameters
     measured: Measured | None = None
     audit: Audit | None = None
@@ -86,21 +89,38 @@ class WeightSeries:
 
 
 def measured_series(members: Sequence[Member], options: WeightOptions, progress: Progress) -> WeightSeries:
-    """Measure what `options` need of the checkpoints of a series, apart from spectra."""
+    """Measure what `options` need of the checkpoints of a series, apart from spectra.
+
+    Raises:
+        DataError: If none of them can be opened, or a tensor cannot be read.
+    """
     opening = options.opening
-    layouts, size, files, buffered = [], 0, 0, 0
+    readable: dict[Member, Layout] = {}
+    failed: dict[str, Failed] = {}
+    size, files, buffered = 0, 0, 0
     for member in members:
         with ExitStack() as stack:
-            checkpoint = opening.open(member.path, stack)
-            layouts.append(dict(checkpoint.layout))
+            try:
+                checkpoint = opening.open(member.path, stack)
+            except DataError as error:
+                failed[member.name] = Failed(str(error), ours=True)
+                continue
+            readable[member] = dict(checkpoint.layout)
             size += checkpoint.size
             files += len(checkpoint.files)
             if not checkpoint.format.startswith(BY_RANGES):
                 # Such a format caches its last two tensors.
                 buffered += 2 * max((4 * math.prod(shape) for _, shape in checkpoint.layout.values()), default=0)
-    parameters = parameters_of(members, layouts)
+    if not readable:
+        raise joint_error(failed, len(members))
+    damaged = [
+        Finding("damaged", f"{label_of(member)} cannot be read", (member.name,))
+        for member in members
+        if member.name in failed
+    ]
+    parameters = parameters_of([*readable], [*readable.values()], damaged)
     if not {"audit", "motion"} & set(options.parts) or not parameters.names:
-        return WeightSeries(tuple(members), parameters)
+        return WeightSeries(tuple(readable), failed, parameters)
     measured = measure(
         parameters,
         opening,
@@ -118,4 +138,4 @@ def measured_series(members: Sequence[Member], options: WeightOptions, progress:
     # All bytes of remote copies would be downloaded; a sample of every tensor was read.
     remote = any(isinstance(member.path, Address) for member in members)
     audit = audit_of(parameters, measured, None if opening.sample is None or remote else confirm)
-    return WeightSeries(tuple(members), parameters, measured, audit, trajectory_of(measured.gram))
+    return WeightSeries(tuple(readable), failed, parameters, measured, audit, trajectory_of(measured.gram))

@@ -17,8 +17,9 @@ import numpy as np
 
 from ckpt_probe.checkpoints import Checkpoint, Member, quantised
 from ckpt_probe.checkpoints.statistics import FLOATING
+from ckpt_probe.errors import DataError
 from ckpt_probe.progress import NullProgress, Progress
-from ckpt_probe.scheduling import Workers, in_turn, results
+from ckpt_probe.scheduling import Failed, Workers, in_turn, results
 from ckpt_probe.series import natural
 from ckpt_probe.trajectories.layout import BUFFER, is_matrix
 from ckpt_probe.trajectories.measure import cached, identity_of
@@ -140,6 +141,8 @@ def spectra_of_series(
 ) -> Iterator[tuple[Member, Spectra]]:
     """Return checkpoints in order, each with the spectra of its matrices and of their changes since the first.
 
+    One whose tensors cannot be read is left out; its error is raised after the last.
+
     Args:
         members: Checkpoints in order.
         first: First checkpoint of the series.
@@ -150,8 +153,7 @@ def spectra_of_series(
         progress: Receives messages.
     """
     work, names = partial(_spectra, first, opening, bootstrap, cache), [member.name for member in members]
-    ready = in_turn(results(work, members, names=names, workers=workers, say=progress.message))
-    return zip(members, ready, strict=True)
+    return in_turn(results(work, members, names=names, workers=workers, say=progress.message))
 
 
 def matrices_of(checkpoint: Checkpoint) -> list[str]:
@@ -167,7 +169,9 @@ def matrices_of(checkpoint: Checkpoint) -> list[str]:
     )
 
 
-def _spectra(first: Member, opening: Opening, bootstrap: int, cache: bool, member: Member) -> Spectra:
+def _spectra(
+    first: Member, opening: Opening, bootstrap: int, cache: bool, member: Member
+) -> tuple[Member, Spectra] | Failed:
     """Return the spectra of a checkpoint, from the cache if they are there."""
     alone = member.path == first.path
 
@@ -181,14 +185,17 @@ def _spectra(first: Member, opening: Opening, bootstrap: int, cache: bool, membe
         return {"numbers": np.array(json.dumps(numbers)), "values": np.concatenate([np.zeros(0), *values])}
 
     identity = [identity_of(m, opening) for m in ([member] if alone else [member, first])] if cache else []
-    stored = cached("spectra", [identity, bootstrap], cache, compute, NullProgress())
+    try:
+        stored = cached("spectra", [identity, bootstrap], cache, compute, NullProgress())
+    except DataError as error:
+        return Failed(str(error), ours=True)
     spectra, start = {}, 0
     for name, fields in json.loads(str(stored["numbers"])).items():
         count = fields.pop("count")
         values = tuple(stored["values"][start : start + count].tolist())
         spectra[name] = Spectrum(**{**fields, "missing": tuple(fields["missing"]), "values": values})
         start += count
-    return spectra
+    return member, spectra
 
 
 def _computed(member: Member, first: Member | None, opening: Opening, bootstrap: int) -> Spectra:

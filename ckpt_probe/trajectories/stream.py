@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import reduce
+from itertools import chain, groupby
 from pathlib import Path
 from zlib import crc32
 
@@ -24,19 +25,22 @@ import numpy as np
 from ckpt_probe.addresses import Address
 from ckpt_probe.checkpoints import Checkpoint, Member, open_checkpoint
 from ckpt_probe.checkpoints.statistics import MOST_THREADS
-from ckpt_probe.checkpoints.tensors import ITEM_BYTES, decode, exact_dtype
+from ckpt_probe.checkpoints.tensors import ITEM_BYTES, decode
 
-BLOCK = 2**19
-"""Largest number of entries of a block, over all checkpoints: more would not fit the caches of a processor."""
+BLOCK = 2**22
+"""Largest number of entries of a block, which a thread reads at once, over all checkpoints."""
 SMALLEST, LARGEST = 2**12, 2**18
-"""Limits of the number of entries of a block of one checkpoint."""
-REMOTE = 2**18
-"""Largest number of entries of a block of a remote file, where each block is a request."""
-PER_TASK = 16
+"""Limits of the number of entries of a block of one checkpoint. Each block of a remote file is a request."""
+TILE = 2**17
+"""Number of entries that are in double precision at once, over all checkpoints: more would not fit the cache of a
+processor's core."""
+SPREAD = 8
+"""Number of blocks of a local tensor of which a sample is read, if they are not smaller than `SMALLEST`."""
+PER_TASK = 4
 """Number of blocks of a task of a thread."""
 PROJECTIONS = 4096
 """Number of sums of the sketch of a tensor."""
-SKETCHED = ("squares", "broken", "constant", "lowest", "digests")
+SKETCHED = ("squares", "broken", "lowest", "highest", "digests")
 """Attributes of the trace of one checkpoint that its sketch has."""
 
 
@@ -50,8 +54,8 @@ class Trace:
             keeps its last finite value.
         signs: Number of entries that changed their sign since the checkpoint before, (T − 1,).
         broken: Numbers of NaN and of infinities, (T, 2).
-        constant: Whether all entries are equal, (T,).
         lowest: Smallest entry, (T,).
+        highest: Largest entry, (T,).
         digests: Fingerprints (T,), uint64, that are equal for equal bytes.
         entries: Number of entries that were read.
     """
@@ -60,8 +64,8 @@ class Trace:
     steps: np.ndarray
     signs: np.ndarray
     broken: np.ndarray
-    constant: np.ndarray
     lowest: np.ndarray
+    highest: np.ndarray
     digests: np.ndarray
     entries: int
 
@@ -72,8 +76,8 @@ class Trace:
             self.steps + other.steps,
             self.signs + other.signs,
             self.broken + other.broken,
-            self.constant & other.constant & (self.lowest == other.lowest),
             np.minimum(self.lowest, other.lowest),
+            np.maximum(self.highest, other.highest),
             self.digests + other.digests,
             self.entries + other.entries,
         )
@@ -118,20 +122,15 @@ def traces(
         files = [opening.open(member.path, stack) for member in members]
         remote = any(isinstance(file.file, Address) for file in files)
         count = min(LARGEST, max(SMALLEST, 1 << int(math.log2(max(1, BLOCK // len(files))))))
-        size = min(REMOTE, PER_TASK * count) if remote else count
+        size = LARGEST if remote else count
         limit = None if opening.sample is None else max(SMALLEST, opening.sample // max(1, len(names)))
-        size = size if limit is None else min(size, limit)
+        if limit is not None:
+            size = min(size, limit if remote else max(SMALLEST, limit // SPREAD))
         pool = stack.enter_context(ThreadPoolExecutor(threads or min(MOST_THREADS, os.cpu_count() or 1)))
         tasks = [(name, starts) for name in names for starts in _tasks(math.prod(files[0].shape(name)), size, limit)]
         results = pool.map(lambda task: _trace(files, task[0], task[1], size), tasks)
-        current, merged = None, None
-        for (name, _), part in zip(tasks, results, strict=True):
-            if name != current and merged is not None and current is not None:
-                yield current, merged
-                merged = None
-            current, merged = name, part if merged is None else merged.merged(part)
-        if current is not None and merged is not None:
-            yield current, merged
+        for name, parts in groupby(zip(tasks, results, strict=True), key=lambda task_and_part: task_and_part[0][0]):
+            yield name, reduce(Trace.merged, (part for _, part in parts))
 
 
 def sketch_of(member: Member, names: Sequence[str], opening: Opening) -> dict[str, np.ndarray]:
@@ -150,33 +149,27 @@ def sketch_of(member: Member, names: Sequence[str], opening: Opening) -> dict[st
     with ExitStack() as stack:
         file = opening.open(member.path, stack)
         for name in names:
-            entries, sums, merged = math.prod(file.shape(name)), np.zeros(PROJECTIONS), None
-            blocks = Blocks([file], name, min(LARGEST, entries))
-            for start in range(0, entries, LARGEST):
-                part, numbers = blocks.trace(start)
+            entries, sums, merged, start = math.prod(file.shape(name)), np.zeros(PROJECTIONS), None, 0
+            blocks = Blocks([file], name, LARGEST)
+            for part, numbers in chain.from_iterable(map(blocks.tiles, range(0, entries, LARGEST))):
                 merged = part if merged is None else merged.merged(part)
                 sums += _projected(numbers[0], name, start, entries)
+                start += part.entries
             rows.append({"sums": sums} | {key: np.array(getattr(merged, key)[0]) for key in SKETCHED})
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
-def chosen_blocks(entries: int, size: int, sample: int | None) -> list[int]:
-    """Return the first entries of the blocks of a tensor: of all, or of evenly spaced ones with `sample` entries."""
+def _tasks(entries: int, size: int, sample: int | None) -> list[list[int]]:
+    """Return tasks of the first entries of blocks: all of a tensor, or evenly spaced ones with `sample` entries."""
     starts = list(range(0, entries, size))
-    most = len(starts) if sample is None else max(1, sample // size)
-    if len(starts) <= most:
-        return starts
-    return [starts[i] for i in np.linspace(0, len(starts) - 1, most).round().astype(int)]
-
-
-def _tasks(entries: int, size: int, sample: int | None) -> list[tuple[int, ...]]:
-    starts = chosen_blocks(entries, size, sample)
-    return [tuple(starts[i : i + PER_TASK]) for i in range(0, len(starts), PER_TASK)]
+    if sample is not None and len(starts) > (most := max(1, sample // size)):
+        starts = [starts[i] for i in np.linspace(0, len(starts) - 1, most).round().astype(int)]
+    return [starts[i : i + PER_TASK] for i in range(0, len(starts), PER_TASK)]
 
 
 def _trace(files: Sequence[Checkpoint], name: str, starts: Sequence[int], size: int) -> Trace:
     blocks = Blocks(files, name, size)
-    return reduce(Trace.merged, (blocks.trace(start)[0] for start in starts))
+    return reduce(Trace.merged, map(blocks.trace, starts))
 
 
 class Blocks:
@@ -186,54 +179,67 @@ class Blocks:
         self._files, self._name = files, name
         self._dtypes = [file.dtype(name) for file in files]
         self._entries = math.prod(files[0].shape(name))
-        size = min(size, self._entries)
+        self._size = size = min(size, self._entries)
         # Whole words of 8 bytes for the fingerprints.
         items = max(ITEM_BYTES[dtype] for dtype in self._dtypes)
         self._raw = np.zeros((len(files), -(-size * items // 8) * 8), np.uint8)
-        self._stored = np.zeros((len(files), size), np.float64 if "F64" in self._dtypes else np.float32)
-        self._numbers = np.empty((len(files), size))
-        self._displacements = np.empty((len(files) - 1, size))
-        self._size = size
+        self._exact = np.float64 if "F64" in self._dtypes else np.float32
+        self._width = min(size, max(SMALLEST // 4, 1 << int(math.log2(max(1, TILE // len(files))))))
+        self._single = np.zeros((len(files), 4 * self._width), np.uint8)
+        self._numbers = np.empty((len(files), self._width))
+        self._displacements = np.empty((len(files) - 1, self._width))
 
-    def trace(self, start: int) -> tuple[Trace, np.ndarray]:
-        """Return the trace of a block, and its entries (T, count) without those that are not finite."""
+    def trace(self, start: int) -> Trace:
+        """Return the trace of a block."""
+        return reduce(Trace.merged, (trace for trace, _ in self.tiles(start)))
+
+    def tiles(self, start: int) -> Iterator[tuple[Trace, np.ndarray]]:
+        """Yield the traces of the parts of a block, and their entries (T, count), all of them finite."""
         count = min(self._size, self._entries - start)
-        stored, numbers = self._stored[:, :count], self._numbers[:, :count]
-        digests = self._read(start, stored)
-        np.copyto(numbers, stored)
+        for raw, file, dtype in zip(self._raw, self._files, self._dtypes, strict=True):
+            used = count * ITEM_BYTES[dtype]
+            file.fill(self._name, start * ITEM_BYTES[dtype], raw[:used].data)
+            raw[used:] = 0
+        digests = digest(self._raw, start)
+        for first in range(0, count, self._width):
+            width = min(self._width, count - first)
+            stored, numbers = self._decoded(first, width), self._numbers[:, :width]
+            np.copyto(numbers, stored)
+            yield self._traced(stored, numbers, digests if first == 0 else np.zeros_like(digests)), numbers
+
+    def _decoded(self, first: int, width: int) -> np.ndarray:
+        """Return some entries of the block, in the precision of the files or in float32."""
+
+        def part(raw: np.ndarray, dtype: str, single: np.ndarray) -> np.ndarray:
+            used = slice(first * ITEM_BYTES[dtype], (first + width) * ITEM_BYTES[dtype])
+            return decode(raw[..., used], dtype, single, self._exact)
+
+        if len(set(self._dtypes)) == 1:
+            return part(self._raw, self._dtypes[0], self._single)
+        return np.stack(list(map(part, self._raw, self._dtypes, self._single)))
+
+    def _traced(self, stored: np.ndarray, numbers: np.ndarray, digests: np.ndarray) -> Trace:
+        width = numbers.shape[1]
         squares = np.einsum("ij,ij->i", numbers, numbers)
         broken = np.zeros((len(numbers), 2), dtype=np.int64)
         for t in np.flatnonzero(~np.isfinite(squares)):
             finite = np.isfinite(numbers[t])
             nan = int(np.isnan(numbers[t]).sum())
-            broken[t] = nan, count - int(finite.sum()) - nan
+            broken[t] = nan, width - int(finite.sum()) - nan
             squares[t] = float(np.square(numbers[t, finite]).sum())
         if broken.any():
             _hold(numbers)
             stored = numbers
-        lowest = stored.min(axis=1).astype(np.float64)
-        constant = stored[:, 0] == stored[:, -1]
-        for t in np.flatnonzero(constant):
-            constant[t] = lowest[t] == stored[t].max()
-        displacements = np.subtract(numbers[1:], numbers[:-1], out=self._displacements[:, :count])
+        displacements = np.subtract(numbers[1:], numbers[:-1], out=self._displacements[:, :width])
         steps = displacements @ displacements.T
-        return Trace(squares, steps, _sign_changes(stored), broken, constant, lowest, digests, count), numbers
-
-    def _read(self, start: int, stored: np.ndarray) -> np.ndarray:
-        """Read a block into `stored`, in the precision of the file or in float32, and return its fingerprints."""
-        for row, into, file, dtype in zip(self._raw, stored, self._files, self._dtypes, strict=True):
-            raw = row[: len(into) * ITEM_BYTES[dtype]]
-            file.fill(self._name, start * ITEM_BYTES[dtype], raw.data)
-            row[len(raw) :] = 0
-            single = into.view(np.uint8) if into.dtype == np.float32 else np.zeros(4 * len(into), np.uint8)
-            into[:] = decode(raw, dtype, single, exact_dtype(dtype))
-        return digest(self._raw, start)
+        lowest, highest = (bound(axis=1).astype(np.float64) for bound in (stored.min, stored.max))
+        return Trace(squares, steps, _sign_changes(stored), broken, lowest, highest, digests, width)
 
 
 def _sign_changes(numbers: np.ndarray) -> np.ndarray:
     """Count the entries of each row, but the first, whose sign is opposite to that in the row before."""
-    negative, zero = numbers < 0, numbers == 0
-    changed = negative[1:] ^ negative[:-1]
+    negative, zero = np.signbit(numbers), numbers == 0
+    changed = negative[1:] != negative[:-1]
     if zero.any():
         changed &= ~(zero[1:] | zero[:-1])
     return np.array([np.count_nonzero(row) for row in changed], dtype=np.int64)

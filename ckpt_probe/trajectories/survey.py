@@ -7,7 +7,7 @@ from pathlib import Path
 from ckpt_probe.analysis.entries import Record
 from ckpt_probe.analysis.weights import ClassifierRecords
 from ckpt_probe.checkpoints import Member, open_series
-from ckpt_probe.errors import CkptProbeError
+from ckpt_probe.errors import CkptProbeError, DataError
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.remote import resolve
 from ckpt_probe.trajectories.audit import Audit
@@ -79,14 +79,18 @@ def survey_weights(path: Path, options: WeightOptions, progress: Progress) -> We
     network: list[Record] = []
     blocks: list[Record] = []
     spectra: dict[str, tuple[tuple[str, Spectrum], ...]] = {}
-    for member, of_member, records in rows_of(series, members, options, ("network", "block"), heads, progress):
-        network += records[0]
-        blocks += records[1]
-        if member in (members[0], members[-1]):
-            for name, spectrum in of_member.items():
-                spectra[name] = (*spectra.get(name, ()), (member.name, spectrum))
     audit = series.audit
     texts = [] if audit is None else [audit.verdict.removeprefix("audit: "), *audit.notes]
+    try:
+        rows = rows_of(series, series.members, options, ("network", "block"), heads, progress)
+        for member, of_member, records in rows:
+            network += records[0]
+            blocks += records[1]
+            if member in (series.members[0], series.members[-1]):
+                for name, spectrum in of_member.items():
+                    spectra[name] = (*spectra.get(name, ()), (member.name, spectrum))
+    except DataError as error:
+        texts.append(str(error))
     return WeightSurvey(network, blocks, spectra, tuple(map(_sentence, texts)))
 
 

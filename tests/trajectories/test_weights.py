@@ -160,6 +160,52 @@ def test_series_without_floating_point_parameters_are_an_error(series: Series, c
     assert "fc.weight is float8_e4m3fn of shape (10, 24)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("only", ["audit,motion,spectra", "spectra", "classifier"])
+@pytest.mark.parametrize("step", [0, 20])
+def test_a_truncated_checkpoint_is_named_and_the_others_are_computed(
+    states, series: Series, capsys, only: str, step: int
+) -> None:
+    path = series(states[:5], suffix=".safetensors")
+    file = path / f"step-{step}.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    assert run(["weights", str(path), "--only", only, "--json", "-o", str(path.parent / "out.csv")]) == 1
+    captured = capsys.readouterr()
+    rows = [json.loads(line) for line in captured.out.splitlines()]
+    assert [row["step"] for row in rows] == [s for s in (0, 10, 20, 40, 60) if s != step]
+    assert captured.err.splitlines()[-1].startswith(f"error: {file}: truncated: shorter than its header says")
+    assert len((path.parent / "out.csv").read_text().splitlines()) == 5
+    if "audit" in only:
+        assert f"audit: step {step} cannot be read" in captured.err
+        assert rows[-1]["motion.step"] > 0
+        assert run(["weights", str(path.parent), "--only", "motion", "--json"]) == 1
+
+
+def test_a_tensor_that_differs_from_its_hash_leaves_out_the_spectra_of_one_checkpoint(
+    states, series: Series, capsys
+) -> None:
+    path = series(states[:4], suffix=".safetensors")
+    file = path / "step-20.safetensors"
+    matrix = states[2]["3.weight"].numpy().tobytes()
+    file.write_bytes(file.read_bytes().replace(matrix, matrix[:-1] + b"\x7f"))
+    assert run(["weights", str(path), "--only", "audit,spectra", "--json"]) == 1
+    captured = capsys.readouterr()
+    assert [json.loads(line)["step"] for line in captured.out.splitlines()] == [0, 10, 40]
+    assert "audit: 4 checkpoints, nothing wrong" in captured.err
+    assert f"{file}: tensor" in captured.err.splitlines()[-1]
+
+
+def test_an_unreadable_run_does_not_stop_the_others(states, series: Series, tmp_path: Path, capsys) -> None:
+    directory = series(states[:2])
+    for name in ("a", "b", "c"):
+        shutil.copytree(directory, tmp_path / "runs" / name)
+    for file in (tmp_path / "runs" / "b").iterdir():
+        file.write_bytes(file.read_bytes()[:50])
+    assert run(["weights", str(tmp_path / "runs"), "--only", "motion", "--json"]) == 1
+    captured = capsys.readouterr()
+    assert [json.loads(line)["seed"] for line in captured.out.splitlines()] == ["a", "a", "c", "c"]
+    assert f"{tmp_path}/runs/b" in captured.err.splitlines()[-1]
+
+
 def test_changes_of_tensors_that_the_first_checkpoint_has_not(states, series: Series) -> None:
     other = _with(states, 2, new_weight=torch.randn(30, 24))
     records = cp.weights(series(_with(other, 3, **{"5_weight": torch.randn(9, 24)})), only="spectra", by="tensor")
