@@ -61,11 +61,11 @@ def audit_of(
     """
     members = parameters.members
     distances = distances_of(measured.gram)
-    usable = np.flatnonzero(~measured.arrays["broken"][: measured.parameters].any(axis=(0, 2)))
-    equal = [tuple(group) for group in _equal_groups(measured) if set(group) <= set(usable.tolist())]
+    usable = np.flatnonzero(~measured.arrays["broken"][: measured.parameters].any(axis=(0, 2))).tolist()
+    equal = [tuple(group) for group in _equal_groups(measured) if set(group) <= set(usable)]
     if confirm is not None:
         equal = [g for g in equal if all(confirm(members[g[0]], members[t]) for t in g[1:])]
-    turns = _indexed(find_turns(distances[np.ix_(usable, usable)], _positions(equal, usable)), usable, len(members))
+    turns = find_turns(distances, equal, usable)
     findings = [
         *parameters.findings,
         *_route_findings(members, turns, distances),
@@ -101,23 +101,6 @@ def _equal_groups(measured: Measured) -> Iterator[list[int]]:
     for t in range(digests.shape[1]):
         groups.setdefault(digests[:, t].tobytes(), []).append(t)
     yield from (group for group in groups.values() if len(group) > 1)
-
-
-def _positions(groups: Sequence[Sequence[int]], usable: np.ndarray) -> list[tuple[int, ...]]:
-    return [tuple(int(np.searchsorted(usable, t)) for t in group) for group in groups]
-
-
-def _indexed(turns: Turns, usable: np.ndarray, count: int) -> Turns:
-    """Return turns of some checkpoints by the indices of all."""
-    ratios = np.full(count, np.nan)
-    ratios[usable] = turns.ratios
-
-    def all_indices(groups: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-        return tuple(tuple(int(usable[i]) for i in group) for group in groups)
-
-    pairs = tuple((int(usable[i]), int(usable[j])) for i, j in turns.exchanged)
-    strays = tuple(int(usable[i]) for i in turns.strays)
-    return Turns(ratios, all_indices(turns.equal), all_indices(turns.copies), pairs, strays, turns.oscillation)
 
 
 def _route_findings(members: Sequence[Member], turns: Turns, distances: np.ndarray) -> Iterator[Finding]:

@@ -156,7 +156,8 @@ def records_of(
         for warning in [*heads.warnings, *warnings]:
             progress.message(f"{named}{warning}")
         if failed:
-            raise joint_error(failed, len(chosen))
+            # A reason that all have in common is that of the first.
+            raise joint_error(dict([*failed.items()][:1]) if len(failed) == len(chosen) else failed, len(chosen))
         return
     series = measured_series(members, options, progress)
     chosen = [member for member in chosen if member.name not in series.failed]

@@ -16,7 +16,10 @@ SHORTER_END = 1.1
 """The least such ratio if one of them is the first or the last checkpoint, around which the route has one side."""
 RESTORED = 1.65
 """Largest turn ratio that a series may still have after the exchanges."""
-MOST_EXCHANGES = 3
+INDEPENDENT, SHORTER_IN_NOISE = 1.42, 1.25
+"""Largest turn ratio of independent steps, and the least ratio of shortening in a route that turns more: there chance
+shortens it too."""
+MOST_EXCHANGES, MOST_CANDIDATES = 3, 100
 TURNED = 0.45
 """Excess of the last turn over every other turn of the run, as a multiple of the turn ratio of the other order, from
 which the last two checkpoints count as exchanged."""
@@ -65,27 +68,28 @@ def turn_ratios(distances: np.ndarray) -> np.ndarray:
     return ratios
 
 
-def find_turns(distances: np.ndarray, equal: Sequence[Sequence[int]] = ()) -> Turns:
+def find_turns(
+    distances: np.ndarray, equal: Sequence[Sequence[int]] = (), usable: Sequence[int] | None = None
+) -> Turns:
     """Find copied, exchanged and stray checkpoints.
 
     Args:
         distances: Distances (T, T) between checkpoints.
-        equal: Groups of checkpoints with equal parameters.
+        equal: Groups of usable checkpoints with equal parameters.
+        usable: Checkpoints whose distances are defined, in order; all if None.
     """
-    copies = tuple(_copies(distances, group) for group in equal)
+    usable = range(len(distances)) if usable is None else usable
+    ratios = np.full(len(distances), np.nan)
+    ratios[usable] = turn_ratios(distances[np.ix_(usable, usable)])
+    copies = tuple(_copies(distances, group, usable) for group in equal)
     # The checkpoint of each group that fits best remains; the others are left out of the further search.
     removed = {i for group, wrong in zip(equal, copies, strict=True) for i in (wrong or tuple(group)[1:])}
-    left = np.array([i for i in range(len(distances)) if i not in removed], dtype=int)
+    left = np.array([i for i in usable if i not in removed], dtype=int)
     route = distances[np.ix_(left, left)]
     unrepaired = route
     exchanged, route = _exchanges(route)
-    ends = [
-        pair
-        for pair, towards in (((0, 1), route[::-1, ::-1]), ((len(route) - 2, len(route) - 1), route))
-        if last_two_exchanged(towards)
-    ]
-    for pair in ends:
-        exchanged, route = [*exchanged, pair], _reordered(route, *pair)
+    ends, route = _exchanged_ends(route)
+    exchanged += ends
     if len(exchanged) > 1 and _stray(unrepaired) is not None:
         # One checkpoint of another route needs several exchanges to come to an end of it.
         exchanged, route = [], unrepaired
@@ -93,7 +97,7 @@ def find_turns(distances: np.ndarray, equal: Sequence[Sequence[int]] = ()) -> Tu
     strays = () if far is None else (int(left[far]),)
     inner = turn_ratios(route)[1:-1]
     return Turns(
-        turn_ratios(distances),
+        ratios,
         tuple(tuple(group) for group in equal),
         copies,
         tuple((int(left[i]), int(left[j])) for i, j in exchanged),
@@ -113,9 +117,9 @@ def _stray(distances: np.ndarray) -> int | None:
     return far if not len(others) or others.max() < USUAL else None
 
 
-def _copies(distances: np.ndarray, group: Sequence[int]) -> tuple[int, ...]:
+def _copies(distances: np.ndarray, group: Sequence[int], usable: Sequence[int]) -> tuple[int, ...]:
     """Return all checkpoints of a group but the one at which the route is shortest; empty if two fit equally well."""
-    others = np.array([i for i in range(len(distances)) if i not in group], dtype=int)
+    others = np.array([i for i in usable if i not in group], dtype=int)
     lengths = []
     for remaining in group:
         route = np.sort(np.append(others, remaining))
@@ -128,20 +132,53 @@ def _copies(distances: np.ndarray, group: Sequence[int]) -> tuple[int, ...]:
 
 
 def _exchanges(distances: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray]:
-    """Return the exchanges that shorten the route and leave no sharp turn, and the distances in the repaired order.
+    """Return the fewest exchanges that leave no sharp turn, and the distances in the repaired order.
 
-    They are sought once among inner checkpoints and once with the ends; the shorter route is taken.
+    They are those of the first or the last two, and pairs that are sought once among inner checkpoints and once with
+    the ends. Of equally many exchanges those with the shortest route are taken, before others whose route is as long,
+    such as the reversed one.
     """
     repaired = []
+    ends, route = _exchanged_ends(distances)
+    if ends and _largest_turn(route) < RESTORED:
+        repaired.append((ends, route))
     for least_at_ends in (np.inf, SHORTER_END):
         pairs, route = [], distances
-        while len(pairs) < MOST_EXCHANGES and len(route) > 3 and (pair := _best_exchange(route, least_at_ends)):
-            pairs.append(pair)
-            route = _reordered(route, *pair)
-            if turn_ratios(route)[1:-1].max() < RESTORED:
+        while len(pairs) < MOST_EXCHANGES and len(route) > 3 and (candidates := _shortening(route, least_at_ends)):
+            routes = {pair: _reordered(route, *pair) for pair in candidates}
+            restoring = (pair for pair, gain in candidates.items() if _is_restored(routes[pair], gain))
+            pair = next(restoring, None)
+            pairs.append(next(iter(candidates)) if pair is None else pair)
+            route = routes[pairs[-1]]
+            if pair is not None:
                 repaired.append((pairs, route))
                 break
-    return min(repaired, key=lambda pairs_and_route: np.diag(pairs_and_route[1], 1).sum(), default=([], distances))
+    if not repaired:
+        return [], distances
+    fewest = min(len(pairs) for pairs, _ in repaired)
+    repaired = [(pairs, route) for pairs, route in repaired if len(pairs) == fewest]
+    return min(repaired, key=lambda pairs_and_route: round(float(np.diag(pairs_and_route[1], 1).sum()), 9))
+
+
+def _exchanged_ends(distances: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray]:
+    """Return the first two and the last two if they are exchanged, and the distances in the repaired order."""
+    count, ends = len(distances), []
+    for pair, towards in (((0, 1), distances[::-1, ::-1]), ((count - 2, count - 1), distances)):
+        if last_two_exchanged(towards):
+            ends.append(pair)
+    for pair in ends:
+        distances = _reordered(distances, *pair)
+    return ends, distances
+
+
+def _largest_turn(distances: np.ndarray) -> float:
+    return float(turn_ratios(distances)[1:-1].max(initial=0.0))
+
+
+def _is_restored(distances: np.ndarray, gain: float) -> bool:
+    """Return whether an exchange that shortened the way around it by the ratio `gain` leaves no sharp turn."""
+    largest = _largest_turn(distances)
+    return largest < RESTORED and (largest < INDEPENDENT or gain > SHORTER_IN_NOISE)
 
 
 def last_two_exchanged(distances: np.ndarray) -> bool:
@@ -179,11 +216,11 @@ def _reordered(distances: np.ndarray, i: int, j: int) -> np.ndarray:
     return distances[np.ix_(order, order)]
 
 
-def _best_exchange(distances: np.ndarray, least_at_ends: float) -> tuple[int, int] | None:
-    """Return the two checkpoints whose exchange shortens the route around them most; None if none does.
+def _shortening(distances: np.ndarray, least_at_ends: float) -> dict[tuple[int, int], float]:
+    """Return pairs of checkpoints whose exchange shortens the route, those first that shorten it most.
 
-    With the first or the last checkpoint it must shorten the route by the ratio `least_at_ends`. The first two and the
-    last two are left to `last_two_exchanged`: the route has no other side there.
+    The value is the ratio by which the way around them becomes shorter. With the first or the last checkpoint it is at
+    least `least_at_ends`. The first two and the last two are left out: the route has no other side there.
     """
     count = len(distances)
     # Beyond both ends lies a position at distance 0 from every checkpoint.
@@ -197,10 +234,12 @@ def _best_exchange(distances: np.ndarray, least_at_ends: float) -> tuple[int, in
     before[k, k + 1] = steps[k] + steps[k + 1] + steps[k + 2]
     after[k, k + 1] = padded[k, k + 2] + steps[k + 1] + padded[k + 1, k + 3]
     at_end = (i == 1) | (j == count)
-    gains = np.where(j > i, before / np.maximum(after, np.finfo(float).tiny), 0.0)
-    gains[at_end & ((j == i + 1) | (gains <= least_at_ends))] = 0.0
-    best = np.unravel_index(int(gains.argmax()), gains.shape)
-    return (int(best[0]), int(best[1])) if gains[best] > SHORTER else None
+    least = np.where(at_end, least_at_ends, SHORTER)
+    least[(j <= i) | (at_end & (j == i + 1))] = np.inf
+    gains = before / np.maximum(after, np.finfo(float).tiny)
+    shorter = np.argwhere(gains > least)
+    longest_first = np.argsort((after - before)[tuple(shorter.T)])
+    return {(int(a), int(b)): float(gains[a, b]) for a, b in shorter[longest_first[:MOST_CANDIDATES]]}
 
 
 def _longest_run(flags: np.ndarray) -> int:

@@ -86,6 +86,32 @@ def test_an_exchange_with_an_end_of_the_run_is_found(vectors: np.ndarray, pair: 
     assert find_turns(distances).exchanged == (pair,)
 
 
+def _route(points: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(points[:, None] - points[None], axis=2)
+
+
+@pytest.mark.parametrize(
+    ("pair", "steps"),
+    [
+        ((1, 3), (0.5, 1.4, 0.2, 2.3)),
+        ((1, 4), (0.3, 0.3, 0.3, 0.6, 5.8, 0.2)),
+        ((2, 6), (3.1, 2.6, 1.1, 2.3, 0.6, 0.2, 7.6, 1.9)),
+    ],
+)
+def test_one_exchange_of_inner_checkpoints_is_preferred_to_several_and_to_the_reversed_order(pair, steps) -> None:
+    lengths = 1 + 0.4 * np.random.default_rng(0).normal(size=(len(steps), 400))
+    points = np.concatenate([np.zeros((1, 400)), np.cumsum(np.array(steps)[:, None] * lengths, axis=0)])
+    points[list(pair)] = points[list(pair[::-1])]
+    assert find_turns(_route(points)).exchanged == (pair,)
+
+
+def test_random_walks_with_unequal_steps_have_no_exchange() -> None:
+    for seed in range(200):
+        random = np.random.default_rng(seed)
+        steps = np.exp(0.5 * random.normal(size=(6 + seed % 6, 1))) * random.normal(size=(6 + seed % 6, 100))
+        assert find_turns(_route(np.cumsum(steps, axis=0))).exchanged == (), seed
+
+
 @pytest.mark.parametrize(("pair", "text"), [((0, 1), "its start"), ((8, 9), "its end")])
 def test_exchanged_files_at_the_ends_are_named(states, series: Series, pair: tuple[int, int], text: str) -> None:
     faulty, clean = list(states), audit(series(states)).turns.ratios
