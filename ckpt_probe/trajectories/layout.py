@@ -48,7 +48,6 @@ class Parameters:
 
     Attributes:
         members: Checkpoints of the network, in order.
-        layouts: Layout of each.
         names: Names of floating-point parameters that all of them have, in natural order.
         buffers: Names of floating-point buffers that all of them have, such as running statistics.
         shapes: Shape of each of these tensors.
@@ -58,18 +57,12 @@ class Parameters:
     """
 
     members: tuple[Member, ...]
-    layouts: tuple[Layout, ...]
     names: tuple[str, ...]
     buffers: tuple[str, ...]
     shapes: Mapping[str, tuple[int, ...]]
     findings: tuple[Finding, ...]
     excluded: Mapping[str, str] = field(default_factory=dict)
     partial: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def entries(self) -> int:
-        """Number of entries of the parameters of one checkpoint."""
-        return sum(math.prod(self.shapes[name]) for name in self.names)
 
 
 def parameters_of(members: Sequence[Member], layouts: Sequence[Layout], findings: Sequence[Finding] = ()) -> Parameters:
@@ -109,7 +102,6 @@ def parameters_of(members: Sequence[Member], layouts: Sequence[Layout], findings
     findings += [finding for member in members if (finding := _step_conflict(member)) is not None]
     return Parameters(
         tuple(chosen),
-        tuple(layouts[i] for i in inside),
         names,
         tuple(name for name in common if BUFFER.search(name)),
         {name: usual[name] for name in common},

@@ -186,25 +186,20 @@ def _rows_of(
     rows, gram = {}, np.zeros((len(members) - 1, len(members) - 1))
     for name, trace in traces(members, names, opening, threads):
         rows[name] = _row(trace)
-        gram += trace.steps if name in parameters else 0.0
+        gram += trace["steps"] if name in parameters else 0.0
         advance()
     return rows, gram
 
 
 def _row(trace: Trace) -> Arrays:
-    steps = trace.steps
-    return {
-        "squares": trace.squares,
+    steps = trace["steps"]
+    row = {name: array for name, array in trace.items() if name != "highest"}
+    return row | {
         "distances": np.diag(gram_from_first(steps)).copy(),
         "steps": np.diag(steps).copy(),
         "next": _band(steps, 1),
         "second": _band(steps, 2),
-        "signs": trace.signs,
-        "broken": trace.broken,
-        "constant": trace.lowest == trace.highest,
-        "lowest": trace.lowest,
-        "digests": trace.digests,
-        "entries": np.array(trace.entries),
+        "constant": trace["lowest"] == trace["highest"],
     }
 
 
@@ -233,8 +228,7 @@ def _sketched(
         steps = displacements @ displacements.T
         gram += steps if row < parameters else 0.0
         columns = {key: np.stack([sketch[key][row] for sketch in ordered]) for key in SKETCHED}
-        trace = Trace(steps=steps, signs=np.zeros(len(steps), np.int64), entries=0, **columns)
-        rows.append(_row(trace))
+        rows.append(_row(columns | {"steps": steps, "signs": np.zeros(len(steps), np.int64), "entries": np.array(0)}))
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}, gram
 
 
@@ -256,7 +250,7 @@ def _tied(parameters: Parameters, opening: Opening) -> dict[str, str]:
             for name in candidates:
                 trace = Blocks([checkpoint], name, START).trace(0)
                 # Constant tensors, such as biases of zero, are equal without being tied.
-                start = name if trace.lowest[0] == trace.highest[0] else trace.digests[0]
+                start = name if trace["lowest"][0] == trace["highest"][0] else trace["digests"][0]
                 groups[name] += f" {parameters.shapes[name]} {start}"
     first: dict[str, str] = {}
     return {name: first[group] for name, group in groups.items() if first.setdefault(group, name) != name}

@@ -41,46 +41,27 @@ PER_TASK = 4
 PROJECTIONS = 4096
 """Number of sums of the sketch of a tensor."""
 SKETCHED = ("squares", "broken", "lowest", "highest", "digests")
-"""Attributes of the trace of one checkpoint that its sketch has."""
+"""Arrays of the trace of one checkpoint that its sketch has."""
 
 
-@dataclass(frozen=True)
-class Trace:
-    """One tensor over the T checkpoints of a series.
+Trace = dict[str, np.ndarray]
+"""One tensor, or some of its entries, over the T checkpoints of a series, by name:
 
-    Attributes:
-        squares: ‖θ_t‖², shape (T,); of the finite entries.
-        steps: Gram matrix of successive displacements θ_{t+1} − θ_t, shape (T − 1, T − 1). An entry that is not finite
-            keeps its last finite value.
-        signs: Number of entries that changed their sign since the checkpoint before, (T − 1,).
-        broken: Numbers of NaN and of infinities, (T, 2).
-        lowest: Smallest entry, (T,).
-        highest: Largest entry, (T,).
-        digests: Fingerprints (T,), uint64, that are equal for equal bytes.
-        entries: Number of entries that were read.
-    """
+- squares: ‖θ_t‖², shape (T,); of the finite entries;
+- steps: Gram matrix of successive displacements θ_{t+1} − θ_t, shape (T − 1, T − 1); an entry that is not finite keeps
+  its last finite value;
+- signs: number of entries that changed their sign since the checkpoint before, (T − 1,);
+- broken: numbers of NaN and of infinities, (T, 2);
+- lowest, highest: smallest and largest entry, (T,);
+- digests: fingerprints (T,), uint64, that are equal for equal bytes;
+- entries: number of entries, ().
+"""
 
-    squares: np.ndarray
-    steps: np.ndarray
-    signs: np.ndarray
-    broken: np.ndarray
-    lowest: np.ndarray
-    highest: np.ndarray
-    digests: np.ndarray
-    entries: int
 
-    def merged(self, other: "Trace") -> "Trace":
-        """Return the trace of the entries of both."""
-        return Trace(
-            self.squares + other.squares,
-            self.steps + other.steps,
-            self.signs + other.signs,
-            self.broken + other.broken,
-            np.minimum(self.lowest, other.lowest),
-            np.maximum(self.highest, other.highest),
-            self.digests + other.digests,
-            self.entries + other.entries,
-        )
+def merged(one: Trace, other: Trace) -> Trace:
+    """Return the trace of the entries of both."""
+    bounds = {"lowest": np.minimum, "highest": np.maximum}
+    return {name: bounds.get(name, np.add)(one[name], other[name]) for name in one}
 
 
 @dataclass(frozen=True)
@@ -130,7 +111,7 @@ def traces(
         tasks = [(name, starts) for name in names for starts in _tasks(math.prod(files[0].shape(name)), size, limit)]
         results = pool.map(lambda task: _trace(files, task[0], task[1], size), tasks)
         for name, parts in groupby(zip(tasks, results, strict=True), key=lambda task_and_part: task_and_part[0][0]):
-            yield name, reduce(Trace.merged, (part for _, part in parts))
+            yield name, reduce(merged, (part for _, part in parts))
 
 
 def sketch_of(member: Member, names: Sequence[str], opening: Opening) -> dict[str, np.ndarray]:
@@ -143,19 +124,20 @@ def sketch_of(member: Member, names: Sequence[str], opening: Opening) -> dict[st
 
     Returns:
         Arrays with one row for each tensor: the `sums` (n, 4096), padded by zeros for a smaller tensor, and the
-        attributes `SKETCHED` of its `Trace`.
+        arrays `SKETCHED` of its `Trace`.
     """
     rows = []
     with ExitStack() as stack:
         file = opening.open(member.path, stack)
         for name in names:
-            entries, sums, merged, start = math.prod(file.shape(name)), np.zeros(PROJECTIONS), None, 0
+            entries, sums, parts, start = math.prod(file.shape(name)), np.zeros(PROJECTIONS), [], 0
             blocks = Blocks([file], name, LARGEST)
             for part, numbers in chain.from_iterable(map(blocks.tiles, range(0, entries, LARGEST))):
-                merged = part if merged is None else merged.merged(part)
+                parts.append(part)
                 sums += _projected(numbers[0], name, start, entries)
-                start += part.entries
-            rows.append({"sums": sums} | {key: np.array(getattr(merged, key)[0]) for key in SKETCHED})
+                start += numbers.shape[1]
+            trace = reduce(merged, parts)
+            rows.append({"sums": sums} | {key: trace[key][0] for key in SKETCHED})
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
@@ -169,7 +151,7 @@ def _tasks(entries: int, size: int, sample: int | None) -> list[list[int]]:
 
 def _trace(files: Sequence[Checkpoint], name: str, starts: Sequence[int], size: int) -> Trace:
     blocks = Blocks(files, name, size)
-    return reduce(Trace.merged, map(blocks.trace, starts))
+    return reduce(merged, map(blocks.trace, starts))
 
 
 class Blocks:
@@ -191,7 +173,7 @@ class Blocks:
 
     def trace(self, start: int) -> Trace:
         """Return the trace of a block."""
-        return reduce(Trace.merged, (trace for trace, _ in self.tiles(start)))
+        return reduce(merged, (trace for trace, _ in self.tiles(start)))
 
     def tiles(self, start: int) -> Iterator[tuple[Trace, np.ndarray]]:
         """Yield the traces of the parts of a block, and their entries (T, count), all of them finite."""
@@ -231,9 +213,16 @@ class Blocks:
             _hold(numbers)
             stored = numbers
         displacements = np.subtract(numbers[1:], numbers[:-1], out=self._displacements[:, :width])
-        steps = displacements @ displacements.T
-        lowest, highest = (bound(axis=1).astype(np.float64) for bound in (stored.min, stored.max))
-        return Trace(squares, steps, _sign_changes(stored), broken, lowest, highest, digests, width)
+        return {
+            "squares": squares,
+            "steps": displacements @ displacements.T,
+            "signs": _sign_changes(stored),
+            "broken": broken,
+            "lowest": stored.min(axis=1).astype(np.float64),
+            "highest": stored.max(axis=1).astype(np.float64),
+            "digests": digests,
+            "entries": np.array(width),
+        }
 
 
 def _sign_changes(numbers: np.ndarray) -> np.ndarray:

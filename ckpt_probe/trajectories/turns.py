@@ -20,6 +20,7 @@ INDEPENDENT, SHORTER_IN_NOISE = 1.42, 1.25
 """Largest turn ratio of independent steps, and the least ratio of shortening in a route that turns more: there chance
 shortens it too."""
 MOST_EXCHANGES, MOST_CANDIDATES = 3, 100
+"""Largest number of exchanges, of which there is also no more than one for four checkpoints, and of pairs tried."""
 TURNED = 0.45
 """Excess of the last turn over every other turn of the run, as a multiple of the turn ratio of the other order, from
 which the last two checkpoints count as exchanged."""
@@ -144,7 +145,7 @@ def _exchanges(distances: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray
         repaired.append((ends, route))
     for least_at_ends in (np.inf, SHORTER_END):
         pairs, route = [], distances
-        while len(pairs) < MOST_EXCHANGES and len(route) > 3 and (candidates := _shortening(route, least_at_ends)):
+        while len(pairs) < min(MOST_EXCHANGES, len(route) // 4) and (candidates := _shortening(route, least_at_ends)):
             routes = {pair: _reordered(route, *pair) for pair in candidates}
             restoring = (pair for pair, gain in candidates.items() if _is_restored(routes[pair], gain))
             pair = next(restoring, None)
