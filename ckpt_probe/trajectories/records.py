@@ -169,20 +169,18 @@ def records_of(
             raise DataError(f"{members[0].path}: no floating-point parameters, which every number here needs{cause}")
         # Nothing but the classifier could have numbers.
         heads.required = True
-    failed = None
+    failed = dict(series.failed)
     try:
         for _, _, [records] in rows_of(series, chosen, options, (options.by,), heads, progress):
             yield from records
     except DataError as error:
-        failed = error
+        failed["records"] = Failed(str(error), ours=True)
     if series.audit is not None:
         warnings |= dict.fromkeys([*series.audit.notes, series.audit.verdict])
     for warning in [*(heads.warnings if heads is not None else ()), *warnings]:
         progress.message(f"{named}{warning}")
-    if series.failed:
-        raise joint_error(dict(series.failed), len(members))
-    if failed is not None:
-        raise failed
+    if failed:
+        raise joint_error(failed, len(members))
 
 
 def _followed(

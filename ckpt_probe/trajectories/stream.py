@@ -58,10 +58,10 @@ Trace = dict[str, np.ndarray]
 """
 
 
-def merged(one: Trace, other: Trace) -> Trace:
+def merged(first: Trace, second: Trace) -> Trace:
     """Return the trace of the entries of both."""
     bounds = {"lowest": np.minimum, "highest": np.maximum}
-    return {name: bounds.get(name, np.add)(one[name], other[name]) for name in one}
+    return {name: bounds.get(name, np.add)(first[name], second[name]) for name in first}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ SHORTER_END = 1.1
 """The least such ratio if one of them is the first or the last checkpoint, around which the route has one side."""
 RESTORED = 1.65
 """Largest turn ratio that a series may still have after the exchanges."""
-INDEPENDENT, SHORTER_IN_NOISE = 1.42, 1.25
+INDEPENDENT, SHORTER_IN_NOISE = 1.42, 1.15
 """Largest turn ratio of independent steps, and the least ratio of shortening in a route that turns more: there chance
 shortens it too."""
 MOST_EXCHANGES, MOST_CANDIDATES = 3, 100
@@ -237,7 +237,8 @@ def _shortening(distances: np.ndarray, least_at_ends: float) -> dict[tuple[int, 
     at_end = (i == 1) | (j == count)
     least = np.where(at_end, least_at_ends, SHORTER)
     least[(j <= i) | (at_end & (j == i + 1))] = np.inf
-    gains = before / np.maximum(after, np.finfo(float).tiny)
+    with np.errstate(over="ignore"):
+        gains = before / np.maximum(after, np.finfo(float).tiny)
     shorter = np.argwhere(gains > least)
     longest_first = np.argsort((after - before)[tuple(shorter.T)])
     return {(int(a), int(b)): float(gains[a, b]) for a, b in shorter[longest_first[:MOST_CANDIDATES]]}
