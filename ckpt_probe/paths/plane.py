@@ -208,7 +208,7 @@ def _of_trajectory(files: tuple[Path, ...], subject: Subject, names: set[str]) -
     members = [Member(file, file.stem, None) for file in files]
     options = WeightOptions(parts=("motion",), opening=Opening(setup.state_key, resolve(setup.base)))
     series = measured_series(members, options, NullProgress())
-    outside = [*(f"{name} cannot be read" for name in series.failed)]
+    outside = [failure.message for failure in series.failed.values()]
     outside += [f"{name} is of another network" for name in series.parameters.excluded]
     if outside or series.trajectory is None:
         reason = outside[0] if outside else "the checkpoints have the same weights"

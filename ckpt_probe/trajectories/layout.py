@@ -99,7 +99,10 @@ def parameters_of(members: Sequence[Member], layouts: Sequence[Layout], findings
     findings += [Finding("layout", f"{name} {reason}", (), name) for name, reason in partial.items()]
     findings += _dtypes(chosen, [layouts[i] for i in inside], common)
     findings += _not_parameters([layouts[i] for i in inside])
-    findings += [finding for member in members if (finding := _step_conflict(member)) is not None]
+    for member in filter(_says_another_step, members):
+        said, _ = named_step(member.name) or (0, None)
+        text = f"{member.name}: its name says step {said:,}, its {member.step_source} says {member.step:,}"
+        findings.append(Finding("step", text, (member.name,)))
     return Parameters(
         tuple(chosen),
         names,
@@ -125,8 +128,8 @@ def block_of(name: str) -> str:
 
 
 def label_of(member: Member) -> str:
-    """Return the step of a checkpoint for a message, or its name if it has none."""
-    return member.name if member.step is None else f"step {member.step:,}"
+    """Return the step of a checkpoint for a message, or its name if it has none or says another step."""
+    return member.name if member.step is None or _says_another_step(member) else f"step {member.step:,}"
 
 
 def is_matrix(shape: tuple[int, ...]) -> bool:
@@ -203,9 +206,6 @@ def _not_parameters(layouts: Sequence[Layout]) -> list[Finding]:
     return findings
 
 
-def _step_conflict(member: Member) -> Finding | None:
-    spelled = named_step(member.name)
-    if spelled is None or spelled[1] != "name" or member.step is None or spelled[0] == member.step:
-        return None
-    text = f"{member.name}: its name says step {spelled[0]:,}, its {member.step_source} says {member.step:,}"
-    return Finding("step", text, (member.name,))
+def _says_another_step(member: Member) -> bool:
+    step, source = named_step(member.name) or (None, None)
+    return source == "name" and member.step not in (None, step)

@@ -236,6 +236,9 @@ def test_a_step_that_contradicts_the_file_name_is_an_alarm(states, tmp_path: Pat
     texts = " ".join(finding.text for finding in audit(tmp_path).alarms)
     assert "its name says step 10" in texts
     assert "says 77" in texts
+    torch.save({"state_dict": states[0], "global_step": 0}, tmp_path / "step=10.ckpt")
+    texts = " ".join(finding.text for finding in audit(tmp_path).alarms)
+    assert "step 0 and step=10 hold the same weights" in texts
 
 
 def test_quantised_and_integer_tensors_are_named_and_the_others_are_compared(states, series: Series) -> None:
