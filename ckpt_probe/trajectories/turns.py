@@ -146,19 +146,22 @@ def _exchanges(distances: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray
     for least_at_ends in (np.inf, SHORTER_END):
         pairs, route = [], distances
         while len(pairs) < min(MOST_EXCHANGES, len(route) // 4) and (candidates := _shortening(route, least_at_ends)):
-            routes = {pair: _reordered(route, *pair) for pair in candidates}
-            restoring = (pair for pair, gain in candidates.items() if _is_restored(routes[pair], gain))
+            restoring = (pair for pair, gain in candidates.items() if _is_restored(_reordered(route, *pair), gain))
             pair = next(restoring, None)
-            pairs.append(next(iter(candidates)) if pair is None else pair)
-            route = routes[pairs[-1]]
-            if pair is not None:
+            pairs.append(pair or next(iter(candidates)))
+            route = _reordered(route, *pairs[-1])
+            if pair:
                 repaired.append((pairs, route))
                 break
     if not repaired:
         return [], distances
     fewest = min(len(pairs) for pairs, _ in repaired)
-    repaired = [(pairs, route) for pairs, route in repaired if len(pairs) == fewest]
-    return min(repaired, key=lambda pairs_and_route: round(float(np.diag(pairs_and_route[1], 1).sum()), 9))
+    shares = {
+        order: float(np.diag(route, 1).sum() / np.diag(distances, 1).sum())
+        for order, (pairs, route) in enumerate(repaired)
+        if len(pairs) == fewest
+    }
+    return repaired[min(shares, key=lambda order: round(shares[order], 9))]
 
 
 def _exchanged_ends(distances: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray]:
