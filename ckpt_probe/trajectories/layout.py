@@ -100,8 +100,8 @@ def parameters_of(members: Sequence[Member], layouts: Sequence[Layout], findings
     findings += _dtypes(chosen, [layouts[i] for i in inside], common)
     findings += _not_parameters([layouts[i] for i in inside])
     for member in filter(_says_another_step, members):
-        said, _ = named_step(member.name) or (0, None)
-        text = f"{member.name}: its name says step {said:,}, its {member.step_source} says {member.step:,}"
+        stated, _ = named_step(member.name) or (0, None)
+        text = f"{member.name}: its name says step {stated:,}, its {member.step_source} says {member.step:,}"
         findings.append(Finding("step", text, (member.name,)))
     return Parameters(
         tuple(chosen),
