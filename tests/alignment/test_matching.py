@@ -3,6 +3,7 @@
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,22 +188,50 @@ def test_a_residual_sum_makes_one_group_and_grouped_layers_and_outputs_are_in_no
     assert groups_of(normed, (1, 3, 2, 2)) == []
 
 
+class Tokens(nn.Module):
+    """A network whose channels are the last axis until a mean removes an axis."""
+
+    def __init__(self, **mean: Any) -> None:
+        super().__init__()
+        self.embedding, self.hidden, self.head = nn.Embedding(9, 4), nn.Linear(4, 6), nn.Linear(6, 3)
+        self.mean = mean
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.hidden(self.embedding(tokens)).relu().mean(**self.mean))
+
+
 @pytest.mark.parametrize("mean", [{"dim": 1}, {"dim": 1, "keepdim": True}, {"dim": -2}], ids=str)
 def test_a_mean_over_tokens_leaves_the_channels_in_their_group(mean: dict) -> None:
-    class Tokens(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embedding, self.hidden, self.head = nn.Embedding(9, 4), nn.Linear(4, 6), nn.Linear(6, 3)
-
-        def forward(self, tokens: Tensor) -> Tensor:
-            return self.head(self.hidden(self.embedding(tokens)).relu().mean(**mean))
-
-    symmetry = trace_symmetry(Tokens(), torch.arange(10).reshape(2, 5) % 9)
+    symmetry = trace_symmetry(Tokens(**mean), torch.arange(10).reshape(2, 5) % 9)
     groups = {symmetry.sizes[group]: set(symmetry.of_group(group)) for group in symmetry.sizes}
     assert groups == {
         4: {("embedding.weight", 1), ("hidden.weight", 1)},
         6: {("hidden.weight", 0), ("hidden.bias", 0), ("head.weight", 1)},
     }
+
+
+def test_a_mean_over_positions_leaves_the_channels_in_their_group_and_one_over_channels_is_unknown() -> None:
+    class Signal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.filters, self.head = nn.Conv1d(2, 6, 3), nn.Linear(6, 3)
+
+        def forward(self, signal: Tensor) -> Tensor:
+            return self.head(self.filters(signal).mean(-1))
+
+    assert groups_of(Signal(), (2, 2, 8)) == [(6, {"filters.weight:0", "filters.bias:0", "head.weight:1"})]
+
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden = nn.Linear(4, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.hidden(x)
+            return x - x.mean(-1, keepdim=True)
+
+    with pytest.raises(DataError, match="unknown operation, function mean"):
+        trace_symmetry(Centred(), torch.randn(2, 4))
 
 
 def test_an_unknown_operation_is_named() -> None:

@@ -48,6 +48,15 @@ def test_noise_is_estimated_with_changes_in_the_series() -> None:
     assert np.corrcoef(correlated[:, 1:].ravel(), correlated[:, :-1].ravel())[0, 1] == pytest.approx(0.7, abs=0.02)
 
 
+@pytest.mark.parametrize("size", [1e-3, 1e3])
+def test_the_scale_of_noise_is_in_units_of_the_values_and_its_correlation_is_not(size: float) -> None:
+    model, _, _ = families(tuple(positions(STEPS)))
+    values = simulate(np.random.default_rng(3), 0.7, 50, 44)
+    noise, of_multiples = model.estimate(values), model.estimate(size * (values + 5))
+    assert np.array_equal(of_multiples.limit, noise.limit)
+    assert np.allclose(of_multiples.scale, size * noise.scale, rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("coefficient", [0.0, 0.5, 0.9])
 def test_contrasts_have_the_standard_error_of_the_innovations(coefficient: float) -> None:
     x = np.log(STEPS[5:17] + 1)

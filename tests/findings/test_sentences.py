@@ -1,8 +1,10 @@
 """Tests of the sentences about a run: each states its interval; a growing run has each event reported once."""
 
 import numpy as np
+import pytest
 
-from ckpt_probe.findings.sentences import main_findings, read_findings
+from ckpt_probe.findings import Findings
+from ckpt_probe.findings.sentences import main_findings, order_sentence, read_findings
 from ckpt_probe.findings.watching import EventWatch
 
 STEPS = [int(step) for step in np.unique(np.geomspace(1, 6000, 40).round())]
@@ -33,6 +35,37 @@ def test_short_runs_have_a_sentence_with_the_reason_and_runs_without_steps_have_
     assert read_findings(main_findings("run", {"run": [{"split": "test", "accuracy": 1.0}]})) == []
     twice = [{"step": 1, "sparsity": s, "accuracy": s} for s in (0.1, 0.2)]
     assert read_findings(main_findings("run", {"run": twice})) == []
+
+
+OF_SEEDS = {"group": "plain", "before": "loss", "after": "accuracy", "seeds": 6, "lag_factor": 2.5, "p_value": 0.031}
+
+
+@pytest.mark.parametrize(
+    ("order", "sentence"),
+    [
+        (
+            {"group": "a", "seed": "a", "before": "loss", "after": "accuracy", "first_by": 20, "second_from": 50},
+            "loss left its initial level by step 20, before accuracy did (after step 50).",
+        ),
+        (
+            {**OF_SEEDS, "relation": "one process"},
+            "loss and accuracy follow one curve: no order, since they may be two scales of one process.",
+        ),
+        ({**OF_SEEDS, "relation": "undecided"}, "the 6 seeds support no order of loss and accuracy (p = 0.031)."),
+        (
+            {**OF_SEEDS, "relation": "before", "noise_lag_factor": 1.25},
+            "loss moves before accuracy: its onset is earlier by a factor of 2.5 in steps over 6 seeds (p = 0.031; "
+            "noise alone produces 1.25).",
+        ),
+    ],
+    ids=["in a run", "one process", "undecided", "before"],
+)
+def test_an_order_of_onsets_is_one_sentence_and_an_undecided_one_is_left_out(order: dict, sentence: str) -> None:
+    of_run = "relation" not in order
+    assert order_sentence(order) == ("In this run, " if of_run else "") + sentence
+    assert order_sentence(order, of_runs=True) == ("a: " if of_run else "plain: ") + sentence
+    sentences = read_findings(Findings([], [], [order], []))
+    assert sentences == ([] if order.get("relation") == "undecided" else [order_sentence(order)])
 
 
 def test_a_growing_run_has_each_event_reported_once_and_soon() -> None:

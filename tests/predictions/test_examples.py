@@ -15,7 +15,7 @@ from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.quality import Scored
-from ckpt_probe.predictions import read_predictions
+from ckpt_probe.predictions import read_predictions, scores
 from ckpt_probe.progress import MessageLog
 
 from .conftest import logits_of, write_dump
@@ -57,6 +57,7 @@ def test_classes_have_counts_and_histograms(run: Path) -> None:
     ant, bee, cow = cp.examples(run, by="class")
     assert (ant["samples"], ant["learned"], ant["first_learned.histogram"]) == (2, 2, "0:1 10:1")
     assert (bee["forgotten"], bee["forgetting_events"], bee["forgotten.histogram"]) == (1, 1, "1:1")
+    assert bee["missing"] is None
     assert (cow["never_learned"], cow["learned"], cow["first_learned.histogram"]) == (1, 0, "")
 
 
@@ -71,15 +72,19 @@ def test_every_checkpoint_is_compared_with_the_one_before(run: Path) -> None:
 
 
 def test_predictions_without_logits_have_no_divergence(write_run: Writing) -> None:
-    scores = [Scored(np.array(row), np.full(4, 0.5)) for row in PREDICTED]
-    directory = write_run("scored", scores, LABELS)
+    scored = [Scored(np.array(row), np.full(4, 0.5)) for row in PREDICTED]
+    directory = write_run("scored", scored, LABELS)
     record = cp.examples(directory, by="step")[1]
     assert (record["function.disagreement"], record["function.divergence"]) == (0.5, None)
     assert record["missing"] == "function.divergence: only predictions are stored, not logits"
     assert cp.examples(directory)[0]["loss"] == 0.5
 
 
-def test_logits_are_computed_from_features_and_classifier_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows_at_once", [4, 1000])
+def test_logits_are_computed_from_features_and_classifier_weights(
+    tmp_path: Path, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scores, "BLOCK_BYTES", 8 * 3 * rows_at_once)
     weights, bias = np.random.default_rng(0).normal(size=(3, 2)), np.array([0.0, 0.5, -1.0])
     features = np.random.default_rng(1).normal(size=(6, 2))
     with DumpWriter(tmp_path / "step-1.h5", None, classes=3, features=2, feature_dtype="float64") as writer:
@@ -98,14 +103,17 @@ def test_a_single_checkpoint_has_no_forgetting(write_run: Writing) -> None:
     assert (record["first_learned"], record["forgotten"], record["never_learned"]) == (0, None, False)
     assert "one checkpoint has predictions" in record["missing"]
     assert "one checkpoint has predictions" in single(cp.examples(directory, by="step"))["missing"]
+    of_class = cp.examples(directory, by="class")[0]
+    assert (of_class["forgotten"], of_class["forgetting_events"], of_class["forgotten.histogram"]) == (None, None, None)
+    assert of_class["missing"].startswith("forgotten: one checkpoint has predictions, ")
     with pytest.raises(DataError, match="test: one checkpoint has predictions; two are needed"):
         list(cp.function_similarity(directory))
 
 
 def test_a_step_with_nan_is_left_out_and_the_others_are_computed(write_run: Writing) -> None:
-    scores = [logits_of(row) for row in [*PREDICTED, PREDICTED[2]]]
-    scores[1][2, 0] = np.nan
-    directory = write_run("nan", scores, LABELS)
+    logits = [logits_of(row) for row in [*PREDICTED, PREDICTED[2]]]
+    logits[1][2, 0] = np.nan
+    directory = write_run("nan", logits, LABELS)
     log = MessageLog()
     records = {record["index"]: record for record in cp.examples(directory, progress=log)}
     assert [records[index]["first_learned"] for index in range(4)] == [0, 20, 0, None]
@@ -114,15 +122,17 @@ def test_a_step_with_nan_is_left_out_and_the_others_are_computed(write_run: Writ
     assert "step-0010.h5: test: the logits of row 2 are NaN, so it has no prediction" in message
     steps = cp.examples(directory, by="step")
     assert [record["step"] for record in steps] == [0, 10, 20, 30]
+    assert [record["checkpoint"] for record in steps] == [f"step-{step:04}" for step in (0, 10, 20, 30)]
+    assert {record["split"] for record in steps} == {"test"}
     assert steps[1]["function.disagreement"] is None
     assert "row 2 are NaN" in steps[1]["missing"]
     assert steps[2]["function.disagreement"] == 0.5
 
 
 def test_dumps_of_other_rows_are_left_out_by_name(write_run: Writing) -> None:
-    scores = [logits_of(row) for row in [*PREDICTED, [0, 1, 1]]]
+    logits = [logits_of(row) for row in [*PREDICTED, [0, 1, 1]]]
     labels = [LABELS, LABELS[::-1].copy(), LABELS, LABELS[:3]]
-    directory, log = write_run("other", scores, labels), MessageLog()
+    directory, log = write_run("other", logits, labels), MessageLog()
     assert len(cp.examples(directory, progress=log)) == 4
     assert len(log.messages) == 2
     assert "step-0010.h5: test: 4 rows with other labels than those of step-0000 and 1 more" in log.messages[0]

@@ -7,7 +7,6 @@ import pytest
 
 import ckpt_probe as cp
 from ckpt_probe.data import load_data
-from ckpt_probe.predictions.samples import SIDE, pictures
 from ckpt_probe.reporting import to_json_line
 from ckpt_probe.reporting.figures.export import draw_contents
 from ckpt_probe.reporting.material import ReportOptions
@@ -95,17 +94,6 @@ def test_data_of_other_rows_give_a_reason_instead_of_pictures(study: Any) -> Non
     (section,) = [section for section in contents_found.sections if section.key == "examples"]
     assert plot(section, "examples-worst").tables[0].pictures is None
     assert any("no pictures of examples: digits: split test has other labels" in note for note in section.notes)
-
-
-def test_large_pictures_are_scaled_down() -> None:
-    from ckpt_probe.data import ArraySplit
-
-    inputs = np.random.default_rng(0).normal(size=(3, 3, 100, 60)).astype(np.float32)
-    small = pictures(ArraySplit(inputs, np.arange(3)), [2, 0])
-    assert small.shape == (2, SIDE, 19, 3)
-    assert (small.min(), small.max(), small.dtype) == (0, 255, np.uint8)
-    with pytest.raises(cp.DataError, match="the inputs are no images of 1 or 3 channels"):
-        pictures(ArraySplit(inputs[:, 0, 0], np.arange(3)), [0])
 
 
 def test_maps_are_exported_as_figures(contents: Contents, section: Section, tmp_path: Any) -> None:

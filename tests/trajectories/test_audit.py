@@ -1,7 +1,9 @@
 """Tests of the audit on series with planted faults and without faults."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 from ckpt_probe.checkpoints import open_series
 from ckpt_probe.trajectories import audit_series
+from ckpt_probe.trajectories.rows import _turn_ratio
 from ckpt_probe.trajectories.turns import find_turns, turn_ratios
 from tests.trajectories.conftest import STEPS
 
@@ -152,6 +155,24 @@ def test_a_checkpoint_of_another_run_is_far_from_the_route(vectors: np.ndarray) 
     points[5] += 20 * np.random.default_rng(0).normal(size=points.shape[1])
     distances = np.linalg.norm(points[:, None] - points[None], axis=2)
     assert find_turns(distances).strays == (5,)
+
+
+def test_the_turn_ratio_of_a_group_follows_from_its_steps_or_has_a_reason() -> None:
+    unbroken = np.zeros(3, dtype=bool)
+
+    def ratio(before: float, after: float, between: float, broken: np.ndarray = unbroken, t: int = 1) -> Any:
+        return _turn_ratio(np.array([before, after]), np.array([between]), broken, t)
+
+    # Steps of lengths 2 and 3 at a right angle, and along one line.
+    assert ratio(4.0, 9.0, 0.0) == (pytest.approx(5 / math.sqrt(13)), None)
+    assert ratio(4.0, 9.0, 6.0) == (pytest.approx(1), None)
+    for arguments, reason in (
+        ((0.0, 0.0, 0.0), "no motion"),
+        ((4.0, 4.0, -4.0), "infinite: the checkpoints on both sides are equal"),
+        ((4.0, 9.0, 0.0, np.array([False, False, True])), "NaN or infinite weights"),
+        ((4.0, 9.0, 0.0, unbroken, 2), "needs a checkpoint before and one after"),
+    ):
+        assert ratio(*arguments) == (None, f"audit.turn_ratio: {reason}")
 
 
 def test_turn_ratios_of_known_routes_equal_their_closed_forms() -> None:

@@ -82,11 +82,20 @@ def test_few_eigenvalues_and_no_power_law_are_missing_with_the_reason() -> None:
     assert tail is not None
     matrix = np.diag(np.sqrt(np.concatenate([values, np.full(5, 40.0)])))
     refused = spectrum_of(matrix, bootstrap=20)
-    assert (refused.numbers["alpha"] is None) == (refused.numbers["alpha_p"] < 0.1)
-    pareto = np.random.default_rng(3).pareto(2.0, size=200) + 1
-    law = fit_tail(pareto)
-    assert law is not None
-    assert goodness(pareto, law, 40) > 0.1
+    assert (refused.numbers["alpha"], refused.numbers["alpha_p"]) == (None, 0)
+    assert "spectrum.alpha: no power law: p = 0, less than 0.1" in refused.missing
+
+
+def test_the_goodness_of_fit_of_power_laws_is_uniform() -> None:
+    random, shares = np.random.default_rng(0), []
+    for seed in range(16):
+        pareto = random.pareto(1.0, size=60) + 1
+        law = fit_tail(pareto)
+        assert law is not None
+        shares.append(goodness(pareto, law, 20, seed))
+    # The mean of 16 uniform numbers has the standard error 0.07.
+    assert np.mean(shares) == pytest.approx(0.5, abs=0.2)
+    assert np.std(shares) > 0.2
 
 
 def test_the_bulk_of_random_matrices_has_no_spikes_and_a_planted_one_is_found() -> None:
