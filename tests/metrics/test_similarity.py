@@ -163,6 +163,8 @@ def test_matrices_of_two_models_have_the_values_of_every_pair() -> None:
             assert float(matrices[1][a, b]) == pytest.approx(cp.mir(first[a], second[b]))
     torch.testing.assert_close(cka_between(second), cka_matrix(second))
     torch.testing.assert_close(mir_between(second), mir_between(second, second).T)
+    for between in (cka_between, mir_between):
+        assert [between([], second).shape, between(first, []).shape, between([]).shape] == [(0, 3), (2, 0), (0, 0)]
 
 
 def test_a_constant_layer_is_undefined_and_leaves_other_entries_of_a_matrix() -> None:
