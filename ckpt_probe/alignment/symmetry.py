@@ -93,7 +93,8 @@ def trace_symmetry(model: nn.Module, inputs: Tensor) -> Symmetry:
         with torch.no_grad():
             ShapeProp(traced).propagate(inputs)
     except Exception as error:
-        raise DataError(f"the model cannot be traced ({str(error).splitlines()[0]}); {HINT}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"the model cannot be traced ({reason}); {HINT}") from error
     walk = _Walk(traced)
     for node in traced.graph.nodes:
         walk.visit(node)

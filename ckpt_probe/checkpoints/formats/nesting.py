@@ -162,7 +162,7 @@ def _follow(tree: Any, key: str) -> tuple[Any, str]:
     """Return the entry at a key of several parts, and the rest of the key that leads nowhere; names may have dots."""
     if isinstance(tree, list | tuple):
         head, _, rest = key.partition(".")
-        if head.isdigit() and int(head) < len(tree):
+        if re.fullmatch("[0-9]{1,9}", head) and int(head) < len(tree):
             return _follow(tree[int(head)], rest) if rest else (tree[int(head)], "")
         return tree, key
     if not isinstance(tree, Mapping):

@@ -530,3 +530,10 @@ def test_a_pickle_protocol_that_torch_refuses_is_named(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(2, 2)}, tmp_path / "w.pt", pickle_protocol=4)
     with pytest.raises(DataError, match="pickle_protocol=4"), open_checkpoint(tmp_path / "w.pt"):
         pass
+
+
+@pytest.mark.parametrize("key", ["models.\u00b2", "models." + "9" * 5000])
+def test_a_state_key_of_strange_digits_leads_nowhere(tmp_path: Path, key: str) -> None:
+    torch.save({"models": [{"w": torch.ones(2, 2)}, {"w": torch.zeros(2, 2)}]}, tmp_path / "w.pt")
+    with pytest.raises(UsageError, match="no state dict there"), open_checkpoint(tmp_path / "w.pt", state_key=key):
+        pass
