@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ckpt_probe.findings import Findings
-from ckpt_probe.findings.sentences import main_findings, order_sentence, read_findings
+from ckpt_probe.findings.sentences import main_findings, order_sentence, read_findings, read_group
 from ckpt_probe.findings.watching import EventWatch
 
 STEPS = [int(step) for step in np.unique(np.geomspace(1, 6000, 40).round())]
@@ -66,6 +66,28 @@ def test_an_order_of_onsets_is_one_sentence_and_an_undecided_one_is_left_out(ord
     assert order_sentence(order, of_runs=True) == ("a: " if of_run else "plain: ") + sentence
     sentences = read_findings(Findings([], [], [order], []))
     assert sentences == ([] if order.get("relation") == "undecided" else [order_sentence(order)])
+
+
+def test_a_group_has_sentences_about_what_happens_in_each_of_its_runs() -> None:
+    def of_run(seed: str, metric: str, **entries: object) -> dict:
+        return {"group": "plain", "seed": seed, "split": "test", "metric": metric, **entries}
+
+    limits = [of_run(seed, metric) for seed in "ab" for metric in ("accuracy", "loss")]
+    events = [
+        of_run("a", "accuracy", kind="onset", from_step=20, to_step=60),
+        of_run("b", "accuracy", kind="onset", from_step=10, to_step=40),
+        of_run("a", "accuracy", kind="end", from_step=200, to_step=300),
+        of_run("a", "loss", kind="end", from_step=500, to_step=600),
+        of_run("b", "loss", kind="end", from_step=400, to_step=700),
+    ]
+    orders = [{**OF_SEEDS, "relation": relation} for relation in ("one process", "undecided")]
+    assert read_group(Findings(events, limits, orders, [])) == [
+        "In each of the 2 runs, test accuracy left its initial level between steps 10 and 60.",
+        "In each of the 2 runs, test loss reached its final level between steps 400 and 700.",
+        "loss and accuracy follow one curve: no order, since they may be two scales of one process.",
+    ]
+    alone = Findings(events[2:3], limits[:2], [], [])
+    assert read_group(alone) == ["In its only run, test accuracy reached its final level between steps 200 and 300."]
 
 
 def test_a_growing_run_has_each_event_reported_once_and_soon() -> None:
