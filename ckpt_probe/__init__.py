@@ -43,11 +43,12 @@ if TYPE_CHECKING:
     from ckpt_probe.metrics.similarity import CKA, cka, cka_between, cka_matrix, hsic, mir_between
     from ckpt_probe.moments import Moments, difference
     from ckpt_probe.opening import load_data, open_checkpoint, open_dump
-    from ckpt_probe.paths import barriers, evaluate_path, evaluate_plane
+    from ckpt_probe.paths import barriers, evaluate_path
+    from ckpt_probe.paths.plane import plane
     from ckpt_probe.predictions import examples, function_similarity
     from ckpt_probe.reporting import to_dataframe
     from ckpt_probe.reporting.figures.line_figure import plot
-    from ckpt_probe.reporting.outputs import report
+    from ckpt_probe.reporting.outputs import export, report
     from ckpt_probe.training import losses, prune, train
     from ckpt_probe.trajectories import weights
 
@@ -81,11 +82,12 @@ _HOMES = {
     "metrics.similarity": ("CKA", "cka", "cka_between", "cka_matrix", "hsic", "mir_between"),
     "moments": ("Moments", "difference"),
     "opening": ("load_data", "open_checkpoint", "open_dump"),
-    "paths": ("barriers", "evaluate_path", "evaluate_plane"),
+    "paths": ("barriers", "evaluate_path"),
+    "paths.plane": ("evaluate_plane", "plane"),
     "predictions": ("examples", "function_similarity"),
     "reporting": ("to_dataframe",),
     "reporting.figures.line_figure": ("plot",),
-    "reporting.outputs": ("report",),
+    "reporting.outputs": ("export", "report"),
     "training": ("prune", "train"),
     "training.losses": ("losses",),
     "trajectories": ("weights",),
@@ -121,9 +123,9 @@ __all__ = [
     "effective_rank",
     "erank_difference",
     "evaluate_path",
-    "evaluate_plane",
     "events",
     "examples",
+    "export",
     "extract",
     "extract_series",
     "function_similarity",
@@ -147,6 +149,7 @@ __all__ = [
     "open_checkpoint",
     "open_dump",
     "participation_ratio",
+    "plane",
     "plot",
     "prune",
     "rankme",

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import click
 import pytest
 
 import ckpt_probe
@@ -35,6 +36,14 @@ def test_earlier_names_of_public_functions_stay() -> None:
     assert ckpt_probe.analyze_series is ckpt_probe.analyze_dump is ckpt_probe.analyze
     assert ckpt_probe.similarity.cka is ckpt_probe.cka
     assert ckpt_probe.similarity.CKA is ckpt_probe.CKA
+    assert ckpt_probe.evaluate_plane is ckpt_probe.plane
+
+
+def test_every_command_has_a_function_of_its_name() -> None:
+    from ckpt_probe.cli.app import group
+
+    commands = set(group.list_commands(click.Context(group))) - {"demo"}
+    assert commands <= set(ckpt_probe.__all__)
 
 
 def test_dir_lists_only_the_public_names() -> None:

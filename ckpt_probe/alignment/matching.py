@@ -131,8 +131,10 @@ def output_change(model: nn.Module, before: State, after: State, inputs: Tensor)
 
 
 def placed(model: nn.Module, state: State) -> dict[str, Tensor]:
-    """Return a state dict in the dtypes and on the device of a model's tensors."""
-    return {name: state[name].to(entry) for name, entry in model.state_dict().items() if isinstance(entry, Tensor)}
+    """Return a state dict in the dtypes and on the device of a model's tensors, equal for all names of one tensor."""
+    entries = {name: e for name, e in model.state_dict(keep_vars=True).items() if isinstance(e, Tensor)}
+    last = {id(entry): state[name].to(entry.detach()) for name, entry in entries.items()}
+    return {name: last[id(entry)] for name, entry in entries.items()}
 
 
 def read_spec(path: Path, state: State) -> Symmetry:
@@ -186,7 +188,7 @@ def match_activations(
         DataError: If an activation is NaN or infinite.
     """
     traced = _with_activations(model, symmetry)
-    states = [placed(model, state) for state in (a, b)]
+    states = [placed(traced, state) for state in (a, b)]
     sums: dict[tuple[str, int, int], _Sums] = {}
     with torch.no_grad():
         for inputs in batches:

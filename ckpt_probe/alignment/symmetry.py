@@ -21,7 +21,8 @@ HINT = "name the groups yourself with `align_spec=`"
 ELEMENTWISE = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid,
     nn.Softplus, nn.Hardswish, nn.Hardtanh, nn.Hardsigmoid, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d,
-    nn.Dropout3d,
+    nn.Dropout3d, nn.AlphaDropout, nn.LogSigmoid, nn.Softsign, nn.Tanhshrink, nn.Hardshrink, nn.Softshrink,
+    nn.Threshold,
 )  # fmt: skip
 POOLING = (
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d,
@@ -95,7 +96,7 @@ def trace_symmetry(model: nn.Module, inputs: Tensor) -> Symmetry:
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"the model cannot be traced ({reason}); {HINT}") from error
-    walk = _Walk(traced)
+    walk = _Walk(traced, model)
     for node in traced.graph.nodes:
         walk.visit(node)
     return walk.symmetry()
@@ -104,10 +105,17 @@ def trace_symmetry(model: nn.Module, inputs: Tensor) -> Symmetry:
 class _Walk:
     """Follows the channel axis from node to node and unites groups that must be permuted together."""
 
-    def __init__(self, traced: fx.GraphModule) -> None:
+    def __init__(self, traced: fx.GraphModule, model: nn.Module) -> None:
         self._modules = dict(traced.named_modules())
         self._layouts: dict[fx.Node, ChannelLayout] = {}
         self._axes: dict[tuple[str, int], tuple[Segment, ...]] = {}
+        # Names of the same tensor: those of a layer or of weights that a model uses under several names.
+        shared: dict[int, list[str]] = {}
+        self._names = {
+            name: shared.setdefault(id(entry), []) for name, entry in model.state_dict(keep_vars=True).items()
+        }
+        for name, names in self._names.items():
+            names.append(name)
         # Group with which each group was united; None is the group of fixed channels.
         self._parents: dict[int | None, int | None] = {None: None}
         self._sizes: list[int] = []
@@ -128,7 +136,11 @@ class _Walk:
             raise self._unknown(node, f"the parameter {node.target} used by itself")
 
     def symmetry(self) -> Symmetry:
-        axes = {axis: self._resolved(parts) for axis, parts in self._axes.items()}
+        axes = {
+            (name, axis): self._resolved(parts)
+            for (first, axis), parts in self._axes.items()
+            for name in self._same_tensor(first)
+        }
         used = {part.group for parts in axes.values() for part in parts if part.group is not None}
         layouts = {
             node.name: ChannelLayout(layout.axis, self._resolved(layout.segments))
@@ -147,15 +159,19 @@ class _Walk:
             return out
         source = self._layouts[node.all_input_nodes[0]]
         if isinstance(module, nn.Linear):
+            if source.axis != len(shape) - 1 and all(self._root(part.group) is None for part in source.segments):
+                source = ChannelLayout(len(shape) - 1, (Segment(None, module.in_features),))
             if source.axis != len(shape) - 1:
                 raise self._unknown(node, "a linear layer over an axis that is not the channels'")
             self._tie(f"{name}.weight", 1, source)
             return self._tied(self._fresh(source.axis, module.out_features), f"{name}.weight", f"{name}.bias")
         if isinstance(module, CONVOLUTIONS):
             return self._through_convolution(name, module, source)
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.PReLU) and source.axis != 1:
+            return source  # it has parameters of another axis
+        if isinstance(module, nn.modules.batchnorm._NormBase):
             return self._tied(source, *(f"{name}.{part}" for part in ("weight", "bias", "running_mean", "running_var")))
-        if isinstance(module, nn.LayerNorm):
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm):
             if module.normalized_shape != (source.length,) or source.axis != len(shape) - 1:
                 self._pin(source)
                 return source
@@ -195,8 +211,10 @@ class _Walk:
             return sources[0]
         if name in {"flatten", "view", "reshape"} and len(sources) == 1:
             return self._flattened(node, sources[0])
-        if name in {"cat", "concat"} and node.kwargs.get("dim", (*node.args, 0)[1]) in {1, -len(self._shape(node)) + 1}:
-            return ChannelLayout(1, tuple(part for source in sources for part in source.segments))
+        if name in {"cat", "concat"}:
+            axis = node.kwargs.get("dim", (*node.args, 0)[1]) % len(self._shape(node))
+            if all(source.axis == axis for source in sources):
+                return ChannelLayout(axis, tuple(part for source in sources for part in source.segments))
         if name == "mean" and len(sources) == 1:
             axis = sources[0].axis
             dims = node.kwargs.get("dim", (*node.args, None)[1])
@@ -221,10 +239,12 @@ class _Walk:
     def _joined(self, node: fx.Node, first: ChannelLayout, second: ChannelLayout) -> ChannelLayout:
         if first.axis != second.axis:
             raise self._unknown(node, "a sum of tensors whose channels lie on other axes")
+        if 1 in (first.length, second.length):
+            return max(first, second, key=lambda layout: layout.length)  # one channel, which all others get
         if [(p.size, p.repeat) for p in first.segments] != [(p.size, p.repeat) for p in second.segments]:
             self._pin(first)
             self._pin(second)
-            return first
+            return ChannelLayout(first.axis, (Segment(None, self._shape(node)[first.axis]),))
         for a, b in zip(first.segments, second.segments, strict=True):
             self._unite(a.group, b.group)
         return first
@@ -247,6 +267,7 @@ class _Walk:
         return layout
 
     def _tie(self, name: str, axis: int, layout: ChannelLayout) -> None:
+        name = self._same_tensor(name)[0]
         earlier = self._axes.get((name, axis))
         if earlier is None:
             self._axes[(name, axis)] = layout.segments
@@ -257,6 +278,10 @@ class _Walk:
             self._unite(part.group, layout.segments[i].group if same else None)
         if not same:
             self._pin(layout)
+
+    def _same_tensor(self, name: str) -> list[str]:
+        """Return all names of a tensor of the model."""
+        return self._names.get(name, [name])
 
     def _pin(self, layout: ChannelLayout) -> None:
         for part in layout.segments:

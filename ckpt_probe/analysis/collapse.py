@@ -106,5 +106,7 @@ def _value(
 ) -> float:
     record = analyze_features(features, labels, weights, bias, only=metric.partition(".")[0])
     if record[metric] is None:
-        raise DataError(f"{metric}: {record['missing']}")
+        reasons = [part.split(": ", 1) for part in record["missing"].split("; ") if ": " in part]
+        reason = next((reason for names, reason in reasons if metric in names.split(", ")), record["missing"])
+        raise DataError(f"{metric}: {reason}")
     return record[metric]

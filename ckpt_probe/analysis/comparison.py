@@ -1,10 +1,11 @@
 """Compare groups of runs that differ in their seed: at a step, at every step, or at equal loss, with a verdict."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ckpt_probe.analysis.differences import (
     Comparison,
@@ -39,6 +40,7 @@ ONE_RUN = "one run per group: no claim about the recipes, whose runs with other 
 OF_RANGE = 0.05
 """Default margin of equivalence, as a share of the range of a metric over training."""
 
+T = TypeVar("T")
 Courses = Mapping[str, Mapping[str, Mapping[int, Mapping[str, Any]]]]
 """Records of every run at every step, by group, name and step."""
 
@@ -93,8 +95,8 @@ def compare(
         raise UsageError("compare needs at least one metric, such as accuracy or class.mir")
     if at not in (None, LOSS):
         raise UsageError(f"`at={at!r}`: expected 'loss'")
-    if isinstance(step, str) and step != STEPS:
-        raise UsageError(f"`step={step!r}`: expected a step or 'all'")
+    if step not in (None, STEPS):
+        step = _whole(step)
     if at == LOSS and step is not None:
         raise UsageError(f"`at='loss'` compares over all steps; leave out `step={step!r}`")
     if margin is not None and not 0 < margin < math.inf:
@@ -108,8 +110,10 @@ def compare(
         for label, group in opened.items():
             measurements[label] = {}
             for name, source in group.members.items():
-                measurements[label][name] = measure(source, metrics, split=split, step=chosen)
-                metrics = tuple(measurements[label][name].values)  # full names, also for all other runs
+                required = all(not runs for runs in measurements.values())
+                measured = measure(source, metrics, split=split, step=chosen, required=required)
+                measurements[label][name] = measured
+                metrics = tuple(dict.fromkeys((*measured.values, *measured.undefined)))  # full names, for all runs
                 bar.advance()
     for message in _warnings(opened, measurements):
         progress.message(message)
@@ -128,32 +132,64 @@ def compare(
         for name in metrics
     }
     last = [measurement.values for runs in measurements.values() for measurement in runs.values()]
-    grains = {name: grain_of(values[name] or (each[name] for each in last)) for name in metrics}
+    grains = {name: grain_of(values[name] or (each[name] for each in last if name in each)) for name in metrics}
     if at == LOSS:
-        curves = {name: curves_by_loss(courses, name, progress) for name in metrics}
+        curves = _of_each(metrics, lambda name: curves_by_loss(courses, name, progress), progress)
         compared = [
-            compare_at_loss(name, label, split, curves[name], interval, grains[name])
-            for name in metrics
+            compare_at_loss(name, label, split, of_metric, interval, grains[name])
+            for name, of_metric in curves.items()
             for label in opened
-        ]
-    elif step == STEPS:
-        by_step = _by_step(courses, metrics, progress)
-        compared = [
-            compare_at_step(name, label, split, of_step, interval, grains[name])
-            for name in metrics
-            for label in opened
-            for of_step in by_step.values()
         ]
     else:
+
+        def at_steps(metric: str) -> list[Measurements]:
+            return _by_step(courses, metric, progress) if step == STEPS else [_defined(metric, measurements)]
+
         compared = [
-            compare_at_step(name, label, split, measurements, interval, grains[name])
-            for name in metrics
+            compare_at_step(name, label, split, at_step, interval, grains[name])
+            for name, of_metric in _of_each(metrics, at_steps, progress).items()
             for label in opened
+            for at_step in of_metric
         ]
     compared = with_verdicts(compared, margins)
     if at is None and step != STEPS and all(len(group.members) == 1 for group in opened.values()):
         return _of_single_runs(compared, opened, split, chosen)
     return compared
+
+
+def _whole(step: Any) -> int:
+    """Return a step, of any type of whole numbers, as an int."""
+    if isinstance(step, str | bool) or not isinstance(step, Real) or not float(step).is_integer():
+        raise UsageError(f"`step={step!r}`: expected a step or 'all'")
+    return int(step)
+
+
+def _of_each(metrics: Sequence[str], of_metric: Callable[[str], T], progress: Progress) -> dict[str, T]:
+    """Return what a function returns for each metric without those that have no comparison, which are reported.
+
+    Raises:
+        DataError: If no metric has one.
+    """
+    results: dict[str, T] = {}
+    errors: dict[str, DataError] = {}
+    for name in metrics:
+        try:
+            results[name] = of_metric(name)
+        except DataError as error:
+            errors[name] = error
+    for name, error in errors.items():
+        if not results:
+            raise error
+        progress.message(f"{error}; {name} is left out")
+    return results
+
+
+def _defined(metric: str, measurements: Measurements) -> Measurements:
+    """Return measurements of which all have a metric; raise DataError if one has not."""
+    for measurement in (measurement for runs in measurements.values() for measurement in runs.values()):
+        if metric in measurement.undefined:
+            raise DataError(measurement.undefined[metric])
+    return measurements
 
 
 def _of_single_runs(
@@ -210,28 +246,26 @@ def _values(courses: Courses, metric: str) -> Iterator[float]:
                 yield float(value)
 
 
-def _by_step(courses: Courses, metrics: Sequence[str], progress: Progress) -> dict[int, Measurements]:
-    """Return the measurements at every step at which all runs have all metrics."""
+def _by_step(courses: Courses, metric: str, progress: Progress) -> list[Measurements]:
+    """Return the measurements at every step at which all runs have a metric, in ascending order."""
     runs = [course for group in courses.values() for course in group.values()]
     common = sorted(set.intersection(*(set(course) for course in runs)))
-    steps = [step for step in common if all(course[step].get(name) is not None for course in runs for name in metrics)]
+    steps = [step for step in common if all(course[step].get(metric) is not None for course in runs)]
     union = len(set.union(*(set(course) for course in runs)))
     if not steps:
-        raise DataError("compare: the runs have no step in common at which all have the metrics")
+        raise DataError(f"compare: the runs have no step in common at which all have {metric}")
     if len(steps) < union:
-        progress.message(f"{len(steps)} of {union} steps are compared: those at which every run has every metric")
-    return {
-        step: {
+        progress.message(f"{metric}: {len(steps)} of {union} steps are compared: those at which every run has it")
+    return [
+        {
             label: {
-                name: Measurement(
-                    step, {m: float(course[step][m]) for m in metrics}, collapse_values(course[step], metrics)
-                )
+                name: Measurement(step, {metric: float(course[step][metric])}, collapse_values(course[step], [metric]))
                 for name, course in group.items()
             }
             for label, group in courses.items()
         }
         for step in steps
-    }
+    ]
 
 
 def _labelled(groups: Sequence[RunGroup]) -> dict[str, RunGroup]:

@@ -1,5 +1,6 @@
 """Groups of runs: the runs of one condition that differ in their seed, and their values at one step."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,11 +45,13 @@ class Measurement:
         step: The step.
         values: Value of each metric.
         at_collapse: Value of each metric at neural collapse, as far as known.
+        undefined: Sentence about each metric without a value.
     """
 
     step: int | None
     values: Mapping[str, float]
     at_collapse: Mapping[str, float] = field(default_factory=dict)
+    undefined: Mapping[str, str] = field(default_factory=dict)
 
 
 def open_groups(sources: Sequence[Path | str]) -> list[RunGroup]:
@@ -101,7 +104,9 @@ def open_group(path: Path | str) -> RunGroup:
     return RunGroup(path, members, others)
 
 
-def measure(source: Path, metrics: Sequence[str], *, split: str, step: int | None) -> Measurement:
+def measure(
+    source: Path, metrics: Sequence[str], *, split: str, step: int | None, required: bool = True
+) -> Measurement:
     """Read the values of a run on one split; dumps are analyzed, with the cache of records.
 
     Args:
@@ -109,23 +114,28 @@ def measure(source: Path, metrics: Sequence[str], *, split: str, step: int | Non
         metrics: Names, labels or patterns of the metrics, as for `find_metrics`.
         split: Name of the split.
         step: Training step; None for the last one.
+        required: Whether a name without a metric is an error, and not a metric without a value.
 
     Raises:
-        DataError: If split, step or metric are missing, a value is undefined, or several records have the step.
+        DataError: If split or step are missing, a value is no number, or several records have the step.
     """
     record = read_dump(source, split, step).record if source.is_dir() else _record_in(source, metrics, split, step)
+    record = _finite(record)
     label = f"{source}: {split}"
-    values = {}
+    values, undefined = {}, {}
     names = metric_names([record])
     for metric in find_metrics(metrics, names):
         if metric not in record:
-            raise DataError(f"{label}: no metric {metric!r}{suggest_metrics(metric, names)}")
+            undefined[metric] = f"{label}: no metric {metric!r}{suggest_metrics(metric, names)}"
+            if required:
+                raise DataError(undefined[metric])
         value = number(record, metric, label)
         if value is None:
             reason = f" ({record['missing']})" if record.get("missing") else ""
-            raise DataError(f"{label}: {metric} is undefined at step {record.get('step')}{reason}")
-        values[metric] = value
-    return Measurement(_step(record, label), values, collapse_values(record, values))
+            undefined.setdefault(metric, f"{label}: {metric} is undefined at step {record.get('step')}{reason}")
+        else:
+            values[metric] = value
+    return Measurement(_step(record, label), values, collapse_values(record, values), undefined)
 
 
 def collapse_values(record: Mapping[str, Any], names: Iterable[str]) -> dict[str, float]:
@@ -161,7 +171,7 @@ def read_course(
     else:
         records = [record for record in of_penultimate(read_lines(source)) if record.get("split") == split]
     course: dict[int, Mapping[str, Any]] = {}
-    for record in records:
+    for record in map(_finite, records):
         step = _step(record, label)
         values = [number(record, metric, label) for metric in metrics]
         if step is None:
@@ -238,6 +248,14 @@ def _record_in(file: Path, metrics: Sequence[str], split: str, step: int | None)
     if len({repr([record.get(name) for name in names]) for record in matching}) > 1:
         raise DataError(f"{label}: {len(matching)} records {_at(wanted)}, expected one")
     return matching[0]
+
+
+def _finite(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a record in which metrics that are NaN or infinite have no value."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) and name != "step" else value
+        for name, value in record.items()
+    }
 
 
 def _step(record: Mapping[str, Any], label: str) -> int | None:

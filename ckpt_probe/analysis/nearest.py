@@ -77,10 +77,11 @@ class Predictions:
 
 
 def predicted_classes(scores: Array | Scored | None) -> Tensor | None:
-    """Return the classes (n,) that the scores of rows predict, or None without scores."""
+    """Return the classes (n,) that the scores of rows predict, −1 where logits are NaN; None without scores."""
     if scores is None or isinstance(scores, Scored):
         return None if scores is None else scores.predicted
-    return as_tensor(scores, "logits").cpu().argmax(dim=1)
+    highest, classes = as_tensor(scores, "logits").cpu().max(dim=1)
+    return classes.where(~highest.isnan(), -1)
 
 
 @dataclass

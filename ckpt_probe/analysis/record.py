@@ -171,12 +171,12 @@ def analyze_features(
         UsageError: If an argument is invalid.
     """
     settings = from_arguments(Settings, locals())
+    # Arrays in files are read in parts; lists have no shape.
+    features = as_tensor(features, "features") if isinstance(features, list | tuple | Tensor) else features
     for name, values in (("features", features), ("labels", labels), ("logits", logits)):
         optional = name == "logits" and values is None
         if not (optional or isinstance(values, list | tuple) or getattr(values, "shape", ())):
             raise DataError(f"{name}: expected an array with a row for each sample, found {values!r}")
-    # Arrays in files are read in parts; lists have no shape.
-    features = as_tensor(features, "features") if isinstance(features, list | tuple | Tensor) else features
     logits = as_tensor(logits, "logits") if isinstance(logits, list | tuple) else logits
     if logits is not None and len(logits) != len(features):
         raise DataError(f"{len(features)} rows of features but {len(logits)} rows of logits")
@@ -261,6 +261,7 @@ def accumulate(
         predictions.available = predictions.available or scores is not None
         if "quality" not in families:
             predicted = predicted_classes(scores)
+            quality.unpredicted += 0 if predicted is None else int((predicted < 0).sum())
         elif isinstance(scores, Scored):
             predicted = quality.update_scored(scores, labels)
         elif scores is not None:

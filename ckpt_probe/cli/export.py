@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ckpt_probe.cli.options import flag, option, option_group, out_option, verb
-from ckpt_probe.cli.output import Output, bars, say, takes_output
+from ckpt_probe.cli.output import Output, bars, takes_output
 from ckpt_probe.cli.values import PATH
 from ckpt_probe.errors import UsageError
 
@@ -35,18 +35,7 @@ def command(records: tuple[str, ...], output: Output, tensorboard: Path | None) 
     if tensorboard is None and output.out is None:
         raise UsageError("export: choose an output: --tensorboard DIR, -o FILE.parquet, or both")
 
-    from ckpt_probe.reporting import write_event_files
-    from ckpt_probe.reporting.conditions import by_file, labelled, open_conditions, read_conditions
+    from ckpt_probe.reporting.outputs import export
 
-    files = open_conditions(records)
     with bars() as progress:
-        conditions = read_conditions(files, progress)
-    if tensorboard is not None:
-        with bars() as progress:
-            values, notes = write_event_files(
-                by_file(conditions), tensorboard, overwrite=output.overwrite, progress=progress
-            )
-        for note in notes:
-            say(note)
-        say(f"{tensorboard}: {values} values; view them with: tensorboard --logdir {tensorboard}")
-    output.write(labelled(conditions, files))
+        export(records, output.out, tensorboard=tensorboard, overwrite=output.overwrite, progress=progress)

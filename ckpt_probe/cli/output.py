@@ -249,17 +249,11 @@ class Output:
         """Write records into the file, if there is one, in the format that its suffix names; see `print`."""
         if self.out is None:
             return
-        from ckpt_probe.files import write_text
-        from ckpt_probe.reporting import to_csv, to_json_line, write_parquet
+        from ckpt_probe.reporting.formats import write_records
 
-        rows, suffix = list(records), self.out.suffix.lower()
-        if suffix == ".parquet":
-            write_parquet(to_rows(rows), self.out, overwrite=self.overwrite)
-        else:
-            text = (
-                to_csv(to_rows(rows)) if suffix == ".csv" else "".join(to_json_line(record) + "\n" for record in rows)
-            )
-            write_text(self.out, text, overwrite=self.overwrite)
+        rows = list(records)
+        is_table = self.out.suffix.lower() in {".parquet", ".csv"}
+        write_records(to_rows(rows) if is_table else rows, self.out, overwrite=self.overwrite)
         say(f"{self.out}: {len(rows)} {noun}")
 
 

@@ -108,10 +108,17 @@ class Tap:
         if error is not None or len(outermost) > 1:
             self._head = None
             problem = f"an evaluation step runs {listed(outermost)} one after the other, and none is the whole model"
-            raise error or UsageError(f"{problem}: name the last linear layer (classifier=…)")
+            advice = "name the last linear layer (classifier=…)"
+            if len(set(outermost)) == 1:
+                problem = f"{outermost[0]} ran {len(outermost)} times before the labels of a batch came"
+                advice = "give the labels after each forward pass, and run nothing else in an evaluation"
+            raise error or UsageError(f"{problem}: {advice}")
         if self._head is None or not all(calls.values()):
             compiled = "; the code of torch.compile passes hooks by: run the module that it was given"
             raise DataError(f"the model's classifier did not run for a batch of {samples} labels{compiled}")
+        if (times := max(map(len, calls.values()))) > 1:
+            problem = f"the model's classifier ran {times} times for the labels of one batch"
+            raise DataError(f"{problem}: give the labels after each forward pass, in which it runs once")
         head = (
             replace(self._head, parts=(replace(self._head.parts[0], positions="every"),)) if positions else self._head
         )

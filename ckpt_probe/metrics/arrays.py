@@ -28,9 +28,12 @@ def as_tensor(values: Any, name: str = "the array") -> Tensor:
     if tensor.is_complex():
         kind = str(tensor.dtype).removeprefix("torch.")
         raise DataError(f"{name}: expected real numbers, found {kind}; pass their real parts or absolute values")
-    if tensor.layout != torch.strided or tensor.is_meta:
-        kind = "a tensor without data, on torch's meta device" if tensor.is_meta else "a sparse tensor"
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
+        kinds = {"a tensor without data, on torch's meta device": tensor.is_meta, "a nested tensor": tensor.is_nested}
+        kind = next((kind for kind, applies in kinds.items() if applies), "a sparse tensor")
         raise DataError(f"{name}: expected the numbers of a dense tensor, found {kind}")
+    if tensor.is_quantized:
+        return tensor.dequantize()
     # Some types have hardly any function in torch; others hold their values exactly.
     if tensor.is_floating_point() and tensor.itemsize == 1:
         return tensor.to(torch.float32)
@@ -89,9 +92,12 @@ def _array(values: Any, name: str) -> np.ndarray:
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
         raise DataError(f"{name}: {np.ma.count_masked(values):,} entries are masked; leave out their rows")
     try:
-        return np.asarray(values)
+        array = np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as error:
         raise DataError(f"{name}: no array can be made of it ({error})") from error
+    # Data frames with columns of several types, or of types that can be missing, become arrays of objects.
+    are_numbers = array.dtype.kind == "O" and array.size > 0 and all(map(_is_number, array.flat))
+    return np.array(array.tolist()) if are_numbers else array
 
 
 def _from_numpy(array: np.ndarray, name: str) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics import pairs
+from ckpt_probe.metrics.arrays import as_tensor
 from ckpt_probe.metrics.decisions import LinearDecision
 from ckpt_probe.metrics.gram import Array, smaller_gram, to_rows
 from ckpt_probe.metrics.rounding import (
@@ -229,7 +230,7 @@ def nc5(class_means: Array, outside_mean: Array, *, centred: bool = False, sampl
             cosine is undefined.
     """
     means = to_rows(class_means, "class means")
-    outside = to_rows(torch.as_tensor(outside_mean)[None], "outside mean")
+    outside = to_rows(as_tensor(outside_mean, "outside mean")[None], "outside mean")
     if outside.shape[1] != means.shape[1]:
         raise DataError(f"nc5: class means have {means.shape[1]} features and the outside mean {outside.shape[1]}")
     both = near_one(torch.cat([means, outside]))

@@ -72,20 +72,21 @@ def participation_ratio(X: Array) -> float | Tensor:
     return as_given(_defined(participation(_smaller(_away(X))), EQUAL_ROWS), X)
 
 
-def rankme_of(second: Tensor) -> Tensor | None:
+def rankme_of(second: Tensor, *, least: float = 0.0) -> Tensor | None:
     """Return RankMe of rows from their second moment ZᵀZ or Gram matrix ZZᵀ (m, m), of any scale; None if it is zero.
 
-    Singular values are roots of eigenvalues, of which those that are rounding count as zero.
+    Singular values are roots of eigenvalues, of which those that are rounding count as zero; `least` is that of the
+    entries of the matrix, relative to the largest eigenvalue.
     """
     if not bool(second.detach().trace() > 0):
         return None
-    singular = spectrum(second).sqrt()
+    singular = spectrum(second, least=least).sqrt()
     return entropy_of_spectrum(singular / singular.sum()).exp()
 
 
-def descending(covariance: Tensor) -> Tensor:
+def descending(covariance: Tensor, *, least: float = 0.0) -> Tensor:
     """Return the eigenvalues (k,) of a covariance (m, m) that are more than rounding, the largest first."""
-    return spectrum(covariance).flip(0)
+    return spectrum(covariance, least=least).flip(0)
 
 
 def fit_range(count: int) -> tuple[int, int]:

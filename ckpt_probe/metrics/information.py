@@ -11,8 +11,9 @@ from ckpt_probe.metrics.entropy import as_given, entropy_of_gram
 from ckpt_probe.metrics.gram import Array, directions, require_directions, second_moment, smaller_gram, to_rows
 from ckpt_probe.metrics.rounding import EPSILON
 
-SIX_DIGITS = 1e6
-"""Multiple of its rounding that an entropy must exceed, so that a ratio with it as denominator has six digits."""
+SIX_DIGITS, TWO_DIGITS = 1e6, 1e2
+"""Multiples of its rounding that an entropy must exceed, so that a ratio with it as denominator has as many digits: in
+float64, and for products of rows in single precision."""
 
 
 @dataclass(frozen=True)
@@ -24,30 +25,38 @@ class Entropies:
         second: Of the second one.
         joint: Of their product.
         side: Side of the matrices whose eigenvalues these come from, the largest.
+        epsilon: Relative precision of the products of rows.
     """
 
     first: Tensor
     second: Tensor
     joint: Tensor
     side: int
+    epsilon: float = EPSILON
 
     @cached_property
     def mutual_information(self) -> Tensor:
         """Return H(K1) + H(K2) − H(K1 ⊙ K2), in nats; 0 if it is rounding."""
         shared = self.first + self.second - self.joint
-        return torch.where(shared.detach().abs() > self.side * EPSILON, shared, 0.0)
+        return torch.where(shared.detach().abs() > self.side * self.epsilon, shared, 0.0)
 
     @cached_property
     def mir(self) -> Tensor | None:
         """Return the mutual information over the smaller entropy; None if that is zero or too close to rounding."""
         smaller = torch.minimum(self.first, self.second)
-        return self.mutual_information / smaller if smaller > SIX_DIGITS * self.side * EPSILON else None
+        return self.mutual_information / smaller if smaller > self._least else None
 
     @cached_property
     def hdr(self) -> Tensor | None:
         """Return |H(K1) − H(K2)| over the larger entropy; None if that is zero or too close to rounding."""
         larger = torch.maximum(self.first, self.second)
-        return (self.first - self.second).abs() / larger if larger > SIX_DIGITS * self.side * EPSILON else None
+        return (self.first - self.second).abs() / larger if larger > self._least else None
+
+    @property
+    def _least(self) -> float:
+        """Return the entropy up to which a denominator is too close to rounding."""
+        digits = SIX_DIGITS if self.epsilon == EPSILON else TWO_DIGITS
+        return digits * self.side * self.epsilon
 
 
 def mutual_information(X: Array, Y: Array) -> float | Tensor:

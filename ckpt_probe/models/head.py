@@ -114,9 +114,8 @@ def rows_by_position(layer: nn.Module, received: Tensor, output: Tensor, samples
         DataError: If the first dimension is not the number of samples.
     """
     if received.ndim < 2 or len(received) != samples or len(output) != samples:
-        raise DataError(
-            f"a layer takes {tuple(received.shape)} for {samples} samples; rows of features by sample are needed"
-        )
+        shape = tuple(received.shape)
+        raise DataError(f"the classifier ran on {shape} for {samples} labels; expected a row of features for each")
     if isinstance(layer, CONVOLUTIONS) and max(layer.kernel_size) > 1:
         return received.flatten(1)[:, None], output.flatten(1)[:, None]
     return by_position(layer, received), by_position(layer, output)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.metrics.gram import directions
-from ckpt_probe.metrics.rounding import largest, power_of_two, row_lengths
+from ckpt_probe.metrics.rounding import EPSILON, largest, power_of_two, row_lengths
 from ckpt_probe.moments.grouping import Grouped, group
 
 if TYPE_CHECKING:
@@ -283,6 +283,7 @@ class UnitMoments:
         self._classes = classes
         self._memory = memory
         self._dtype = dtype
+        self._rounding = 0.0
         self.sample: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
@@ -293,6 +294,11 @@ class UnitMoments:
             return counts
         _, labels, weights = self.sample
         return counts.index_add(0, labels, weights - weights.detach())
+
+    @property
+    def epsilon(self) -> float:
+        """Return the relative precision of the sums, which in single precision is that of the centred products."""
+        return max(EPSILON, self._rounding / max(1, int(self.counts.sum())))
 
     def along(self, sample: "Sample") -> "UnitMoments":
         """Return the moments with a sample of rows, along whose weights spectra have gradients."""
@@ -318,6 +324,7 @@ class UnitMoments:
     def merge(self, other: "UnitMoments") -> None:
         """Add the rows of another object; the result has the coarser kind of both."""
         self.left_out += other.left_out
+        self._rounding += other._rounding
         device = self.counts.device
         if other.kind == "rows":
             for block in list(other.rows):
@@ -380,8 +387,11 @@ class UnitMoments:
             add_outer(total, rows)
             return
         mean = rows.mean(dim=0)
-        add_outer(total, (rows - mean).to(self._dtype))
+        centred = rows - mean
+        add_outer(total, centred.to(self._dtype))
         add_outer(total, mean[None] * len(rows) ** 0.5)
+        if self._dtype != torch.float64:
+            self._rounding += torch.finfo(self._dtype).eps * float(centred.square().sum())
 
     def _settle(self) -> None:
         """Change to a coarser kind if the present one takes too much memory."""

@@ -10,6 +10,7 @@ from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.entropy import entropy_of_spectrum, without_small
 from ckpt_probe.metrics.gram import directions, require_directions
 from ckpt_probe.metrics.information import Entropies
+from ckpt_probe.metrics.rounding import EPSILON
 from ckpt_probe.metrics.stochastic import Estimate, Sampling, estimate_entropies
 from ckpt_probe.moments import spectra
 from ckpt_probe.moments.class_sums import UnitMoments, dense_limit
@@ -70,6 +71,7 @@ class LevelEntropies:
         route: Way in which the joint entropy was computed; None without a second matrix.
         estimate: Result of sampling, or None.
         left_out: Number of rows without a direction.
+        epsilon: Relative precision of the products of rows.
     """
 
     entropies: dict[float, tuple[Tensor, Tensor | None, Tensor | None]]
@@ -77,6 +79,7 @@ class LevelEntropies:
     route: Route | None = None
     estimate: Estimate | None = None
     left_out: int = 0
+    epsilon: float = EPSILON
 
     @cached_property
     def values(self) -> dict[tuple[str, float], Tensor | str]:
@@ -92,7 +95,7 @@ class LevelEntropies:
             values["first", order] = first
             values["second", order] = reason if second is None else second
             values["joint", order] = reason if joint is None else joint
-            three = None if second is None or joint is None else Entropies(first, second, joint, side)
+            three = None if second is None or joint is None else Entropies(first, second, joint, side, self.epsilon)
             values["mutual_information", order] = reason if three is None else three.mutual_information
             values["mir", order] = reason if three is None else ZERO_ENTROPY if three.mir is None else three.mir
             values["hdr", order] = reason if three is None else ZERO_ENTROPY if three.hdr is None else three.hdr

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 HIDING_SHARE = 1e-5
 """NC1 is computed from the rows if the rounding of Σ_W exceeds this share of it."""
 
+SINGLE_ROUNDING = 4 * torch.finfo(torch.float32).eps
+"""Rounding of sums of products in single precision: eigenvalues that are zero were at most a tenth of it, at any D."""
+
 HIDDEN = "along the class means the spread is below the rounding of Σ_W, and the features are not available"
 FEW_CLASSES = "fewer than two classes have as many samples as a class needs"
 OVER_BUDGET = "second moments per class exceed the memory budget"
@@ -214,7 +217,12 @@ class Inputs:
     @cached_property
     def row_eigenvalues(self) -> Tensor:
         """Return the positive eigenvalues of the covariance of all rows, the largest first, (r,)."""
-        return covariance.descending(self.row_covariance)
+        return covariance.descending(self.row_covariance, least=self.rounding_of_products)
+
+    @property
+    def rounding_of_products(self) -> float:
+        """Return the rounding of sums of products of rows, relative to their largest eigenvalue; 0 in float64."""
+        return SINGLE_ROUNDING if self.scatter.dtype == torch.float32 else 0.0
 
     @property
     def row_second_moment(self) -> Tensor:
@@ -292,7 +300,8 @@ class Inputs:
     def sample_level(self) -> LevelEntropies:
         """Return the entropies of all samples: features, and the weight rows of their labels."""
         assert self.unit is not None
-        return self._with_gradients(sample_level(self.unit, self._label_rows, self._blocks, self.options))
+        level = sample_level(self.unit, self._label_rows, self._blocks, self.options)
+        return self._with_gradients(replace(level, epsilon=self.unit.epsilon))
 
     @cached_property
     def class_level(self) -> LevelEntropies:

@@ -159,6 +159,7 @@ class Quality:
         samples: Number of scored samples.
         right: Number of correctly predicted samples.
         summed_loss: Sum of their cross-entropies.
+        unpredicted: Number of samples without a prediction, because logits are NaN.
         confident: Number of samples with a known confidence, which is the largest probability.
         gaps: Sums of confidence minus correctness over the samples in each of `BINS` bins of confidence, (BINS,).
     """
@@ -167,6 +168,7 @@ class Quality:
         self.samples = samples
         self.right = right
         self.summed_loss = loss
+        self.unpredicted = 0
         self.confident = 0
         self.gaps = torch.zeros(BINS, dtype=torch.float64)
 
@@ -177,16 +179,24 @@ class Quality:
         numbers = as_labels(labels).to(logits.device, torch.int64)
         prediction = logits.argmax(dim=1)
         losses = F.cross_entropy(logits, numbers, reduction="none")
-        # The loss of a label is −log of its probability, so that of the prediction needs no second softmax.
+        # The loss of a label is −log of its probability, so that of the prediction needs no second softmax, except
+        # where the label has probability zero, as that of a masked class.
         highest, labelled = (logits.gather(1, classes[:, None])[:, 0] for classes in (prediction, numbers))
-        self._add(prediction, numbers, float(losses.sum()), (highest - labelled - losses).exp())
+        confidence = (highest - labelled - losses).exp()
+        if bool((masked := labelled == -math.inf).any()):
+            confidence[masked] = logits[masked].softmax(dim=1).amax(dim=1)
+        # NaN counts as the largest number.
+        self.unpredicted += int(highest.isnan().sum())
+        self._add(prediction, numbers, float(losses.sum()), confidence)
         return prediction
 
     def update_scored(self, scored: Scored, labels: Array) -> Tensor:
         """Add predictions and losses of samples with labels (n,); return the predicted classes (n,)."""
         prediction = scored.predicted
         confidence = None if scored.confidence is None else double(scored.confidence)
-        self._add(prediction, as_labels(labels).cpu().to(torch.int64), float(double(scored.loss).sum()), confidence)
+        losses, numbers = double(scored.loss), as_labels(labels).cpu().to(torch.int64)
+        self.unpredicted += int((losses.isnan() & (numbers >= 0)).sum())
+        self._add(prediction, numbers, float(losses.sum()), confidence)
         return prediction
 
     def update_scores(self, scores: Array | Scored | None, labels: Array) -> None:
@@ -215,13 +225,14 @@ class Quality:
         self.samples += other.samples
         self.right += other.right
         self.summed_loss += other.summed_loss
+        self.unpredicted += other.unpredicted
         self.confident += other.confident
         self.gaps = self.gaps + other.gaps
 
     @property
     def accuracy(self) -> float | None:
-        """Return the share of correctly predicted samples; None without scored samples."""
-        return self.right / self.samples if self.samples else None
+        """Return the share of correctly predicted samples; None without scored samples, or if one has no prediction."""
+        return self.right / self.samples if self.samples and not self.unpredicted else None
 
     @property
     def loss(self) -> float | None:
@@ -240,12 +251,14 @@ class Quality:
     def to_numbers(self) -> dict[str, Any]:
         """Return counts and sums by name, for `from_numbers`."""
         numbers = {"scored": self.samples, "right": self.right, "summed_loss": self.summed_loss}
+        numbers["unpredicted"] = self.unpredicted
         return {**numbers, "confident": self.confident, "confidence_gaps": self.gaps.tolist()}
 
     @staticmethod
     def from_numbers(numbers: Mapping[str, Any]) -> "Quality":
         """Return the object with the numbers of `to_numbers`; those of earlier versions have no calibration."""
         quality = Quality(int(numbers["scored"]), int(numbers["right"]), float(numbers["summed_loss"]))
+        quality.unpredicted = int(numbers.get("unpredicted", 0))
         gaps = torch.as_tensor(numbers.get("confidence_gaps", ()), dtype=torch.float64)
         if gaps.shape == (BINS,):
             quality.gaps, quality.confident = gaps, int(numbers["confident"])

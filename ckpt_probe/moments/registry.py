@@ -25,7 +25,7 @@ from ckpt_probe.plugins import registered
 
 if TYPE_CHECKING:
     from ckpt_probe.moments.entropies import LevelEntropies
-    from ckpt_probe.moments.inputs import Inputs
+    from ckpt_probe.moments.inputs import Inputs, NearestMeans
 
 ENTRY_POINTS = "ckpt_probe.metrics"
 INFINITE_LOGITS = "not finite, because logits are infinite or NaN"
@@ -216,8 +216,14 @@ def _mean_of_rows(inputs: "Inputs", name: str, mean: float | Tensor | None, reas
     return mean if inputs.sample is None else inputs.mean_of_rows(name, mean)
 
 
+def _without_prediction(inputs: "Inputs") -> str:
+    """Return the reason why a number that needs the prediction of every row is missing."""
+    count = 0 if inputs.quality is None else inputs.quality.unpredicted
+    return f"{count} rows have no prediction, because logits are NaN" if count else NO_SCORES
+
+
 def _accuracy(inputs: "Inputs") -> float | Tensor:
-    return _mean_of_rows(inputs, "accuracy", inputs.quality and inputs.quality.accuracy, NO_SCORES)
+    return _mean_of_rows(inputs, "accuracy", inputs.quality and inputs.quality.accuracy, _without_prediction(inputs))
 
 
 def _loss(inputs: "Inputs") -> float | Tensor:
@@ -227,8 +233,14 @@ def _loss(inputs: "Inputs") -> float | Tensor:
 
 
 def _disagreement(inputs: "Inputs") -> float | Tensor:
-    disagreement = None if inputs.nearest is None else inputs.nearest.disagreement
-    return _mean_of_rows(inputs, "nc4.disagreement", disagreement, NO_SCORES)
+    return _mean_of_rows(inputs, "nc4.disagreement", *_disagreement_of(inputs, inputs.nearest))
+
+
+def _disagreement_of(inputs: "Inputs", nearest: "NearestMeans | None") -> tuple[float | None, str]:
+    """Return the disagreement with the predicted classes, None if a row has none, and the reason for that."""
+    unpredicted = inputs.quality is not None and inputs.quality.unpredicted > 0
+    value = None if nearest is None or unpredicted else nearest.disagreement
+    return value, _without_prediction(inputs)
 
 
 def _nearest_mean_accuracy(inputs: "Inputs") -> float | Tensor:
@@ -239,7 +251,8 @@ def _nearest_mean_accuracy(inputs: "Inputs") -> float | Tensor:
 def _of_train_means(inputs: "Inputs", name: str) -> float | Tensor:
     nearest = inputs.nearest_train
     assert nearest is not None
-    value, reason = (nearest.accuracy, FEW_SAMPLES) if name.startswith("nearest") else (nearest.disagreement, NO_SCORES)
+    is_nearest = name.startswith("nearest")
+    value, reason = (nearest.accuracy, FEW_SAMPLES) if is_nearest else _disagreement_of(inputs, nearest)
     own_means = nearest is inputs.nearest
     return _mean_of_rows(inputs, name.removesuffix("_train_means") if own_means else name, value, reason)
 
@@ -249,6 +262,11 @@ def _calibration(inputs: "Inputs") -> float | Tensor:
         raise Undefined(NO_SCORES)
     reason = NO_CONFIDENCE if inputs.quality.loss is not None else "some probabilities are not finite"
     return _mean_of_rows(inputs, "ece", inputs.quality.calibration_error, reason)
+
+
+def _rankme(inputs: "Inputs") -> Tensor:
+    value = covariance.rankme_of(inputs.row_second_moment, least=inputs.rounding_of_products)
+    return _defined(value, covariance.NO_ROWS)
 
 
 def _quotient(inputs: "Inputs") -> float | Tensor:
@@ -429,7 +447,7 @@ METRICS = (
     Metric("erank.difference", "Δ rank", "effective rank of the first checkpoint minus this one's", "centred", 38,
            None, (CENTRED, SERIES), source=WEI),
     Metric("rankme", "RankMe", "exp H(σ/Σσ), σ the singular values of the features", "spectrum", 45,
-           lambda d: _defined(covariance.rankme_of(d.row_second_moment), covariance.NO_ROWS), _OF_SPECTRUM,
+           _rankme, _OF_SPECTRUM,
            source=GARRIDO),
     Metric("alpha_req", "α-ReQ", "α of λ_i ∝ i^−α, λ_i the eigenvalues of the features' covariance", "spectrum", 46,
            lambda d: _defined(covariance.decay_rate(d.row_eigenvalues), covariance.FEW_DIRECTIONS), _OF_SPECTRUM,
@@ -603,13 +621,15 @@ def find_metrics(names: str | Iterable[str], known: Iterable[str] | None = None)
     """
     known = [metric.name for metric in all_metrics()] if known is None else list(known)
     labels = {metric.label: metric.name for metric in (*_of_series(), *all_metrics())}
-    texts = [
-        name.strip()
-        for text in map(str, as_sequence(names) or ())
-        for name in ([text] if text in known else text.split(","))
-        if name.strip()
-    ]
+    texts = _separated(names, known)
     return list(dict.fromkeys(name for text in texts for name in matching(text, known, labels) or [text]))
+
+
+def _separated(names: str | Iterable[str], known: Collection[str]) -> list[str]:
+    """Return names of which a single text may have several separated by commas, unless it is a known one itself."""
+    texts = map(str, as_sequence(names) or ())
+    parts = (part for text in texts for part in ([text] if text in known else text.split(",")))
+    return [part.strip() for part in parts if part.strip()]
 
 
 def suggest_metrics(name: str, known: Iterable[str]) -> str:
@@ -631,12 +651,12 @@ def chosen_families(names: str | Iterable[str] | None) -> frozenset[str]:
     known = family_names()
     if names is None:
         return frozenset(known) - {family.name for family in FAMILIES if family.on_request}
-    names = as_sequence(names) or ()
+    names = _separated(names, known)
     if names and set(names) <= set(known):
         return frozenset(names)
     family_of = {metric.name: metric.family for metric in all_metrics()}
     families: set[str] = set()
-    for name in (name.strip() for text in names for name in str(text).split(",") if name.strip()):
+    for name in names:
         chosen = matching(name, [*GROUPS, *known])
         metrics = [] if chosen else [metric for metric in find_metrics(name) if metric in family_of]
         if not chosen and not metrics:

@@ -52,7 +52,7 @@ class PlaneResult:
 
 
 @checked_keywords
-def evaluate_plane(
+def plane(
     a: Path | str,
     b: Path | str | None = None,
     c: Path | str | None = None,
@@ -146,12 +146,16 @@ def evaluate_plane(
     job = PlaneJob(files, setup, settings, Ledger(Path(out), "plane"))
     request = request_of(named, job.ledger.path, setup, settings)
     with opened(job, overwrite=overwrite, resume=resume, progress=progress) as evaluation:
-        plane = _plane(job, evaluation.subject)
+        spanned = _plane(job, evaluation.subject)
         job.ledger.prepare(_plan(job, evaluation), request=request, overwrite=overwrite)
         if not job.ledger.finished:
-            _evaluate(job, plane, evaluation, staff, progress)
+            _evaluate(job, spanned, evaluation, staff, progress)
         summary, records = job.ledger.summary(), job.ledger.points()
     return PlaneResult(records, *(summary[name] for name in ("marks", "summary", "axes", "xs", "ys")))
+
+
+evaluate_plane = plane
+"""Older name of `plane`."""
 
 
 def _evaluate(job: PlaneJob, plane: Plane, evaluation: PointEvaluation, staff: Workers, progress: Progress) -> None:

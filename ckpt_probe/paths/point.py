@@ -251,7 +251,7 @@ def recompute(model: nn.Module, split: Split, *, samples: int = SAMPLES) -> None
 
 
 def drop_statistics(model: nn.Module) -> None:
-    """Make a model's batch-norm layers use the statistics of each batch, also in evaluation mode."""
+    """Make a model's normalisation layers use the statistics of each batch, also in evaluation mode."""
     for layer in _layers(model):
         layer.track_running_stats = False
         layer.running_mean = layer.running_var = layer.num_batches_tracked = None
@@ -267,6 +267,6 @@ def _without_overflow(record: RecordWithErrors) -> RecordWithErrors:
     return RecordWithErrors(values, record.influences)
 
 
-def _layers(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+def _layers(model: nn.Module) -> list[nn.modules.batchnorm._NormBase]:
+    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
     return [layer for layer in layers if layer.track_running_stats]

@@ -56,6 +56,8 @@ def read_scores(dump: Dump, split: str) -> Scores:
                 "`with_logits=True` and `overwrite=True`"
             )
         loss = None if view.loss is None else view.loss[()].astype(np.float64)
+        if loss is not None and labels is not None and len(bad := np.flatnonzero(np.isnan(loss) & (labels >= 0))):
+            raise DataError(f"{source}: the loss of row {bad[0]} is NaN, so it has no prediction")
         return Scores(view.prediction[()].astype(np.int32), labels, loss, 0)
     predicted = np.empty(view.samples, dtype=np.int32)
     loss = None if labels is None else np.empty(view.samples)

@@ -15,7 +15,7 @@ from ckpt_probe.analysis import Comparison
 from ckpt_probe.analysis.entries import POSITION
 from ckpt_probe.analysis.records import metric_names, number
 from ckpt_probe.errors import DataError, in_cell, in_json, listed
-from ckpt_probe.files import refuse_existing, replacing, replacing_directory
+from ckpt_probe.files import refuse_existing, replacing, replacing_directory, write_text
 from ckpt_probe.keywords import as_sequence, checked_keywords
 from ckpt_probe.moments.registry import metrics_in, values_at_collapse
 from ckpt_probe.plugins import require_extra
@@ -79,6 +79,16 @@ def to_dataframe(records: Iterable[Record | Comparison]) -> "DataFrame":
             )
     names = dict.fromkeys(name for record in rows for name in record)
     return DataFrame({name: _column(name, [record.get(name) for record in rows]) for name in names})
+
+
+def write_records(records: Sequence[Record], path: Path, *, overwrite: bool = False) -> None:
+    """Write records into a file in the format that its suffix names: Parquet, CSV, or JSON Lines for any other."""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        write_parquet(records, path, overwrite=overwrite)
+        return
+    text = to_csv(records) if suffix == ".csv" else "".join(to_json_line(record) + "\n" for record in records)
+    write_text(path, text, overwrite=overwrite)
 
 
 def write_parquet(records: Iterable[Record], path: Path | str, *, overwrite: bool = False) -> int:

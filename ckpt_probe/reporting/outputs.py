@@ -13,6 +13,15 @@ from ckpt_probe.keywords import as_sequence, checked_keywords
 from ckpt_probe.moments import MEMORY
 from ckpt_probe.progress import DeduplicatedProgress, NullProgress, Progress
 from ckpt_probe.reporting.comparison import difference_sentences
+from ckpt_probe.reporting.conditions import (
+    RecordsSource,
+    by_file,
+    conditions_of,
+    labelled,
+    open_conditions,
+    read_conditions,
+)
+from ckpt_probe.reporting.formats import write_event_files, write_records
 from ckpt_probe.reporting.material import MIR_ROWS, TITLE, Material, ReportOptions, read_source
 from ckpt_probe.reporting.page.document import write_page
 from ckpt_probe.reporting.plots.description import Bar, IntervalPlot
@@ -112,6 +121,52 @@ def report(
         for bar in plot.bars
     ]
     return ReportSummary(len(contents.sections), size, tuple(files), tuple(events))
+
+
+@checked_keywords
+def export(
+    records: RecordsSource | Mapping[str, RecordsSource],
+    out: Path | str | None = None,
+    *,
+    tensorboard: Path | str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> list[Mapping[str, Any]]:
+    """Convert records to the formats of other programs: Parquet, CSV, event files of TensorBoard.
+
+    Args:
+        records: Records, files of records (.jsonl), dumps or directories of runs, or several; NAME=FILE or a mapping
+            names them. If there are several, entries `group` and `seed` of the records name them.
+        out: File to write: Parquet or CSV by its suffix, else JSON Lines.
+        tensorboard: Directory for event files, one run per split and per file of records.
+        overwrite: Whether to replace an existing file and directory.
+        progress: Receives messages and bars.
+
+    Returns:
+        The records.
+
+    Raises:
+        UsageError: If there is no output, or one exists and `overwrite` is false.
+        DataError: If records cannot be read, or do not fit a format.
+    """
+    if out is None and tensorboard is None:
+        raise UsageError('export: choose an output: `out="records.parquet"`, `tensorboard="DIR"`, or both')
+    progress, sources, files = progress or NullProgress(), as_sequence(records) or (), {}
+    if isinstance(records, Mapping) or not all(isinstance(source, Path | str) for source in sources):
+        conditions = conditions_of(records)
+    else:
+        files = open_conditions([*map(str, sources)])
+        conditions = read_conditions(files, progress)
+    if tensorboard is not None:
+        values, notes = write_event_files(by_file(conditions), tensorboard, overwrite=overwrite, progress=progress)
+        for note in notes:
+            progress.message(note)
+        progress.message(f"{tensorboard}: {values} values; view them with: tensorboard --logdir {tensorboard}")
+    rows = list(labelled(conditions, files))
+    if out is not None:
+        write_records(rows, Path(out), overwrite=overwrite)
+        progress.message(f"{out}: {len(rows)} records")
+    return rows
 
 
 def gather(

@@ -71,6 +71,39 @@ def randomised(model: nn.Module, seed: int) -> dict[str, Tensor]:
     return state
 
 
+class Shared(nn.Module):
+    """A layer with two names, a weight with two, normalisation of tokens, and a gate of one channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.twice = nn.Linear(8, 8)
+        self.again = self.twice
+        self.tied = nn.Linear(8, 8)
+        self.tied.weight = self.twice.weight
+        self.tokens, self.root = nn.BatchNorm1d(5), nn.RMSNorm(8)
+        self.gate, self.last = nn.Linear(8, 1), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.tokens(torch.tanh(self.first(x)))
+        x = self.root(torch.tanh(self.tied(torch.tanh(self.again(torch.tanh(self.twice(x)))))))
+        return self.last(torch.cat([self.gate(x) * x, x], dim=-1)).mean(dim=1)
+
+
+class Instances(nn.Module):
+    """A convolution with instance normalisation and a gate of one channel before the channels that it multiplies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, affine=True, track_running_stats=True)
+        self.gate, self.last = nn.Conv2d(8, 1, 1), nn.Conv2d(16, 5, 1)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.first(x)))
+        return self.head(self.last(torch.cat([torch.sigmoid(self.gate(x)) * x, x], dim=1)).mean(dim=(2, 3)))
+
+
 MODELS = {
     "mlp": (lambda: build_model("mlp", {"hidden": [24, 12]}, input_shape=(1, 8, 8), classes=10), (4, 1, 8, 8)),
     "cnn": (
@@ -82,6 +115,7 @@ MODELS = {
         (4, 3, 8, 8),
     ),
     "everything": (AllLayers, (4, 3, 4, 4)),
+    "instances": (Instances, (4, 3, 6, 6)),
 }
 
 
@@ -320,3 +354,25 @@ def test_correlations_of_activations_far_from_zero_are_accurate() -> None:
         sums.update(first[:, part], second[:, part])
     expected = np.corrcoef(first.numpy(), second.numpy())[:3, 3:]
     np.testing.assert_allclose(sums.correlation("x").numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("by_activations", [False, True])
+def test_all_names_of_a_shared_tensor_are_permuted_alike(by_activations: bool) -> None:
+    model = Shared().eval()
+    inputs = torch.randn(40, 5, 6, generator=torch.Generator().manual_seed(0))
+    symmetry = trace_symmetry(model, inputs)
+    assert {name for name, _ in symmetry.axes if name in {"twice.weight", "again.weight", "tied.weight"}} == {
+        "twice.weight",
+        "again.weight",
+        "tied.weight",
+    }
+    model.load_state_dict(randomised(model, 1))
+    a = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    b = permuted(a, symmetry, {group: torch.arange(n).flip(0) for group, n in symmetry.sizes.items()})
+    assert torch.equal(b["twice.weight"], b["tied.weight"])
+    assert not torch.equal(a["first.weight"], b["first.weight"])
+    assert output_change(model, a, b, inputs) < 1e-5
+    if by_activations:
+        assert proved(a, b, symmetry, match_activations(a, b, symmetry, model, [inputs]), model, inputs).after == 0
+    else:
+        assert align(a, b, symmetry, model, inputs).error < 1e-5

@@ -398,7 +398,7 @@ def test_invalid_lines_are_reported_with_file_and_line(tmp_path: Path) -> None:
     for text, message in (
         ('{"step": 1, "split": "test", "accuracy": 1}\n{"step": 2, "spl', "line 2 is not JSON"),
         ("[1, 2]\n", "line 1 is not a record"),
-        ('{"step": 1, "split": "test", "accuracy": NaN}\n', "accuracy is nan, expected a number"),
+        ('{"step": 1, "split": "test", "accuracy": NaN}\n', "accuracy is undefined at step 1"),
         ('{"step": 1.5, "split": "test", "accuracy": 1}\n', "step is 1.5, expected a whole number"),
         ('{"step": 1, "split": "test", "accuracy": "high"}\n', "accuracy is 'high', expected a number"),
         ('{"step": "x", "split": "test", "accuracy": 1}\n', "step is 'x', expected a number"),
@@ -492,3 +492,40 @@ def test_directories_of_a_tree_and_patterns_are_groups(tmp_path: Path) -> None:
     assert [entry.difference for entry in compared] == [entry.difference for entry in expected]
     renamed = compare([f"x={tmp_path}/runs/decay", tmp_path / "runs" / "plain"])
     assert [entry.group for entry in renamed] == ["x", "plain"]
+
+
+def runs_with(directory: Path, metric: str, values: dict[str, object]) -> Path:
+    for number, (seed, value) in enumerate(values.items()):
+        rows = [
+            {"step": s, "split": "test", "accuracy": 0.5 + s / 100 + number / 50, "loss": 2 - s / 10, metric: value}
+            for s in (0, 5)
+        ]
+        lines(directory / seed / "metrics.jsonl", *rows)
+    return directory
+
+
+@pytest.mark.parametrize("settings", [{}, {"step": "all"}, {"at": "loss"}, {"step": 5}])
+@pytest.mark.parametrize("value", [None, float("nan")])
+def test_a_metric_that_is_undefined_in_one_run_is_left_out_alone(
+    tmp_path: Path, settings: dict[str, object], value: object
+) -> None:
+    first = runs_with(tmp_path / "a", "class.mir", {"s0": 0.5, "s1": 0.6, "s2": 0.7})
+    second = runs_with(tmp_path / "b", "class.mir", {"s0": 0.5, "s1": value, "s2": 0.7})
+    progress = Messages()
+    compared = compare([first, second], metrics=["accuracy", "class.mir"], progress=progress, **settings)
+    assert {each.metric for each in compared} == {"accuracy"}
+    assert compared == compare([first, second], metrics="accuracy", **settings)
+    assert any("class.mir is left out" in message for message in progress.messages)
+    with pytest.raises(DataError, match=r"class\.mir"):
+        compare([first, second], metrics="class.mir", **settings)
+
+
+def test_a_step_is_a_whole_number_of_any_type(tmp_path: Path) -> None:
+    groups = [runs_with(tmp_path / name, "x", {"s0": 1.0, "s1": 2.0, "s2": 3.0}) for name in "ab"]
+    expected = compare(groups, step=0)
+    assert expected[0].step == 0
+    for step in (np.int64(0), 0.0):
+        assert compare(groups, step=step) == expected
+    for step in (True, 0.5, "first"):
+        with pytest.raises(UsageError, match=r"`step=.*`: expected a step or 'all'"):
+            compare(groups, step=step)

@@ -182,6 +182,34 @@ def test_a_loss_of_logits_that_are_not_finite_is_missing_with_the_reason(value: 
     assert "loss: not finite, because logits are infinite or NaN" in record["missing"]
 
 
+@pytest.mark.parametrize("only", [None, "nc4"])
+def test_numbers_of_predictions_are_missing_if_a_row_has_none(only: str | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(30, 4, generator=generator), torch.arange(30) % 3
+    logits = torch.randn(30, 3, generator=generator)
+    logits[4, 1] = torch.nan
+    record = analyze_features(features, labels, logits=logits, only=only)
+    for name in ["nc4.disagreement", *([] if only else ["accuracy"])]:
+        assert record[name] is None
+        assert name in record["missing"]
+    assert "1 rows have no prediction, because logits are NaN" in record["missing"]
+    assert record["nearest_mean_accuracy"] is not None
+
+
+def test_rounding_of_single_precision_is_no_direction() -> None:
+    generator = np.random.default_rng(0)
+    labels = np.arange(3000) % 4
+    flat = generator.normal(size=(3000, 5)) @ generator.normal(size=(5, 24)) + generator.normal(size=24)
+    names = ("rankme", "alpha_req", "participation_ratio", "alpha_req_last")
+    double, single = (analyze_features(flat, labels, only="spectrum", precision=p) for p in ("float64", "float32"))
+    assert [single[name] for name in names] == pytest.approx([double[name] for name in names], rel=1e-5)
+    line = np.exp(generator.normal(size=(3000, 1))) * generator.normal(size=24)
+    weights = generator.normal(size=(4, 24))
+    record = analyze_features(line, labels, weights, only="sample", centred=True, precision="float32")
+    assert record["centred.mir"] is None
+    assert "the entropy in its denominator is zero up to rounding" in record["missing"]
+
+
 def test_labels_too_large_for_memory_are_refused_and_overflows_are_missing() -> None:
     features, labels = (
         torch.randn(6, 4, generator=torch.Generator().manual_seed(0)),

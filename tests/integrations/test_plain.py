@@ -125,8 +125,8 @@ def run_twice(model: nn.Module, inputs: Tensor) -> None:
             DataError,
             "classifier did not run for a batch of 150 labels; .* torch.compile",
         ),
-        (network(), run_twice, LABELS, UsageError, "runs the model, the model one after the other"),
-        (network(), lambda model, x: model(x), LABELS[:9], DataError, r"takes \(150, 8\) for 9 samples"),
+        (network(), run_twice, LABELS, UsageError, "the model ran 2 times before the labels of a batch came"),
+        (network(), lambda model, x: model(x), LABELS[:9], DataError, r"ran on \(150, 8\) for 9 labels"),
         (network(), lambda model, x: model(x), LABELS.float(), UsageError, "expected whole numbers"),
         (network(), lambda model, x: model(x), LABELS + 1, DataError, "labels: row 2 is 3"),
         (
@@ -260,3 +260,17 @@ def test_numbers_of_an_evaluation_are_checked_before_it_and_stored_as_those_of_j
             probe.evaluation(**{"split": "test", "step": 4, **keywords}).__enter__()
     with pytest.raises(UsageError, match="expected a `Settings` object"):
         cp.Probe(model, tmp_path / "other.jsonl", settings={"only": "nc1"})  # pyright: ignore[reportArgumentType]
+
+
+def test_two_forward_passes_for_the_labels_of_a_later_batch_are_an_error(tmp_path: Path) -> None:
+    model = network()
+    probe = cp.Probe(model, tmp_path / "records.jsonl")
+
+    def evaluate() -> None:
+        with torch.no_grad(), probe.evaluation("test", 0) as evaluation:
+            for run in (lambda _, inputs: model(inputs), run_twice):
+                run(model, INPUTS)
+                evaluation.update(LABELS)
+
+    with pytest.raises(DataError, match="ran 2 times for the labels of one batch: give the labels after each"):
+        evaluate()

@@ -10,7 +10,7 @@ import torch
 
 from ckpt_probe.analysis import analyze_features
 from ckpt_probe.errors import DataError
-from ckpt_probe.metrics import gram, hdr, matrix_entropy, mir
+from ckpt_probe.metrics import gram, hdr, matrix_entropy, mir, nc5
 from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.moments import Moments
 
@@ -97,10 +97,15 @@ def test_complex_numbers_are_refused(function: Callable[[np.ndarray], object], n
     [
         (lambda z: torch.from_numpy(z).to_sparse(), "expected the numbers of a dense tensor, found a sparse tensor"),
         (lambda z: torch.from_numpy(z).to("meta"), "expected the numbers of a dense tensor, found a tensor without"),
+        (
+            lambda z: torch.nested.nested_tensor([*torch.from_numpy(z)]),
+            "expected the numbers of a dense tensor, found a nested tensor",
+        ),
+        (lambda z: np.array([["1.5"] * z.shape[1]] * len(z), dtype=object), "expected numbers, found object"),
         (lambda z: np.ma.masked_less(z, 0), r"\d+ entries are masked; leave out their rows"),
         (lambda z: [*z[1:].tolist(), [0.0]], "no array can be made of it"),
     ],
-    ids=["sparse", "meta", "masked", "rows of different lengths"],
+    ids=["sparse", "meta", "nested", "texts", "masked", "rows of different lengths"],
 )
 def test_arrays_without_all_numbers_are_refused(change: Callable[[np.ndarray], object], kind: str) -> None:
     for function, name in ((lambda z: analyze_features(z, Y, W), "features"), (lambda z: mir(z, Z), "X")):
@@ -113,6 +118,24 @@ def test_lists_and_types_of_eight_bits_are_accepted() -> None:
     assert analyze_features(Z.tolist(), list(Y), W.tolist())["class.mir"] == pytest.approx(expected)
     small = torch.from_numpy(Z).to(torch.float8_e4m3fn)
     assert analyze_features(small, Y, W) == analyze_features(small.to(torch.float64), Y, W)
+
+
+def test_quantised_tensors_and_objects_that_are_numbers_are_accepted() -> None:
+    quantised = torch.quantize_per_tensor(torch.from_numpy(Z).float(), 0.1, 0, torch.qint8)
+    assert mir(quantised, quantised) == pytest.approx(float(mir(quantised.dequantize(), quantised.dequantize())))
+    expected = analyze_features(Z, Y, W)
+    assert analyze_features(Z.astype(object), np.array([*map(int, Y)], dtype=object), W.astype(object)) == expected
+
+
+@pytest.mark.parametrize(
+    "form",
+    [list, lambda mean: mean[::-1].copy()[::-1], lambda mean: mean.astype(">f8")],
+    ids=["list", "reversed", "big"],
+)
+def test_an_outside_mean_of_any_form_keeps_its_digits(form: Callable[[np.ndarray], object]) -> None:
+    mean = Z[5]
+    expected = np.mean([abs(row @ mean) / np.linalg.norm(row) / np.linalg.norm(mean) for row in Z[:3]])
+    assert nc5(Z[:3], form(mean)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_classifier_of_another_shape_is_refused() -> None:

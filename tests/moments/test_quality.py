@@ -174,3 +174,28 @@ def test_a_missing_confidence_leaves_the_calibration_error_undefined() -> None:
         assert quality.loss == pytest.approx(LOSS, rel=1e-12)
     earlier = {name: number for name, number in Quality(90, 3, 1.0).to_numbers().items() if "confiden" not in name}
     assert Quality.from_numbers(earlier).calibration_error is None
+
+
+def test_rows_whose_logits_are_nan_leave_no_accuracy() -> None:
+    logits = LOGITS[:, :5].clone()
+    logits[7, 2] = torch.nan
+    labels, quality, scored = LABELS % 5, Quality(), Quality()
+    quality.update(logits, labels)
+    scored.update_scored(Scored.of_logits([logits[:, :2], logits[:, 2:]], labels), labels)
+    for each in (quality, scored, Quality.from_numbers(quality.to_numbers())):
+        assert (each.unpredicted, each.accuracy, each.loss) == (1, None, None)
+    quality.merge(scored)
+    assert quality.unpredicted == 2
+
+
+def test_a_masked_label_has_a_confidence() -> None:
+    logits, labels, quality = LOGITS[:, :5].clone(), LABELS % 5, Quality()
+    logits[:, 3] = -torch.inf
+    quality.update(logits, labels)
+    confidence, predicted = logits.softmax(dim=1).max(dim=1)
+    right = (predicted == labels).double()
+    bins = torch.ceil(confidence * 15).long()
+    expected = sum(abs(float((confidence - right)[bins == b].sum())) for b in range(1, 16)) / len(labels)
+    assert quality.calibration_error is not None
+    assert float(quality.calibration_error) == pytest.approx(expected, rel=1e-12)
+    assert quality.loss is None

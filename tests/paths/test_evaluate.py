@@ -137,6 +137,17 @@ def test_recomputed_statistics_equal_those_of_the_data() -> None:
     assert not has_batchnorm(nn.Sequential(nn.Linear(2, 2)))
 
 
+def test_recomputed_statistics_of_instance_normalisation_are_those_of_the_instances() -> None:
+    split = load_data("digits").split("train")
+    model = nn.Sequential(nn.InstanceNorm2d(1, track_running_stats=True), nn.Flatten(), nn.Linear(64, 10))
+    assert has_batchnorm(model)
+    recompute(model, split, samples=300)
+    images, layer = split.batch(slice(0, 300))[0].double(), model[0]
+    assert isinstance(layer, nn.InstanceNorm2d)
+    np.testing.assert_allclose(layer.running_mean, images.mean(dim=(2, 3)).mean(dim=0), rtol=1e-5)
+    np.testing.assert_allclose(layer.running_var, images.flatten(2).var(dim=2).mean(dim=0), rtol=1e-5)
+
+
 @pytest.mark.parametrize("samples", [2, 257, 258, 600])
 def test_a_small_last_batch_has_the_weight_of_its_samples(samples: int) -> None:
     split = load_data("digits").split("train")

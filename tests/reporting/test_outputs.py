@@ -141,3 +141,17 @@ def test_comparisons_become_a_data_frame(tmp_path: Path) -> None:
     assert list(frame["group"]) == ["plain", "decay"]
     assert frame["difference"].isna().tolist() == [True, False]
     assert float(frame["difference"][1]) == pytest.approx(-0.45)
+
+
+def test_export_writes_what_the_command_writes(tmp_path: Path) -> None:
+    sources = [str(write(tmp_path / f"{name}.jsonl", factor)) for name, factor in (("a", 1.0), ("b", 0.5))]
+    messages = MessageLog()
+    rows = cp.export(sources, tmp_path / "both.csv", progress=messages)
+    assert run(["export", *sources, "-o", str(tmp_path / "command.csv")]) == 0
+    assert (tmp_path / "both.csv").read_text() == (tmp_path / "command.csv").read_text()
+    assert len(rows) == 12
+    assert [row["group"] for row in rows] == ["a"] * 6 + ["b"] * 6
+    assert messages.messages == [f"{tmp_path / 'both.csv'}: 12 records"]
+    assert cp.export({"a": cp.read_records(sources[0])}, tmp_path / "copy.jsonl")[0]["accuracy"] == 0
+    with pytest.raises(cp.UsageError, match="choose an output"):
+        cp.export(sources)
