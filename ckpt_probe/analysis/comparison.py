@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +25,7 @@ from ckpt_probe.analysis.groups import (
 )
 from ckpt_probe.analysis.paired import Interval, expanded, grain_of
 from ckpt_probe.errors import DataError, UsageError, listed
-from ckpt_probe.keywords import as_sequence, checked_keywords, from_arguments
+from ckpt_probe.keywords import as_sequence, checked_keywords, from_arguments, whole_number
 from ckpt_probe.moments.difference import difference
 from ckpt_probe.progress import NullProgress, Progress
 
@@ -95,8 +94,10 @@ def compare(
         raise UsageError("compare needs at least one metric, such as accuracy or class.mir")
     if at not in (None, LOSS):
         raise UsageError(f"`at={at!r}`: expected 'loss'")
-    if step not in (None, STEPS):
-        step = _whole(step)
+    if isinstance(step, str) and step != STEPS:
+        raise UsageError(f"`step={step!r}`: expected a step or 'all'")
+    if step is not None and step != STEPS:
+        step = whole_number("step", step)
     if at == LOSS and step is not None:
         raise UsageError(f"`at='loss'` compares over all steps; leave out `step={step!r}`")
     if margin is not None and not 0 < margin < math.inf:
@@ -155,13 +156,6 @@ def compare(
     if at is None and step != STEPS and all(len(group.members) == 1 for group in opened.values()):
         return _of_single_runs(compared, opened, split, chosen)
     return compared
-
-
-def _whole(step: Any) -> int:
-    """Return a step, of any type of whole numbers, as an int."""
-    if isinstance(step, str | bool) or not isinstance(step, Real) or not float(step).is_integer():
-        raise UsageError(f"`step={step!r}`: expected a step or 'all'")
-    return int(step)
 
 
 def _of_each(metrics: Sequence[str], of_metric: Callable[[str], T], progress: Progress) -> dict[str, T]:

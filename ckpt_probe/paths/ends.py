@@ -38,14 +38,26 @@ ALIGNMENT = "ckpt_probe.alignment"
 
 
 def check_ends(job: PathJob) -> None:
-    """Raise DataError if the tensors of both differ in name, shape or dtype, or have a dtype without a line."""
+    """Raise DataError if the tensors of both differ in name or shape, or have a dtype without a line."""
     with job.setup.open(job.files[0]) as first, job.setup.open(job.files[1]) as second:
-        check_match(first, second)
+        check_match(first, second, converted=True)
         check_averaged(first)
 
 
-def read_end(job: PathJob, number: int, names: set[str]) -> State:
-    """Read a state dict with the model's names. Raises DataError naming the tensor if a number is not finite."""
+def read_ends(job: PathJob, names: set[str]) -> Ends:
+    """Read both state dicts with the model's names; of two dtypes of a tensor both get the wider one.
+
+    Raises:
+        DataError: If a number is not finite, naming the tensor.
+    """
+    first, second = (dict(_read_end(job, number, names)) for number in (0, 1))
+    for name, tensor in first.items():
+        kind = torch.promote_types(tensor.dtype, second[name].dtype)
+        first[name], second[name] = tensor.to(kind), second[name].to(kind)
+    return first, second
+
+
+def _read_end(job: PathJob, number: int, names: set[str]) -> State:
     with job.setup.open(job.files[number]) as checkpoint:
         state = checkpoint.state_dict()
     with error_context(f"{job.files[number]}: "):

@@ -14,7 +14,7 @@ from ckpt_probe.extraction.request import request_of
 from ckpt_probe.files import content_hash, distinct_names
 from ckpt_probe.keywords import checked_keywords, from_arguments
 from ckpt_probe.paths.curve import read_midpoint, trained_midpoint
-from ckpt_probe.paths.ends import PathJob, aligned, check_ends, read_end
+from ckpt_probe.paths.ends import PathJob, aligned, check_ends, read_ends
 from ckpt_probe.paths.ledger import Ledger
 from ckpt_probe.paths.options import SAMPLES, PathOptions
 from ckpt_probe.paths.point import PointEvaluation
@@ -187,7 +187,7 @@ def _route(
         The function α → state dict, and length, distances and alignment of the path.
     """
     options, names, description = job.options, set(subject.model.state_dict()), {}
-    tensors = read_end(job, 0, names), read_end(job, 1, names)
+    tensors = read_ends(job, names)
     if options.align is not None:
         tensors, description["alignment"] = aligned(job, tensors, subject, progress)
     middle = None

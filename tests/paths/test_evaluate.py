@@ -297,6 +297,23 @@ def test_a_path_that_failed_before_its_first_point_can_be_started_again(mlp: Pat
     assert evaluate_path(*ends(mlp), tmp_path / "path", points=3, splits=["test"], align="permutation", **HERE).points
 
 
+def test_ends_of_two_precisions_have_the_path_of_the_wider_one(mlp: Path, tmp_path: Path) -> None:
+    first, last = ends(mlp)
+    with open_checkpoint(last) as checkpoint:
+        state, metadata = checkpoint.state_dict(), checkpoint.raw_metadata
+    half = {name: tensor.bfloat16() for name, tensor in state.items()}
+    losses = []
+    for name, saved in (("half", half), ("wide", {name: tensor.float() for name, tensor in half.items()})):
+        save_checkpoint(tmp_path / f"{name}.safetensors", saved, metadata)
+        for number, files in enumerate([(first, tmp_path / f"{name}.safetensors")] * 2):
+            a, b = files[:: 1 - 2 * number]
+            result = evaluate_path(a, b, tmp_path / f"{name}-{number}", points=3, splits="test", **HERE)
+            losses.append([point["loss"] for point in result.points][:: 1 - 2 * number])
+    assert losses[0] == losses[2]
+    assert losses[1] == losses[3]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
 def test_nan_is_an_error_that_names_the_file_and_the_tensor(mlp: Path, tmp_path: Path) -> None:
     with open_checkpoint(ends(mlp)[0]) as checkpoint:
         state, metadata = checkpoint.state_dict(), checkpoint.raw_metadata
