@@ -1,5 +1,6 @@
 """Compare the nearest class mean of each sample with its predicted class (NC4) and with its label: the second pass."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,11 +78,11 @@ class Predictions:
 
 
 def predicted_classes(scores: Array | Scored | None) -> Tensor | None:
-    """Return the classes (n,) that the scores of rows predict, −1 where logits are NaN; None without scores."""
+    """Return the classes (n,) that the scores of rows predict, −1 where logits are NaN or all −∞; None without."""
     if scores is None or isinstance(scores, Scored):
         return None if scores is None else scores.predicted
     highest, classes = as_tensor(scores, "logits").cpu().max(dim=1)
-    return classes.where(~highest.isnan(), -1)
+    return classes.where(highest > -math.inf, -1)
 
 
 @dataclass

@@ -159,7 +159,7 @@ class Quality:
         samples: Number of scored samples.
         right: Number of correctly predicted samples.
         summed_loss: Sum of their cross-entropies.
-        unpredicted: Number of samples without a prediction, because logits are NaN.
+        unpredicted: Number of samples without a prediction, because logits are NaN or all −∞.
         confident: Number of samples with a known confidence, which is the largest probability.
         gaps: Sums of confidence minus correctness over the samples in each of `BINS` bins of confidence, (BINS,).
     """
@@ -186,7 +186,7 @@ class Quality:
         if bool((masked := labelled == -math.inf).any()):
             confidence[masked] = logits[masked].softmax(dim=1).amax(dim=1)
         # NaN counts as the largest number.
-        self.unpredicted += int(highest.isnan().sum())
+        self.unpredicted += len(highest) - int((highest > -math.inf).sum())
         self._add(prediction, numbers, float(losses.sum()), confidence)
         return prediction
 

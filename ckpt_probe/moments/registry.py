@@ -219,7 +219,7 @@ def _mean_of_rows(inputs: "Inputs", name: str, mean: float | Tensor | None, reas
 def _without_prediction(inputs: "Inputs") -> str:
     """Return the reason why a number that needs the prediction of every row is missing."""
     count = 0 if inputs.quality is None else inputs.quality.unpredicted
-    return f"{count} rows have no prediction, because logits are NaN" if count else NO_SCORES
+    return f"{count} rows have no prediction, because logits are NaN or all −∞" if count else NO_SCORES
 
 
 def _accuracy(inputs: "Inputs") -> float | Tensor:

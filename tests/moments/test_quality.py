@@ -186,6 +186,8 @@ def test_rows_whose_logits_are_nan_leave_no_accuracy() -> None:
         assert (each.unpredicted, each.accuracy, each.loss) == (1, None, None)
     quality.merge(scored)
     assert quality.unpredicted == 2
+    quality.update(torch.full((3, 5), -torch.inf), LABELS[:3] % 5)
+    assert quality.unpredicted == 5
 
 
 def test_a_masked_label_has_a_confidence() -> None:
