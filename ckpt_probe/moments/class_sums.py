@@ -263,6 +263,7 @@ class UnitMoments:
         left_out: Number of rows without a direction.
         rows: Blocks of unit rows, if `kind` is "rows".
         second: Lower triangles of the sums, (C, D, D), or (1, D, D) if `kind` is "total".
+        rounding: Rounding of the trace of the sums by products in single precision.
         sample: Unit rows, labels and weights of a sample of which spectra are functions, or None.
     """
 
@@ -283,7 +284,7 @@ class UnitMoments:
         self._classes = classes
         self._memory = memory
         self._dtype = dtype
-        self._rounding = 0.0
+        self.rounding = 0.0
         self.sample: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
@@ -298,7 +299,7 @@ class UnitMoments:
     @property
     def epsilon(self) -> float:
         """Return the relative precision of the sums, which in single precision is that of the centred products."""
-        return max(EPSILON, self._rounding / max(1, int(self.counts.sum())))
+        return max(EPSILON, self.rounding / max(1, int(self.counts.sum())))
 
     def along(self, sample: "Sample") -> "UnitMoments":
         """Return the moments with a sample of rows, along whose weights spectra have gradients."""
@@ -324,7 +325,7 @@ class UnitMoments:
     def merge(self, other: "UnitMoments") -> None:
         """Add the rows of another object; the result has the coarser kind of both."""
         self.left_out += other.left_out
-        self._rounding += other._rounding
+        self.rounding += other.rounding
         device = self.counts.device
         if other.kind == "rows":
             for block in list(other.rows):
@@ -391,7 +392,7 @@ class UnitMoments:
         add_outer(total, centred.to(self._dtype))
         add_outer(total, mean[None] * len(rows) ** 0.5)
         if self._dtype != torch.float64:
-            self._rounding += torch.finfo(self._dtype).eps * float(centred.square().sum())
+            self.rounding += torch.finfo(self._dtype).eps * float(centred.square().sum())
 
     def _settle(self) -> None:
         """Change to a coarser kind if the present one takes too much memory."""

@@ -104,6 +104,8 @@ def require_subset(subset: Mapping[str, Tensor], total: Mapping[str, Tensor]) ->
 def state_of_unit_moments(unit: UnitMoments) -> dict[str, Tensor]:
     """Return copies of the unit rows or their second moments as tensors by name."""
     state = {"unit_counts": unit.counts.clone(), "left_out": torch.tensor(unit.left_out)}
+    if unit.rounding:
+        state["rounding"] = torch.tensor(unit.rounding, dtype=torch.float64)
     if unit.kind == "rows" and not unit.rows:
         return {**state, "rows": unit.second.new_zeros(0, unit.second.shape[1]), "row_labels": unit.counts[:0]}
     if unit.kind == "rows":
@@ -115,6 +117,7 @@ def state_of_unit_moments(unit: UnitMoments) -> dict[str, Tensor]:
 def load_unit_moments(unit: UnitMoments, state: Mapping[str, Tensor]) -> None:
     """Replace the contents of `unit` by the tensors of a state, which become part of it."""
     unit.counts, unit.left_out = state["unit_counts"], int(state["left_out"])
+    unit.rounding = float(state.get("rounding", 0.0))
     if "rows" in state:
         unit.rows = [group(state["rows"], state["row_labels"])]
     else:
@@ -149,6 +152,7 @@ def require_state(state: Mapping[str, Tensor], classes: int | None, requirements
         "unit": (),
         "within": (features, features),
         "left_out": (),
+        "rounding": (),
         "rows": (None, features),
         "second": (None, features, features),
         "total": (1, features, features),

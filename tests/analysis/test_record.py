@@ -207,6 +207,10 @@ def test_rounding_of_single_precision_is_no_direction() -> None:
     weights = generator.normal(size=(4, 24))
     record = analyze_features(line, labels, weights, only="sample", centred=True, precision="float32")
     assert record["centred.mir"] is None
+    moments, copy = (cp.Moments(4, only="sample", precision="float32") for _ in range(2))
+    moments.update(flat, labels)
+    copy.load_state_dict(moments.state_dict())
+    assert copy.inputs(weights).unit.epsilon == moments.inputs(weights).unit.epsilon > 1e-12
     assert "the entropy in its denominator is zero up to rounding" in record["missing"]
 
 
