@@ -212,7 +212,7 @@ class _Walk:
         if name in {"flatten", "view", "reshape"} and len(sources) == 1:
             return self._flattened(node, sources[0])
         if name in {"cat", "concat"}:
-            axis = node.kwargs.get("dim", (*node.args, 0)[1]) % len(self._shape(node))
+            axis = int(node.kwargs.get("dim", (*node.args, 0)[1])) % len(self._shape(node))  # pyright: ignore
             if all(source.axis == axis for source in sources):
                 return ChannelLayout(axis, tuple(part for source in sources for part in source.segments))
         if name == "mean" and len(sources) == 1:

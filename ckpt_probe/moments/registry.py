@@ -264,7 +264,7 @@ def _calibration(inputs: "Inputs") -> float | Tensor:
     return _mean_of_rows(inputs, "ece", inputs.quality.calibration_error, reason)
 
 
-def _rankme(inputs: "Inputs") -> Tensor:
+def _rankme(inputs: "Inputs") -> float | Tensor:
     value = covariance.rankme_of(inputs.row_second_moment, least=inputs.rounding_of_products)
     return _defined(value, covariance.NO_ROWS)
 
