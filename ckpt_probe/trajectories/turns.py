@@ -153,15 +153,13 @@ def _exchanges(distances: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray
             if pair:
                 repaired.append((pairs, route))
                 break
-    if not repaired:
-        return [], distances
-    fewest = min(len(pairs) for pairs, _ in repaired)
-    shares = {
-        order: float(np.diag(route, 1).sum() / np.diag(distances, 1).sum())
-        for order, (pairs, route) in enumerate(repaired)
-        if len(pairs) == fewest
-    }
-    return repaired[min(shares, key=lambda order: round(shares[order], 9))]
+    length = np.diag(distances, 1).sum()
+
+    def rank(pairs_and_route: tuple[list[tuple[int, int]], np.ndarray]) -> tuple[int, float]:
+        pairs, route = pairs_and_route
+        return len(pairs), round(float(np.diag(route, 1).sum() / length), 9)
+
+    return min(repaired, key=rank, default=([], distances))
 
 
 def _exchanged_ends(distances: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray]:
