@@ -64,6 +64,12 @@ def test_public_functions_name_every_keyword() -> None:
             "interpolate: unknown keyword `alph`; did you mean alpha",
         ),
         (lambda: cp.train("c", "out", override=True), "train: unknown keyword `override`; did you mean overwrite"),
+        (lambda: cp.matrix_entropy(torch.eye(2), normalised=True), "matrix_entropy: .*; did you mean normalized"),
+        (lambda: cp.cka(torch.eye(2), torch.eye(2), y=1), r"cka: unknown keyword `y`; did you mean Y"),
+        (lambda: cp.save_checkpoint("a", torch.nn.ReLU()), "`state_dict`: .* model.state_dict.., found ReLU"),  # pyright: ignore
+        (lambda: cp.save_checkpoint("a", {"epoch": 3}), "a: `state_dict`: 'epoch' is not a tensor but of type int"),  # pyright: ignore
+        (lambda: cp.prune("a", "b", "0.5"), "sparsity: expected a fraction of at least 0 and below 1, found '0.5'"),  # pyright: ignore
+        (lambda: cp.prune("a", "b", 0.5, retrain="none.toml"), "none.toml: cannot be read"),
         (lambda: cp.Moments(class_count=3), "Moments: unknown keyword `class_count`; did you mean classes"),
         (
             lambda: cp.open_checkpoint("a", statekey="model"),

@@ -16,7 +16,7 @@ from ckpt_probe.checkpoints.header import (
     without_hashes,
 )
 from ckpt_probe.checkpoints.tensors import BITS, Layout, dtype_name
-from ckpt_probe.errors import DataError
+from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.files import replacing
 from ckpt_probe.keywords import checked_keywords
 
@@ -110,9 +110,12 @@ def save_checkpoint(
         overwrite: Whether to replace an existing file.
 
     Raises:
-        UsageError: If the file exists and `overwrite` is false.
+        UsageError: If the file exists and `overwrite` is false, or `state_dict` does not map names to tensors.
         DataError: If the file cannot be written, or safetensors cannot store a dtype.
     """
+    if not isinstance(state_dict, Mapping):
+        kind = type(state_dict).__name__
+        raise UsageError(f"`state_dict`: expected tensors by name, such as model.state_dict(), found {kind}")
     strings = metadata.to_strings() if isinstance(metadata, CheckpointMetadata) else dict(metadata or {})
     layout = {name: (_dtype(path, name, tensor), tuple(tensor.shape)) for name, tensor in state_dict.items()}
     with CheckpointWriter(path, layout, strings, overwrite=overwrite) as writer:
@@ -121,6 +124,8 @@ def save_checkpoint(
 
 
 def _dtype(path: Path | str, name: str, tensor: "Tensor") -> str:
+    if not hasattr(tensor, "dtype"):
+        raise UsageError(f"{path}: `state_dict`: {name!r} is not a tensor but of type {type(tensor).__name__}")
     dtype = dtype_name(tensor.dtype)
     if dtype not in BITS:
         raise DataError(f"{path}: tensor {name!r} has dtype {tensor.dtype}, which safetensors cannot store")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
+from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.metrics.arrays import as_tensor
 from ckpt_probe.metrics.rounding import LONG, SHORT, largest
 
@@ -15,6 +16,7 @@ Array = np.ndarray | Tensor
 AnyArray = TypeVar("AnyArray", np.ndarray, Tensor)
 
 
+@checked_keywords
 def gram(X: AnyArray) -> AnyArray:
     """Return the Gram matrix K = X̂ X̂ᵀ of the rows of X, scaled to unit length (arXiv 2409.16767, section 3).
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ckpt_probe.checkpoints import Checkpoint, CheckpointMetadata, open_checkpoint, save_checkpoint
-from ckpt_probe.config import StartSettings, TrainingConfig
+from ckpt_probe.config import StartSettings, TrainingConfig, load_config
 from ckpt_probe.data import functions_named as data_functions
 from ckpt_probe.data import load_data
 from ckpt_probe.errors import DataError, UsageError, error_context
@@ -85,7 +85,7 @@ def prune(
     scope: str = "global",
     keep_classifier: bool = False,
     classifier: str | None = None,
-    retrain: TrainingConfig | None = None,
+    retrain: TrainingConfig | Path | str | None = None,
     device: str = "auto",
     state_key: str | None = None,
     base: Path | str | None = None,
@@ -106,7 +106,7 @@ def prune(
         scope: "global" or "layer", as in `prune_state`.
         keep_classifier: Whether to leave the last linear layer unpruned.
         classifier: Name of the last linear layer, if it cannot be found from the checkpoint's model and data.
-        retrain: Configuration of the training after each pruning.
+        retrain: Configuration of the training after each pruning, or its TOML file.
         device: Device of the training.
         state_key: As in `open_checkpoint`.
         base: As in `open_checkpoint`.
@@ -122,6 +122,7 @@ def prune(
         DataError: If the checkpoint cannot be read or pruned, or the training fails.
     """
     progress, directory = progress or NullProgress(), Path(out)
+    retrain = load_config(retrain) if isinstance(retrain, Path | str) else retrain
     source: Source = partial(open_checkpoint, resolve(checkpoint), state_key=state_key, base=resolve(base))
     names = _names(as_sequence(sparsities) or ())
     weights = _weights(source, keep_classifier, classifier)

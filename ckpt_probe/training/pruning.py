@@ -91,8 +91,8 @@ def hold_zeros(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
 
 def require_sparsity(sparsity: float) -> None:
     """Raise UsageError if `sparsity` is outside [0, 1)."""
-    if not 0 <= sparsity < 1:
-        raise UsageError(f"sparsity: expected a fraction of at least 0 and below 1, found {sparsity}")
+    if isinstance(sparsity, str) or not 0 <= sparsity < 1:
+        raise UsageError(f"sparsity: expected a fraction of at least 0 and below 1, found {sparsity!r}")
 
 
 def _magnitudes(state: Mapping[str, Tensor], name: str) -> Tensor:
