@@ -106,7 +106,7 @@ class Command(click.Command):
         except click.NoSuchOption as error:
             name, new = error.option_name, new_name_of(error.option_name, self)
             near = nearest_option(name, self)
-            hint = f"{name} is no longer an option: {new}" if new else f"No such option {name}{near and '; '}{near}"
+            hint = f"{name} is no longer an option: {new}" if new else f"No such option '{name}'{near and '; '}{near}"
             raise click.UsageError(hint, ctx) from error
 
     def _with_settings(self, ctx: click.Context, words: Sequence[str]) -> list[str]:

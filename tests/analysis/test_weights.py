@@ -127,6 +127,6 @@ def test_a_missing_head_and_options_without_effect_are_refused(tmp_path: Path, c
     assert run(["weights", str(tmp_path)]) == 1
     assert "no tensor looks like classifier weights; name the layer by --classifier" in capsys.readouterr().err
     assert run(["weights", str(tmp_path), "--per-class"]) == 2
-    assert "No such option --per-class (see: ckpt-probe weights --help)" in capsys.readouterr().err
+    assert "No such option '--per-class' (see: ckpt-probe weights --help)" in capsys.readouterr().err
     assert run(["analyze", str(tmp_path), "--weights-only"]) == 2
     assert "use the command ckpt-probe weights CHECKPOINTS" in capsys.readouterr().err

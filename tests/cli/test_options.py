@@ -112,7 +112,7 @@ def test_settings_of_several_values_are_repeatable() -> None:
 def test_an_unknown_option_suggests_the_nearest_option_or_key(
     option: str, hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert f"No such option {option}{hint}" in error_of(capsys, "extract", "A", "-o", "B", option, "4")
+    assert f"No such option '{option}'{hint}" in error_of(capsys, "extract", "A", "-o", "B", option, "4")
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_checkpoints_that_cannot_be_paired_are_errors(
         (["interpolate", "a"], "Missing argument 'B'"),
         (["interpolate", *map(str, runs)], "two runs; ckpt-probe barriers computes"),
         (["interpolate", "a", "--consecutive"], "use the command ckpt-probe barriers RUN"),
-        (["barriers", "a", "--alpha", "0.5"], "No such option --alpha (see: ckpt-probe barriers --help)"),
+        (["barriers", "a", "--alpha", "0.5"], "No such option '--alpha' (see: ckpt-probe barriers --help)"),
     ):
         assert run([*words, "-o", "out"]) == 2
         assert message in capsys.readouterr().err
