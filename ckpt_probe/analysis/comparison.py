@@ -83,7 +83,8 @@ def compare(
         One comparison per metric and group, ordered by metric, then by group; with `step="all"` one for each step.
 
     Raises:
-        DataError: If an entry has no such value; the message names the entry.
+        DataError: If no metric has a value in every entry; the message names the entry. If others have one, a metric
+            without is left out, which is reported through `progress`.
         UsageError: If there are fewer than two groups, or an argument is invalid.
     """
     progress, interval = progress or NullProgress(), from_arguments(Interval, locals())
