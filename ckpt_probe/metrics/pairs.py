@@ -91,16 +91,25 @@ class Equiangular:
 
     Args:
         unit: Unit rows, (C, D).
+        errors: Standard errors σ of the cosines, (C, C), or None. The derivative of |x| is then erf(x/(√2 σ)), that of
+            the mean of |x| over normal numbers around x: a sign that is not certain has less effect.
     """
 
-    def __init__(self, unit: Tensor) -> None:
+    def __init__(self, unit: Tensor, errors: Tensor | None = None) -> None:
         self._classes = len(unit)
+        self._errors = errors
         self._complete = bool(unit.any(dim=1).all())
         self._total: float | Tensor = 0.0
 
     def add(self, tile: Tile) -> None:
         """Add the pairs of a tile."""
-        self._total += tile.sum((tile.cosines + 1 / (self._classes - 1)).abs_())
+        excess = tile.cosines + 1 / (self._classes - 1)
+        if self._errors is None:
+            self._total += tile.sum(excess.abs_())
+            return
+        now, errors = excess.detach(), self._errors[tile.rows, tile.columns]
+        sign = torch.erf(now / (math.sqrt(2) * errors.clamp(min=EPSILON)))
+        self._total += tile.sum(now.abs() + sign * (excess - now))
 
     @property
     def value(self) -> float | Tensor | None:

@@ -10,13 +10,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.moments.errors import needs_classes
 from ckpt_probe.moments.registry import CENTRED, DOCUMENTS, LOGITS, SECOND_PASS, TRAIN_MEANS, Metric
-from ckpt_probe.moments.subset import priorities
 
 if TYPE_CHECKING:
     from ckpt_probe.moments.inputs import Inputs
@@ -39,6 +37,9 @@ ENOUGH_ROWS = 512
 MANY_ERRORS = 5
 """Standard errors that a bias must exceed to be stated if it cannot be checked by quarters."""
 
+WITH_ERROR = frozenset({"nc1", "spectrum"})
+"""Families whose standard errors include those of their biases: few rows decide a variance, in a half even fewer."""
+
 LEFT, LEFT_OF_BIAS = 1.5, 0.5
 """Standard errors up to which bias may remain after the correction; with one part in place of four quarters, which is
 noisier, also the share of the bias."""
@@ -49,12 +50,30 @@ Bias = tuple[float | None, str | None]
 """Bias and a reason: why it is missing, or why it cannot be relied on."""
 
 
+def values_of_halves(metrics: Mapping[str, Metric], inputs: "Inputs", values_of: ValuesOf) -> list[Values]:
+    """Return the metrics of each half of the rows, those of `WITH_ERROR` with gradient; empty without halves.
+
+    Args:
+        metrics: Metrics by their names in the record.
+        inputs: Inputs of all rows, with a sample.
+        values_of: Computes the metrics of some names from other inputs.
+    """
+    if not inputs.halves or inputs.sample is None or inputs.sample.reason is not None:
+        return []
+    parts = [half(inputs.present) for half in inputs.halves]
+    if inputs.centred_parts is not None:
+        for part, entropies in zip(parts, inputs.centred_parts.halves, strict=False):
+            part.centred = entropies
+    return [_of_part(part, inputs, values_of, metrics) for part in parts]
+
+
 def bias_of(
     metrics: Mapping[str, Metric],
     values: Values,
     inputs: "Inputs",
     values_of: ValuesOf,
     influences: Mapping[str, Tensor],
+    halves: list[Values],
 ) -> dict[str, Bias]:
     """Return the bias of each metric.
 
@@ -64,16 +83,10 @@ def bias_of(
         inputs: Inputs of all rows, with a sample.
         values_of: Computes the metrics of some names from other inputs.
         influences: Influences (m,) of the rows of the sample by name.
+        halves: Values of each half, of `values_of_halves`.
     """
     sample = inputs.sample
     assert sample is not None
-    halves: list[Values] = []
-    if inputs.halves and sample.reason is None:
-        parts = [half(inputs.present) for half in inputs.halves]
-        if inputs.centred_parts is not None:
-            for part, entropies in zip(parts, inputs.centred_parts.halves, strict=False):
-                part.centred = entropies
-        halves = [_of_part(part, inputs, values_of, metrics) for part in parts]
     biases: dict[str, Bias] = {}
     for name, metric in metrics.items():
         value, reason = values[name], sample.reason_of(metric)
@@ -113,22 +126,22 @@ def _bias(name: str, metric: Metric, value: Any, inputs: "Inputs", halves: list[
 
 
 def _of_nearest_means(name: str, inputs: "Inputs") -> Bias:
-    """Return the change of a share of rows if each row is compared with the class means of its own half."""
+    """Return the change of a share of rows if each row is compared with the class means of its own part of the rows."""
     sample = inputs.sample
     assert sample is not None
-    nearest, by_halves = inputs.nearest_of_sample, inputs.nearest_by_halves
-    if by_halves is None:
+    nearest, of_parts = inputs.nearest_of_sample, inputs.nearest_of_parts
+    if nearest is None or of_parts is None:
         return None, NO_HALF
-    before, after = (sample.values_of_rows(name, classes) for classes in (nearest, by_halves))
-    if before is None or after is None:
-        return None, NOT_ACCUMULATED
-    return float(sample.design.shares @ (after.double() - before.double()).cpu()), None
+    changes = sample.changes_of_rows(name, nearest, of_parts)
+    return (None, NOT_ACCUMULATED) if changes is None else (float(sample.design.shares @ changes.cpu()), None)
 
 
 def _mean_of(name: str, parts: list[Values]) -> float | None:
     """Return the mean of a metric over parts of the rows; None if a part has no value, or there are no parts."""
     values = [part[name] for part in parts if part.get(name) is not None]
-    return sum(values) / len(values) if parts and len(values) == len(parts) else None
+    if not parts or len(values) < len(parts):
+        return None
+    return sum(float(value.detach() if isinstance(value, Tensor) else value) for value in values) / len(values)
 
 
 def _of_part(part: "Inputs", inputs: "Inputs", values_of: ValuesOf, metrics: Mapping[str, Metric]) -> Values:
@@ -214,24 +227,10 @@ def remaining_bias(bias: float, excess: float, ratio: float) -> float:
 
 
 def _quarters(inputs: "Inputs") -> list[Tensor]:
-    """Return positions in the sample of four quarters of all rows, or of a part of it with the shares of all classes.
-
-    A part has a quarter of all rows, or fewer. Empty if the sample is too small.
-    """
-    sample = inputs.sample
+    """Return positions in the sample of parts of all rows that check biases; empty if the sample is too small."""
+    sample, counts = inputs.sample, inputs.scatter.counts.cpu()
     assert sample is not None
-    if sample.design.documents is not None:
-        return []
-    labels, counts = sample.design.labels, inputs.scatter.counts.cpu()
-    order = torch.from_numpy(priorities(sample.design.indices, 1).argsort(kind="stable"))
-    order = order[torch.argsort(labels[order], stable=True)]
-    sizes = torch.bincount(labels, minlength=len(counts))
-    ranks = torch.empty_like(labels)
-    ranks[order] = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels[order]]
-    if len(labels) == inputs.samples:
-        return [(ranks % 4 == number).nonzero().squeeze(1) for number in range(4)]
-    share = min(0.25, float((sizes / counts.clamp(min=1))[counts > 0].min()))
+    share = sample.share_of_part(counts)
     if share * MOST_PARTS < 1:
         return []
-    share = min(share, max(1 / MOST_PARTS, ENOUGH_ROWS / inputs.samples))
-    return [(ranks < (share * counts)[labels].floor()).nonzero().squeeze(1)]
+    return sample.parts(counts, min(share, max(1 / MOST_PARTS, ENOUGH_ROWS / inputs.samples)))

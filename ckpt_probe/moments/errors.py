@@ -19,7 +19,7 @@ from ckpt_probe.moments.influences import linear
 from ckpt_probe.moments.quality import Scored, bins_of
 from ckpt_probe.moments.registry import COMPUTING_ERROR, LOGITS, MEANS, OUTSIDE, SCATTER, SECOND_PASS, Metric
 from ckpt_probe.moments.state import MANY_CLASSES
-from ckpt_probe.moments.subset import RowSubset
+from ckpt_probe.moments.subset import RowSubset, priorities
 
 FEWEST_ROWS = 8
 """Rows, and documents, below which there is no standard error."""
@@ -45,6 +45,9 @@ TAIL, INDEX = 0.2, 0.25
 
 FEW_OF_CLASS, FEW_EFFECTIVE = 30, 50
 """Rows of a class, and normal rows that would determine a variance as well, below which standard errors are wider."""
+
+FEW_FOR_BIAS = 200
+"""Such normal rows below which the standard errors of variances include those of their biases."""
 
 NORMAL, NORMAL_SHARE = 1.959964, 0.975
 """Quantile of the normal distribution to which standard errors refer, and its share."""
@@ -132,14 +135,18 @@ class Design:
         wider = (self.shares @ (within.square() * left_out.pow(1 if self.fixed else 2)) + between) / (
             self.shares @ within.square() + between
         )
-        values = within if self.fixed else values
-        squares, variance = values.square(), self.shares @ values.square()
-        effective = float(2 * variance.square() / (self.shares.square() @ (squares - variance).square()))
-        if not effective < FEW_EFFECTIVE:
+        if not (effective := self.effective(influences)) < FEW_EFFECTIVE:
             return math.sqrt(float(wider))
+        values = within if self.fixed else values
         student = float(stdtrit(effective, NORMAL_SHARE)) / NORMAL
-        skewness = float((self.shares @ (squares * values)).square() / variance.pow(3))
+        skewness = float((self.shares @ values.pow(3)).square() / (self.shares @ values.square()).pow(3))
         return math.sqrt(float(wider)) * student * (1 + SKEWED * skewness / self.samples)
+
+    def effective(self, influences: Tensor) -> float:
+        """Return the number ν of normal rows that would determine the variance of influences (m,) as well."""
+        values = self._deviations(influences)[1 if self.fixed else 0]
+        squares, variance = values.square(), self.shares @ values.square()
+        return float(2 * variance.square() / (self.shares.square() @ (squares - variance).square()))
 
     @property
     def equal_shares(self) -> bool:
@@ -288,7 +295,7 @@ class Sample:
         name: str,
         mean: float,
         nearest: Tensor | None = None,
-        by_halves: Tensor | None = None,
+        of_parts: tuple[Tensor, float] | None = None,
         signs: Tensor | None = None,
     ) -> float | Tensor:
         """Return the mean of all rows of a value as a function of their weights; unchanged without values of the rows.
@@ -297,8 +304,8 @@ class Sample:
             name: Name of the metric.
             mean: Mean over all rows.
             nearest: Class of the nearest class mean of each row of the sample, (m,).
-            by_halves: Class of the nearest class mean of the half of each row, (m,). The error is then that of the mean
-                minus its bias, which few rows near the boundaries of classes decide.
+            of_parts: Class of the nearest class mean of the part of each row, (m,), and the factor of
+                `changes_of_rows`. The error is then that of the mean minus its bias.
             signs: Sign of the sum of confidence minus correctness in each bin of confidence, (bins,).
         """
         if self.reason is not None:
@@ -306,12 +313,56 @@ class Sample:
         values = self.row_values.get(name)
         if values is None:
             values = self.values_of_rows(name, nearest, signs)
-            after = None if by_halves is None or name == "ece" else self.values_of_rows(name, by_halves)
-            if values is not None and after is not None:
-                values = 2 * values.double() - after.double()
+            if values is not None and nearest is not None and of_parts is not None and name != "ece":
+                changes = self.changes_of_rows(name, nearest, of_parts)
+                values = values if changes is None else values.double() - changes
         if values is None:
             return mean
         return mean + self.weights @ (values.to(self.weights) - mean) / self.design.samples
+
+    def changes_of_rows(self, name: str, nearest: Tensor, of_parts: tuple[Tensor, float]) -> Tensor | None:
+        """Return the terms (m,), float64, of the rows in the bias of a share by nearest means, or None.
+
+        A part of 1/k of the rows has k − 1 times the bias of all rows. With larger k fewer rows near the boundaries of
+        classes decide the bias.
+
+        Args:
+            name: Name of the metric.
+            nearest: Class of the nearest class mean of each row, (m,).
+            of_parts: That of the class means of the part of each row, and the factor of the changes, such as
+                1/(k − 1).
+        """
+        before, after = (self.values_of_rows(name, classes) for classes in (nearest, of_parts[0]))
+        return None if before is None or after is None else of_parts[1] * (after.double() - before.double())
+
+    def share_of_part(self, counts: Tensor) -> float:
+        """Return the largest share of all rows that the sample has of each class, up to 1/4; 0 with documents.
+
+        Args:
+            counts: Numbers of all rows by class, (C,).
+        """
+        if self.design.documents is not None:
+            return 0.0
+        sizes = torch.bincount(self.design.labels, minlength=len(counts))
+        return min(0.25, float((sizes / counts.clamp(min=1))[counts > 0].min()))
+
+    def parts(self, counts: Tensor, share: float) -> list[Tensor]:
+        """Return positions in the sample of all parts of a share of its rows if it holds all rows, else of one part.
+
+        Args:
+            counts: Numbers of all rows by class, (C,), on the CPU.
+            share: Share of all rows of each class that a part has.
+        """
+        labels = self.design.labels
+        order = torch.from_numpy(priorities(self.design.indices, 1).argsort(kind="stable"))
+        order = order[torch.argsort(labels[order], stable=True)]
+        sizes = torch.bincount(labels, minlength=len(counts))
+        ranks = torch.empty_like(labels)
+        ranks[order] = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels[order]]
+        if len(labels) == self.design.samples:
+            parts = round(1 / share)
+            return [(ranks % parts == number).nonzero().squeeze(1) for number in range(parts)]
+        return [(ranks < (share * counts)[labels].floor()).nonzero().squeeze(1)]
 
     def values_of_rows(self, name: str, nearest: Tensor | None, signs: Tensor | None = None) -> Tensor | None:
         """Return the values (m,) of the rows of a metric that features and classifier determine, or None."""
@@ -359,6 +410,34 @@ class Sample:
         known = int(influences.isfinite().sum())
         enough = known >= FEWEST_ROWS and not bool(influences.isinf().any())
         return (influences, None) if enough else (None, NOT_FINITE)
+
+    def of_half(self, number: int, counts: Tensor) -> "Sample":
+        """Return the rows of a half, 0 or 1, whose classes have counts (C,); their weights are these weights."""
+        labels = self.labels.clamp(max=len(counts) - 1)
+        chosen = (self.halves.to(counts.device) == number) & (labels == self.labels) & (counts[labels] > 0)
+        return replace(self, features=self.features[chosen], labels=self.labels[chosen], weights=self.weights[chosen])
+
+    def of_corrected(self, influences: Tensor, value: float, halves: list[Any]) -> Tensor | None:
+        """Return the influences (m,) of the rows on a value minus its bias, or None if those on the value suffice.
+
+        With the bias (f₁ + f₂)/2 − f of halves they are 2 IF − IF₁₂, IF₁₂ those on the mean over both halves. They
+        count if the bias exceeds its standard error, or fewer than `FEW_FOR_BIAS` rows decide; as half of the rows
+        determine IF₁₂, they contain what `Design.widening` adds for few rows.
+
+        Args:
+            influences: Those on the value, (m,).
+            value: The value of all rows.
+            halves: Values of each half, those of `WITH_ERROR` with gradient.
+        """
+        if not halves or not all(isinstance(half, Tensor) and half.requires_grad for half in halves):
+            return None
+        mean, error = sum(halves) / len(halves), self.design.stderr(influences)
+        many = self.design.documents is not None or self.design.effective(influences) >= FEW_FOR_BIAS
+        if error is None or (many and abs(float(mean.detach()) - value) <= error):
+            return None
+        (gradient,) = torch.autograd.grad(mean, self.weights, retain_graph=True)
+        corrected = 2 * influences - self.design.samples * gradient.cpu()
+        return corrected if bool(corrected.isfinite().all()) else None
 
     def stderr(self, value: float, influences: Tensor) -> tuple[float | None, str | None]:
         """Return the standard error of a value for influences (m,), or the reason for its absence."""

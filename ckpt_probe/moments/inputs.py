@@ -43,6 +43,9 @@ HIDING_SHARE = 1e-5
 SINGLE_ROUNDING = 4 * torch.finfo(torch.float32).eps
 """Rounding of sums of products in single precision: eigenvalues that are zero were at most a tenth of it, at any D."""
 
+ROWS_OF_PART = 8
+"""Rows of each class that a part of the rows needs for the bias of a share by nearest class means."""
+
 HIDDEN = "along the class means the spread is below the rounding of Σ_W, and the features are not available"
 FEW_CLASSES = "fewer than two classes have as many samples as a class needs"
 OVER_BUDGET = "second moments per class exceed the memory budget"
@@ -235,7 +238,7 @@ class Inputs:
         unit, lengths = pairs.unit_or_zero(self.means), row_lengths(self.means)
         quantities = Pairs(
             pairs.Cdnv(self.variances, self.class_means, lengths, self._sizes),
-            pairs.Equiangular(unit),
+            pairs.Equiangular(unit, self._errors_of_cosines(unit, lengths)),
             pairs.Uniformity(unit, self._centred_sizes / torch.where(lengths > 0, lengths, 1.0)),
         )
         of_families = {"nc1": [quantities.distances], "nc2": [quantities.angles, quantities.evenness]}
@@ -268,8 +271,8 @@ class Inputs:
             return mean
         signs = None if self.quality is None else self.quality.gaps.sign()
         nearest = None if self.nearest is None else self.nearest_of_sample
-        by_halves = None if self.nearest is None else self.nearest_by_halves
-        return self.sample.mean_of_rows(name, mean, nearest, by_halves, signs)
+        of_parts = None if self.nearest is None else self.nearest_of_parts
+        return self.sample.mean_of_rows(name, mean, nearest, of_parts, signs)
 
     @cached_property
     def nearest_of_sample(self) -> Tensor | None:
@@ -278,17 +281,37 @@ class Inputs:
         return self.nearest_means(self.sample.features) if len(self.present) else None
 
     @cached_property
-    def nearest_by_halves(self) -> Tensor | None:
-        """Return the class of the nearest class mean of the half of each row, (m,); None if a half lacks a class."""
-        assert self.sample is not None
-        halves = [half(self.present) for half in self.halves]
-        if self.nearest_of_sample is None or not halves or any(half.lacks_class for half in halves):
+    def nearest_of_parts(self) -> tuple[Tensor, float] | None:
+        """Return the class of the nearest class mean of the part of each row, (m,), and the factor of changes.
+
+        Parts are eighths or quarters of all rows, or one part if the sample does not hold all rows; halves if these
+        have fewer than `ROWS_OF_PART` rows of a class. None if a half lacks a class.
+        """
+        sample, counts = self.sample, self.scatter.counts.cpu()
+        assert sample is not None
+        if self.nearest_of_sample is None or not self.halves:
             return None
-        classes = self.nearest_of_sample.clone()
+        classes, most = self.nearest_of_sample.clone(), sample.share_of_part(counts)
+        least = ROWS_OF_PART / max(1, int(counts[self.present.cpu()].min()))
+        share = next((share for share in (min(most, 0.125), most) if share >= least), None)
+        if share is not None:
+            parts = [part.to(classes.device) for part in sample.parts(counts, share)]
+            for part in parts:
+                rows, labels = sample.features[part], sample.labels[part]
+                shares = rows / torch.bincount(labels)[labels][:, None]
+                means = torch.zeros_like(self.scatter.means).index_add(0, labels, shares)
+                absent = torch.ones(len(means), dtype=torch.bool, device=means.device)
+                absent[self.present] = False
+                classes[part] = collapse.nearest_means(rows, means.masked_fill(absent[:, None], torch.nan))
+            of_parts = float(sum(sample.design.shares[part.cpu()].sum() for part in parts))
+            return classes, 1 / ((self.samples * len(parts) / sum(map(len, parts)) - 1) * of_parts)
+        halves = [half(self.present) for half in self.halves]
+        if any(half.lacks_class for half in halves):
+            return None
         for number, half in enumerate(halves):
-            chosen = (self.sample.halves == number).to(classes.device)
-            classes[chosen] = half.nearest_means(self.sample.features[chosen])
-        return classes
+            chosen = (sample.halves == number).to(classes.device)
+            classes[chosen] = half.nearest_means(sample.features[chosen])
+        return classes, 1.0
 
     def nearest_means(self, features: Tensor) -> Tensor:
         """Return the class of the nearest class mean of each of the features (n, D), (n,)."""
@@ -308,6 +331,31 @@ class Inputs:
         """Return the entropies of class means and classifier weights."""
         weights = None if self._all_weights is None else self.weights
         return self._with_gradients(class_level(self.means, weights, self.options))
+
+    def _errors_of_cosines(self, unit: Tensor, lengths: Tensor) -> Tensor | None:
+        """Return the standard error of the cosine of each pair of centred means, (k, k); None without a sample.
+
+        Means of two classes vary independently, and the mean of all class means counts as fixed.
+
+        Args:
+            unit: Unit rows of the centred means, (k, D).
+            lengths: Their lengths, (k,).
+        """
+        sample = self.sample
+        if sample is None or sample.reason is not None or sample.misses or not bool((lengths > 0).all()):
+            return None
+        with torch.no_grad():
+            position = torch.full_like(self.scatter.counts, -1)
+            position[self.present] = torch.arange(len(self.present), device=position.device)
+            chosen = (position[sample.labels] >= 0).nonzero().squeeze(1)
+            labels = sample.labels[chosen]
+            each, rows = position[labels], sample.features[chosen] / self.scatter.unit - self.scatter.means[labels]
+            along = rows @ unit.T
+            along -= (unit @ unit.T)[each] * along.gather(1, each[:, None])
+            squares = torch.zeros_like(unit @ unit.T).index_add(0, each, along.square())
+            kept, counts = torch.bincount(each, minlength=len(unit)), self.scatter.counts[self.present]
+            variances = squares / (kept * counts * lengths.square())[:, None]
+            return (variances + variances.T).sqrt()
 
     def _with_gradients(self, level: LevelEntropies) -> LevelEntropies:
         """Return a level whose entropies have their gradients: several metrics use each, and the way back is long."""

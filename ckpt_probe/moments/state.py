@@ -51,6 +51,12 @@ class Sums:
         scatter = self.scatter if sample.misses and sample.classes > MANY_CLASSES else self.scatter.along(sample)
         return Sums(scatter, None if self.unit is None else self.unit.along(sample))
 
+    def along_half(self, sample: "Sample", number: int) -> "Sums":
+        """Return the sums of a half, 0 or 1, whose means and scatter are functions of the weights of its rows."""
+        if sample.reason or not len(self.scatter.counts) or (sample.misses and sample.classes > MANY_CLASSES):
+            return self
+        return Sums(self.scatter.along(sample.of_half(number, self.scatter.counts)), self.unit)
+
     def state(self) -> State:
         """Return copies of all sums as tensors by name."""
         return self.scatter.state() | ({} if self.unit is None else state_of_unit_moments(self.unit))

@@ -80,6 +80,8 @@ def test_influences_equal_derivatives_by_the_weight_of_a_row(features: int) -> N
         for name, influences in record.influences.items():
             if name == "sample.entropy_normalized" and features > len(rows):
                 continue  # its denominator log N changes with the repetition
+            if name == "nc2.equiangular_means":
+                continue  # its derivative at a kink is that of the mean over draws
             assert record[name] == pytest.approx(plain[name], rel=1e-9, abs=1e-12)
             change = (changed[name] - plain[name]) * (copies * len(rows) + 1)
             scale = float(influences.abs().max())
@@ -256,7 +258,8 @@ def test_spectra_of_all_rows_have_errors_with_classes_of_one_row() -> None:
         assert record[name] == pytest.approx(several[name], rel=1e-9)
         assert torch.allclose(record.influences[name], several.influences[name], rtol=1e-4, atol=1e-4)
         spread = float(several.influences[name].double().std())
-        assert record[f"{name}_stderr"] == pytest.approx(spread / math.sqrt(400), rel=1e-3)
+        # That of a bias above its standard error is included.
+        assert record[f"{name}_stderr"] == pytest.approx(spread / math.sqrt(400), rel=0.05)
         assert record[f"{name}_bias"] == pytest.approx(several[f"{name}_bias"], rel=0.1)
 
 
@@ -316,9 +319,9 @@ def test_errors_agree_with_a_bootstrap_on_digits() -> None:
         chosen = torch.from_numpy(random.integers(0, 900, 900))
         values.append(moments_of(rows[chosen], labels[chosen], classes=10, halves=False, subset=0).compute(weights))
     for name in record.influences:
-        # The smallest eigenvalues depend on few rows, the absolute value of an angle has a kink, and the entropy of the
-        # label rows is near its maximum, where its gradient is zero.
-        if name not in ("alpha_req", "nc2.equiangular_means", "sample.entropy_weights"):
+        # The smallest eigenvalues depend on few rows, and the entropy of the label rows is near its maximum, where its
+        # gradient is zero.
+        if name not in ("alpha_req", "sample.entropy_weights"):
             spread = np.std([float(value[name]) for value in values])
             # The tolerance is 15 % plus two standard errors of 200 draws.
             assert record[f"{name}_stderr"] == pytest.approx(spread, rel=0.25), name
@@ -401,3 +404,66 @@ def test_errors_that_are_not_reliable_have_a_note() -> None:
     record = moments_of(rows, torch.from_numpy(uneven)).compute(weights, errors=True)
     assert AT_MAXIMUM not in (record["missing"] or "")
     assert SEVERAL_MAXIMA not in (record["missing"] or "")
+
+
+def test_the_error_of_a_few_rows_includes_that_of_the_bias() -> None:
+    rows, labels, weights = classes_of_gaussians(80)
+    record = moments_of(rows, labels).compute(weights, errors=True)
+    order = torch.argsort(labels, stable=True).reshape(CLASSES, -1)
+    names = ("rankme", "participation_ratio", "nc1.pinv", "nc1.cdnv")
+    # One row less changes the value and, through one of the halves, the bias: the jackknife of the corrected value.
+    changes: dict[str, list[float]] = {name: [] for name in names}
+
+    def corrected(left_out: int) -> dict[str, float]:
+        parts = [order[:, half::2].flatten() for half in (0, 1)]
+        kept = [part[part != left_out] for part in (*parts, torch.arange(80))]
+        values = [
+            moments_of(rows[part], labels[part], halves=False, subset=0).compute(weights, only=["nc1", "spectrum"])
+            for part in kept
+        ]
+        return {name: 2 * values[2][name] - (values[0][name] + values[1][name]) / 2 for name in names}
+
+    everything = corrected(-1)
+    for left_out in range(80):
+        without = corrected(left_out)
+        for name in names:
+            changes[name].append(79 * (everything[name] - without[name]))
+    for name in names:
+        by_class = np.array(changes[name]).reshape(-1, CLASSES)
+        error = math.sqrt(by_class.var(axis=0, ddof=1).mean() / 80)
+        plain = record.influences[name].double().reshape(-1, CLASSES).var(dim=0, correction=1).mean().div(80).sqrt()
+        assert record[f"{name}_stderr"] > 1.02 * plain
+        assert record[f"{name}_stderr"] == pytest.approx(error, rel=0.15), name
+
+
+def test_the_bias_of_the_nearest_class_mean_comes_from_eighths_of_all_rows() -> None:
+    rows, labels, weights = classes_of_gaussians(400)
+    moments = moments_of(rows, labels)
+    nearest_of = torch.cdist(rows, torch.stack([rows[labels == label].mean(dim=0) for label in range(CLASSES)])).argmin(
+        1
+    )
+    inputs = moments.inputs(weights, errors=True)
+    classes, factor = inputs.nearest_of_parts
+    assert torch.equal(inputs.nearest_of_sample, nearest_of)
+    assert factor == pytest.approx(1 / 7)
+    parts = inputs.sample.parts(torch.bincount(labels), 0.125)
+    assert [torch.bincount(labels[part]).max() - torch.bincount(labels[part]).min() <= 1 for part in parts] == [
+        True
+    ] * 8
+    assert torch.equal(torch.cat(parts).sort().values, torch.arange(400))
+    for part in parts:
+        means = torch.stack([rows[part][labels[part] == label].mean(dim=0) for label in range(CLASSES)])
+        assert torch.equal(classes[part], torch.cdist(rows[part], means).argmin(dim=1))
+
+
+def test_the_error_of_angles_near_a_kink_is_that_of_draws() -> None:
+    values, errors = [], []
+    for seed in range(60):
+        draw = np.random.default_rng(seed)
+        labels = torch.arange(90) % 3
+        # A simplex: every cosine is -1/2, where its absolute distance from -1/2 has no derivative.
+        rows = 4 * torch.eye(3, 5, dtype=torch.float64)[labels] + torch.from_numpy(draw.normal(size=(90, 5)))
+        record = moments_of(rows, labels, classes=3, only=["nc2"]).compute(errors=True)
+        values.append(record["nc2.equiangular_means"])
+        errors.append(record["nc2.equiangular_means_stderr"])
+    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.3)
