@@ -341,9 +341,9 @@ class Moments:
         inputs = inputs_of(sums if sample.reason else sums.along(sample), blocks=blocks)
         inputs.sample = sample
         if self.halves:
-            inputs.halves = [
-                lambda present, part=part, number=number: inputs_of(part.along_half(sample, number), present)
-                for number, part in enumerate(self._parts)
+            inputs.halves = [lambda present, part=part: inputs_of(part, present) for part in self._parts]
+            inputs.halves_along = lambda: [
+                inputs_of(part.along_half(sample, number), inputs.present) for number, part in enumerate(self._parts)
             ]
         inputs.of_rows = lambda rows, labels, present: inputs_of(self._sums_of(rows, labels), present)
         return inputs

@@ -7,13 +7,14 @@ exceeds the value of all rows by three times as much.
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.moments.errors import needs_classes
+from ckpt_probe.moments.errors import FEW_FOR_BIAS, needs_classes
 from ckpt_probe.moments.registry import CENTRED, DOCUMENTS, LOGITS, SECOND_PASS, TRAIN_MEANS, Metric
 
 if TYPE_CHECKING:
@@ -45,13 +46,22 @@ LEFT, LEFT_OF_BIAS = 1.5, 0.5
 noisier, also the share of the bias."""
 
 Values = Mapping[str, Any]
-ValuesOf = Callable[["Inputs", frozenset[str]], Values]
+
+
+class ValuesOf(Protocol):
+    """Computes the metrics of some names from inputs."""
+
+    def __call__(self, inputs: "Inputs", names: Collection[str], *, gradient: bool = False) -> Values:
+        """Return the values by name, as tensors with gradient if requested."""
+        ...
+
+
 Bias = tuple[float | None, str | None]
 """Bias and a reason: why it is missing, or why it cannot be relied on."""
 
 
 def values_of_halves(metrics: Mapping[str, Metric], inputs: "Inputs", values_of: ValuesOf) -> list[Values]:
-    """Return the metrics of each half of the rows, those of `WITH_ERROR` with gradient; empty without halves.
+    """Return the metrics of each half of the rows; empty without halves.
 
     Args:
         metrics: Metrics by their names in the record.
@@ -65,6 +75,41 @@ def values_of_halves(metrics: Mapping[str, Metric], inputs: "Inputs", values_of:
         for part, entropies in zip(parts, inputs.centred_parts.halves, strict=False):
             part.centred = entropies
     return [_of_part(part, inputs, values_of, metrics) for part in parts]
+
+
+def influences_of_corrected(
+    metrics: Mapping[str, Metric],
+    values: Values,
+    inputs: "Inputs",
+    values_of: ValuesOf,
+    influences: Mapping[str, Tensor],
+    halves: list[Values],
+) -> dict[str, Tensor]:
+    """Return the influences (m,) of the rows on value minus bias of those metrics whose bias has an error that counts.
+
+    With the bias (f₁ + f₂)/2 − f of halves they are 2 IF − IF₁₂, IF₁₂ those on the mean over both halves. They count if
+    the bias exceeds its standard error, or fewer than `FEW_FOR_BIAS` rows decide; as half of the rows determine IF₁₂,
+    they contain what `Design.widening` adds for few rows. Arguments are those of `bias_of`.
+    """
+    sample, chosen = inputs.sample, []
+    assert sample is not None
+    for name in influences:
+        mean = _mean_of(name, halves) if metrics[name].family in WITH_ERROR else None
+        error = None if mean is None else sample.design.stderr(influences[name])
+        if mean is not None and error is not None:
+            few = sample.design.documents is None and sample.design.effective(influences[name]) < FEW_FOR_BIAS
+            chosen += [name] if few or abs(mean - float(values[name])) > error else []
+    if not chosen or inputs.halves_along is None:
+        return {}
+    parts = [values_of(part, chosen, gradient=True) for part in inputs.halves_along()]
+    results = {}
+    for name in chosen:
+        tensors = [part.get(name) for part in parts]
+        if all(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors):
+            (gradient,) = torch.autograd.grad(sum(tensors), sample.weights, retain_graph=True)
+            corrected = 2 * influences[name] - sample.design.samples / len(parts) * gradient.cpu()
+            results |= {name: corrected} if bool(corrected.isfinite().all()) else {}
+    return results
 
 
 def bias_of(
@@ -138,10 +183,8 @@ def _of_nearest_means(name: str, inputs: "Inputs") -> Bias:
 
 def _mean_of(name: str, parts: list[Values]) -> float | None:
     """Return the mean of a metric over parts of the rows; None if a part has no value, or there are no parts."""
-    values = [part[name] for part in parts if part.get(name) is not None]
-    if not parts or len(values) < len(parts):
-        return None
-    return sum(float(value.detach() if isinstance(value, Tensor) else value) for value in values) / len(values)
+    values = [float(part[name]) for part in parts if part.get(name) is not None]
+    return sum(values) / len(values) if parts and len(values) == len(parts) else None
 
 
 def _of_part(part: "Inputs", inputs: "Inputs", values_of: ValuesOf, metrics: Mapping[str, Metric]) -> Values:

@@ -417,28 +417,6 @@ class Sample:
         chosen = (self.halves.to(counts.device) == number) & (labels == self.labels) & (counts[labels] > 0)
         return replace(self, features=self.features[chosen], labels=self.labels[chosen], weights=self.weights[chosen])
 
-    def of_corrected(self, influences: Tensor, value: float, halves: list[Any]) -> Tensor | None:
-        """Return the influences (m,) of the rows on a value minus its bias, or None if those on the value suffice.
-
-        With the bias (f₁ + f₂)/2 − f of halves they are 2 IF − IF₁₂, IF₁₂ those on the mean over both halves. They
-        count if the bias exceeds its standard error, or fewer than `FEW_FOR_BIAS` rows decide; as half of the rows
-        determine IF₁₂, they contain what `Design.widening` adds for few rows.
-
-        Args:
-            influences: Those on the value, (m,).
-            value: The value of all rows.
-            halves: Values of each half, those of `WITH_ERROR` with gradient.
-        """
-        if not halves or not all(isinstance(half, Tensor) and half.requires_grad for half in halves):
-            return None
-        mean, error = sum(halves) / len(halves), self.design.stderr(influences)
-        many = self.design.documents is not None or self.design.effective(influences) >= FEW_FOR_BIAS
-        if error is None or (many and abs(float(mean.detach()) - value) <= error):
-            return None
-        (gradient,) = torch.autograd.grad(mean, self.weights, retain_graph=True)
-        corrected = 2 * influences - self.design.samples * gradient.cpu()
-        return corrected if bool(corrected.isfinite().all()) else None
-
     def stderr(self, value: float, influences: Tensor) -> tuple[float | None, str | None]:
         """Return the standard error of a value for influences (m,), or the reason for its absence."""
         error = self.design.stderr(influences)

@@ -113,6 +113,7 @@ class Inputs:
         outside_mean: Mean feature of outside data, (D,), for `OUTSIDE`.
         sample: Rows along whose weights all inputs have gradients; None if no errors are requested.
         halves: Functions that return the inputs of each half of the rows for the labels of the present classes.
+        halves_along: Function that returns those of both halves with gradients along the weights of the sample.
         of_rows: Function that returns the inputs of other rows (n, D), labels (n,) and labels of present classes.
         documents: Numbers of each document, for `DOCUMENTS`.
         reference: Numbers of each document of the reference dump, for `REFERENCE`.
@@ -149,6 +150,7 @@ class Inputs:
         self.outside_mean: Tensor | None = None
         self.sample: Sample | None = None
         self.halves: list[Callable[[Tensor], Inputs]] = []
+        self.halves_along: Callable[[], list[Inputs]] | None = None
         self.of_rows: Callable[[Tensor, Tensor, Tensor], Inputs] | None = None
         self.documents: DocumentNumbers | None = None
         self.reference: DocumentNumbers | None = None
@@ -353,8 +355,8 @@ class Inputs:
             along = rows @ unit.T
             along -= (unit @ unit.T)[each] * along.gather(1, each[:, None])
             squares = torch.zeros_like(unit @ unit.T).index_add(0, each, along.square())
-            kept, counts = torch.bincount(each, minlength=len(unit)), self.scatter.counts[self.present]
-            variances = squares / (kept * counts * lengths.square())[:, None]
+            in_sample, counts = torch.bincount(each, minlength=len(unit)), self.scatter.counts[self.present]
+            variances = squares / (in_sample * counts * lengths.square())[:, None]
             return (variances + variances.T).sqrt()
 
     def _with_gradients(self, level: LevelEntropies) -> LevelEntropies:

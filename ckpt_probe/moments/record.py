@@ -12,7 +12,7 @@ from ckpt_probe.metrics.covariance import FEW_DIRECTIONS, fit_range
 from ckpt_probe.metrics.entropy import renyi_name
 from ckpt_probe.metrics.rounding import row_lengths
 from ckpt_probe.metrics.theory import reference_values, simplex_exists, uniformity_reference, without_simplex
-from ckpt_probe.moments.bias import WITH_ERROR, bias_of, values_of_halves
+from ckpt_probe.moments.bias import bias_of, influences_of_corrected, values_of_halves
 from ckpt_probe.moments.class_errors import NEAREST_OWN, errors_of_classes, shares_of_classes
 from ckpt_probe.moments.documents import errors_of_documents
 from ckpt_probe.moments.entropies import NO_WEIGHTS, LevelEntropies
@@ -145,12 +145,11 @@ def _computed(inputs: Inputs) -> DetailedRecord:
     return DetailedRecord(record.finish(), spectra, _per_class(inputs), portrait, influences)
 
 
-def values_of(inputs: Inputs, names: frozenset[str]) -> dict[str, float | Tensor]:
-    """Return the values of the metrics of some names, those of `WITH_ERROR` with gradient."""
-    record, families = RecordBuilder(), set(inputs.options.families)
-    record.evaluate(inputs, families & WITH_ERROR, names)
-    with torch.no_grad():  # second, because inputs without gradient would remain so
-        record.evaluate(inputs, families - WITH_ERROR, names)
+def values_of(inputs: Inputs, names: Collection[str], *, gradient: bool = False) -> dict[str, float | Tensor]:
+    """Return the values of the metrics of some names, as tensors with gradient if requested."""
+    record = RecordBuilder()
+    with torch.set_grad_enabled(gradient):
+        record.evaluate(inputs, inputs.options.families, names)
     return record.tensors
 
 
@@ -159,27 +158,27 @@ def _put_errors(
 ) -> Influences:
     """Add the standard error and the bias of each metric, or the reasons for their absence."""
     influences: dict[str, Tensor] = {}
-    with_bias: set[str] = set()
     without = {name: reason for reason, names in record.reasons.items() for name in names}
     of_documents = {} if inputs.documents is None else errors_of_documents(inputs.documents, inputs.reference)
     metrics = {name: metric for name, metric in record.metrics.items() if name not in of_documents}
-    halves = values_of_halves(metrics, inputs, values_of)
+    reasons: dict[str, str | None] = {}
     for name, metric in metrics.items():
-        value, error = record.values[name], None
-        reason = without.get(name) or sample.reason_of(metric)
-        if reason is None:
-            of_rows, reason = sample.influence(metric, record.tensors[name])
-            if of_rows is not None:
-                influences[name] = of_rows
-                corrected = sample.of_corrected(of_rows, float(value or 0.0), [half.get(name) for half in halves])
-                with_bias |= set() if corrected is None else {name}
-                error, reason = sample.stderr(float(value or 0.0), of_rows if corrected is None else corrected)
+        reasons[name] = without.get(name) or sample.reason_of(metric)
+        if reasons[name] is None:
+            of_rows, reasons[name] = sample.influence(metric, record.tensors[name])
+            influences |= {} if of_rows is None else {name: of_rows}
+    halves = values_of_halves(metrics, inputs, values_of)
+    corrected = influences_of_corrected(metrics, record.values, inputs, values_of, influences, halves)
+    for name, metric in metrics.items():
+        error, reason = None, reasons[name]
+        if name in influences:
+            error, reason = sample.stderr(float(record.values[name] or 0.0), corrected.get(name, influences[name]))
         if error is not None:
             # Accuracy, loss, calibration, and shares by means of other rows, have the usual standard error of a mean.
             by_means = {SECOND_PASS, TRAIN_MEANS} & set(metric.requires)
             other_rows = TRAIN_MEANS in by_means and inputs.nearest_train is not inputs.nearest
             linear = other_rows or (LOGITS in metric.requires and not by_means)
-            factor = 1.0 if linear or name in with_bias else sample.design.widening(influences[name])
+            factor = 1.0 if linear or name in corrected else sample.design.widening(influences[name])
             error = math.hypot(factor * error, _computing_error(name, levels))
             if (doubt := inputs.doubt(metric)) is not None:
                 record.reasons.setdefault(doubt, []).append(f"{name}_stderr")
