@@ -104,9 +104,10 @@ def influences_of_corrected(
     parts = [values_of(part, chosen, gradient=True) for part in inputs.halves_along()]
     results = {}
     for name in chosen:
-        tensors = [part.get(name) for part in parts]
-        if all(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors):
-            (gradient,) = torch.autograd.grad(sum(tensors), sample.weights, retain_graph=True)
+        values_of_parts = [part[name] for part in parts if name in part]
+        tensors = [value for value in values_of_parts if isinstance(value, Tensor) and value.requires_grad]
+        if len(tensors) == len(parts):
+            (gradient,) = torch.autograd.grad(torch.stack(tensors).sum(), sample.weights, retain_graph=True)
             corrected = 2 * influences[name] - sample.design.samples / len(parts) * gradient.cpu()
             results |= {name: corrected} if bool(corrected.isfinite().all()) else {}
     return results
