@@ -120,23 +120,26 @@ def test_the_error_of_a_mean_of_rows_is_the_standard_error_of_its_values() -> No
     predicted = (rows @ weights.T).argmax(dim=1)
     losses = torch.nn.functional.cross_entropy(rows @ weights.T, labels, reduction="none")
 
-    def nearest(of_half: Tensor) -> Tensor:
-        means = torch.stack([rows[of_half & (labels == label)].mean(dim=0) for label in range(CLASSES)])
-        return torch.cdist(rows, means).argmin(dim=1)
+    def nearest(part: Tensor) -> Tensor:
+        means = torch.stack([rows[part][labels[part] == label].mean(dim=0) for label in range(CLASSES)])
+        return torch.cdist(rows[part], means).argmin(dim=1)
 
-    # Rows of a class belong to the halves in turn.
-    half = torch.arange(200) // CLASSES % 2
-    of_all, of_halves = nearest(half >= 0), torch.where(half == 0, nearest(half == 0), nearest(half == 1))
+    # With 50 rows a class, each row is compared with the means of its quarter.
+    sample = moments_of(rows, labels).inputs(weights, errors=True).sample
+    of_all, of_parts = nearest(torch.arange(200)), torch.full_like(labels, -1)
+    for part in sample.parts(torch.bincount(labels), 0.25):
+        of_parts[part] = nearest(part)
     for name, before, after in (
         ("accuracy", predicted == labels, predicted == labels),
         ("loss", losses, losses),
-        ("nearest_mean_accuracy", of_all == labels, of_halves == labels),
-        ("nc4.disagreement", of_all != predicted, of_halves != predicted),
+        ("nearest_mean_accuracy", of_all == labels, of_parts == labels),
+        ("nc4.disagreement", of_all != predicted, of_parts != predicted),
     ):
-        corrected = (2 * before.double() - after.double()).reshape(-1, CLASSES)
+        changes = (after.double() - before.double()) / 3
+        corrected = (before.double() - changes).reshape(-1, CLASSES)
         error = math.sqrt(float(corrected.var(dim=0, correction=1).mean()) / 200)
         assert record[f"{name}_stderr"] == pytest.approx(error, rel=1e-5), name
-        assert record[f"{name}_bias"] == pytest.approx(float((after.double() - before.double()).mean()), abs=1e-12)
+        assert record[f"{name}_bias"] == pytest.approx(float(changes.mean()), abs=1e-12)
 
 
 def test_bias_is_the_mean_over_halves_minus_the_value_of_all_rows() -> None:
