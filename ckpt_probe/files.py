@@ -142,7 +142,7 @@ def refuse_existing(path: Path, *, overwrite: bool, directory: bool = False) -> 
     if not folder.is_dir():
         raise DataError(f"{path}: cannot be written: {folder} is not a directory")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise DataError(f"{path}: cannot be written: no permission to write to {folder}")
+        raise DataError(f"{path}: cannot be written: Permission denied in {folder}")
 
 
 def write_text(path: Path, text: str, *, overwrite: bool = False) -> None:

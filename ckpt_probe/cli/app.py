@@ -166,6 +166,8 @@ def run(arguments: Sequence[str]) -> int:
             line = "too many open files; allow more with `ulimit -n 4096`, or close other programs"
         elif error.errno in FULL:
             line = f"{error.filename or 'the output'}: cannot be written: {error.strerror}"
+            if error.filename is None:
+                discard_output()  # or Python would fail again when it writes the rest on exit, with code 120
         else:
             return _internal(error, debug)
         return _fail(f"error: {line}", 1, debug)
