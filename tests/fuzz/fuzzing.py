@@ -6,7 +6,7 @@
 
 A process may use twice the memory budget of one file, since the libraries that read it need memory too.
 
-The outcomes are "told" (a CkptProbeError of one line), "the same" (the answer of the undamaged file), "another" (a
+The outcomes are "refused" (a CkptProbeError of one line), "the same" (the answer of the undamaged file), "another" (a
 different answer, permitted only for formats without checksums), and findings: any other exception, a crash, no end
 within the limit, or a different answer from a file of ckpt-probe's own formats.
 The option --keep DIRECTORY stores the files of findings.
@@ -134,7 +134,7 @@ def _end(specimen: Specimen, work: Path, right: str) -> str:
             warnings.simplefilter("ignore")
             answer = _without_directory(specimen.read(work), work)
     except CkptProbeError as error:
-        return "told" if "\n" not in str(error) else f"several lines: {error}"
+        return "refused" if "\n" not in str(error) else f"several lines: {error}"
     except BaseException as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         return f"exception: {type(error).__name__} {str(error)[:100]} ({Path(last.filename).name}:{last.lineno})"
@@ -143,7 +143,7 @@ def _end(specimen: Specimen, work: Path, right: str) -> str:
     return "another answer from a file of ours" if specimen.ours else "another"
 
 
-FINE = {"told", "the same", "another"}
+FINE = {"refused", "the same", "another"}
 
 
 def cases(names: list[str], seed: int, first: int, count: int):
@@ -205,8 +205,8 @@ def hostile(memory: int) -> Counter:
             kind.write(work, memory)
             size = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
             end = read_in_process(Specimen(lambda folder: None, kind.read), work)
-            ends["hostile", end if end == "told" else "finding"] += 1
-            if end != "told":
+            ends["hostile", end if end == "refused" else "finding"] += 1
+            if end != "refused":
                 print(f"{name}, {size:,} bytes: {end}", flush=True)
     return ends
 
