@@ -3,6 +3,7 @@
 import math
 from numbers import Real
 
+from ckpt_probe.analysis.entries import split_reasons
 from ckpt_probe.analysis.record import analyze_features
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.keywords import checked_keywords
@@ -106,7 +107,7 @@ def _value(
 ) -> float:
     record = analyze_features(features, labels, weights, bias, only=metric.partition(".")[0])
     if record[metric] is None:
-        reasons = [part.split(": ", 1) for part in record["missing"].split("; ") if ": " in part]
-        reason = next((reason for names, reason in reasons if metric in names.split(", ")), record["missing"])
+        reasons = [reason for names, reason in split_reasons(record) if reason and metric in names]
+        reason = reasons[0] if reasons else record["missing"]
         raise DataError(f"{metric}: {reason}")
     return record[metric]

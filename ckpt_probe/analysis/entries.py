@@ -82,6 +82,13 @@ def join_reasons(*reasons: str | None) -> str | None:
     return "; ".join(reason for reason in reasons if reason) or None
 
 
+def split_reasons(record: Mapping[str, Any]) -> list[tuple[list[str], str]]:
+    """Return the names in `missing` with the reason for each group of them, which may be empty."""
+    missing: str = record.get("missing") or ""
+    groups = [part.partition(": ") for part in missing.split("; ")]
+    return [(names.split(", "), reason) for names, _, reason in groups if names]
+
+
 def settled(record: Record) -> Record:
     """Replace values that are not finite by None, with the reason in `missing`."""
     infinite = [name for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)]

@@ -145,7 +145,6 @@ SHARED = (
 )
 """Options of several subcommands, which a group refers to by the names of their parameters."""
 
-DATA_SETTINGS = "data data_arguments"
 MODEL_SETTINGS = "model_arguments data_arguments classifier state_key base data_workers"
 FORWARD_SETTINGS = f"batch_size {MODEL_SETTINGS}"
 

@@ -6,7 +6,15 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from ckpt_probe.analysis.entries import BIAS, CONFUSION, GROUP_AND_SEED, NAMED_CONFUSION, POSITION, STDERR
+from ckpt_probe.analysis.entries import (
+    BIAS,
+    CONFUSION,
+    GROUP_AND_SEED,
+    NAMED_CONFUSION,
+    POSITION,
+    STDERR,
+    split_reasons,
+)
 from ckpt_probe.analysis.records import grouped_by
 from ckpt_probe.errors import printable
 from ckpt_probe.moments.registry import (
@@ -103,7 +111,7 @@ def _notes_of_errors(records: Sequence[Record]) -> list[str]:
     kinds: dict[tuple[str, str], dict[str, None]] = {}
     rows: dict[str, dict[str, None]] = {}
     for record in records:
-        for names, reason in _reasons(record):
+        for names, reason in split_reasons(record):
             for name in (name for name in names if name.endswith((STDERR, BIAS))):
                 kind = NO_ERROR if name.endswith(STDERR) else NO_BIAS
                 kind = kind if record.get(name) is None else kind.removeprefix("no ")
@@ -123,13 +131,6 @@ def label_of(name: str, *, with_name: bool = False) -> str:
     return name if metric is None else f"{metric.label} ({name})" if with_name else metric.label
 
 
-def _reasons(record: Record) -> list[tuple[list[str], str]]:
-    """Return the names in `missing` with the reason for each group of them, which may be empty."""
-    missing: str = record.get("missing") or ""
-    groups = [part.partition(": ") for part in missing.split("; ")]
-    return [(names.split(", "), reason) for names, _, reason in groups if names]
-
-
 def _notes(record: Record) -> Iterator[str]:
     if record.get("samples_left_out"):
         reason = "zero-length features or classifier weights, which have no direction"
@@ -144,7 +145,8 @@ def _notes(record: Record) -> Iterator[str]:
             "`min_samples=2` leaves these classes out of the class means"
         )
     without_errors = [
-        ([name for name in names if not name.endswith((STDERR, BIAS))], reason) for names, reason in _reasons(record)
+        ([name for name in names if not name.endswith((STDERR, BIAS))], reason)
+        for names, reason in split_reasons(record)
     ]
     if missing := [f"{', '.join(names)}{reason and f': {reason}'}" for names, reason in without_errors if names]:
         yield f"{MISSING} missing: {'; '.join(missing)}"
