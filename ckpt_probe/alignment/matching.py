@@ -13,7 +13,7 @@ from ckpt_probe.alignment.symmetry import ChannelLayout, Segment, Symmetry
 from ckpt_probe.checkpoints import State
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import read_object
-from ckpt_probe.metrics.gram import where_float64_is
+from ckpt_probe.metrics.rows import where_float64_is
 from ckpt_probe.models import logits_of
 from ckpt_probe.progress import NullProgress, Progress
 

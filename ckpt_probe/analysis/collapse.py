@@ -8,7 +8,7 @@ from ckpt_probe.analysis.record import analyze_features
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.metrics import collapse
-from ckpt_probe.metrics.gram import Array
+from ckpt_probe.metrics.rows import Array
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.registry import COINCIDE, MEANS
 

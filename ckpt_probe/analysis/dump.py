@@ -35,8 +35,8 @@ from ckpt_probe.analysis.record import (
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import PENULTIMATE, Dump, LayerView, Pass, SplitView, open_dump
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.metrics.arrays import double
 from ckpt_probe.metrics.regression import line_through
+from ckpt_probe.metrics.rows import double
 from ckpt_probe.moments import DetailedRecord, Moments
 from ckpt_probe.moments.quality import Quality
 from ckpt_probe.moments.record import RecordBuilder, compute_record

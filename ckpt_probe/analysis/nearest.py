@@ -11,10 +11,9 @@ from torch import Tensor
 
 from ckpt_probe.analysis.entries import STDERR
 from ckpt_probe.dumps import Pass
-from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.metrics.collapse import NearestMean
 from ckpt_probe.metrics.decisions import LinearDecision
-from ckpt_probe.metrics.gram import Array
+from ckpt_probe.metrics.rows import Array, as_labels, as_tensor
 from ckpt_probe.moments.class_errors import NEAREST_OWN
 from ckpt_probe.moments.errors import Sample
 from ckpt_probe.moments.quality import LinearHead, Scored

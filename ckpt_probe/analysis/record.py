@@ -19,8 +19,7 @@ from ckpt_probe.analysis.nearest import (
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.errors import DataError
 from ckpt_probe.keywords import checked_keywords, from_arguments
-from ckpt_probe.metrics.arrays import as_labels, as_tensor, double
-from ckpt_probe.metrics.gram import Array
+from ckpt_probe.metrics.rows import Array, as_labels, as_tensor, double
 from ckpt_probe.metrics.stochastic import MOST
 from ckpt_probe.moments import MEMORY, DetailedRecord, Moments, registry
 from ckpt_probe.moments.accumulator import rows_at_once

@@ -14,7 +14,7 @@ from ckpt_probe.dumps import PENULTIMATE, Dump, SplitView, open_dump, open_dump_
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import distinct_names
 from ckpt_probe.keywords import as_sequence, checked_keywords, suggestion
-from ckpt_probe.metrics.gram import require_finite
+from ckpt_probe.metrics.rows import require_finite
 from ckpt_probe.metrics.similarity import CKA, cka, cka_between, cka_matrix, hsic, mir_between
 from ckpt_probe.moments.grouping import SUBSET_ROWS
 from ckpt_probe.moments.subset import RowSubset

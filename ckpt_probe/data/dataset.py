@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Subset, default_collate
 from ckpt_probe.children import safe_path
 from ckpt_probe.data.samples import Inputs, LabelledBatch
 from ckpt_probe.errors import DataError, last_line, listed
-from ckpt_probe.metrics.arrays import as_labels
+from ckpt_probe.metrics.rows import as_labels
 
 LABEL_NAMES = ("labels", "label")
 """Names of the label in samples that are mappings, and of label columns in tables."""

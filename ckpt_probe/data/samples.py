@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError, listed
-from ckpt_probe.metrics.arrays import as_labels, as_tensor
+from ckpt_probe.metrics.rows import as_labels, as_tensor
 
 Inputs = Tensor | Mapping[str, Tensor]
 """Model inputs of n samples: a tensor of shape (n, …), or several by the names of the model's arguments."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.data import UNLABELLED
-from ckpt_probe.metrics.arrays import as_tensor
+from ckpt_probe.metrics.rows import as_tensor
 from ckpt_probe.models import Backbone, Head
 from ckpt_probe.moments.quality import Scored, classes_at_once
 

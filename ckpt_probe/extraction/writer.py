@@ -18,7 +18,7 @@ from ckpt_probe.extraction.blocks import Block, is_scored
 from ckpt_probe.extraction.config import Storage
 from ckpt_probe.extraction.plausibility import Tally
 from ckpt_probe.extraction.subject import Subject
-from ckpt_probe.metrics.arrays import as_tensor
+from ckpt_probe.metrics.rows import as_tensor
 from ckpt_probe.models import Backbone, Taps
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.documents import Documents

@@ -15,7 +15,7 @@ from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.integrations.evaluation import DURING_TRAINING, checked_settings, merge_share, share_of
 from ckpt_probe.integrations.ranks import rank_and_size
 from ckpt_probe.keywords import checked_keywords, whole_number
-from ckpt_probe.metrics.arrays import as_labels, as_tensor
+from ckpt_probe.metrics.rows import as_labels, as_tensor
 from ckpt_probe.moments.quality import Gathering, LinearHead
 from ckpt_probe.plugins import require_extra
 

@@ -4,8 +4,8 @@ from ckpt_probe.metrics import similarity
 from ckpt_probe.metrics.collapse import nc5, nearest_means
 from ckpt_probe.metrics.covariance import alpha_req, participation_ratio, rankme
 from ckpt_probe.metrics.entropy import effective_rank, erank_difference, matrix_entropy
-from ckpt_probe.metrics.gram import gram
 from ckpt_probe.metrics.information import hdr, mir, mutual_information
+from ckpt_probe.metrics.rows import gram
 from ckpt_probe.metrics.theory import reference_values, simplex_etf
 
 __all__ = [

@@ -14,16 +14,18 @@ from torch import Tensor
 from ckpt_probe.errors import DataError
 from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.metrics import pairs
-from ckpt_probe.metrics.arrays import as_tensor
 from ckpt_probe.metrics.decisions import LinearDecision
-from ckpt_probe.metrics.gram import Array, smaller_gram, to_rows
-from ckpt_probe.metrics.rounding import (
+from ckpt_probe.metrics.rows import (
     EPSILON,
+    Array,
+    as_tensor,
     largest,
     near_one,
     number,
     power_of_two,
     row_lengths,
+    smaller_gram,
+    to_rows,
     without_rounding,
 )
 

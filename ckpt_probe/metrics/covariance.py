@@ -9,8 +9,7 @@ from torch import Tensor
 from ckpt_probe.errors import DataError
 from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.metrics.entropy import as_given, entropy_of_spectrum, spectrum
-from ckpt_probe.metrics.gram import Array, to_rows
-from ckpt_probe.metrics.rounding import centred, near_one
+from ckpt_probe.metrics.rows import Array, centred, near_one, to_rows
 
 FIT_FIRST, FIT_LAST = 11, 100
 """Ranks of the eigenvalues to which `alpha_req` fits its line, as in the code of Agrawal et al. 2022."""

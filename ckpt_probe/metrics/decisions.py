@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ckpt_probe.metrics.rounding import EPSILON, row_lengths
+from ckpt_probe.metrics.rows import EPSILON, row_lengths
 
 FEW = 128
 """Number of classes up to which float64 products cost less than the search for near ties."""

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.keywords import checked_keywords
-from ckpt_probe.metrics.gram import Array, smaller_gram, to_rows, unit_rows
-from ckpt_probe.metrics.rounding import EPSILON, centred
+from ckpt_probe.metrics.rows import EPSILON, Array, centred, smaller_gram, to_rows, unit_rows
 
 NEAR_ONE = 1e-2
 """Distance from 1 up to which a Rényi order would lose digits to the difference of its sum from 1."""

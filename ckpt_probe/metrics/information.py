@@ -9,8 +9,7 @@ from torch import Tensor
 from ckpt_probe.errors import DataError
 from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.metrics.entropy import as_given, entropy_of_gram
-from ckpt_probe.metrics.gram import Array, directions, require_directions, second_moment, smaller_gram, to_rows
-from ckpt_probe.metrics.rounding import EPSILON
+from ckpt_probe.metrics.rows import EPSILON, Array, directions, require_directions, second_moment, smaller_gram, to_rows
 
 SIX_DIGITS, TWO_DIGITS = 1e6, 1e2
 """Multiples of its rounding that an entropy must exceed, so that a ratio with it as denominator has as many digits: in

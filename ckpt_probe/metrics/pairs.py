@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ckpt_probe.metrics.rounding import EPSILON, row_lengths
+from ckpt_probe.metrics.rows import EPSILON, row_lengths
 
 TILE = 512
 """Rows and columns of a tile, whose 2 MB of cosines fit into the processor's cache."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ckpt_probe.metrics.rounding import EPSILON
+from ckpt_probe.metrics.rows import EPSILON
 
 FEWEST = 3
 """Smallest number of points; a line fits fewer points perfectly."""

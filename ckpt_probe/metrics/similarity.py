@@ -17,9 +17,8 @@ from torch import Tensor
 from ckpt_probe.errors import DataError
 from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.metrics.entropy import as_given
-from ckpt_probe.metrics.gram import Array, to_rows
 from ckpt_probe.metrics.information import Directed, hdr, joint_entropies, mir, mutual_information
-from ckpt_probe.metrics.rounding import EPSILON, centred, near_one
+from ckpt_probe.metrics.rows import EPSILON, Array, centred, near_one, to_rows
 
 __all__ = ["CKA", "cka", "cka_between", "cka_matrix", "hdr", "hsic", "mir", "mir_between", "mutual_information"]
 

@@ -8,10 +8,17 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.keywords import as_sequence, checked_keywords, whole_number
-from ckpt_probe.metrics.arrays import as_bias, as_labels, as_tensor
 from ckpt_probe.metrics.entropy import require_order
-from ckpt_probe.metrics.gram import Array, require_finite, where_float64_is
-from ckpt_probe.metrics.rounding import EPSILON, without_rounding
+from ckpt_probe.metrics.rows import (
+    EPSILON,
+    Array,
+    as_bias,
+    as_labels,
+    as_tensor,
+    require_finite,
+    where_float64_is,
+    without_rounding,
+)
 from ckpt_probe.metrics.stochastic import FEWEST, Sampling
 from ckpt_probe.moments.class_sums import LOOP_ROWS, Scatter, UnitMoments
 from ckpt_probe.moments.entropies import Options

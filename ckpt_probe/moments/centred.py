@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.metrics.arrays import as_labels, as_tensor
-from ckpt_probe.metrics.gram import Array
-from ckpt_probe.metrics.rounding import centred as less_mean
+from ckpt_probe.metrics.rows import Array, as_labels, as_tensor
+from ckpt_probe.metrics.rows import centred as less_mean
 from ckpt_probe.metrics.stochastic import FEWEST, Sampling
 from ckpt_probe.moments.accumulator import Moments
 from ckpt_probe.moments.entropies import LevelEntropies

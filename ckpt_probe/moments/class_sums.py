@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ckpt_probe.metrics.gram import directions
-from ckpt_probe.metrics.rounding import EPSILON, largest, power_of_two, row_lengths
+from ckpt_probe.metrics.rows import EPSILON, directions, largest, power_of_two, row_lengths
 from ckpt_probe.moments.grouping import Grouped, group
 
 if TYPE_CHECKING:

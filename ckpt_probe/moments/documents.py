@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.metrics.arrays import as_tensor
 from ckpt_probe.metrics.entropy import entropy_of_gram
-from ckpt_probe.metrics.gram import Array, directions, smaller_gram
-from ckpt_probe.metrics.rounding import centred, near_one
+from ckpt_probe.metrics.rows import Array, as_tensor, centred, directions, near_one, smaller_gram
 
 ENTROPY, CENTRED, CURVATURE = "entropy", "centred_entropy", "curvature"
 NUMBERS = (ENTROPY, CENTRED, CURVATURE)

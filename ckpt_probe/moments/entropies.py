@@ -8,9 +8,8 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.entropy import entropy_of_spectrum, without_small
-from ckpt_probe.metrics.gram import directions, require_directions
 from ckpt_probe.metrics.information import Entropies
-from ckpt_probe.metrics.rounding import EPSILON
+from ckpt_probe.metrics.rows import EPSILON, directions, require_directions
 from ckpt_probe.metrics.stochastic import Estimate, Sampling, estimate_entropies
 from ckpt_probe.moments import spectra
 from ckpt_probe.moments.class_sums import UnitMoments, dense_limit

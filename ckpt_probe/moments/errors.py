@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ckpt_probe.metrics.arrays import as_tensor
+from ckpt_probe.metrics.rows import as_tensor
 from ckpt_probe.moments.influences import linear
 from ckpt_probe.moments.quality import Scored, bins_of
 from ckpt_probe.moments.registry import COMPUTING_ERROR, LOGITS, MEANS, OUTSIDE, SCATTER, SECOND_PASS, Metric

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ckpt_probe.metrics.gram import directions, where_float64_is
+from ckpt_probe.metrics.rows import directions, where_float64_is
 
 RowBlocks = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Starts a new pass over blocks of features (n, D) and labels (n,), with the same rows in the same order each time."""

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.metrics import collapse, covariance, pairs
-from ckpt_probe.metrics.gram import where_float64_is
-from ckpt_probe.metrics.rounding import EPSILON, near_one, row_lengths, without_rounding
+from ckpt_probe.metrics.rows import EPSILON, near_one, row_lengths, where_float64_is, without_rounding
 from ckpt_probe.moments.class_sums import Scatter, UnitMoments
 from ckpt_probe.moments.entropies import (
     NO_WEIGHTS,

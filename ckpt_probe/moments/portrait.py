@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ckpt_probe.metrics.gram import directions
+from ckpt_probe.metrics.rows import directions
 
 MOST_BLOCKS = 64
 """Largest number of rows of a cosine matrix; more classes are averaged in blocks of neighbours."""

@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.metrics.arrays import as_bias, as_labels, as_tensor, double
 from ckpt_probe.metrics.decisions import LinearDecision
-from ckpt_probe.metrics.gram import Array
+from ckpt_probe.metrics.rows import Array, as_bias, as_labels, as_tensor, double
 
 if TYPE_CHECKING:
     from ckpt_probe.moments.accumulator import Moments

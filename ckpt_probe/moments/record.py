@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ckpt_probe.metrics.covariance import FEW_DIRECTIONS, fit_range
 from ckpt_probe.metrics.entropy import renyi_name
-from ckpt_probe.metrics.rounding import row_lengths
+from ckpt_probe.metrics.rows import row_lengths
 from ckpt_probe.metrics.theory import reference_values, simplex_exists, uniformity_reference, without_simplex
 from ckpt_probe.moments.bias import bias_of, influences_of_corrected, values_of_halves
 from ckpt_probe.moments.class_errors import NEAREST_OWN, errors_of_classes, shares_of_classes

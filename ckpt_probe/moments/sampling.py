@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.metrics.gram import directions, where_float64_is
+from ckpt_probe.metrics.rows import directions, where_float64_is
 from ckpt_probe.moments.class_sums import UnitMoments, symmetric
 from ckpt_probe.moments.grouping import RowBlocks
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.metrics.entropy import spectrum
-from ckpt_probe.metrics.gram import smaller_gram
+from ckpt_probe.metrics.rows import smaller_gram
 from ckpt_probe.moments.class_sums import UnitMoments, add_outer
 from ckpt_probe.moments.grouping import Grouped, RowBlocks, Stack, stacks, unit_blocks
 

@@ -19,7 +19,7 @@ from ckpt_probe.checkpoints import State
 from ckpt_probe.data import Split, ready_parts, split_lengths
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import Block, Storage, StoreWriter, Subject, is_scored
-from ckpt_probe.metrics.arrays import double
+from ckpt_probe.metrics.rows import double
 from ckpt_probe.models import call, on_device
 from ckpt_probe.moments.errors import RecordWithErrors
 from ckpt_probe.moments.quality import Quality, Scored

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from ckpt_probe.extraction.blocks import score_logits, score_rows
-from ckpt_probe.metrics.arrays import as_tensor
+from ckpt_probe.metrics.rows import as_tensor
 
 ROWS, WEIGHTS, BIAS = torch.randn(70, 5), torch.randn(40, 5), torch.randn(40)
 LABELS = torch.arange(70) % 40

@@ -11,7 +11,7 @@ import torch
 from ckpt_probe.analysis import analyze_features
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics import gram, hdr, matrix_entropy, mir, nc5
-from ckpt_probe.metrics.arrays import as_labels, as_tensor
+from ckpt_probe.metrics.rows import as_labels, as_tensor
 from ckpt_probe.moments import Moments
 
 Z = np.random.default_rng(0).normal(size=(40, 6))

@@ -9,7 +9,7 @@ import torch
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics import effective_rank, gram, hdr, matrix_entropy, mir, mutual_information
-from ckpt_probe.metrics.gram import to_rows
+from ckpt_probe.metrics.rows import to_rows
 from ckpt_probe.metrics.theory import reference_values, simplex_etf
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.metrics.gram import directions
+from ckpt_probe.metrics.rows import directions
 from ckpt_probe.moments import sampling
 from ckpt_probe.moments.class_sums import UnitMoments
 from ckpt_probe.moments.grouping import group
