@@ -8,7 +8,7 @@
 Every name loads when it is first used, so that `import ckpt_probe` costs milliseconds.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ckpt_probe.lazy import lazy_names
 
@@ -163,7 +163,16 @@ __all__ = [
 ]
 
 
-__getattr__ = lazy_names(__name__, _HOME_OF)
+_load = lazy_names(__name__, _HOME_OF)
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name, which raises UsageError for unknown keywords."""
+    value = _load(name)
+    from ckpt_probe.keywords import checked_keywords
+
+    globals()[name] = value = checked_keywords(value, __name__)
+    return value
 
 
 def __dir__() -> list[str]:

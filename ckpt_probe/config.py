@@ -13,7 +13,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from ckpt_probe.addresses import clean_words
 from ckpt_probe.budget import Budget
 from ckpt_probe.errors import UsageError
-from ckpt_probe.keywords import checked_keywords
 
 PARSED = 1024
 """Bytes of memory that are counted for each byte of a configuration, which is parsed without speed."""
@@ -166,7 +165,6 @@ class TrainingConfig(_Section):
     start: StartSettings | None = None
 
 
-@checked_keywords
 def load_config(path: Path | str, *, seed: int | None = None, overrides: Sequence[str] = ()) -> TrainingConfig:
     """Read and validate the configuration in a TOML file.
 

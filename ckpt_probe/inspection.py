@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError
-from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.remote import resolve
 
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 DUMP_SUFFIXES = frozenset({".h5", ".hdf5"})
 
 
-@checked_keywords
 def inspect(
     path: Path | str,
     *,

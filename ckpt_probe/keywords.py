@@ -6,33 +6,51 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from functools import wraps
+from functools import cache, wraps
 from os import PathLike
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 from ckpt_probe.errors import UsageError
 
-Parameters = ParamSpec("Parameters")
-Result = TypeVar("Result")
 Kind = TypeVar("Kind")
 
 
-def checked_keywords(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Make a public function raise a UsageError with the nearest name for an unknown keyword, in place of a TypeError.
+def checked_keywords(value: Any, module: str) -> Any:
+    """Make a public name raise a UsageError with the nearest name for an unknown keyword, in place of a TypeError.
+
+    Only what users call is checked, since the package itself calls the functions without this layer.
 
     Args:
-        function: Function or `__init__` whose parameters are all named.
+        value: Function, which is wrapped; or class or module, whose methods or functions are replaced by wrapped ones.
+        module: Name of the module that has the value as an attribute; a function is pickled by it.
+
+    Returns:
+        The wrapped function, or the class or module itself.
     """
+    public = _with_check(value, module) if inspect.isfunction(value) else value
+    for name in getattr(value, "__all__", list(vars(value))):
+        member = vars(value)[name]
+        if inspect.isfunction(member) and (name == "__init__" or not name.startswith(("_", "on_"))):
+            # A function of a public module is pickled by that module.
+            home = member.__module__ if member.__module__ == value.__name__ else module
+            setattr(public, name, _with_check(member, home))
+    return public
+
+
+@cache
+def _with_check(function: Callable[..., Any], module: str) -> Callable[..., Any]:
+    """Return a function that refuses unknown keywords and then calls the given one."""
     known = tuple(inspect.signature(function).parameters)
 
     @wraps(function)
-    def checked(*args: Parameters.args, **keywords: Parameters.kwargs) -> Result:
+    def checked(*args: Any, **keywords: Any) -> Any:
         unknown = [name for name in keywords if name not in known]
         if unknown:
             public_name = function.__qualname__.removesuffix(".__init__")
             raise UsageError(f"{public_name}: unknown keyword `{unknown[0]}`{suggestion(unknown[0], known)}")
         return function(*args, **keywords)
 
+    checked.__module__ = module
     return checked
 
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.remote import local_data, resolve
 
 if TYPE_CHECKING:
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from ckpt_probe.dumps import Dump
 
 
-@checked_keywords
 @contextmanager
 def open_checkpoint(
     path: Path | str, *, state_key: str | None = None, base: Path | str | None = None
@@ -44,7 +42,6 @@ def open_checkpoint(
         yield checkpoint
 
 
-@checked_keywords
 @contextmanager
 def open_dump(path: Path | str) -> "Iterator[Dump]":
     """Open a dump for reading, within a `with` block.
@@ -65,7 +62,6 @@ def open_dump(path: Path | str) -> "Iterator[Dump]":
         yield dump
 
 
-@checked_keywords
 def load_data(name: str, arguments: Mapping[str, Any] | None = None, *, workers: int | None = None) -> "LabelledData":
     """Load labelled data by name.
 

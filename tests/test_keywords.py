@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import ckpt_probe as cp
 from ckpt_probe.analysis.comparison import Interval
 from ckpt_probe.extraction.config import Setup, Storage
 from ckpt_probe.keywords import as_sequence, from_arguments, matching, suggestion
+from ckpt_probe.metrics import information
+from ckpt_probe.moments import Moments
 from ckpt_probe.paths.options import PathOptions, PlaneOptions
 
 SETTINGS = {
@@ -80,11 +83,25 @@ def test_public_functions_name_every_keyword() -> None:
             "Probe: unknown keyword `setting`; did you mean",
         ),
         (lambda: cp.similarity("a", measure="cka"), "similarity: unknown keyword `measure`; did you mean measures"),
+        (lambda: cp.Settings(toleranc=1), "Settings: unknown keyword `toleranc`; did you mean tolerance"),  # pyright: ignore
+        (lambda: cp.Moments().compute(weight=1), "Moments.compute: unknown keyword `weight`; did you mean weights"),  # pyright: ignore
+        (lambda: cp.losses.mir_loss(feature=1), "mir_loss: unknown keyword `feature`; did you mean features"),  # pyright: ignore
     ],
 )
 def test_an_unknown_keyword_is_refused_with_the_nearest_name(call, message: str) -> None:
     with pytest.raises(cp.UsageError, match=message):
         call()
+
+
+def test_public_names_are_pickled_by_name() -> None:
+    for value in (*(getattr(cp, name) for name in cp.__all__ if name != "losses"), cp.losses.cma):
+        assert pickle.loads(pickle.dumps(value)) is value
+
+
+def test_the_package_calls_its_functions_without_the_check() -> None:
+    assert inspect.unwrap(cp.mir) is information.mir
+    assert not hasattr(information.mir, "__wrapped__")
+    assert issubclass(type("Own", (cp.Moments,), {}), Moments)
 
 
 def test_a_suggestion_ignores_case_and_has_at_most_three_names() -> None:

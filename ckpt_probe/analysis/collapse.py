@@ -6,14 +6,12 @@ from numbers import Real
 from ckpt_probe.analysis.entries import split_reasons
 from ckpt_probe.analysis.record import analyze_features
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.metrics import collapse
 from ckpt_probe.metrics.rows import Array
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.registry import COINCIDE, MEANS
 
 
-@checked_keywords
 def nc1(features: Array, labels: Array) -> float:
     """Compute NC1, tr(Σ_W Σ_B⁺)/C: the spread within classes relative to that between their means; 0 at collapse.
 
@@ -29,7 +27,6 @@ def nc1(features: Array, labels: Array) -> float:
     return _value("nc1.pinv", features, labels)
 
 
-@checked_keywords
 def cdnv(features: Array, labels: Array, *, dist_exp: float = 1.0) -> float:
     """Compute CDNV, the mean over pairs of (v_c + v_c') / (2 ‖μ_c − μ_c'‖²), v_c = mean ‖z − μ_c‖²; 0 at collapse.
 
@@ -57,7 +54,6 @@ def cdnv(features: Array, labels: Array, *, dist_exp: float = 1.0) -> float:
     return float(value) * inputs.scatter.unit ** (2 - 2 * dist_exp)
 
 
-@checked_keywords
 def nc2(features: Array, labels: Array) -> float:
     """Compute NC2, the distance of the Gram matrix of centred class means from that of a simplex ETF; 0 at collapse.
 
@@ -71,7 +67,6 @@ def nc2(features: Array, labels: Array) -> float:
     return _value("nc2.etf", features, labels)
 
 
-@checked_keywords
 def nc3(features: Array, labels: Array, weights: Array) -> float:
     """Compute NC3, ‖W/‖W‖_F − M/‖M‖_F‖_F for classifier weights W and centred class means M; 0 at collapse.
 
@@ -86,7 +81,6 @@ def nc3(features: Array, labels: Array, weights: Array) -> float:
     return _value("nc3.duality", features, labels, weights)
 
 
-@checked_keywords
 def nc4(features: Array, labels: Array, weights: Array, bias: Array | None = None) -> float:
     """Compute NC4, the share of samples whose predicted class is not that of the nearest class mean; 0 at collapse.
 

@@ -25,7 +25,7 @@ from ckpt_probe.analysis.groups import (
 )
 from ckpt_probe.analysis.paired import Interval, expanded, grain_of
 from ckpt_probe.errors import DataError, UsageError, listed
-from ckpt_probe.keywords import as_sequence, checked_keywords, from_arguments, whole_number
+from ckpt_probe.keywords import as_sequence, from_arguments, whole_number
 from ckpt_probe.moments.difference import difference
 from ckpt_probe.progress import NullProgress, Progress
 
@@ -44,7 +44,6 @@ Courses = Mapping[str, Mapping[str, Mapping[int, Mapping[str, Any]]]]
 """Records of every run at every step, by group, name and step."""
 
 
-@checked_keywords
 def compare(
     groups: Sequence[Path | str],
     *,

@@ -18,7 +18,7 @@ from ckpt_probe.analysis.nearest import (
 )
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.errors import DataError
-from ckpt_probe.keywords import checked_keywords, from_arguments
+from ckpt_probe.keywords import from_arguments
 from ckpt_probe.metrics.rows import Array, as_labels, as_tensor, double
 from ckpt_probe.metrics.stochastic import MOST
 from ckpt_probe.moments import MEMORY, DetailedRecord, Moments, registry
@@ -115,7 +115,6 @@ class Context:
         inputs.unavailable |= self.unavailable
 
 
-@checked_keywords
 def analyze_features(
     features: Array,
     labels: Array,

@@ -20,7 +20,7 @@ from ckpt_probe.analysis.entries import (
 from ckpt_probe.dumps import PENULTIMATE
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import require_regular
-from ckpt_probe.keywords import as_paths, checked_keywords
+from ckpt_probe.keywords import as_paths
 from ckpt_probe.moments.registry import Metric, metrics_in, values_at_collapse
 from ckpt_probe.notebook import sparkline, table, text
 
@@ -118,7 +118,6 @@ class Records(Sequence[Record]):
         return True
 
 
-@checked_keywords
 def read_records(
     source: Path | str | Iterable[Path | str] | Mapping[str, Path | str | Iterable[Path | str]],
 ) -> Records:

@@ -18,7 +18,7 @@ from ckpt_probe.dumps import PENULTIMATE, Dump, has_dumps, open_dump, open_dump_
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import content_hash
 from ckpt_probe.groups import GroupedRun, Sources, find_runs
-from ckpt_probe.keywords import as_sequence, checked_keywords, from_arguments
+from ckpt_probe.keywords import as_sequence, from_arguments
 from ckpt_probe.metrics.stochastic import MOST
 from ckpt_probe.moments import MEMORY, DetailedRecord
 from ckpt_probe.moments.errors import RecordWithErrors
@@ -32,7 +32,6 @@ Result = TypeVar("Result")
 RANK, RANK_DIFFERENCE = "centred.effective_rank", "erank.difference"
 
 
-@checked_keywords
 def analyze(
     path: Sources,
     *,

@@ -13,7 +13,7 @@ import torch
 from ckpt_probe.dumps import PENULTIMATE, Dump, SplitView, open_dump, open_dump_series
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import distinct_names
-from ckpt_probe.keywords import as_sequence, checked_keywords, suggestion
+from ckpt_probe.keywords import as_sequence, suggestion
 from ckpt_probe.metrics.rows import require_finite
 from ckpt_probe.metrics.similarity import CKA, cka, cka_between, cka_matrix, hsic, mir_between
 from ckpt_probe.moments.grouping import SUBSET_ROWS
@@ -116,7 +116,6 @@ class StoredRows:
             raise DataError(f"{both}: the stored rows have other labels; extract both from the same data")
 
 
-@checked_keywords
 def similarity(
     path: Path | str,
     other: Path | str | None = None,

@@ -18,7 +18,6 @@ from ckpt_probe.checkpoints.header import (
 from ckpt_probe.checkpoints.tensors import BITS, Layout, dtype_name
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.files import replacing
-from ckpt_probe.keywords import checked_keywords
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,7 +92,6 @@ class CheckpointWriter:
             self._file.write(header(self._layout, with_hashes(self._metadata, self._hashes)))
 
 
-@checked_keywords
 def save_checkpoint(
     path: Path | str,
     state_dict: "Mapping[str, Tensor]",

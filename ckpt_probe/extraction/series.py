@@ -16,7 +16,7 @@ from ckpt_probe.extraction.plausibility import Outcome, warnings_of
 from ckpt_probe.extraction.request import request_of
 from ckpt_probe.extraction.subject import Subject
 from ckpt_probe.groups import GroupedRun, find_runs
-from ckpt_probe.keywords import checked_keywords, from_arguments
+from ckpt_probe.keywords import from_arguments
 from ckpt_probe.moments import MEMORY
 from ckpt_probe.moments.grouping import SUBSET_ROWS
 from ckpt_probe.progress import DeduplicatedProgress, NullProgress, Progress
@@ -43,7 +43,6 @@ class ExtractionSummary:
     stopped: bool = False
 
 
-@checked_keywords
 def extract_series(
     source: Path | str,
     out: Path | str,

@@ -17,13 +17,11 @@ from ckpt_probe.extraction.forward import forward_batches
 from ckpt_probe.extraction.subject import SAMPLE, head_parameters
 from ckpt_probe.extraction.writer import StoreWriter
 from ckpt_probe.files import refuse_existing
-from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.metrics.rows import as_labels, as_tensor
 from ckpt_probe.models import Batch, choose_device, choose_taps, evaluating, find_head, on_device, part_of
 from ckpt_probe.moments import MEMORY
 
 
-@checked_keywords
 def extract(
     model: nn.Module,
     loader: Iterable[tuple[Batch, Tensor]],

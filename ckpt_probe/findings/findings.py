@@ -11,7 +11,7 @@ from ckpt_probe.findings.detection import LEVEL, find_events
 from ckpt_probe.findings.order import FEWEST_SEEDS, order_in_run, order_over_seeds
 from ckpt_probe.findings.series import Series, names_in, read_runs, series_of
 from ckpt_probe.groups import Sources
-from ckpt_probe.keywords import as_sequence, checked_keywords
+from ckpt_probe.keywords import as_sequence
 from ckpt_probe.moments.registry import find_metrics, suggest_metrics
 from ckpt_probe.progress import NullProgress, Progress
 
@@ -44,7 +44,6 @@ class Findings(Records):
         self.series = list(series)
 
 
-@checked_keywords
 def events(
     sources: Sources = (),
     *,

@@ -14,7 +14,6 @@ from ckpt_probe.integrations.evaluation import Evaluation, Origin, checked_setti
 from ckpt_probe.integrations.journal import Journal
 from ckpt_probe.integrations.ranks import on_first
 from ckpt_probe.integrations.tap import Tap
-from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.plugins import require_extra
 
 if TYPE_CHECKING:
@@ -47,7 +46,6 @@ class TrainerProbe(TrainerCallback):
         UsageError: If the Trainer uses several GPUs in one process.
     """
 
-    @checked_keywords
     def __init__(
         self,
         trainer: "Trainer",

@@ -12,7 +12,6 @@ from ckpt_probe.integrations.evaluation import Evaluation, Origin, checked_setti
 from ckpt_probe.integrations.journal import Journal
 from ckpt_probe.integrations.ranks import count_distinct_rows, on_first
 from ckpt_probe.integrations.tap import Tap
-from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.plugins import require_extra
 
 if TYPE_CHECKING:
@@ -56,7 +55,6 @@ class LightningProbe(Callback):
         settings: Settings of the records.
     """
 
-    @checked_keywords
     def __init__(
         self,
         records: Path | str,

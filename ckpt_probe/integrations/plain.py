@@ -14,7 +14,7 @@ from ckpt_probe.integrations.evaluation import Evaluation, Origin, checked_setti
 from ckpt_probe.integrations.journal import Journal
 from ckpt_probe.integrations.ranks import is_first, on_first
 from ckpt_probe.integrations.tap import Tap
-from ckpt_probe.keywords import checked_keywords, whole_number
+from ckpt_probe.keywords import whole_number
 
 
 class Probe:
@@ -43,7 +43,6 @@ class Probe:
         UsageError: If the run starts at step 0, the file has records and `overwrite` is false.
     """
 
-    @checked_keywords
     def __init__(
         self,
         model: nn.Module,

@@ -14,7 +14,7 @@ from ckpt_probe.data import LEFT_OUT
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.integrations.evaluation import DURING_TRAINING, checked_settings, merge_share, share_of
 from ckpt_probe.integrations.ranks import rank_and_size
-from ckpt_probe.keywords import checked_keywords, whole_number
+from ckpt_probe.keywords import whole_number
 from ckpt_probe.metrics.rows import as_labels, as_tensor
 from ckpt_probe.moments.quality import Gathering, LinearHead
 from ckpt_probe.plugins import require_extra
@@ -55,7 +55,6 @@ class RecordMetric(Metric):
     is_differentiable = False
     full_state_update = False
 
-    @checked_keywords
     def __init__(
         self,
         classifier: nn.Module | None = None,

@@ -27,7 +27,7 @@ from ckpt_probe.checkpoints.tensors import BITS, ITEM_BYTES, decode, exact_dtype
 from ckpt_probe.checkpoints.writing import header
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError
 from ckpt_probe.files import read_object, replacing, replacing_directory
-from ckpt_probe.keywords import as_sequence, checked_keywords
+from ckpt_probe.keywords import as_sequence
 from ckpt_probe.merging import blending
 from ckpt_probe.merging.blending import Digests
 from ckpt_probe.merging.matching import check_averaged, check_match, match_note
@@ -58,7 +58,6 @@ class InterpolationSummary:
     copied: tuple[str, ...]
 
 
-@checked_keywords
 def interpolate(
     a: Path | str,
     b: Path | str,
@@ -114,7 +113,6 @@ def interpolate(
         return work.write(Path(out), [a, b], threads, overwrite, progress)
 
 
-@checked_keywords
 def average(
     checkpoints: Sequence[Path | str],
     out: Path | str,

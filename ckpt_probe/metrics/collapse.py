@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.metrics import pairs
 from ckpt_probe.metrics.decisions import LinearDecision
 from ckpt_probe.metrics.rows import (
@@ -218,7 +217,6 @@ def duality_uniformity(weights: Tensor, M: Tensor) -> float | Tensor | None:
     return number(torch.cat(cosines).std(correction=0))
 
 
-@checked_keywords
 def nc5(class_means: Array, outside_mean: Array, *, centred: bool = False, samples: int = 4096) -> float | Tensor:
     """Return NC5: mean over classes of |cos(μ_c, μ_out)|; 0 where data of other classes lie orthogonal to the means.
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.metrics.entropy import as_given, entropy_of_spectrum, spectrum
 from ckpt_probe.metrics.rows import Array, centred, near_one, to_rows
 
@@ -22,7 +21,6 @@ NO_ROWS = "all rows are zero"
 FEW_DIRECTIONS = f"the rows vary along fewer than {FEWEST} directions"
 
 
-@checked_keywords
 def rankme(X: Array) -> float | Tensor:
     """Compute RankMe, exp H(σ/Σσ) of the singular values σ of rows as they are, 1 … min(n, d).
 
@@ -41,7 +39,6 @@ def rankme(X: Array) -> float | Tensor:
     return as_given(_defined(rankme_of(_smaller(rows)), NO_ROWS), X)
 
 
-@checked_keywords
 def alpha_req(X: Array) -> float | Tensor:
     """Compute α of λ_i ∝ i^−α, λ_i the eigenvalues of the covariance of rows (n, d) in descending order.
 
@@ -59,7 +56,6 @@ def alpha_req(X: Array) -> float | Tensor:
     return as_given(_defined(decay_rate(descending(_smaller(_away(X)))), FEW_DIRECTIONS), X)
 
 
-@checked_keywords
 def participation_ratio(X: Array) -> float | Tensor:
     """Compute (Σλ)²/Σλ² of the eigenvalues λ of the covariance of rows (n, d), 1 … min(n − 1, d).
 

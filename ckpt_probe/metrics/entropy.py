@@ -8,14 +8,12 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.metrics.rows import EPSILON, Array, centred, smaller_gram, to_rows, unit_rows
 
 NEAR_ONE = 1e-2
 """Distance from 1 up to which a Rényi order would lose digits to the difference of its sum from 1."""
 
 
-@checked_keywords
 def matrix_entropy(X: Array, *, alpha: float = 1.0, normalized: bool = False) -> float | Tensor:
     """Compute the matrix entropy of the Gram matrix K of the rows of X, between 0 and log n.
 
@@ -41,14 +39,12 @@ def matrix_entropy(X: Array, *, alpha: float = 1.0, normalized: bool = False) ->
     return as_given(entropy, X)
 
 
-@checked_keywords
 def effective_rank(X: Array) -> float | Tensor:
     """Compute the effective rank exp(matrix entropy) of rows (n, d), 1 … min(n, d) (Roy and Vetterli 2007)."""
     entropy = matrix_entropy(X)
     return torch.exp(entropy) if isinstance(entropy, Tensor) else math.exp(entropy)
 
 
-@checked_keywords
 def erank_difference(first: Array, rows: Array) -> float | Tensor:
     """Return the effective rank of `first` minus that of `rows`, each minus its mean.
 

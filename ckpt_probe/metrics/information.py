@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.metrics.entropy import as_given, entropy_of_gram
 from ckpt_probe.metrics.rows import EPSILON, Array, directions, require_directions, second_moment, smaller_gram, to_rows
 
@@ -59,7 +58,6 @@ class Entropies:
         return digits * self.side * self.epsilon
 
 
-@checked_keywords
 def mutual_information(X: Array, Y: Array) -> float | Tensor:
     """Compute the matrix mutual information of two representations of the same rows, in nats.
 
@@ -78,7 +76,6 @@ def mutual_information(X: Array, Y: Array) -> float | Tensor:
     return as_given(joint_entropies(X, Y).mutual_information, X, Y)
 
 
-@checked_keywords
 def mir(X: Array, Y: Array) -> float | Tensor:
     """Compute the matrix mutual information ratio of two representations of the same rows.
 
@@ -100,7 +97,6 @@ def mir(X: Array, Y: Array) -> float | Tensor:
     return as_given(ratio, X, Y)
 
 
-@checked_keywords
 def hdr(X: Array, Y: Array) -> float | Tensor:
     """Compute the matrix entropy difference ratio of two representations of the same rows.
 

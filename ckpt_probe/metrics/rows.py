@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.keywords import checked_keywords
 
 Array = np.ndarray | Tensor
 AnyArray = TypeVar("AnyArray", np.ndarray, Tensor)
@@ -106,7 +105,6 @@ def double(values: Any, name: str = "logits") -> Tensor:
     return as_tensor(values, name).detach().cpu().to(torch.float64)
 
 
-@checked_keywords
 def gram(X: AnyArray) -> AnyArray:
     """Return the Gram matrix K = X̂ X̂ᵀ of the rows of X, scaled to unit length (arXiv 2409.16767, section 3).
 

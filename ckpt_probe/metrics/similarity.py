@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.metrics.entropy import as_given
 from ckpt_probe.metrics.information import Directed, hdr, joint_entropies, mir, mutual_information
 from ckpt_probe.metrics.rows import EPSILON, Array, centred, near_one, to_rows
@@ -30,7 +29,6 @@ OVERFLOW = "the rows are so large that products of them overflow; divide them by
 TOO_FEW = f"cka: unbiased HSIC needs at least {LEAST_ROWS} rows"
 
 
-@checked_keywords
 def cka(X: Array, Y: Array) -> float | Tensor:
     """Compute linear CKA of two representations of the same rows, by unbiased HSIC₁.
 
@@ -52,7 +50,6 @@ def cka(X: Array, Y: Array) -> float | Tensor:
     return as_given(_ratio(*(_hsic(first, second) for first, second in _pairings(*rows))), X, Y)
 
 
-@checked_keywords
 def cka_matrix(layers: Sequence[Array]) -> Tensor:
     """Return CKA of every two of L representations of the same rows, (L, L) float64; errors as `cka`."""
     matrix = cka_between(layers)
@@ -61,7 +58,6 @@ def cka_matrix(layers: Sequence[Array]) -> Tensor:
     return matrix
 
 
-@checked_keywords
 def cka_between(first: Sequence[Array], second: Sequence[Array] | None = None) -> Tensor:
     """Return CKA of each of L representations with each of M others of the same rows, (L, M) float64.
 
@@ -91,7 +87,6 @@ def cka_between(first: Sequence[Array], second: Sequence[Array] | None = None) -
     return matrix
 
 
-@checked_keywords
 def mir_between(first: Sequence[Array], second: Sequence[Array] | None = None) -> Tensor:
     """Return MIR of each of L representations with each of M others of the same rows, as `cka_between`."""
     left = _all_rows(first, 1)
@@ -121,7 +116,6 @@ def _all_directed(rows: Tensor) -> Directed | None:
     return Directed.of(rows) if bool((rows.abs().amax(dim=1) > 0).all()) else None
 
 
-@checked_keywords
 def hsic(X: Array, Y: Array) -> float | Tensor:
     """Compute unbiased HSIC₁ of linear kernels of X (n, d) and Y (n, e), n ≥ 4; may be negative; errors as `cka`."""
     value = _hsic(*map(centred, _same_rows(X, Y)))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.keywords import as_sequence, checked_keywords, whole_number
+from ckpt_probe.keywords import as_sequence, whole_number
 from ckpt_probe.metrics.entropy import require_order
 from ckpt_probe.metrics.rows import (
     EPSILON,
@@ -70,7 +70,6 @@ class Moments:
         UsageError: If a family or precision is unknown, or a number is not whole or is negative.
     """
 
-    @checked_keywords
     def __init__(
         self,
         classes: int | None = None,
@@ -224,7 +223,6 @@ class Moments:
         for number, part in enumerate(other._parts):
             parts[number if self.halves else 0].merge(part)
 
-    @checked_keywords
     def compute(
         self,
         weights: Array | None = None,

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.moments.errors import EQUAL, NO_SPREAD, Influences
 from ckpt_probe.moments.record import DetailedRecord
 from ckpt_probe.moments.registry import find_metrics, suggest_metrics
@@ -16,7 +15,6 @@ NO_INFLUENCES = "independent: a record has no influences of its rows"
 NO_ERROR = "a record has no standard error of it"
 
 
-@checked_keywords
 def difference(
     record_a: DetailedRecord | Mapping[str, Any],
     record_b: DetailedRecord | Mapping[str, Any],

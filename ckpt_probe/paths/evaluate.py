@@ -12,7 +12,7 @@ from ckpt_probe.errors import UsageError
 from ckpt_probe.extraction import Setup, Subject, open_subject
 from ckpt_probe.extraction.request import request_of
 from ckpt_probe.files import content_hash, distinct_names
-from ckpt_probe.keywords import checked_keywords, from_arguments
+from ckpt_probe.keywords import from_arguments
 from ckpt_probe.paths.curve import read_midpoint, trained_midpoint
 from ckpt_probe.paths.ends import PathJob, aligned, check_ends, read_ends
 from ckpt_probe.paths.ledger import Ledger
@@ -45,7 +45,6 @@ class PathResult:
     alignment: Record | None = None
 
 
-@checked_keywords
 def evaluate_path(
     a: Path | str,
     b: Path | str,

@@ -12,7 +12,7 @@ from ckpt_probe.errors import DataError, UsageError, error_context
 from ckpt_probe.extraction import Setup, Subject, open_subject
 from ckpt_probe.extraction.request import request_of
 from ckpt_probe.files import distinct_names
-from ckpt_probe.keywords import checked_keywords, from_arguments
+from ckpt_probe.keywords import from_arguments
 from ckpt_probe.merging.matching import check_match
 from ckpt_probe.models import unwrapped
 from ckpt_probe.paths.directions import Plane, plane_through, random_plane, trajectory_plane
@@ -51,7 +51,6 @@ class PlaneResult:
     ys: list[float]
 
 
-@checked_keywords
 def plane(
     a: Path | str,
     b: Path | str | None = None,

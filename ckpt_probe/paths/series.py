@@ -14,7 +14,6 @@ from ckpt_probe.checkpoints import open_series
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import Setup
 from ckpt_probe.files import write_text
-from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.paths.evaluate import evaluate_path
 from ckpt_probe.paths.options import SAMPLES, PathOptions
 from ckpt_probe.progress import NullProgress, Progress
@@ -26,7 +25,6 @@ BARRIERS_FILE = "barriers.jsonl"
 PATH_KEYWORDS = frozenset(field.name for kind in (Setup, PathOptions) for field in fields(kind))
 
 
-@checked_keywords
 def barriers(
     a: Path | str,
     b: Path | str | None = None,

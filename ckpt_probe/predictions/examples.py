@@ -12,7 +12,7 @@ from ckpt_probe.analysis.series import find_dumps
 from ckpt_probe.data import names_of
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.groups import Sources
-from ckpt_probe.keywords import checked_keywords, suggestion
+from ckpt_probe.keywords import suggestion
 from ckpt_probe.predictions.agreement import all_pairs, compare_predictions
 from ckpt_probe.predictions.histories import Histories, counts_by_class, histories, worst_first
 from ckpt_probe.predictions.matrices import mean_divergences
@@ -29,7 +29,6 @@ NO_ERRORS = "no row is predicted wrongly by both"
 LAST_WRONG = "predicted wrongly at the last checkpoint"
 
 
-@checked_keywords
 def examples(
     dumps: Sources,
     *,

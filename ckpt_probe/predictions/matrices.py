@@ -9,7 +9,6 @@ from ckpt_probe.analysis import Similarity
 from ckpt_probe.analysis.series import find_dumps
 from ckpt_probe.errors import DataError
 from ckpt_probe.groups import Sources
-from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.predictions.agreement import all_pairs, compare_predictions, divergences, symmetric
 from ckpt_probe.predictions.scores import probability_blocks
 from ckpt_probe.predictions.series import Predictions, common_splits, read_runs
@@ -18,7 +17,6 @@ from ckpt_probe.progress import NullProgress, Progress
 DISAGREEMENT, DIVERGENCE, ERROR_AGREEMENT = "disagreement", "divergence", "error_agreement"
 
 
-@checked_keywords
 def function_similarity(
     dumps: Sources, *, splits: str | Sequence[str] | None = None, progress: Progress | None = None
 ) -> Iterator[Similarity]:

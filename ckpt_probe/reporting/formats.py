@@ -16,7 +16,7 @@ from ckpt_probe.analysis.entries import POSITION
 from ckpt_probe.analysis.records import metric_names, number
 from ckpt_probe.errors import DataError, in_cell, in_json, listed
 from ckpt_probe.files import refuse_existing, replacing, replacing_directory, write_text
-from ckpt_probe.keywords import as_sequence, checked_keywords
+from ckpt_probe.keywords import as_sequence
 from ckpt_probe.moments.registry import metrics_in, values_at_collapse
 from ckpt_probe.plugins import require_extra
 from ckpt_probe.progress import NullProgress, Progress
@@ -52,7 +52,6 @@ def to_csv(records: Sequence[Record]) -> str:
     return text.getvalue()
 
 
-@checked_keywords
 def to_dataframe(records: Iterable[Record | Comparison]) -> "DataFrame":
     """Convert records, or the comparisons of `compare`, to a tidy data frame.
 

@@ -9,7 +9,7 @@ from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import refuse_existing
 from ckpt_probe.findings.sentences import read_findings, read_group
 from ckpt_probe.groups import Sources
-from ckpt_probe.keywords import as_sequence, checked_keywords
+from ckpt_probe.keywords import as_sequence
 from ckpt_probe.moments import MEMORY
 from ckpt_probe.progress import DeduplicatedProgress, NullProgress, Progress
 from ckpt_probe.reporting.comparison import difference_sentences
@@ -50,7 +50,6 @@ class ReportSummary:
     events: tuple[tuple[str, Bar], ...] = ()
 
 
-@checked_keywords
 def report(
     sources: Sources,
     out: Path | str | None = None,
@@ -123,7 +122,6 @@ def report(
     return ReportSummary(len(contents.sections), size, tuple(files), tuple(events))
 
 
-@checked_keywords
 def export(
     records: RecordsSource | Mapping[str, RecordsSource],
     out: Path | str | None = None,

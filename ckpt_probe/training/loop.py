@@ -17,7 +17,6 @@ from ckpt_probe.checkpoints import CheckpointMetadata, library_versions, save_ch
 from ckpt_probe.config import TrainingConfig, load_config
 from ckpt_probe.data import LabelledData, Split, load_data, one_tensor
 from ckpt_probe.errors import DataError, error_context, listed
-from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.models import (
     build_model,
     choose_device,
@@ -64,7 +63,6 @@ class TrainingSummary:
     checkpoints: int
 
 
-@checked_keywords
 def train(
     config: TrainingConfig | Path | str,
     out: Path | str,

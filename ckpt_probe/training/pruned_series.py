@@ -19,7 +19,7 @@ from ckpt_probe.data import functions_named as data_functions
 from ckpt_probe.data import load_data
 from ckpt_probe.errors import DataError, UsageError, error_context
 from ckpt_probe.files import write_text
-from ckpt_probe.keywords import as_sequence, checked_keywords
+from ckpt_probe.keywords import as_sequence
 from ckpt_probe.models import build_model, find_head
 from ckpt_probe.models import functions_named as model_functions
 from ckpt_probe.plugins import require_named
@@ -76,7 +76,6 @@ class PruneSummary:
     levels: tuple[PrunedLevel, ...]
 
 
-@checked_keywords
 def prune(
     checkpoint: Path | str,
     out: Path | str,

@@ -12,7 +12,7 @@ from ckpt_probe.analysis.weights import ClassifierRecords
 from ckpt_probe.checkpoints import Arrivals, Member, is_run, open_series
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.groups import GroupedRun, Sources, find_runs
-from ckpt_probe.keywords import as_sequence, checked_keywords
+from ckpt_probe.keywords import as_sequence
 from ckpt_probe.progress import DeduplicatedProgress, NullProgress, Progress
 from ckpt_probe.remote import resolve
 from ckpt_probe.scheduling import Failed, Workers, joint_error
@@ -26,7 +26,6 @@ EVERY = 5.0
 """Seconds between two looks at the directory of a run."""
 
 
-@checked_keywords
 def weights(
     path: Sources,
     *,

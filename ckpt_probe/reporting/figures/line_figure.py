@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_probe.errors import printable
-from ckpt_probe.keywords import as_sequence, checked_keywords
+from ckpt_probe.keywords import as_sequence
 from ckpt_probe.reporting.conditions import RecordsSource, conditions_of
 from ckpt_probe.reporting.figures.canvas import drawing, require_drawable
 from ckpt_probe.reporting.plots.curves import by_group, line_plots, panels_of
@@ -38,7 +38,6 @@ MOST_MARKERS, MANY = 40, 1000
 """Points beyond which a curve is drawn without a mark at each of them, and beyond which it is drawn thin."""
 
 
-@checked_keywords
 def plot(
     records: RecordsSource | Mapping[str, RecordsSource],
     out: Path | str,
