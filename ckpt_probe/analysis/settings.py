@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_probe.keywords import as_sequence, whole_number
+from ckpt_probe.metrics.entropy import require_order
 from ckpt_probe.metrics.stochastic import MOST, Sampling
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.accumulator import MEMORY, checked_precision
@@ -47,6 +48,7 @@ class Settings:
 
     Raises:
         UsageError: If an option is invalid, or the name of a metric unknown.
+        DataError: If an order is not positive and finite.
     """
 
     centred: bool = False
@@ -70,6 +72,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "orders", as_sequence(self.orders) or ())
+        for order in self.orders:
+            require_order(order, "orders")
         _ = self.sampling, self.families, checked_precision(self.precision)
         for name, least in (("exact_limit", 1), ("min_samples", 1), ("memory", LEAST_MEMORY)):
             if getattr(self, name) is not None:

@@ -18,8 +18,9 @@ from ckpt_probe.extraction.subject import SAMPLE, head_parameters
 from ckpt_probe.extraction.writer import StoreWriter
 from ckpt_probe.files import refuse_existing
 from ckpt_probe.metrics.rows import as_labels, as_tensor
-from ckpt_probe.models import Batch, choose_device, choose_taps, evaluating, find_head, on_device, part_of
+from ckpt_probe.models import Batch, choose_device, choose_taps, evaluating, find_head, on_device, part_of, unsteadiness
 from ckpt_probe.moments import MEMORY
+from ckpt_probe.progress import NullProgress, Progress
 
 
 def extract(
@@ -35,6 +36,7 @@ def extract(
     memory: int = MEMORY,
     layers: str | Sequence[str] = "penultimate",
     pooling: str | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Write one dump from your own model and data loader.
 
@@ -56,6 +58,7 @@ def extract(
         memory: Largest size of class moments in bytes.
         layers: Layers of which moments are stored too, as in `Setup`.
         pooling: Method by which activations of layers become rows, as in `Setup`.
+        progress: Receives a message if the model's results are random, or depend on the other samples of a batch.
 
     Returns:
         Path of the dump.
@@ -77,6 +80,8 @@ def extract(
     with lent(model, target) as dtype:
         sample = on_device(part_of(first[0], slice(0, SAMPLE)), target, dtype)
         head = find_head(model, sample, classifier)
+        if note := unsteadiness(model, sample):
+            (progress or NullProgress()).message(note)
         taps = choose_taps(model, sample, head, layer_names(layers), pooling)
         weights, bias = head_parameters(model, head)
         scored = is_scored(head, len(weights))

@@ -125,10 +125,10 @@ def _unless_rounding(entropy: Tensor, side: int) -> Tensor:
     return torch.where(entropy.detach() > side * EPSILON, entropy, 0.0)
 
 
-def require_order(alpha: float) -> None:
-    """Raise DataError if an order of an entropy is not positive and finite."""
+def require_order(alpha: float, name: str = "alpha") -> None:
+    """Raise DataError, which has the name of the argument, if an order of an entropy is not positive and finite."""
     if not isinstance(alpha, Real | Tensor) or not (alpha > 0 and math.isfinite(alpha)):
-        raise DataError(f"alpha: the order of an entropy must be positive and finite, found {alpha}")
+        raise DataError(f"{name}: the order of an entropy must be positive and finite, found {alpha}")
 
 
 def as_given(value: Tensor, *inputs: Array) -> float | Tensor:

@@ -86,6 +86,11 @@ class Moments:
         if self.classes is not None and self.classes < 2:
             raise DataError(f"neural collapse and mutual information need at least two classes, found {classes}")
         self.memory = whole_number("memory", memory, 0)
+        if self.classes is not None and (needed := 8 * self.classes) > (limit := max(self.memory, MEMORY)):
+            raise DataError(
+                f"`classes={self.classes}`: the counts of these classes would take {needed:,} bytes, more than the "
+                f"memory budget of {limit:,}"
+            )
         self.families = chosen_families(only)
         self._requirements = requirements(self.families)
         self._dtype = checked_precision(precision)
@@ -311,7 +316,7 @@ class Moments:
         """
         sums = self._sums()
         for order in orders:
-            require_order(order)
+            require_order(order, "orders")
         heads = _checked_weights(weights, bias, self)
         classes = self.classes or (heads.shape[0] if heads is not None else len(sums.scatter.counts))
         families = self.families

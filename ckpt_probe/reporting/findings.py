@@ -74,6 +74,17 @@ def findings_footnotes(findings: Findings) -> list[str]:
             f"an order over seeds needs at least {FEWEST_SEEDS} of them (smallest p-value 0.031); seeds: {listed(few)}"
             "; disjoint intervals support an order in this run only"
         )
+    for group, count in seeds.items():
+        if count < FEWEST_SEEDS:
+            continue
+        of_group = [event for event in findings if event["group"] == group and event["kind"] == "onset"]
+        onsets = {name: len(events) for name, events in grouped_by(of_group, name_of).items()}
+        names = dict.fromkeys(name_of(limit) for limit in tested if limit["group"] == group)
+        if partial := [f"{name} ({onsets.get(name, 0)})" for name in names if onsets.get(name, 0) < count]:
+            notes.append(
+                f"{group}: metrics with an onset in fewer than all {count} seeds are not in the order over seeds; "
+                f"seeds with one: {listed(partial, 12)}"
+            )
     return notes
 
 

@@ -346,7 +346,7 @@ def test_arguments_of_unusual_types_give_the_numbers_of_arrays_or_an_error_of_on
     wrong: list[tuple[dict, str]] = [
         ({"labels": None}, "labels: expected an array with a row for each sample, found None"),
         ({"features": 3.0}, "features: expected an array"),
-        ({"orders": "2"}, "alpha: the order of an entropy must be positive and finite, found 2"),
+        ({"orders": "2"}, "orders: the order of an entropy must be positive and finite, found 2"),
         ({"only": 3}, "`only`: '3' is neither a metric nor a family"),
         ({"memory": 1e9}, "`memory=1000000000.0`: expected a whole number"),
     ]

@@ -349,3 +349,14 @@ def test_numbers_that_are_not_whole_are_refused_by_name(tmp_path: Path, name: st
     number: Any = {name: 2.5}
     with pytest.raises(UsageError, match=f"`{name}=2.5`: expected a whole number"):
         cp.extract_series(tmp_path, tmp_path / "out", **number)
+
+
+def test_a_random_model_is_named_to_the_progress_of_extract(tmp_path: Path) -> None:
+    class Noisy(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(nn.functional.dropout(x, 0.5))
+
+    log = MessageLog()
+    loader = [(torch.randn(8, 6), torch.arange(8) % 3)]
+    cp.extract(nn.Sequential(Noisy(6, 6), nn.Linear(6, 3)), loader, tmp_path / "a.h5", device="cpu", progress=log)
+    assert "two runs of the model on the same samples differ" in " ".join(log.messages)

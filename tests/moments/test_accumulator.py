@@ -258,6 +258,11 @@ def test_a_classifier_of_one_class_is_an_error() -> None:
         Moments(1)
 
 
+def test_more_classes_than_the_memory_holds_are_an_error() -> None:
+    with pytest.raises(DataError, match="`classes=1000000000000`: the counts of these classes would take 8,000"):
+        Moments(10**12)
+
+
 def test_ratios_of_two_classes_are_missing_with_a_reason() -> None:
     X, labels, weights = data(80, 5, 2)
     record = record_of(X, labels, weights)

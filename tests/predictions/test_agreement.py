@@ -58,6 +58,12 @@ def test_divergence_of_extreme_logits_is_finite() -> None:
     np.testing.assert_allclose(values, [0, np.log(2)], atol=1e-15)
 
 
+def test_divergence_of_equal_probabilities_is_zero() -> None:
+    p = softmax(np.random.default_rng(5).normal(size=(300, 7)))
+    same, other = divergences([np.stack([p, p, p[::-1]])], [(0, 1), (0, 2)])
+    assert same == 0 < other
+
+
 def test_divergence_of_close_networks_equals_its_second_order_value() -> None:
     logits = np.random.default_rng(3).normal(size=(200, 5))
     p, q = softmax(logits), softmax(logits + 1e-5 * np.random.default_rng(4).normal(size=(200, 5)))

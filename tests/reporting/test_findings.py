@@ -8,6 +8,7 @@ import pytest
 
 import ckpt_probe as cp
 from ckpt_probe.findings.watching import EventWatch
+from ckpt_probe.reporting.findings import findings_footnotes
 from ckpt_probe.reporting.outputs import gather
 from ckpt_probe.reporting.plots.description import IntervalPlot
 from ckpt_probe.reporting.sections import Contents
@@ -76,3 +77,12 @@ def test_the_page_and_the_figures_draw_the_intervals(tmp_path: Path) -> None:
     events = [((bar.row, bar.kind, bar.start, bar.stop), bar.label) for _, bar in summary.events]
     assert len(watch.unreported(events)) == len(events)
     assert watch.unreported(events) == []
+
+
+def test_a_metric_without_onset_in_some_seed_is_named_below_the_table(tmp_path: Path) -> None:
+    for seed in range(6):
+        write(tmp_path / "plain" / f"seed-{seed}" / "records.jsonl", seed)
+    notes = findings_footnotes(cp.events(tmp_path / "plain"))
+    [note] = [note for note in notes if "not in the order" in note]
+    assert "fewer than all 6 seeds" in note
+    assert note.endswith("seeds with one: test nc1.pinv (0)")
