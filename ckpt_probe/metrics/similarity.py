@@ -24,7 +24,10 @@ __all__ = ["CKA", "cka", "cka_between", "cka_matrix", "hdr", "hsic", "mir", "mir
 LEAST_ROWS = 4
 GRAM_BYTES = 2**28
 """Bytes of blocks of Gram matrices when many representations are compared."""
-UNDEFINED = "cka: undefined, since one representation does not vary over the rows, or too few were given"
+UNDEFINED = (
+    "cka: undefined, since one representation does not vary over the rows, varies in few of them only, or has "
+    "orthogonal rows; or too few were given"
+)
 OVERFLOW = "the rows are so large that products of them overflow; divide them by a power of two"
 TOO_FEW = f"cka: unbiased HSIC needs at least {LEAST_ROWS} rows"
 
@@ -247,8 +250,12 @@ def _matrix(count: int, others: int, pair: Callable[[int, int], float], *, symme
 
 
 def _unbiased(n: int, product: Tensor, k: Tensor, m: Tensor, both: Tensor) -> Tensor:
-    """Return HSIC₁ from ‖Xᵀ Y‖_F², Σ k, Σ l and Σ k l about the mean."""
-    return (product - both + k * m / ((n - 1) * (n - 2)) - 2 * both / (n - 2)) / (n * (n - 3))
+    """Return HSIC₁ from ‖Xᵀ Y‖_F², Σ k, Σ l and Σ k l about the mean; 0 where it is the rounding of these."""
+    added, removed = product + k * m / ((n - 1) * (n - 2)), both + 2 * both / (n - 2)
+    total = added - removed
+    rounding = total.detach().abs() <= n * EPSILON * (added + removed)
+    # A product with 0 leaves an overflow visible, as NaN.
+    return torch.where(rounding, total * 0, total) / (n * (n - 3))
 
 
 def _hsic(X: Tensor, Y: Tensor) -> Tensor:

@@ -221,12 +221,14 @@ class Inputs:
     @cached_property
     def row_eigenvalues(self) -> Tensor:
         """Return the positive eigenvalues of the covariance of all rows, the largest first, (r,)."""
-        return covariance.descending(self.row_covariance, least=self.rounding_of_products)
+        return covariance.descending(self.row_covariance, least=self.rounding_in(self.row_covariance))
 
-    @property
-    def rounding_of_products(self) -> float:
-        """Return the rounding of sums of products of rows, relative to their largest eigenvalue; 0 in float64."""
-        return SINGLE_ROUNDING if self.scatter.dtype == torch.float32 else 0.0
+    def rounding_in(self, moment: Tensor) -> float:
+        """Return the rounding of Σ_W in single precision relative to a moment (D, D) that contains it; 0 in float64."""
+        if self.scatter.dtype != torch.float32:
+            return 0.0
+        within = torch.linalg.matrix_norm(self.scatter.covariance().detach())
+        return SINGLE_ROUNDING * float(within / torch.linalg.matrix_norm(moment.detach()))
 
     @property
     def row_second_moment(self) -> Tensor:

@@ -265,7 +265,8 @@ def _calibration(inputs: "Inputs") -> float | Tensor:
 
 
 def _rankme(inputs: "Inputs") -> float | Tensor:
-    value = covariance.rankme_of(inputs.row_second_moment, least=inputs.rounding_of_products)
+    moment = inputs.row_second_moment
+    value = covariance.rankme_of(moment, least=inputs.rounding_in(moment))
     return _defined(value, covariance.NO_ROWS)
 
 

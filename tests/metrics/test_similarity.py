@@ -178,6 +178,22 @@ def test_a_constant_layer_is_undefined_and_leaves_other_entries_of_a_matrix() ->
     assert mir_between([rows, np.zeros((20, 2))])[1, 0].isnan()
 
 
+@pytest.mark.parametrize(
+    "rows", [np.eye(10), 3 * np.eye(13) + 1, np.eye(10)[:, :1], np.linalg.qr(RNG.normal(size=(6, 6)))[0]]
+)
+def test_rows_without_similarity_to_each_other_are_undefined_and_not_rounding(rows: np.ndarray) -> None:
+    others = RNG.normal(size=(len(rows), 3))
+    assert hsic(rows, rows) == 0  # of the off-diagonal part of K, which is constant
+    with pytest.raises(DataError, match="orthogonal rows"):
+        cka(rows, others)
+    blocks = CKA()
+    for part in (slice(0, 4), slice(4, None)):
+        blocks.update(rows[part], others[part])
+    with pytest.raises(DataError, match="orthogonal rows"):
+        blocks.compute()
+    assert cka_between([rows, others]).isnan().tolist() == [[True, True], [True, False]]
+
+
 def test_rotation_and_scale_of_a_layer_change_neither_entropy_nor_cka() -> None:
     draw = np.random.default_rng(0)
     rows, changed = related(60, 5, 7)

@@ -247,3 +247,14 @@ def test_a_stored_unit_of_zero_is_an_error() -> None:
     moments.update(1e200 * ROWS, LABELS)
     with pytest.raises(DataError, match="unit is 0, expected a positive number"):
         Moments(CLASSES).load_state_dict({**moments.state_dict(), "unit": torch.tensor(0.0, dtype=torch.float64)})
+
+
+@pytest.mark.parametrize(("offset", "spread"), [(1e3, 0.5), (0.0, 1e-3)])
+def test_single_precision_keeps_the_spectrum_of_rows_far_from_zero_and_near_collapse(
+    offset: float, spread: float
+) -> None:
+    labels = np.arange(900) % 5
+    rows = RNG.normal(size=(5, 60))[labels] + offset + spread * RNG.normal(size=(900, 60))
+    double, single = (analyze_features(rows, labels, only=("spectrum",), precision=p) for p in ("float64", "float32"))
+    for name in ("rankme", "alpha_req", "alpha_req_first", "alpha_req_last", "participation_ratio"):
+        assert single[name] == pytest.approx(double[name], rel=1e-5)
