@@ -54,14 +54,13 @@ class _Holder:
 
 
 @contextmanager
-def claimed(path: Path, *, stale: float = STALE_SECONDS) -> Iterator[Busy | None]:
+def claimed(path: Path) -> Iterator[Busy | None]:
     """Claim `path` for the duration of the `with`.
 
     Another process may have finished the file just before: check for it again once the claim is yours.
 
     Args:
         path: File that is going to be written.
-        stale: Seconds without a change after which another process's claim is taken over.
 
     Yields:
         None, or `Busy` if another process has a claim.
@@ -70,7 +69,7 @@ def claimed(path: Path, *, stale: float = STALE_SECONDS) -> Iterator[Busy | None
         UnclaimedError: If the directory is not writable.
     """
     path = Path(path)
-    claim = _claim(path, stale)
+    claim = _claim(path)
     if isinstance(claim, Busy):
         yield claim
         return
@@ -124,11 +123,11 @@ def remove_abandoned(folder: Path) -> None:
                     (folder / name).unlink()
 
 
-def _claim(path: Path, stale: float) -> Path | Busy:
+def _claim(path: Path) -> Path | Busy:
     """Create the file of a claim, or return `Busy`."""
     numbers = _numbers(path)
     if numbers:
-        holder = _live_holder(_file(path, numbers[-1]), stale)
+        holder = _live_holder(_file(path, numbers[-1]))
         if holder is not None:
             return Busy(holder)
     file = _file(path, numbers[-1] + 1 if numbers else 1)
@@ -145,7 +144,7 @@ def _claim(path: Path, stale: float) -> Path | Busy:
     return file
 
 
-def _live_holder(file: Path, stale: float) -> str | None:
+def _live_holder(file: Path) -> str | None:
     """Return a description of the process that holds a claim; None if it is dead or has just released it."""
     try:
         state, text = _contents(file)
@@ -162,7 +161,7 @@ def _live_holder(file: Path, stale: float) -> str | None:
     if before != current:
         since = now
     _seen[file] = (current, since)
-    if now - since >= stale:
+    if now - since >= STALE_SECONDS:
         return None
     return f"process {holder.process} of {holder.host}" if holder else "another process"
 

@@ -74,15 +74,15 @@ def test_a_claim_of_another_machine_is_stale_after_a_long_time_without_a_beat(
     path = tmp_path / "a.h5"
     file = claim_of_another_machine(path)
     for beat in range(3):
-        with claimed(path, stale=60) as claim:
+        with claimed(path) as claim:
             assert claim == Busy("process 7 of elsewhere")
         # The other machine's clock may differ, so that only changes of the file's time count.
         os.utime(file, (beat, beat))
         now[0] += 59
-    with claimed(path, stale=60) as claim:
+    with claimed(path) as claim:
         assert isinstance(claim, Busy)
     now[0] += 60
-    with claimed(path, stale=60) as claim:
+    with claimed(path) as claim:
         assert claim is None
     assert names_in(tmp_path) == []
 
