@@ -30,12 +30,14 @@ from ckpt_probe.models import (
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.training.objective import Objective, build_objective
 from ckpt_probe.training.pruning import count_zeros, hold_zeros
-from ckpt_probe.training.run import RunDirectory, forget_after, open_run
-from ckpt_probe.training.start import (
+from ckpt_probe.training.run import (
+    RunDirectory,
     begin,
     build_optimizer,
     checkpoint_steps,
+    forget_after,
     learning_rate_factor,
+    open_run,
     restore_state,
     save_state,
     steps_per_epoch,

@@ -12,7 +12,7 @@ from ckpt_probe.config import CheckpointSettings, ScheduleSettings, StartSetting
 from ckpt_probe.errors import DataError
 from ckpt_probe.models import build_model
 from ckpt_probe.training import train
-from ckpt_probe.training.start import (
+from ckpt_probe.training.run import (
     begin,
     checkpoint_steps,
     learning_rate_factor,
