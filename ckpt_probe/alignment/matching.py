@@ -51,13 +51,7 @@ class Alignment:
 
 
 def match_weights(
-    a: State,
-    b: State,
-    symmetry: Symmetry,
-    *,
-    restarts: int = RESTARTS,
-    seed: int = 0,
-    progress: Progress | None = None,
+    a: State, b: State, symmetry: Symmetry, *, restarts: int = RESTARTS, progress: Progress | None = None
 ) -> Permutations:
     """Minimise ‖A − B‖ over permutations of B's channels, by coordinate descent over the groups from several starts.
 
@@ -66,28 +60,23 @@ def match_weights(
         b: State dict of B.
         symmetry: The groups.
         restarts: Number of starts: the present order, then random orders.
-        seed: Seed of the random orders.
         progress: Receives a bar.
 
     Returns:
         The best permutation of each group.
     """
-    if restarts < 1:
-        raise DataError(f"alignment: expected at least one restart, found {restarts}")
     axes = {axis: parts for axis, parts in symmetry.axes.items() if axis[0] in a}
     symmetry = Symmetry(symmetry.sizes, axes)
     weights = {name for name, _ in axes if not name.endswith(STATISTICS)}
     first, second = ({name: state[name].double() for name in weights} for state in (a, b))
-    generator = torch.Generator().manual_seed(seed)
-    best: tuple[float, Permutations] | None = None
+    generator = torch.Generator().manual_seed(0)
+    searched: list[tuple[float, Permutations]] = []
     with (progress or NullProgress()).task("alignment", restarts, "starts") as bar:
         for start in range(restarts):
             permutations = _matched(first, second, symmetry, generator, shuffled=start > 0)
-            distance = _distance(first, permuted(second, symmetry, permutations))
-            if best is None or distance < best[0]:
-                best = distance, permutations
+            searched.append((_distance(first, permuted(second, symmetry, permutations)), permutations))
+            best = min(searched, key=lambda distance_and_permutations: distance_and_permutations[0])
             bar.advance(distance=best[0])
-    assert best is not None
     return best[1]
 
 

@@ -15,7 +15,6 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.models.head import CONVOLUTIONS
 
 HINT = "name the groups yourself with `align_spec=`"
 ELEMENTWISE = (
@@ -165,7 +164,7 @@ class _Walk:
                 raise self._unknown(node, "a linear layer over an axis that is not the channels'")
             self._tie(f"{name}.weight", 1, source)
             return self._tied(self._fresh(source.axis, module.out_features), f"{name}.weight", f"{name}.bias")
-        if isinstance(module, CONVOLUTIONS):
+        if isinstance(module, nn.modules.conv._ConvNd):
             return self._through_convolution(name, module, source)
         if isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.PReLU) and source.axis != 1:
             return source  # it has parameters of another axis
@@ -189,13 +188,19 @@ class _Walk:
         raise self._unknown(node, f"module {name}, a {type(module).__name__}")
 
     def _through_convolution(self, name: str, module: Any, source: ChannelLayout) -> ChannelLayout:
+        # The weights are (out, in, …); those of a transposed convolution (in, out, …).
+        of_output, of_input = (1, 0) if module.transposed else (0, 1)
         if module.groups == 1:
-            self._tie(f"{name}.weight", 1, source)
-            return self._tied(self._fresh(1, module.out_channels), f"{name}.weight", f"{name}.bias")
+            out = self._fresh(1, module.out_channels)
+            self._tie(f"{name}.weight", of_input, source)
+            self._tie(f"{name}.weight", of_output, out)
+            return self._tied(out, f"{name}.bias")
         if module.groups == module.in_channels:
             times = module.out_channels // module.in_channels
             parts = tuple(Segment(part.group, part.size, part.repeat * times) for part in source.segments)
-            return self._tied(ChannelLayout(1, parts), f"{name}.weight", f"{name}.bias")
+            out = ChannelLayout(1, parts)
+            self._tie(f"{name}.weight", 0, source if module.transposed else out)
+            return self._tied(out, f"{name}.bias")
         # Channels could only be permuted within each group of the convolution; they are left fixed.
         self._pin(source)
         return ChannelLayout(1, (Segment(None, module.out_channels),))

@@ -11,7 +11,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ckpt_probe.checkpoints import Checkpoint, open_checkpoint
+from ckpt_probe.checkpoints import Checkpoint, open_checkpoint, quantised
 from ckpt_probe.checkpoints.contents import Shard
 from ckpt_probe.checkpoints.folders import companions
 from ckpt_probe.checkpoints.header import with_hashes, without_hashes
@@ -27,18 +27,17 @@ from ckpt_probe.checkpoints.tensors import BITS, ITEM_BYTES, decode, exact_dtype
 from ckpt_probe.checkpoints.writing import header
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError
 from ckpt_probe.files import read_object, replacing, replacing_directory
-from ckpt_probe.keywords import as_sequence
 from ckpt_probe.merging import blending
 from ckpt_probe.merging.blending import Digests
-from ckpt_probe.merging.matching import check_averaged, check_match, match_note
-from ckpt_probe.progress import NullProgress, Progress, Task
-from ckpt_probe.remote import resolve
+from ckpt_probe.progress import Progress, Task
 
-DTYPES = {"float32": "F32", "float64": "F64", "float16": "F16", "bfloat16": "BF16"}
 OF_A_POINT = frozenset(
     f"ckpt_probe.{name}" for name in ("step", "epoch", "metrics", "seed", "sparsity", "pruned", "alignment")
 )
 """Metadata that describe a single checkpoint, and are left out of a merged one."""
+
+INTEGERS = frozenset({"I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"})
+"""Dtypes of integers and booleans, which are copied."""
 
 MOST_THREADS = 4
 FLUSH_SECONDS = 0.05
@@ -58,106 +57,18 @@ class InterpolationSummary:
     copied: tuple[str, ...]
 
 
-def interpolate(
-    a: Path | str,
-    b: Path | str,
-    *,
-    alpha: float,
-    out: Path | str,
-    dtype: str | None = None,
-    threads: int | None = None,
-    overwrite: bool = False,
-    state_key: str | None = None,
-    base: Path | str | None = None,
-    progress: Progress | None = None,
-) -> InterpolationSummary:
-    """Write the checkpoint at `alpha` on the line from a to b, block by block; needs neither model nor data.
-
-    Computed in float32 (float64 if the tensor or the result is float64) and rounded once to nearest, ties to even.
-    Integer and boolean tensors are copied from a, at `alpha=1` from b. The output has the tensor names of a and its
-    metadata except step and metrics, and names both ends.
-
-    Args:
-        a: First checkpoint, of any format; if it is sharded safetensors, so is the output.
-        b: Second checkpoint. Its tensor names may differ by the prefix of a wrapper, of which `progress` gets a note.
-        alpha: Position on the line: 0 is a, 1 is b; any finite number.
-        out: File to write, safetensors, or directory if a is sharded.
-        dtype: Precision of the output ("float32", "float64", "float16", "bfloat16"), that of a if None. If it is set,
-            a and b may differ in theirs.
-        threads: Number of threads; at most four if None.
-        overwrite: Whether `out` may exist.
-        state_key: As in `open_checkpoint`, for both.
-        base: As in `open_checkpoint`, for both.
-        progress: Where progress and notes go.
-
-    Returns:
-        Number of interpolated tensors, and names of those that were copied.
-
-    Raises:
-        DataError: If names, shapes or dtypes differ (all are listed), a number is not finite, the result is too large
-            for its dtype, or tensors are quantised or of a dtype without sums.
-        UsageError: If `alpha` is not finite, or `out` exists and `overwrite` is false, is or contains a or b, or is a
-            directory with more than a sharded checkpoint.
-    """
-    progress = progress or NullProgress()
-    if not math.isfinite(alpha):
-        raise UsageError(f"alpha must be a finite number, found {alpha}")
-    a, b, base = resolve(a), resolve(b), resolve(base)
-    origin = {"a": a.name, "b": b.name, "alpha": alpha, "path": "linear"}
-    with ExitStack() as stack:
-        ends = [stack.enter_context(open_checkpoint(path, state_key=state_key, base=base)) for path in (a, b)]
-        ends = _matched(ends, dtype, progress)
-        # At either end the checkpoint is copied, bit for bit.
-        end = {0.0: ends[:1], 1.0: ends[1:]}.get(alpha)
-        work = _Work(ends[0], end or ends, None if end else blending.line(alpha), _dtype(dtype), origin)
-        return work.write(Path(out), [a, b], threads, overwrite, progress)
-
-
-def average(
-    checkpoints: Sequence[Path | str],
-    out: Path | str,
-    *,
-    weights: Sequence[float] | None = None,
-    dtype: str | None = None,
-    threads: int | None = None,
-    overwrite: bool = False,
-    state_key: str | None = None,
-    base: Path | str | None = None,
-    progress: Progress | None = None,
-) -> InterpolationSummary:
-    """Write the weighted average of checkpoints ("model soup", Wortsman et al. 2022).
-
-    Args:
-        checkpoints: At least two checkpoints of any format.
-        out: File or directory to write, as in `interpolate`.
-        weights: One weight per checkpoint, not scaled to sum to 1; equal weights that sum to 1 if None.
-        dtype: As in `interpolate`.
-        threads: As in `interpolate`.
-        overwrite: Whether `out` may exist.
-        state_key: As in `open_checkpoint`, for all.
-        base: As in `open_checkpoint`, for all.
-        progress: Where progress and notes go.
-
-    Returns:
-        Number of averaged tensors, and names of those that were copied.
-
-    Raises:
-        DataError: As in `interpolate`.
-        UsageError: If there are fewer than two checkpoints or the weights do not fit; otherwise as in `interpolate`.
-    """
-    progress, checkpoints = progress or NullProgress(), as_sequence(checkpoints) or ()
-    if len(checkpoints) < 2:
-        raise UsageError("an average needs at least two checkpoints")
-    chosen = [1 / len(checkpoints)] * len(checkpoints) if weights is None else [float(w) for w in weights]
-    if len(chosen) != len(checkpoints) or not all(math.isfinite(weight) for weight in chosen):
-        raise UsageError(f"weights: expected {len(checkpoints)} finite numbers, one per checkpoint, found {chosen}")
-    paths, base = [resolve(path) for path in checkpoints], resolve(base)
-    origin = {"average": [path.name for path in paths], "weights": chosen}
-    with ExitStack() as stack:
-        sources = [stack.enter_context(open_checkpoint(path, state_key=state_key, base=base)) for path in paths]
-        sources = _matched(sources, dtype, progress)
-        work = _Work(sources[0], sources, blending.weighted(chosen), _dtype(dtype), origin)
-        return work.write(Path(out), paths, threads, overwrite, progress)
+def check_averaged(a: Checkpoint) -> None:
+    """Raise DataError if a tensor of a checkpoint is quantised or of a dtype that cannot be averaged."""
+    unfit = {
+        name: a.dtype(name) for name in a.names if a.dtype(name) not in INTEGERS and a.dtype(name) not in ITEM_BYTES
+    }
+    unfit |= {name: f"quantised ({how})" for name, how in quantised(a.layout).items() if name not in unfit}
+    if unfit:
+        name, kind = next(iter(unfit.items()))
+        raise DataError(
+            f"{a.path}: tensor {name!r} is {kind}, which cannot be averaged ({len(unfit)} such); "
+            "convert to float32, float16 or bfloat16 first"
+        )
 
 
 @dataclass(frozen=True)
@@ -178,7 +89,7 @@ class _Block:
 
 
 @dataclass(frozen=True)
-class _Work:
+class Merge:
     """A merge of checkpoints with the same tensors.
 
     Attributes:
@@ -309,18 +220,6 @@ class _Work:
         return math.prod(self.template.shape(name)) * _item(self._target_dtype(name))
 
 
-def _matched(sources: Sequence[Checkpoint], dtype: str | None, progress: Progress) -> list[Checkpoint]:
-    """Return the sources with the tensor names of the first one; report changed names to `progress`."""
-    first, *others = sources
-    matched = [first]
-    for other in others:
-        names = check_match(first, other, converted=dtype is not None)
-        if note := match_note(first, other, names):
-            progress.message(note)
-        matched.append(other.renamed(names))
-    return matched
-
-
 def _item(dtype: str) -> int:
     if dtype not in BITS:
         raise DataError(f"dtype {dtype} cannot be written")
@@ -402,9 +301,3 @@ def _run(task: Any, blocks: Iterator[_Block], sources: int, workers: int) -> Non
             ended.set()
     for each in running:
         each.result()
-
-
-def _dtype(name: str | None) -> str | None:
-    if name is not None and name not in DTYPES:
-        raise UsageError(f"dtype {name}: expected one of {', '.join(DTYPES)}")
-    return None if name is None else DTYPES[name]

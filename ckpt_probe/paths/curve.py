@@ -1,5 +1,6 @@
 """The third point M of a curve (Garipov et al. 2018): the network whose training computes it, or a file that has it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ckpt_probe.addresses import as_path
-from ckpt_probe.checkpoints import State, open_checkpoint, open_series, save_checkpoint
+from ckpt_probe.checkpoints import CheckpointMetadata, State, open_checkpoint, open_series, save_checkpoint
 from ckpt_probe.config import OptimizerSettings, TrainingConfig
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Subject
 from ckpt_probe.files import distinct_names
+from ckpt_probe.merging.streaming import OF_A_POINT
 from ckpt_probe.models import build_model, load_weights, unwrapped
-from ckpt_probe.paths.ends import Ends, PathJob, point_metadata
-from ckpt_probe.paths.point import drop_statistics, has_batchnorm, recompute
+from ckpt_probe.paths.batchnorm import drop_statistics, has_batchnorm, recompute
+from ckpt_probe.paths.options import PathOptions
 from ckpt_probe.paths.shapes import CURVES, linear
+from ckpt_probe.paths.survey import Job
 from ckpt_probe.progress import Progress
 from ckpt_probe.remote import resolve
 from ckpt_probe.training import train
@@ -96,14 +99,16 @@ def read_midpoint(path: Path, subject: Subject) -> State:
     return state
 
 
-def trained_midpoint(job: PathJob, tensors: Ends, subject: Subject, *, overwrite: bool, progress: Progress) -> State:
+def trained_midpoint(
+    job: Job[PathOptions], ends: tuple[State, State], subject: Subject, *, overwrite: bool, progress: Progress
+) -> State:
     """Train M in the directory curve of the path and write it to midpoint.safetensors, unless that exists.
 
     An interrupted training continues. The running statistics of M are estimated on the training data.
 
     Args:
         job: The path from A to B, which may be aligned B.
-        tensors: Their state dicts.
+        ends: Their state dicts.
         subject: Model and data.
         overwrite: Whether to start an interrupted training again.
         progress: Receives messages and bars.
@@ -121,17 +126,28 @@ def trained_midpoint(job: PathJob, tensors: Ends, subject: Subject, *, overwrite
     train(config, ledger.training, resume=not overwrite, overwrite=overwrite, device=device, progress=progress)
     with open_checkpoint(open_series(ledger.training)[-1].path) as checkpoint:
         middle = {name.removeprefix(MIDDLE): checkpoint.read(name) for name in checkpoint.names}
-    subject.load({**linear(*tensors, 0.5), **middle}, str(ledger.training))
+    subject.load({**linear(*ends, 0.5), **middle}, str(ledger.training))
     if has_batchnorm(subject.model):
         recompute(subject.model, subject.data.split("train"))
     state = {name: tensor.detach().cpu().clone() for name, tensor in subject.model.state_dict().items()}
-    description = {
-        **dict(zip("ab", distinct_names(job.files), strict=True)),
-        "path": job.options.path,
-        "midpoint": True,
-    }
-    save_checkpoint(ledger.midpoint, state, point_metadata(raw, subject, description))
+    names = dict(zip("ab", distinct_names(job.files), strict=True))
+    # The metadata of A that hold for other points too.
+    shared = {name: value for name, value in raw.items() if name not in OF_A_POINT}
+    added = missing_metadata(CheckpointMetadata.from_strings(shared), subject)
+    description = json.dumps({**names, "path": job.options.path, "midpoint": True})
+    save_checkpoint(ledger.midpoint, state, {**shared, **added, "ckpt_probe.path": description})
     return state
+
+
+def missing_metadata(metadata: CheckpointMetadata, subject: Subject) -> dict[str, str]:
+    """Return model and data if the metadata name none, so that every other command can open the file."""
+    stated: dict[str, Any] = {}
+    if metadata.model is None:
+        stated |= {"model": subject.model_name, "model_arguments": subject.model_arguments}
+        stated |= {"classifier": subject.classifier}
+    if metadata.data is None:
+        stated |= {"data": subject.data.name, "data_arguments": subject.data.arguments}
+    return CheckpointMetadata(**stated).to_strings()
 
 
 def _state(path: Path, state_key: str | None, base: str | None, names: set[str]) -> State:
@@ -139,7 +155,7 @@ def _state(path: Path, state_key: str | None, base: str | None, names: set[str])
         return unwrapped(checkpoint.state_dict(), names)
 
 
-def _configuration(job: PathJob, subject: Subject, trained_by: Mapping[str, Any]) -> TrainingConfig:
+def _configuration(job: Job[PathOptions], subject: Subject, trained_by: Mapping[str, Any]) -> TrainingConfig:
     options, setup = job.options, job.setup
     optimizer = dict(trained_by.get("optimizer", FOREIGN_OPTIMIZER))
     # A stored configuration contains every default, also those of the other optimizer.

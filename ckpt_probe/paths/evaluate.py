@@ -1,29 +1,44 @@
 """Every metric along a path between two checkpoints: one model, built once; only records are written."""
 
+import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from ckpt_probe.alignment import match_activations, match_weights, proved, read_spec, trace_symmetry
 from ckpt_probe.analysis import Record
-from ckpt_probe.checkpoints import State
-from ckpt_probe.errors import UsageError
-from ckpt_probe.extraction import Setup, Subject, open_subject
+from ckpt_probe.checkpoints import State, open_checkpoint, save_checkpoint
+from ckpt_probe.data import Split, one_tensor
+from ckpt_probe.errors import error_context
+from ckpt_probe.extraction import Setup
 from ckpt_probe.extraction.request import request_of
 from ckpt_probe.files import content_hash, distinct_names
-from ckpt_probe.keywords import from_arguments
-from ckpt_probe.paths.curve import read_midpoint, trained_midpoint
-from ckpt_probe.paths.ends import PathJob, aligned, check_ends, read_ends
+from ckpt_probe.keywords import checked_keywords, from_arguments
+from ckpt_probe.merging import check_averaged, check_match
+from ckpt_probe.paths.curve import missing_metadata, read_midpoint, trained_midpoint
 from ckpt_probe.paths.ledger import Ledger
 from ckpt_probe.paths.options import SAMPLES, PathOptions
-from ckpt_probe.paths.point import PointEvaluation
 from ckpt_probe.paths.positions import FIRST, barriers, barriers_with_errors, curves, evenly, refined
-from ckpt_probe.paths.shapes import distances, length, path_of
-from ckpt_probe.paths.survey import Survey, opened, visit
-from ckpt_probe.progress import NullProgress, Progress
+from ckpt_probe.paths.shapes import distances, length, path_of, require_finite
+from ckpt_probe.paths.survey import Job, StateAt, Survey, opened, visit
+from ckpt_probe.progress import NullProgress, Progress, Task
 from ckpt_probe.remote import resolve
 from ckpt_probe.scheduling import Workers
+
+PathJob = Job[PathOptions]
+
+PROVED_ON = 64
+"""Number of samples on which an alignment must leave the outputs unchanged."""
+
+BATCH = 32
+"""Number of samples whose activations, all of both networks, are in memory together."""
+
+ALIGNMENT = "ckpt_probe.alignment"
 
 
 @dataclass(frozen=True)
@@ -132,83 +147,131 @@ def evaluate_path(
     setup, options = from_arguments(Setup, locals()), from_arguments(PathOptions, locals())
     progress, staff = progress or NullProgress(), Workers(workers, scheduler)
     job = PathJob((resolve(a), resolve(b)), setup, options, Ledger(Path(out), "path"))
-    if overwrite and resume:
-        raise UsageError("overwrite and resume exclude each other")
-    check_ends(job)
+    with setup.open(job.files[0]) as first, setup.open(job.files[1]) as second:
+        check_match(first, second, converted=True)
+        check_averaged(first)
     inputs = [*job.files, *(Path(file) for file in (midpoint, align_spec) if file is not None)]
     request = request_of(job.files, job.ledger.path, setup, options)
     alphas = evenly(FIRST if points is None else points, span)
-    with opened(job, overwrite=overwrite, resume=resume, progress=progress) as evaluation:
-        job.ledger.prepare(_plan(job, evaluation), request=request, inputs=inputs, overwrite=overwrite)
+    with opened(job, overwrite=overwrite, resume=resume, progress=progress) as survey:
+        job.ledger.prepare(_plan(survey), request=request, inputs=inputs, overwrite=overwrite)
         if not job.ledger.finished:
-            _evaluate(job, evaluation, alphas, staff, overwrite=overwrite, progress=progress)
+            _evaluate(survey, alphas, staff, overwrite=overwrite, progress=progress)
         summary, records = job.ledger.summary(), job.ledger.sorted(job.ledger.points())
     return PathResult(records, summary["summary"], summary["distance"], summary["length"], summary.get("alignment"))
 
 
-def _evaluate(
-    job: PathJob,
-    evaluation: PointEvaluation,
-    alphas: Sequence[float],
-    staff: Workers,
-    *,
-    overwrite: bool,
-    progress: Progress,
-) -> None:
-    options, ledger, splits, title = job.options, job.ledger, evaluation.splits, "points"
-    state_at, description = _route(job, evaluation.subject, overwrite=overwrite, progress=progress)
-    survey, records = Survey(job, state_at, evaluation), ledger.points(splits)
+def _evaluate(survey: Survey, alphas: Sequence[float], staff: Workers, *, overwrite: bool, progress: Progress) -> None:
+    job, ledger, splits, title = survey.job, survey.job.ledger, survey.splits, "points"
+    state_at, description = _route(survey, overwrite=overwrite, progress=progress)
+    records = ledger.points(splits)
     while alphas:
-        visit(title, [(alpha,) for alpha in alphas], records, survey, _reopened, staff, progress)
-        alphas = refined(*curves(ledger.sorted(records), splits)) if options.points is None else []
+        positions = [(alpha,) for alpha in alphas]
+        visit(survey, state_at, positions, records, title=title, reopened=_reopened, workers=staff, progress=progress)
+        alphas = refined(*curves(ledger.sorted(records), splits)) if job.options.points is None else []
         title = "points between"
-    for note in evaluation.subject.notes:
+    for note in survey.subject.notes:
         progress.message(note)
-    summary = [barriers(ledger.sorted(records), name, evaluation.batchnorm) for name in splits]
-    if options.errors:
+    summary = [barriers(ledger.sorted(records), name, survey.batchnorm) for name in splits]
+    if job.options.errors:
         summary = barriers_with_errors(summary, ledger.sorted(records), ledger.influences)
     between = dict(zip(("from", "to"), distinct_names(job.files), strict=True))
     ledger.finish(records, {**between, "summary": summary, **description})
 
 
-def _reopened(job: PathJob) -> Survey:
+def _reopened(survey: Survey) -> StateAt:
     """Build the path in a worker process, from files that were aligned and trained before."""
-    evaluation = PointEvaluation(open_subject(job.files[0], job.setup), job.options)
-    return Survey(job, _route(job, evaluation.subject, overwrite=False, progress=NullProgress())[0], evaluation)
+    return _route(survey, overwrite=False, progress=NullProgress())[0]
 
 
-def _route(
-    job: PathJob, subject: Subject, *, overwrite: bool, progress: Progress
-) -> tuple[Callable[[float], State], Record]:
+def _route(survey: Survey, *, overwrite: bool, progress: Progress) -> tuple[StateAt, Record]:
     """Build the path.
 
     Returns:
         The function α → state dict, and length, distances and alignment of the path.
+
+    Raises:
+        DataError: If a number of a checkpoint is not finite, naming the tensor.
     """
-    options, names, description = job.options, set(subject.model.state_dict()), {}
-    tensors = read_ends(job, names)
+    job, subject, description = survey.job, survey.subject, {}
+    options = job.options
+    a, b = job.states(set(subject.model.state_dict()))
+    for file, state in zip(job.files, (a, b), strict=True):
+        with error_context(f"{file}: "):
+            for name, tensor in state.items():
+                require_finite(name, tensor)
     if options.align is not None:
-        tensors, description["alignment"] = aligned(job, tensors, subject, progress)
+        b, description["alignment"] = _aligned(survey, a, b, progress)
     middle = None
     if options.midpoint is not None:
         middle = read_midpoint(Path(options.midpoint), subject)
     elif options.curved:
         ends = job if options.align is None else replace(job, files=(job.files[0], job.ledger.aligned))
-        middle = trained_midpoint(ends, tensors, subject, overwrite=overwrite, progress=progress)
-    state_at = path_of(options.path, *tensors, middle)
-    apart = distances(*tensors)
+        middle = trained_midpoint(ends, (a, b), subject, overwrite=overwrite, progress=progress)
+    state_at = path_of(options.path, a, b, middle)
+    apart = distances(a, b)
     distance = math.sqrt(sum(tensor["distance"] ** 2 for tensor in apart))
     # A line is as long as the distance of its ends; only a curve has to be measured piece by piece.
     measured = distance if options.path == "linear" else length(state_at)
     return state_at, {"length": measured, "distances": apart, "distance": distance, **description}
 
 
-def _plan(job: PathJob, evaluation: PointEvaluation) -> Record:
-    options = job.options
+def _aligned(survey: Survey, a: State, b: State, progress: Progress) -> tuple[State, Record]:
+    """Put B's channels in A's order and write the result to aligned.safetensors of the path, unless it exists.
+
+    Returns:
+        The state dict of aligned B, and a record with both distances and the change of B's outputs.
+
+    Raises:
+        DataError: If B cannot be aligned, naming both files.
+    """
+    job, subject, options = survey.job, survey.subject, survey.job.options
+    file = job.ledger.aligned
+    if file.exists():
+        with open_checkpoint(file) as checkpoint:
+            if ALIGNMENT in checkpoint.raw_metadata:
+                return checkpoint.state_dict(), json.loads(checkpoint.raw_metadata[ALIGNMENT])
+    splits, model = subject.data.splits, subject.model.eval()
+    split = splits.get("train", next(iter(splits.values())))
+    with error_context(f"{job.files[0]}, {job.files[1]}: "):
+        inputs = one_tensor(split.batch(slice(0, PROVED_ON))[0], "alignment").to(subject.device)
+        spec = options.align_spec
+        symmetry = trace_symmetry(model, inputs) if spec is None else read_spec(Path(spec), a)
+        if options.align == "permutation":
+            permutations = match_weights(a, b, symmetry, progress=progress)
+        else:
+            with progress.task("activations", min(options.align_samples, len(split)), "samples") as bar:
+                batches = _batches(split, options.align_samples, subject.device, bar)
+                permutations = match_activations(a, b, symmetry, model, batches)
+        alignment = proved(a, b, symmetry, permutations, model, inputs)
+    description: Record = {
+        "to": distinct_names(job.files)[0],
+        "method": options.align,
+        "before": alignment.before,
+        "after": alignment.after,
+        "output_change": alignment.error,
+    }
+    with job.setup.open(job.files[1]) as checkpoint:
+        added = {**missing_metadata(checkpoint.metadata, subject), ALIGNMENT: json.dumps(description)}
+        metadata = {**checkpoint.raw_metadata, **added}
+    save_checkpoint(file, alignment.state, metadata, overwrite=True)
+    return alignment.state, description
+
+
+def _batches(split: Split, samples: int, device: torch.device, bar: Task) -> Iterator[Tensor]:
+    count = min(samples, len(split))
+    for start in range(0, count, BATCH):
+        inputs, _ = split.batch(slice(start, min(start + BATCH, count)))
+        yield one_tensor(inputs, "alignment").to(device)
+        bar.advance(len(inputs))
+
+
+def _plan(survey: Survey) -> Record:
+    job, options = survey.job, survey.job.options
     trained = options.curved and options.midpoint is None
     return {
-        "a": evaluation.subject.setup.content_hash(job.files[0]),
-        "b": evaluation.subject.setup.content_hash(job.files[1]),
+        "a": job.setup.content_hash(job.files[0]),
+        "b": job.setup.content_hash(job.files[1]),
         "path": options.path,
         "points": options.points or "auto",
         "range": list(options.span),
@@ -218,7 +281,7 @@ def _plan(job: PathJob, evaluation: PointEvaluation) -> Record:
         "midpoint": None if options.midpoint is None else content_hash(options.midpoint),
         "curve_epochs": options.curve_epochs if trained else None,
         "curve_learning_rate": options.curve_learning_rate if trained else None,
-        **evaluation.plan(),
+        **survey.plan(),
         "dumps": options.keep_dumps or None,
         "errors": options.errors or None,
     }

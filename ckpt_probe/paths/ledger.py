@@ -114,8 +114,15 @@ class Ledger:
 
     def sorted(self, records: Sequence[Record]) -> list[Record]:
         """Return the records by position: along a path, or row by row from the lowest of a plane."""
-        axes = AXES[self.kind][::-1]
-        return sorted(records, key=lambda record: tuple(record[axis] for axis in axes))
+        return sorted(records, key=lambda record: self.position_of(record)[::-1])
+
+    def position_of(self, record: Record) -> tuple[float, ...]:
+        """Return the coordinates of a record."""
+        return tuple(record[axis] for axis in AXES[self.kind])
+
+    def label_of(self, position: Sequence[float]) -> str:
+        """Return the text by which messages name a position, such as "alpha 0.25" or "x 1, y 0.5"."""
+        return ", ".join(f"{axis} {value:g}" for axis, value in zip(AXES[self.kind], position, strict=True))
 
     def points(self, splits: Collection[str] | None = None) -> list[Record]:
         """Read the records, in the order in which they were written.

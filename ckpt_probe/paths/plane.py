@@ -9,17 +9,16 @@ from typing import Any
 from ckpt_probe.analysis import Record
 from ckpt_probe.checkpoints import Member, open_series
 from ckpt_probe.errors import DataError, UsageError, error_context
-from ckpt_probe.extraction import Setup, Subject, open_subject
+from ckpt_probe.extraction import Setup
 from ckpt_probe.extraction.request import request_of
 from ckpt_probe.files import distinct_names
-from ckpt_probe.keywords import from_arguments
-from ckpt_probe.merging.matching import check_match
+from ckpt_probe.keywords import checked_keywords, from_arguments
+from ckpt_probe.merging import check_match
 from ckpt_probe.models import unwrapped
-from ckpt_probe.paths.directions import Plane, plane_through, random_plane, trajectory_plane
 from ckpt_probe.paths.ledger import Ledger
 from ckpt_probe.paths.options import MARGIN, RADIUS, SAMPLES, PlaneOptions
-from ckpt_probe.paths.point import PointEvaluation
-from ckpt_probe.paths.survey import Job, Survey, opened, visit
+from ckpt_probe.paths.shapes import Plane, plane_through, random_plane, trajectory_plane
+from ckpt_probe.paths.survey import Job, StateAt, Survey, opened, visit
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.remote import resolve
 from ckpt_probe.scheduling import Workers
@@ -135,8 +134,6 @@ def plane(
         raise UsageError("a plane needs three checkpoints A, B and C, or one checkpoint A with directions random")
     if directions is not None and len(named) != 1:
         raise UsageError("directions need one argument A, a checkpoint or a series: omit B and C, or the directions")
-    if overwrite and resume:
-        raise UsageError("overwrite and resume exclude each other")
     files = named
     if directions == "pca":
         files = tuple(member.path for member in open_series(named[0], state_key=state_key, base=setup.base))
@@ -144,11 +141,11 @@ def plane(
             raise UsageError(f"{named[0]}: `directions='pca'` needs a series of at least three, found {len(files)}")
     job = PlaneJob(files, setup, settings, Ledger(Path(out), "plane"))
     request = request_of(named, job.ledger.path, setup, settings)
-    with opened(job, overwrite=overwrite, resume=resume, progress=progress) as evaluation:
-        spanned = _plane(job, evaluation.subject)
-        job.ledger.prepare(_plan(job, evaluation), request=request, overwrite=overwrite)
+    with opened(job, overwrite=overwrite, resume=resume, progress=progress) as survey:
+        spanned = _plane(survey)
+        job.ledger.prepare(_plan(survey), request=request, overwrite=overwrite)
         if not job.ledger.finished:
-            _evaluate(job, spanned, evaluation, staff, progress)
+            _evaluate(survey, spanned, staff, progress)
         summary, records = job.ledger.summary(), job.ledger.points()
     return PlaneResult(records, *(summary[name] for name in ("marks", "summary", "axes", "xs", "ys")))
 
@@ -157,57 +154,55 @@ evaluate_plane = plane
 """Older name of `plane`."""
 
 
-def _evaluate(job: PlaneJob, plane: Plane, evaluation: PointEvaluation, staff: Workers, progress: Progress) -> None:
-    ledger, splits = job.ledger, evaluation.splits
-    survey, records = Survey(job, plane.at, evaluation), ledger.points(splits)
-    xs, ys = _grid(plane, job.options)
-    marks = _marks(job, plane, evaluation, progress)
-    visit("points", [(x, y) for y in ys for x in xs], records, survey, _reopened, staff, progress)
-    checkpoints = dict(zip((name for name, _, _ in plane.marks), distinct_names(job.files), strict=True))
+def _evaluate(survey: Survey, plane: Plane, staff: Workers, progress: Progress) -> None:
+    ledger, splits = survey.job.ledger, survey.splits
+    records, (xs, ys) = ledger.points(splits), _grid(plane, survey.job.options)
+    marks, grid = _marks(survey, plane, progress), [(x, y) for y in ys for x in xs]
+    visit(survey, plane.at, grid, records, title="points", reopened=_reopened, workers=staff, progress=progress)
+    checkpoints = dict(zip((name for name, _, _ in plane.marks), distinct_names(survey.job.files), strict=True))
     summary = [_lowest(ledger.sorted(records), name) for name in splits]
     axes = {"axes": plane.axes, "xs": xs, "ys": ys}
     ledger.finish(records, {"checkpoints": checkpoints, **axes, "marks": marks, "summary": summary})
-    for note in (*evaluation.subject.notes, *_positions_without_loss(summary, records)):
+    for note in (*survey.subject.notes, *_positions_without_loss(summary, records)):
         progress.message(note)
 
 
-def _reopened(job: PlaneJob) -> Survey:
-    """Open model and data in a worker process, and read the checkpoints."""
-    evaluation = PointEvaluation(open_subject(job.files[0], job.setup), job.options)
-    return Survey(job, _plane(job, evaluation.subject).at, evaluation)
+def _reopened(survey: Survey) -> StateAt:
+    """Read the checkpoints in a worker process."""
+    return _plane(survey).at
 
 
-def _marks(job: PlaneJob, plane: Plane, evaluation: PointEvaluation, progress: Progress) -> list[Record]:
+def _marks(survey: Survey, plane: Plane, progress: Progress) -> list[Record]:
     """Compute the checkpoints' own records with their own statistics, one for each checkpoint and split."""
-    records: list[Record] = []
-    for file, label, (name, x, y) in zip(job.files, distinct_names(job.files), plane.marks, strict=True):
-        with job.setup.open(file) as checkpoint:
-            batchnorm = evaluation.load(checkpoint.state_dict(), str(file), keep_batchnorm=True)
-        for split in evaluation.splits:
+    records, files = list[Record](), survey.job.files
+    for file, label, (name, x, y) in zip(files, distinct_names(files), plane.marks, strict=True):
+        with survey.job.setup.open(file) as checkpoint:
+            batchnorm = survey.load(checkpoint.state_dict(), str(file), keep_batchnorm=True)
+        for split in survey.splits:
             with error_context(f"{file}: {split}: "):
-                record = evaluation.record(split, progress)
+                record = survey.record(split, progress)
             position = {"name": name, "checkpoint": label, "x": x, "y": y}
             records.append({**position, "split": split, "batchnorm": batchnorm, **record})
     return records
 
 
-def _plane(job: PlaneJob, subject: Subject) -> Plane:
-    files, options, names = job.files, job.options, set(subject.model.state_dict())
+def _plane(survey: Survey) -> Plane:
+    job, model = survey.job, survey.subject.model
+    files, options, names = job.files, job.options, set(model.state_dict())
     if options.directions == "pca":
-        return _of_trajectory(files, subject, names)
-    states: list[Any] = []
-    with subject.setup.open(files[0]) as first:
-        for file in files:
-            with subject.setup.open(file) as checkpoint:
-                check_match(first, checkpoint)
-                states.append(unwrapped(checkpoint.state_dict(), names))
+        return _of_trajectory(job, names)
+    with job.setup.open(files[0]) as first:
+        for file in files[1:]:
+            with job.setup.open(file) as checkpoint:
+                check_match(first, checkpoint, converted=True)
+    states = job.states(names)
     with error_context(f"{', '.join(map(str, files))}: "):
-        return random_plane(states[0], subject.model, options.seed) if options.directions else plane_through(*states)
+        return random_plane(states[0], model, options.seed) if options.directions else plane_through(*states)
 
 
-def _of_trajectory(files: tuple[Path, ...], subject: Subject, names: set[str]) -> Plane:
+def _of_trajectory(job: PlaneJob, names: set[str]) -> Plane:
     """Return the plane of a series; its parameters are read twice, for their distances and for the directions."""
-    setup = subject.setup
+    files, setup = job.files, job.setup
     members = [Member(file, file.stem, None) for file in files]
     options = WeightOptions(parts=("motion",), opening=Opening(setup.state_key, resolve(setup.base)))
     series = measured_series(members, options, NullProgress())
@@ -241,8 +236,8 @@ def _grid(plane: Plane, options: PlaneOptions) -> tuple[list[float], list[float]
     return xs, ys
 
 
-def _plan(job: PlaneJob, evaluation: PointEvaluation) -> Record:
-    options, random = job.options, job.options.directions == "random"
+def _plan(survey: Survey) -> Record:
+    job, options, random = survey.job, survey.job.options, survey.job.options.directions == "random"
     contents = [job.setup.content_hash(file) for file in job.files]
     if options.directions == "pca":
         contents = [hashlib.sha256(" ".join(contents).encode()).hexdigest()]
@@ -254,7 +249,7 @@ def _plan(job: PlaneJob, evaluation: PointEvaluation) -> Record:
         "margin": None if random else options.margin,
         "radius": options.radius if random else None,
         "seed": options.seed if random else None,
-        **evaluation.plan(),
+        **survey.plan(),
         "errors": options.errors or None,
     }
 

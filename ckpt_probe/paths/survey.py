@@ -1,19 +1,31 @@
 """Positions in weight space, on a path or on the grid of a plane, each evaluated once by one model loaded in place."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import partial
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial, reduce
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
-from ckpt_probe.analysis import Record, in_order
+import torch
+from torch import Tensor
+
+from ckpt_probe.analysis import Record, Settings, empty_record, in_order, settled
+from ckpt_probe.analysis.dump import TRAIN
+from ckpt_probe.analysis.entries import BIAS, STDERR
+from ckpt_probe.analysis.record import Context, accumulate, compute_from_blocks
 from ckpt_probe.checkpoints import State
-from ckpt_probe.errors import error_context
-from ckpt_probe.extraction import Setup, StoreWriter, open_subject
+from ckpt_probe.errors import DataError, UsageError, error_context
+from ckpt_probe.extraction import Block, Setup, Storage, StoreWriter, Subject, is_scored, open_subject
+from ckpt_probe.metrics.arrays import double
+from ckpt_probe.models import unwrapped
+from ckpt_probe.moments.errors import RecordWithErrors
+from ckpt_probe.moments.quality import Quality, Scored
+from ckpt_probe.moments.registry import INFINITE_LOGITS
+from ckpt_probe.paths.batchnorm import has_batchnorm, recompute
 from ckpt_probe.paths.ledger import AXES, Ledger
 from ckpt_probe.paths.options import PathOptions, PlaneOptions
-from ckpt_probe.paths.point import PointEvaluation, point_writer
 from ckpt_probe.paths.positions import write_influences
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.scheduling import Workers, claimed_in_turn, made_once, results
@@ -21,10 +33,17 @@ from ckpt_probe.scheduling import Workers, claimed_in_turn, made_once, results
 Position = tuple[float, ...]
 """(alpha,) on a path, (x, y) in a plane."""
 
+StateAt = Callable[..., State]
+"""Function of the coordinates of a position that returns the state dict there."""
+
 Options = TypeVar("Options", PathOptions, PlaneOptions)
 
 TRAINED = ((0.0,), (1.0,))
 """Positions on a path of the two checkpoints, which keep their own batch-norm statistics and must have a record."""
+
+CACHE_BYTES = 2**30
+OF_LOGITS = ("accuracy", "nc4.disagreement", "nc4.disagreement_train_means")
+"""Metrics without a value if logits overflow."""
 
 
 @dataclass(frozen=True)
@@ -43,60 +62,198 @@ class Job(Generic[Options]):
     options: Options
     ledger: Ledger
 
+    def states(self, names: set[str]) -> list[dict[str, Tensor]]:
+        """Read the state dicts of all checkpoints; of several dtypes of a tensor all get one that holds each of them.
 
-@dataclass(frozen=True)
+        Args:
+            names: Names of the model's tensors, which those of the results are.
+        """
+        states = []
+        for file in self.files:
+            with self.setup.open(file) as checkpoint:
+                states.append(dict(unwrapped(checkpoint.state_dict(), names)))
+        for name in states[0]:
+            kind = reduce(torch.promote_types, (state[name].dtype for state in states))
+            for state in states:
+                state[name] = state[name].to(kind)
+        return states
+
+
+@dataclass
 class Survey:
-    """Evaluates positions between checkpoints.
+    """Evaluates positions between checkpoints, one set of weights after another with the same model and data.
 
     Attributes:
         job: Checkpoints and settings.
-        state_at: Function of the coordinates that returns the state dict there.
-        evaluation: Model and data.
+        subject: Model and data.
+        train_means: Class means (C, D) of the training split under the present weights, or None.
     """
 
     job: Job
-    state_at: Callable[..., State]
-    evaluation: PointEvaluation
+    subject: Subject
+    train_means: Tensor | None = field(default=None, init=False)
+
+    @classmethod
+    def open(cls, job: Job) -> Self:
+        """Open model and data."""
+        return cls(job, open_subject(job.files[0], job.setup))
 
     @property
-    def kind(self) -> str:
-        """Return "path" or "plane", which names the coordinates of a position."""
-        return self.job.ledger.kind
+    def splits(self) -> list[str]:
+        """Splits in the order of their evaluation: the training split first, whose class means the others need."""
+        return sorted(self.subject.splits, key=lambda split: split != TRAIN)
 
-    def evaluate(self, position: Position, progress: Progress) -> list[Record]:
+    @property
+    def batchnorm(self) -> str:
+        """ "recompute", "interpolate", or "none" for a model without running statistics."""
+        return self.job.options.batchnorm if has_batchnorm(self.subject.model) else "none"
+
+    def plan(self) -> Record:
+        """Return the settings that all positions share."""
+        subject = self.subject
+        return {
+            "splits": list(subject.splits),
+            "model": subject.model_name,
+            "model_arguments": subject.model_arguments,
+            "data": subject.data.name,
+            "data_arguments": subject.data.arguments,
+            "classifier": subject.classifier,
+            "batchnorm": self.batchnorm,
+            "batchnorm_samples": self.job.options.batchnorm_samples if self.batchnorm == "recompute" else None,
+        }
+
+    def load(self, state: State, source: str, *, keep_batchnorm: bool = False) -> str:
+        """Load weights into the model, in place.
+
+        Args:
+            state: The weights.
+            source: Name of the weights in messages.
+            keep_batchnorm: Whether to keep the batch-norm statistics in `state`, which are those of a trained network.
+
+        Returns:
+            The source of the batch-norm statistics: "own", "recompute", "interpolate" or "none".
+
+        Raises:
+            DataError: If the weights do not fit the model.
+        """
+        self.train_means = None
+        self.subject.load(state, source)
+        if keep_batchnorm and self.batchnorm != "none":
+            return "own"
+        if self.batchnorm == "recompute":
+            splits = self.subject.data.splits
+            split = splits.get(TRAIN, splits[self.subject.splits[0]])
+            recompute(self.subject.model, split, samples=self.job.options.batchnorm_samples)
+        return self.batchnorm
+
+    def record(self, split: str, progress: Progress, *, writer: StoreWriter | None = None) -> RecordWithErrors:
+        """Compute the record of the model's present weights on one split.
+
+        Features and logits are kept in memory between passes if they fit into 1 GiB, else computed again.
+
+        Args:
+            split: Name of the split.
+            progress: Receives messages and a bar.
+            writer: Writer of a dump to which the split is added.
+
+        Raises:
+            DataError: If the features have no record.
+        """
+        samples = self.subject.rows_of(split, None) or len(self.subject.data.split(split))
+        weights, bias = self.subject.parameters()
+        scored = is_scored(self.subject.head, len(weights))
+        fits = samples * sum(weights.shape) * 4 <= CACHE_BYTES
+        passes = 1 if fits else 2 if writer is None else 3
+        # Every forward pass is closed on leaving, which ends the thread behind it.
+        with progress.task(split, samples * passes, "samples") as bar, ExitStack() as stack:
+
+            def forward() -> Iterable[Block]:
+                return stack.enter_context(closing(self.subject.forward(split, progress=progress, bar=bar)))
+
+            blocks = list(forward()) if fits else None
+            if writer is not None:
+                writer.write_split(split, blocks or forward(), rows=samples, scores="scored" if scored else "logits")
+            rows, settings = _RowsOfBlocks(lambda: blocks or forward()), Settings(errors=self.job.options.errors)
+            first = accumulate(rows, weights, bias, settings)
+            if split == TRAIN:
+                self.train_means = double(first.moments.means_of_classes(settings.min_samples))
+            context = Context(training=split == TRAIN, train_means=None if split == TRAIN else self.train_means)
+            detailed = compute_from_blocks(rows, weights, bias, settings, context, first)
+            return RecordWithErrors(detailed.record, detailed.influences)
+
+    def explained_record(
+        self, split: str, progress: Progress, *, writer: StoreWriter | None = None
+    ) -> RecordWithErrors:
+        """Compute `record` for weights that nobody trained, where dead or exploding features are no error.
+
+        Returns:
+            The record; if the features have none, loss and accuracy alone, with the reason in `missing`.
+        """
+        try:
+            return _without_overflow(self.record(split, progress, writer=writer))
+        except DataError as error:
+            reason = str(error)
+        quality = Quality()
+        with closing(self.subject.forward(split, progress=progress)) as blocks:
+            for block in blocks:
+                quality.update_scores(block.scores, block.labels)
+        if quality.loss is None:
+            reason = f"{reason}; loss: {INFINITE_LOGITS}"
+        values = {"samples": quality.samples, "accuracy": quality.accuracy, "loss": quality.loss, "missing": reason}
+        return _without_overflow(RecordWithErrors(settled({**empty_record(), **values}), None))
+
+    def evaluate(self, state_at: StateAt, position: Position, progress: Progress) -> list[Record]:
         """Compute the records of one position, one for each split; for a path also write its dump and influences.
 
         Raises:
             DataError: If the weights there cannot be computed, or a trained network has no record.
         """
-        source, label = ", ".join(map(str, self.job.files)), label_of(self.kind, position)
+        job, kind = self.job, self.job.ledger.kind
+        source, label = ", ".join(map(str, job.files)), job.ledger.label_of(position)
         with error_context(f"{source}: "):
-            state = self.state_at(*position)
-        evaluation, trained = self.evaluation, self.kind == "path" and position in TRAINED
-        coordinates = dict(zip(AXES[self.kind], position, strict=True))
-        batchnorm = evaluation.load(state, str(self.job.files[0]), keep_batchnorm=trained)
-        record_of = evaluation.record if trained else evaluation.explained_record
+            state = state_at(*position)
+        trained = kind == "path" and position in TRAINED
+        coordinates = dict(zip(AXES[kind], position, strict=True))
+        batchnorm = self.load(state, str(job.files[0]), keep_batchnorm=trained)
+        record_of = self.record if trained else self.explained_record
         records, influences = [], []
         with self._writer(position, label) as writer:
-            for split in evaluation.splits:
+            for split in self.splits:
                 with error_context(f"{source}: {label}, {split}: "):
                     record = record_of(split, progress, writer=writer)
                 influences.append(record.influences)
                 records.append({**coordinates, "split": split, **in_order({"batchnorm": batchnorm, **record})})
-        if self.kind == "path" and self.job.options.errors:
-            write_influences(self.job.ledger.influences(*position), influences)
+        if kind == "path" and job.options.errors:
+            write_influences(job.ledger.influences(*position), influences)
         return records
 
     def _writer(self, position: Position, label: str) -> AbstractContextManager[StoreWriter | None]:
-        job = self.job
+        """Return a writer of the dump of the weights that the model has now, if the path keeps dumps.
+
+        The weights are in no file, so the provenance has the size and the hash of the tensors. The number in a dump's
+        name would be taken for its step, so the step is stored: α in millionths, which sorts dumps along the path.
+        """
+        job, subject = self.job, self.subject
         if not (isinstance(job.options, PathOptions) and job.options.keep_dumps):
             return nullcontext()
-        name = f"{' to '.join(file.stem for file in job.files)}, {label}"
-        return point_writer(job.ledger.dump(*position), name, position[0], self.evaluation.subject)
+        size, digest = 0, hashlib.sha256()
+        for key, tensor in subject.model.state_dict().items():
+            if isinstance(tensor, Tensor):
+                flat = tensor.detach().cpu().contiguous().reshape(-1)
+                size += tensor.nbytes
+                digest.update(key.encode())
+                digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+        name, step = f"{' to '.join(file.stem for file in job.files)}, {label}", round(position[0] * 1e6)
+        provenance = subject.provenance(name, size, digest.hexdigest(), step=step, epoch=None, storage=Storage())
+        weights, bias = subject.parameters()
+        # A position with a dump but no record is evaluated again.
+        names = subject.data.class_names
+        file = job.ledger.dump(*position)
+        return StoreWriter(file, provenance, Storage(), weights, bias, class_names=names, overwrite=True)
 
 
 @contextmanager
-def opened(job: Job, *, overwrite: bool, resume: bool, progress: Progress) -> Iterator[PointEvaluation]:
+def opened(job: Job, *, overwrite: bool, resume: bool, progress: Progress) -> Iterator[Survey]:
     """Claim the directory of a path or plane within the `with` block, and open model and data.
 
     Args:
@@ -106,66 +263,101 @@ def opened(job: Job, *, overwrite: bool, resume: bool, progress: Progress) -> It
         progress: Receives a message if another process works in the directory.
 
     Raises:
-        UsageError: If the directory contains other results.
+        UsageError: If the directory contains other results, or both `overwrite` and `resume` are set.
     """
+    if overwrite and resume:
+        raise UsageError("overwrite and resume exclude each other")
     with claimed_in_turn(job.ledger.path, progress.message) as waited:
         job.ledger.require_free(overwrite=overwrite, resume=resume or (waited and not overwrite))
-        yield PointEvaluation(open_subject(job.files[0], job.setup), job.options)
+        yield Survey.open(job)
 
 
 def visit(
-    title: str,
+    survey: Survey,
+    state_at: StateAt,
     positions: Sequence[Position],
     records: list[Record],
-    survey: Survey,
-    reopened: Callable[[Job], Survey],
+    *,
+    title: str,
+    reopened: Callable[[Survey], StateAt],
     workers: Workers,
     progress: Progress,
 ) -> None:
     """Evaluate the positions that have no record yet, and keep their records in the ledger, whatever stops the loop.
 
     Args:
-        title: Title of the progress bar.
+        survey: Evaluates positions in this process.
+        state_at: Returns the state dict at a position.
         positions: Positions to evaluate.
         records: Records so far. Those of new positions are appended; an incomplete position is evaluated again.
-        survey: Evaluates positions in this process.
-        reopened: Opens model and data in a worker process, and builds the path or the plane.
+        title: Title of the progress bar.
+        reopened: Builds `state_at` in a worker process.
         workers: Processes or cluster that evaluate the positions.
         progress: Receives messages and a bar, advanced by one for each position.
 
     Raises:
         DataError: If a position cannot be evaluated.
     """
-    job, splits = survey.job, survey.evaluation.subject.splits
-    stored = {(position_of(record, survey.kind), record["split"]) for record in records}
+    job, ledger, splits = survey.job, survey.job.ledger, survey.subject.splits
+    stored = {(ledger.position_of(record), record["split"]) for record in records}
     complete = {position for position, _ in stored if all((position, split) in stored for split in splits)}
-    records[:] = [record for record in records if position_of(record, survey.kind) in complete]
+    records[:] = [record for record in records if ledger.position_of(record) in complete]
     missing = [position for position in positions if position not in complete]
-    in_worker = partial(_evaluate_in_worker, job, reopened)
-    work = partial(survey.evaluate, progress=progress) if workers.alone else in_worker
-    names = [label_of(survey.kind, position) for position in missing]
+    alone, in_worker = (
+        partial(survey.evaluate, state_at, progress=progress),
+        partial(_evaluate_in_worker, job, reopened),
+    )
+    names, work = [ledger.label_of(position) for position in missing], alone if workers.alone else in_worker
     tasks = results(work, missing, names=names, workers=workers, say=progress.message)
     try:
         with progress.task(title, len(positions), "points") as bar, closing(tasks):
             bar.advance(len(positions) - len(missing))
             for _, evaluated in tasks:
                 records.extend(evaluated)
-                job.ledger.keep_in_time(records)
+                ledger.keep_in_time(records)
                 bar.advance()
     finally:
         if records:
-            job.ledger.keep(records)
+            ledger.keep(records)
 
 
-def position_of(record: Record, kind: str) -> Position:
-    """Return the coordinates of a record."""
-    return tuple(record[axis] for axis in AXES[kind])
+@dataclass
+class _RowsOfBlocks:
+    """A pass over blocks, which knows the documents of the rows that it yielded last.
+
+    Attributes:
+        blocks: Starts the pass.
+        start: Index of the first row.
+        latest: Documents of the block that was yielded last, (n,), or None.
+    """
+
+    blocks: Callable[[], Iterable[Block]]
+    start: int = 0
+    latest: Tensor | None = None
+
+    def __call__(self) -> Iterator[tuple[Tensor, Tensor, Tensor | Scored | None]]:
+        for block in self.blocks():
+            self.latest = block.documents
+            yield block.features, block.labels, block.scores
+
+    def documents(self, start: int, stop: int) -> Tensor | None:
+        """Return the documents (n,) of the rows `start` … `stop`, those of the last block, or None."""
+        return self.latest
 
 
-def label_of(kind: str, position: Position) -> str:
-    """Return the text by which messages name a position, such as "alpha 0.25" or "x 1, y 0.5"."""
-    return ", ".join(f"{axis} {value:g}" for axis, value in zip(AXES[kind], position, strict=True))
+def _without_overflow(record: RecordWithErrors) -> RecordWithErrors:
+    # Logits of an untrained network that are not finite say nothing about its predictions.
+    if record["loss"] is not None:
+        return record
+    undefined = [name for name in record if name.removesuffix(STDERR).removesuffix(BIAS) in OF_LOGITS]
+    reason = f"{', '.join(undefined)}: the logits overflow to infinity or NaN"
+    values = {**record, **dict.fromkeys(undefined), "missing": f"{record['missing']}; {reason}"}
+    return RecordWithErrors(values, record.influences)
 
 
-def _evaluate_in_worker(job: Job, reopened: Callable[[Job], Survey], position: Position) -> list[Record]:
-    return made_once(job, partial(reopened, job)).evaluate(position, NullProgress())
+def _evaluate_in_worker(job: Job, reopened: Callable[[Survey], StateAt], position: Position) -> list[Record]:
+    def evaluation() -> Callable[[Position, Progress], list[Record]]:
+        survey = Survey.open(job)
+        return partial(survey.evaluate, reopened(survey))
+
+    return made_once(job, evaluation)(position, NullProgress())

@@ -14,7 +14,7 @@ from ckpt_probe.cli.app import run
 from ckpt_probe.config import TrainingConfig
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.paths import evaluate_plane
-from ckpt_probe.paths.directions import filter_normalised, plane_through, random_direction, random_plane
+from ckpt_probe.paths.shapes import filter_normalised, plane_through, random_direction, random_plane
 from ckpt_probe.training import train
 
 

@@ -18,8 +18,8 @@ from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import extract_series
 from ckpt_probe.models import build_model
 from ckpt_probe.paths import evaluate_path
-from ckpt_probe.paths import point as point_module
-from ckpt_probe.paths.point import has_batchnorm, recompute
+from ckpt_probe.paths import survey as survey_module
+from ckpt_probe.paths.batchnorm import has_batchnorm, recompute
 from ckpt_probe.paths.shapes import linear
 from ckpt_probe.progress import NullProgress, Task
 
@@ -170,7 +170,7 @@ def test_features_and_logits_stay_in_memory_if_both_fit(
     mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: int
 ) -> None:
     samples, totals = len(load_data("digits").split("test")), []
-    monkeypatch.setattr(point_module, "CACHE_BYTES", samples * (16 + 10) * 4 - (passes - 1))
+    monkeypatch.setattr(survey_module, "CACHE_BYTES", samples * (16 + 10) * 4 - (passes - 1))
 
     class Listening(NullProgress):
         def task(self, name: str, total: int | None, unit: str = "") -> AbstractContextManager[Task]:

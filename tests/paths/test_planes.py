@@ -95,6 +95,20 @@ def test_a_grid_point_has_the_numbers_of_the_model_with_its_weights(mlp: list[Pa
         assert point["class.mir"] is not None
 
 
+def test_checkpoints_of_several_dtypes_span_the_plane_of_their_numbers(mlp: list[Path], tmp_path: Path) -> None:
+    lower, exact = [], []
+    for file, dtype in zip(mlp, (torch.float16, torch.float32, torch.bfloat16), strict=True):
+        with open_checkpoint(file) as checkpoint:
+            state = {name: tensor.to(dtype) for name, tensor in checkpoint.state_dict().items()}
+            for name, states in (("lower", lower), ("exact", exact)):
+                states.append(tmp_path / f"{name}-{file.name}")
+                stored = {key: tensor if name == "lower" else tensor.float() for key, tensor in state.items()}
+                save_checkpoint(states[-1], stored, checkpoint.raw_metadata)
+    results = [evaluate_plane(*files, out=tmp_path / files[0].stem, grid=2, **HERE) for files in (lower, exact)]
+    assert results[0].axes == results[1].axes
+    assert results[0].points == results[1].points
+
+
 def test_the_grid_covers_the_checkpoints_and_the_margin(mlp: list[Path], tmp_path: Path) -> None:
     result = evaluate_plane(*mlp, out=tmp_path / "plane", grid=(2, 3), margin=0.25, **HERE)
     xs, ys = ([mark[axis] for mark in result.marks] for axis in ("x", "y"))

@@ -15,10 +15,11 @@ from ckpt_probe.cli.app import run
 from ckpt_probe.data import load_data
 from ckpt_probe.dumps import open_dump, read_provenance
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.extraction import Setup, Storage, StoreWriter, open_subject
+from ckpt_probe.extraction import Setup, Storage, StoreWriter
 from ckpt_probe.models import build_model
 from ckpt_probe.paths import evaluate_path
-from ckpt_probe.paths import point as point_module
+from ckpt_probe.paths import survey as survey_module
+from ckpt_probe.paths.ledger import Ledger
 from ckpt_probe.paths.options import PathOptions
 from ckpt_probe.paths.shapes import linear
 from ckpt_probe.progress import NullProgress
@@ -39,7 +40,7 @@ def test_analyzing_dumps_gives_the_numbers_of_the_records(
     ends: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits_in_memory: bool
 ) -> None:
     if not fits_in_memory:
-        monkeypatch.setattr(point_module, "CACHE_BYTES", 0)
+        monkeypatch.setattr(survey_module, "CACHE_BYTES", 0)
     result = evaluate_path(*ends, tmp_path / "path", keep_dumps=True, span=(-0.5, 1.0), **HERE)
     assert {p["alpha"] for p in result.points} == {-0.5, 0, 0.25, 1}
     analyzed = list(analyze(tmp_path / "path" / "dumps"))
@@ -142,18 +143,19 @@ def test_a_full_disk_leaves_no_incomplete_file(ends: tuple[Path, Path], tmp_path
 def test_a_failed_evaluation_leaves_no_thread(
     ends: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str
 ) -> None:
-    monkeypatch.setattr(point_module, "CACHE_BYTES", 0)
-    subject = open_subject(ends[0], Setup(device="cpu", batch_size=1))
+    monkeypatch.setattr(survey_module, "CACHE_BYTES", 0)
+    setup, ledger = Setup(device="cpu", batch_size=1), Ledger(tmp_path / "p", "path")
+    survey = survey_module.Survey.open(survey_module.Job(ends, setup, PathOptions(batchnorm="interpolate"), ledger))
+    subject = survey.subject
     *_, scale, shift = (p for name, p in subject.model.named_parameters() if not name.startswith(subject.classifier))
     scale.data.fill_(1e6 if failure == "writer" else torch.nan)
     shift.data.fill_(1e6)
-    evaluation = point_module.PointEvaluation(subject, PathOptions(batchnorm="interpolate"))
     storage = Storage(feature_dtype="float16")
     # The raised exception keeps its traceback and all local variables alive, so that garbage collection ends no thread.
     with (
         pytest.raises(DataError, match="NaN" if failure == "features" else "`feature_dtype='float32'`") as error,
         StoreWriter(tmp_path / "a.h5", None, storage, *subject.parameters()) as writer,
     ):
-        evaluation.record("test", NullProgress(), writer=writer if failure == "writer" else None)
+        survey.record("test", NullProgress(), writer=writer if failure == "writer" else None)
     assert error.tb is not None
     assert not [thread for thread in threading.enumerate() if thread.name == "batches_0"]
