@@ -21,8 +21,9 @@ from torch import Tensor
 from ckpt_probe.checkpoints import open_series
 from ckpt_probe.data import load_data
 from ckpt_probe.progress import NullProgress
+from ckpt_probe.trajectories.layout import WeightOptions
 from ckpt_probe.trajectories.motion import distances_of
-from ckpt_probe.trajectories.series import WeightOptions, measured_series
+from ckpt_probe.trajectories.series import measured_series
 from ckpt_probe.trajectories.turns import find_turns
 
 SCHEDULES: tuple[str, ...] = ("constant", "drops", "cosine", "restarts", "warm-up", "too large")

@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from ckpt_probe.trajectories.tails import fit_tail
+from ckpt_probe.trajectories.eigenvalues import fit_tail
 
 
 def main() -> None:

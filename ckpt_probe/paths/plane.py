@@ -22,8 +22,8 @@ from ckpt_probe.paths.survey import Job, StateAt, Survey, opened, visit
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.remote import resolve
 from ckpt_probe.scheduling import Workers
-from ckpt_probe.trajectories.series import WeightOptions, measured_series
-from ckpt_probe.trajectories.stream import Opening
+from ckpt_probe.trajectories.layout import WeightOptions
+from ckpt_probe.trajectories.series import measured_series
 
 PlaneJob = Job[PlaneOptions]
 
@@ -204,7 +204,7 @@ def _of_trajectory(job: PlaneJob, names: set[str]) -> Plane:
     """Return the plane of a series; its parameters are read twice, for their distances and for the directions."""
     files, setup = job.files, job.setup
     members = [Member(file, file.stem, None) for file in files]
-    options = WeightOptions(parts=("motion",), opening=Opening(setup.state_key, resolve(setup.base)))
+    options = WeightOptions(parts=("motion",), state_key=setup.state_key, base=resolve(setup.base))
     series = measured_series(members, options, NullProgress())
     outside = [failure.message for failure in series.failed.values()]
     outside += [f"{name} is of another network" for name in series.parameters.excluded]

@@ -34,8 +34,9 @@ from ckpt_probe.reporting.sources import (
 )
 from ckpt_probe.scheduling import Workers
 from ckpt_probe.series import Member
-from ckpt_probe.trajectories.series import WeightOptions
-from ckpt_probe.trajectories.survey import WeightSurvey, survey_weights, verdict_of
+from ckpt_probe.trajectories.layout import WeightOptions
+from ckpt_probe.trajectories.rows import WeightSurvey, survey_weights
+from ckpt_probe.trajectories.series import verdict_of
 
 TITLE = "What happened in these runs"
 """Default heading of the page."""

@@ -29,7 +29,7 @@ from ckpt_probe.reporting.plots.portraits import class_table, matrix_plots, spec
 from ckpt_probe.reporting.provenance import Origin
 from ckpt_probe.reporting.runs import Run
 from ckpt_probe.reporting.sources import PathContents
-from ckpt_probe.trajectories.survey import WeightSurvey
+from ckpt_probe.trajectories.rows import WeightSurvey
 
 DIFFERENCES, FINDINGS = "differences", "findings"
 """Keys of the sections whose plots are open on a page that is drawn by group; all others are folded."""

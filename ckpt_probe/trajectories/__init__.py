@@ -8,14 +8,14 @@ if TYPE_CHECKING:
     from ckpt_probe.trajectories.audit import Audit
     from ckpt_probe.trajectories.layout import Finding, block_of
     from ckpt_probe.trajectories.records import weights
-    from ckpt_probe.trajectories.survey import audit_series
+    from ckpt_probe.trajectories.series import audit_series
 
 __all__ = ["Audit", "Finding", "audit_series", "block_of", "weights"]
 
 _HOMES = {
     "Audit": "audit",
     "Finding": "layout",
-    "audit_series": "survey",
+    "audit_series": "series",
     "block_of": "layout",
     "weights": "records",
 }

@@ -1,17 +1,24 @@
-"""Parameters of a series: the tensors that all checkpoints have, their blocks, and everything that does not fit."""
+"""Options of the records of weights, and the tensors of a series that they are about, with all that does not fit."""
 
 import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from ckpt_probe.checkpoints import Member, quantised
+from ckpt_probe.checkpoints import Checkpoint, Member, open_checkpoint, quantised
 from ckpt_probe.checkpoints.statistics import FLOATING
 from ckpt_probe.checkpoints.tensors import Layout
-from ckpt_probe.errors import listed
+from ckpt_probe.errors import UsageError, listed
+from ckpt_probe.keywords import suggestion
+from ckpt_probe.scheduling import Workers
 from ckpt_probe.series import named_step, natural
 
+PARTS = ("audit", "motion", "spectra", "classifier")
+ALONE = ("classifier",)
+LEVELS = ("network", "block", "tensor")
 BUFFER = re.compile(
     r"(?:^|[._])(running_(?:mean|var)|num_batches_tracked|inv_freq|position_ids|token_type_ids|masked_bias|"
     r"relative_position_index|relative_coords_table|attn_mask|anchors?|cos_cached|sin_cached)$"
@@ -21,6 +28,52 @@ STACKS = frozenset({"layer", "layers", "block", "blocks", "h", "stage", "stages"
 """Names of modules that number similar blocks, also inside a numbered stage."""
 ENOUGH = 0.5
 """Share of a network's entries in tensors of the usual names and shapes below which it is another network."""
+
+
+@dataclass(frozen=True)
+class WeightOptions:
+    """Options of the records of weights, and how checkpoints are opened.
+
+    Attributes:
+        parts: Parts to compute, of `PARTS`.
+        by: Level of the records: "network", "block" or "tensor".
+        state_key: Key of the weights in a pickled checkpoint.
+        base: Checkpoint onto which an adapter is merged.
+        sample: Number of entries of a checkpoint that are read, in evenly spaced blocks of every tensor; None for all.
+        sketch: Whether distances come from sketches of the checkpoints; None for very large series.
+        bootstrap: Number of synthetic spectra for the goodness of fit of each tail; 0 leaves it out.
+        workers: Workers that share the work.
+        cache: Whether to use the cache.
+    """
+
+    parts: tuple[str, ...] = PARTS
+    by: str = "network"
+    state_key: str | None = None
+    base: Path | None = None
+    sample: int | None = None
+    sketch: bool | None = None
+    bootstrap: int = 0
+    workers: Workers = field(default_factory=Workers)
+    cache: bool = True
+
+    def __post_init__(self) -> None:
+        for part in self.parts:
+            if part not in PARTS:
+                raise UsageError(
+                    f"`only`: unknown part {part!r}{suggestion(part, PARTS)}; there are: {', '.join(PARTS)}"
+                )
+        if not self.parts:
+            raise UsageError(f"`only`: expected at least one of {', '.join(PARTS)}")
+        if self.by not in LEVELS:
+            raise UsageError(f"`by={self.by!r}`: expected one of {', '.join(LEVELS)}")
+        if self.parts == ALONE and self.by != "network":
+            raise UsageError(f"`by={self.by!r}`: the metrics of the classifier are those of the network; leave it out")
+        if self.bootstrap < 0:
+            raise UsageError(f"`bootstrap={self.bootstrap}`: expected at least 0")
+
+    def open(self, member: Member, stack: ExitStack) -> Checkpoint:
+        """Open a checkpoint until `stack` closes it."""
+        return stack.enter_context(open_checkpoint(member.path, state_key=self.state_key, base=self.base))
 
 
 @dataclass(frozen=True)

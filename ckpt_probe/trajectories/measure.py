@@ -15,10 +15,10 @@ from ckpt_probe.checkpoints import Member, fingerprint
 from ckpt_probe.errors import CkptProbeError
 from ckpt_probe.files import code_hash, replacing, stamp_of
 from ckpt_probe.progress import NullProgress, Progress
-from ckpt_probe.scheduling import Workers, in_turn, results
-from ckpt_probe.trajectories.layout import Parameters
+from ckpt_probe.scheduling import in_turn, results
+from ckpt_probe.trajectories.layout import Parameters, WeightOptions
 from ckpt_probe.trajectories.motion import Route, gram_from_first
-from ckpt_probe.trajectories.stream import SKETCHED, Blocks, Opening, Trace, sketch_of, traces
+from ckpt_probe.trajectories.stream import SKETCHED, Blocks, Trace, sketch_of, traces
 from ckpt_probe.user_cache import private_cache
 
 CACHE = "trajectories"
@@ -67,31 +67,19 @@ class Measured:
         return self.names.index(name)
 
 
-def measure(
-    parameters: Parameters,
-    opening: Opening,
-    *,
-    sketch: bool,
-    workers: Workers,
-    cache: bool,
-    progress: Progress,
-) -> Measured:
+def measure(parameters: Parameters, options: WeightOptions, *, sketch: bool, progress: Progress) -> Measured:
     """Measure all tensors of a series.
 
     Args:
         parameters: Tensors that are compared.
-        opening: How the checkpoints are opened.
+        options: Options, of which the workers share the tensors, or the checkpoints that are sketched.
         sketch: Whether to sketch each checkpoint; sketches are cached one by one.
-        workers: Workers that share the tensors, or the checkpoints that are sketched.
-        cache: Whether to use the cache.
         progress: Receives a bar and messages.
     """
-    members = parameters.members
-    tied = _tied(parameters, opening)
+    tied = _tied(parameters, options)
     names = tuple(name for name in (*parameters.names, *parameters.buffers) if name not in tied)
     count = sum(name not in tied for name in parameters.names)
-    work = _sketched if sketch else _exact
-    arrays, gram = work(members, names, count, opening, workers, cache, progress)
+    arrays, gram = (_sketched if sketch else _exact)(parameters.members, names, count, options, progress)
     return Measured(names, count, tied, arrays, gram, not sketch)
 
 
@@ -133,30 +121,26 @@ def cached(kind: str, identity: Any, cache: bool, compute: Callable[[], Arrays],
     return arrays
 
 
-def identity_of(member: Member, opening: Opening) -> list[Any]:
+def identity_of(member: Member, options: WeightOptions) -> list[Any]:
     """Return what identifies the content of a checkpoint: the hashes that it states, or its stamp and sampled bytes."""
     with ExitStack() as stack:
-        checkpoint = opening.open(member.path, stack)
+        checkpoint = options.open(member, stack)
         stamps = [] if len(checkpoint.stated_hashes) == len(checkpoint.names) else [*map(stamp_of, checkpoint.files)]
         return [fingerprint(checkpoint), stamps, checkpoint.state_key]
 
 
 def _exact(
-    members: Sequence[Member],
-    names: tuple[str, ...],
-    parameters: int,
-    opening: Opening,
-    workers: Workers,
-    cache: bool,
-    progress: Progress,
+    members: Sequence[Member], names: tuple[str, ...], parameters: int, options: WeightOptions, progress: Progress
 ) -> tuple[Arrays, np.ndarray]:
+    workers = options.workers
+
     def compute() -> Arrays:
         parts = workers.count * CHUNKS if not workers.alone else 1
         chunks = [chunk for part in range(parts) if (chunk := names[part::parts])]
         rows: dict[str, Arrays] = {}
         gram = np.zeros((len(members) - 1, len(members) - 1))
         with progress.task("weights", len(names), "tensors") as bar:
-            work = partial(_rows_of, members, frozenset(names[:parameters]), opening)
+            work = partial(_rows_of, members, frozenset(names[:parameters]), options)
             if workers.alone:
                 measured = iter([work(names, None, bar.advance)])
             else:
@@ -169,22 +153,22 @@ def _exact(
                     bar.advance()
         return {**{key: np.stack([rows[name][key] for name in names]) for key in rows[names[0]]}, "gram": gram}
 
-    identity = [names, parameters, opening.sample, [identity_of(member, opening) for member in members] if cache else 0]
-    arrays = cached("exact", identity, cache, compute, progress)
+    contents = [identity_of(member, options) for member in members] if options.cache else 0
+    arrays = cached("exact", [names, parameters, options.sample, contents], options.cache, compute, progress)
     return arrays, arrays.pop("gram")
 
 
 def _rows_of(
     members: Sequence[Member],
     parameters: frozenset[str],
-    opening: Opening,
+    options: WeightOptions,
     names: tuple[str, ...],
     threads: int | None = 1,
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Arrays], np.ndarray]:
     """Return the arrays of some tensors, and the sum of the Gram matrices of those that are parameters."""
     rows, gram = {}, np.zeros((len(members) - 1, len(members) - 1))
-    for name, trace in traces(members, names, opening, threads):
+    for name, trace in traces(members, names, options, threads):
         rows[name] = _row(trace)
         gram += trace["steps"] if name in parameters else 0.0
         advance()
@@ -208,18 +192,12 @@ def _band(steps: np.ndarray, offset: int) -> np.ndarray:
 
 
 def _sketched(
-    members: Sequence[Member],
-    names: tuple[str, ...],
-    parameters: int,
-    opening: Opening,
-    workers: Workers,
-    cache: bool,
-    progress: Progress,
+    members: Sequence[Member], names: tuple[str, ...], parameters: int, options: WeightOptions, progress: Progress
 ) -> tuple[Arrays, np.ndarray]:
     ordered = []
     with progress.task("sketches", len(members), "checkpoints") as bar:
-        labels, work = [member.name for member in members], partial(_sketch, names, opening, cache)
-        for sketch in in_turn(results(work, members, names=labels, workers=workers, say=progress.message)):
+        labels, work = [member.name for member in members], partial(_sketch, names, options)
+        for sketch in in_turn(results(work, members, names=labels, workers=options.workers, say=progress.message)):
             ordered.append(sketch)
             bar.advance()
     rows, gram = [], np.zeros((len(members) - 1, len(members) - 1))
@@ -232,12 +210,12 @@ def _sketched(
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}, gram
 
 
-def _sketch(names: tuple[str, ...], opening: Opening, cache: bool, member: Member) -> Arrays:
-    identity = [names, identity_of(member, opening) if cache else 0]
-    return cached("sketch", identity, cache, partial(sketch_of, member, names, opening), NullProgress())
+def _sketch(names: tuple[str, ...], options: WeightOptions, member: Member) -> Arrays:
+    identity = [names, identity_of(member, options) if options.cache else 0]
+    return cached("sketch", identity, options.cache, partial(sketch_of, member, names, options), NullProgress())
 
 
-def _tied(parameters: Parameters, opening: Opening) -> dict[str, str]:
+def _tied(parameters: Parameters, options: WeightOptions) -> dict[str, str]:
     """Return parameters that share their values with another in the first and the last checkpoint, and its name."""
     shapes: dict[Any, list[str]] = {}
     for name in parameters.names:
@@ -246,7 +224,7 @@ def _tied(parameters: Parameters, opening: Opening) -> dict[str, str]:
     groups: dict[str, str] = dict.fromkeys(candidates, "")
     with ExitStack() as stack:
         for member in {member.path: member for member in (parameters.members[0], parameters.members[-1])}.values():
-            checkpoint = opening.open(member.path, stack)
+            checkpoint = options.open(member, stack)
             for name in candidates:
                 trace = Blocks([checkpoint], name, START).trace(0)
                 # Constant tensors, such as biases of zero, are equal without being tied.

@@ -18,9 +18,9 @@ from ckpt_probe.remote import resolve
 from ckpt_probe.scheduling import Failed, Workers, joint_error
 from ckpt_probe.series import in_order as members_in_order
 from ckpt_probe.series import step_warnings
+from ckpt_probe.trajectories.layout import ALONE, PARTS, WeightOptions
 from ckpt_probe.trajectories.rows import rows_of
-from ckpt_probe.trajectories.series import ALONE, PARTS, WeightOptions, measured_series
-from ckpt_probe.trajectories.stream import Opening
+from ckpt_probe.trajectories.series import measured_series
 
 EVERY = 5.0
 """Seconds between two looks at the directory of a run."""
@@ -87,12 +87,14 @@ def weights(
     named = ALONE if classifier is not None and by == "network" else PARTS
     if only is not None:
         named = [part.strip() for text in as_sequence(only) or () for part in text.split(",")]
-    opening = Opening(state_key, resolve(base))
-    options = WeightOptions(tuple(named), by, opening, sketch, bootstrap, Workers(workers, scheduler), cache)
+    staff, base = Workers(workers, scheduler), resolve(base)
+    options = WeightOptions(
+        tuple(named), by, state_key, base, sketch=sketch, bootstrap=bootstrap, workers=staff, cache=cache
+    )
     heads = None
     if "classifier" in options.parts and by == "network":
         alone = options.parts == ALONE
-        heads = ClassifierRecords(classifier, as_sequence(orders) or (), state_key, opening.base, cache, required=alone)
+        heads = ClassifierRecords(classifier, as_sequence(orders) or (), state_key, base, cache, required=alone)
     progress = progress or NullProgress()
     runs = find_runs(path, is_run, "a run: a checkpoint or a directory of checkpoints", progress.message)
     if follow and len(runs) > 1:
@@ -109,7 +111,7 @@ def _of_runs(
     for run in runs:
         name = run.name or str(run.path)
         try:
-            members = open_series(resolve(run.path), state_key=options.opening.state_key, base=options.opening.base)
+            members = open_series(resolve(run.path), state_key=options.state_key, base=options.base)
             heads_of_run = None if heads is None else replace(heads)
             named = f"{name}: " if len(runs) > 1 else ""
             for record in records_of(members, options, heads_of_run, progress, named=named):
@@ -194,7 +196,7 @@ def _followed(
     if path.is_file():
         raise UsageError(f"{path}: `follow=True` needs the directory of a run, not one checkpoint")
     options = replace(options, sketch=True)
-    arrivals = Arrivals(path, state_key=options.opening.state_key, base=options.opening.base)
+    arrivals = Arrivals(path, state_key=options.state_key, base=options.base)
     members: list[Member] = []
     last = -1
     while True:

@@ -1,19 +1,68 @@
-"""Records of a measured series: one for each network, block or tensor at every checkpoint."""
+"""Records of a measured series: one for each network, block or tensor at every checkpoint; the survey of a page."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ckpt_probe.analysis.entries import Record, in_order, join_reasons
 from ckpt_probe.analysis.weights import ClassifierRecords
-from ckpt_probe.checkpoints import Member
+from ckpt_probe.checkpoints import Member, open_series
+from ckpt_probe.errors import DataError
 from ckpt_probe.progress import Progress
+from ckpt_probe.remote import resolve
 from ckpt_probe.series import natural
-from ckpt_probe.trajectories.layout import block_of
-from ckpt_probe.trajectories.series import WeightOptions, WeightSeries
+from ckpt_probe.trajectories.layout import WeightOptions, block_of
+from ckpt_probe.trajectories.series import WeightSeries, measured_series, sentence
 from ckpt_probe.trajectories.spectra import Spectra, Spectrum, group_numbers, spectra_of_series
+
+
+@dataclass(frozen=True)
+class WeightSurvey:
+    """Everything that a page shows of the weights of a series.
+
+    Attributes:
+        network: Records of the network, one per checkpoint.
+        blocks: Records of blocks.
+        spectra: Spectra of every matrix at the first and the last checkpoint, with their names.
+        sentences: Verdict of the audit, and its notes.
+    """
+
+    network: list[Record]
+    blocks: list[Record]
+    spectra: dict[str, tuple[tuple[str, Spectrum], ...]] = field(default_factory=dict)
+    sentences: tuple[str, ...] = ()
+
+
+def survey_weights(path: Path, options: WeightOptions, progress: Progress) -> WeightSurvey:
+    """Measure a series once, for its network and its blocks.
+
+    Args:
+        path: Directory of checkpoints.
+        options: Options; the level is that of both.
+        progress: Receives messages and bars.
+    """
+    members = open_series(resolve(path), state_key=options.state_key, base=options.base)
+    series = measured_series(members, options, progress)
+    heads = ClassifierRecords(state_key=options.state_key, base=options.base, cache=options.cache)
+    network: list[Record] = []
+    blocks: list[Record] = []
+    spectra: dict[str, tuple[tuple[str, Spectrum], ...]] = {}
+    audit = series.audit
+    texts = [] if audit is None else [audit.verdict.removeprefix("audit: "), *audit.notes]
+    try:
+        rows = rows_of(series, series.members, options, ("network", "block"), heads, progress)
+        for member, of_member, records in rows:
+            network += records[0]
+            blocks += records[1]
+            if member in (series.members[0], series.members[-1]):
+                for name, spectrum in of_member.items():
+                    spectra[name] = (*spectra.get(name, ()), (member.name, spectrum))
+    except DataError as error:
+        texts.append(str(error))
+    return WeightSurvey(network, blocks, spectra, tuple(map(sentence, texts)))
 
 
 def rows_of(
@@ -29,23 +78,15 @@ def rows_of(
     Args:
         series: The measured series.
         chosen: Checkpoints whose records are computed.
-        options: Options, of which `by` is replaced by each level.
+        options: Options; `levels` replaces its level.
         levels: Levels of the records.
         heads: Computes the metrics of the classifier, for the records of the network; None leaves them out.
         progress: Receives messages and bars.
     """
-    builders = [RecordBuilder(series, replace(options, by=by)) for by in levels]
+    builders = [RecordBuilder(series, options.parts, by) for by in levels]
     of_series = ((member, Spectra()) for member in chosen)
     if "spectra" in options.parts:
-        of_series = spectra_of_series(
-            chosen,
-            series.members[0],
-            options.opening,
-            bootstrap=options.bootstrap,
-            workers=options.workers,
-            cache=options.cache,
-            progress=progress,
-        )
+        of_series = spectra_of_series(chosen, series.members[0], options, progress)
     with progress.task("checkpoints", len(chosen), "checkpoints") as bar:
         for member, spectra in of_series:
             extra: Record = {} if heads is None else heads.of(member, progress)
@@ -63,32 +104,32 @@ def rows_of(
 class RecordBuilder:
     """Builds the records of a measured series."""
 
-    def __init__(self, series: WeightSeries, options: WeightOptions) -> None:
-        self._series, self._options = series, options
+    def __init__(self, series: WeightSeries, parts: Sequence[str], by: str) -> None:
+        self._series, self._parts, self._by = series, parts, by
         self._index = {member.path: t for t, member in enumerate(series.parameters.members)}
         measured = series.measured
         parameters = [] if measured is None else list(measured.names[: measured.parameters])
-        self._groups = _groups([*parameters, *series.parameters.partial], options.by)
+        self._groups = _groups([*parameters, *series.parameters.partial], by)
         self._motion: dict[str, list[dict[str, Any]]] = {}
 
     def records(self, member: Member, spectra: Spectra, extra: Record) -> Iterator[Record]:
         """Yield the records of one checkpoint."""
         groups = dict(self._groups)
         for name in spectra:
-            groups.setdefault(_group_of(name, self._options.by), [])
-        names = sorted(groups, key=natural) if self._options.by != "network" else [""]
+            groups.setdefault(_group_of(name, self._by), [])
+        names = sorted(groups, key=natural) if self._by != "network" else [""]
         for name in names:
             position = {"checkpoint": member.name, "step": member.step}
-            if self._options.by != "network":
-                position[self._options.by] = name
-            inside = {tensor: s for tensor, s in spectra.items() if _group_of(tensor, self._options.by) == name}
+            if self._by != "network":
+                position[self._by] = name
+            inside = {tensor: s for tensor, s in spectra.items() if _group_of(tensor, self._by) == name}
             parts = [*self._measured(member, name, groups.get(name, [])), self._spectral(inside), extra]
             missing = join_reasons(*(part.get("missing") for part in parts))
             merged: Record = {key: value for part in parts for key, value in part.items() if key != "missing"}
             yield in_order({**position, **merged, "missing": missing})
 
     def _measured(self, member: Member, group: str, names: Sequence[str]) -> Iterator[Record]:
-        series, parts = self._series, self._options.parts
+        series, parts = self._series, self._parts
         wanted = [part for part in ("audit", "motion") if part in parts]
         if not wanted:
             return
@@ -104,7 +145,7 @@ class RecordBuilder:
             if group not in self._motion:
                 self._motion[group] = series.measured.route(compared).numbers()
             yield self._motion[group][t]
-            if self._options.by == "network" and series.trajectory is not None:
+            if self._by == "network" and series.trajectory is not None:
                 plane = series.trajectory
                 yield {
                     "motion.pca_1": float(plane.coordinates[t, 0]),
@@ -132,7 +173,7 @@ class RecordBuilder:
         digests, broken = measured.arrays["digests"][rows], measured.arrays["broken"][rows].sum(axis=0)
         route = measured.route(names)
         ratio, reason = _turn_ratio(route.steps, route.next, route.broken, t)
-        if self._options.by == "network" and np.isfinite(audit.turns.ratios[t]):
+        if self._by == "network" and np.isfinite(audit.turns.ratios[t]):
             # That of the checkpoints without NaN.
             ratio, reason = float(audit.turns.ratios[t]), None
         unchanged = int((digests[:, t] == digests[:, t - 1]).sum()) if t else None
@@ -144,7 +185,7 @@ class RecordBuilder:
         }
         name = audit.members[t].name
         about = [f.text for f in audit.findings if name in f.checkpoints and (f.tensor is None or f.tensor in names)]
-        if self._options.by == "network":
+        if self._by == "network":
             record["audit.findings"] = "; ".join(about) or None
             equal = next((group for group in audit.turns.equal if t in group), ())
             record["audit.equal_to"] = next((audit.members[i].name for i in equal if i != t), None)
@@ -152,7 +193,7 @@ class RecordBuilder:
         return {**record, "missing": join_reasons(*missing, None if t else "audit.unchanged: the first checkpoint")}
 
     def _spectral(self, spectra: Mapping[str, Spectrum]) -> Record:
-        if "spectra" not in self._options.parts:
+        if "spectra" not in self._parts:
             return {}
         if not spectra:
             return {"missing": "spectrum.*: no matrix"}

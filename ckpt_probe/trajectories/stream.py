@@ -14,18 +14,17 @@ import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import reduce
 from itertools import chain, groupby
-from pathlib import Path
 from zlib import crc32
 
 import numpy as np
 
 from ckpt_probe.addresses import Address
-from ckpt_probe.checkpoints import Checkpoint, Member, open_checkpoint
+from ckpt_probe.checkpoints import Checkpoint, Member
 from ckpt_probe.checkpoints.statistics import MOST_THREADS
 from ckpt_probe.checkpoints.tensors import ITEM_BYTES, decode
+from ckpt_probe.trajectories.layout import WeightOptions
 
 BLOCK = 2**22
 """Largest number of entries of a block, which a thread reads at once, over all checkpoints."""
@@ -64,34 +63,15 @@ def merged(first: Trace, second: Trace) -> Trace:
     return {name: bounds.get(name, np.add)(first[name], second[name]) for name in first}
 
 
-@dataclass(frozen=True)
-class Opening:
-    """Settings with which the checkpoints of a series are opened and read.
-
-    Attributes:
-        state_key: Key of the weights in a pickled checkpoint.
-        base: Checkpoint onto which an adapter is merged.
-        sample: Number of entries of a checkpoint that are read, in evenly spaced blocks of every tensor; None for all.
-    """
-
-    state_key: str | None = None
-    base: Path | None = None
-    sample: int | None = None
-
-    def open(self, path: Path, stack: ExitStack) -> Checkpoint:
-        """Open a checkpoint until `stack` closes it."""
-        return stack.enter_context(open_checkpoint(path, state_key=self.state_key, base=self.base))
-
-
 def traces(
-    members: Sequence[Member], names: Sequence[str], opening: Opening, threads: int | None = None
+    members: Sequence[Member], names: Sequence[str], options: WeightOptions, threads: int | None = None
 ) -> Iterator[tuple[str, Trace]]:
     """Yield the trace of every tensor, in the order of `names`.
 
     Args:
         members: Checkpoints in order.
         names: Floating-point tensors that all of them have, with the same shape in each.
-        opening: How they are opened.
+        options: Options, of which `sample` limits what is read.
         threads: Number of threads; at most `MOST_THREADS` if None.
 
     Raises:
@@ -100,11 +80,11 @@ def traces(
     import os
 
     with ExitStack() as stack:
-        files = [opening.open(member.path, stack) for member in members]
+        files = [options.open(member, stack) for member in members]
         remote = any(isinstance(file.file, Address) for file in files)
         count = min(LARGEST, max(SMALLEST, 1 << int(math.log2(max(1, BLOCK // len(files))))))
         size = LARGEST if remote else count
-        limit = None if opening.sample is None else max(SMALLEST, opening.sample // max(1, len(names)))
+        limit = None if options.sample is None else max(SMALLEST, options.sample // max(1, len(names)))
         if limit is not None:
             size = min(size, limit if remote else max(SMALLEST, limit // SPREAD))
         pool = stack.enter_context(ThreadPoolExecutor(threads or min(MOST_THREADS, os.cpu_count() or 1)))
@@ -114,13 +94,13 @@ def traces(
             yield name, reduce(merged, (part for _, part in parts))
 
 
-def sketch_of(member: Member, names: Sequence[str], opening: Opening) -> dict[str, np.ndarray]:
+def sketch_of(member: Member, names: Sequence[str], options: WeightOptions) -> dict[str, np.ndarray]:
     """Read a checkpoint once and compute its sketch.
 
     Args:
         member: The checkpoint.
         names: Floating-point tensors.
-        opening: How it is opened.
+        options: Options.
 
     Returns:
         Arrays with one row for each tensor: the `sums` (n, 4096), padded by zeros for a smaller tensor, and the
@@ -128,7 +108,7 @@ def sketch_of(member: Member, names: Sequence[str], opening: Opening) -> dict[st
     """
     rows = []
     with ExitStack() as stack:
-        file = opening.open(member.path, stack)
+        file = options.open(member, stack)
         for name in names:
             entries, sums, parts, start = math.prod(file.shape(name)), np.zeros(PROJECTIONS), [], 0
             blocks = Blocks([file], name, LARGEST)

@@ -31,8 +31,8 @@ from ckpt_probe.reporting.plots.description import (
 from ckpt_probe.reporting.plots.metrics import spread_out
 from ckpt_probe.reporting.runs import Run
 from ckpt_probe.series import natural
+from ckpt_probe.trajectories.rows import WeightSurvey
 from ckpt_probe.trajectories.spectra import Spectrum
-from ckpt_probe.trajectories.survey import WeightSurvey
 
 NO_HEAT_MAP = frozenset({"depth", "step", "epoch", "sample.mir_computing_error"})
 """Numbers of a record that describe the measurement, or all layers at once."""
