@@ -54,17 +54,12 @@ class Measured:
     gram: np.ndarray
     exact: bool
 
-    def route(self, names: Sequence[str]) -> Route:
-        """Return the sums over some tensors."""
-        rows = [self.names.index(name) for name in names]
+    def route(self, rows: Sequence[int]) -> Route:
+        """Return the sums over some rows of the arrays."""
         sums = {name: self.arrays[name][rows].sum(axis=0) for name in SUMS}
         signs = self.arrays["signs"][rows].sum(axis=0) if self.exact else None
         broken = np.asarray(self.arrays["broken"][rows].any(axis=(0, 2)))
         return Route(**sums, signs=signs, broken=broken, entries=int(self.arrays["entries"][rows].sum()))
-
-    def row(self, name: str) -> int:
-        """Return the row of a tensor in the arrays."""
-        return self.names.index(name)
 
 
 def measure(parameters: Parameters, options: WeightOptions, *, sketch: bool, progress: Progress) -> Measured:

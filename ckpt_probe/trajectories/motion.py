@@ -121,6 +121,14 @@ class Trajectory:
     walk_shares: tuple[float, float]
     weights: np.ndarray
 
+    def numbers(self, t: int) -> dict[str, float]:
+        """Return the coordinates of a checkpoint, and the shares."""
+        return {
+            **{f"motion.pca_{i + 1}": float(self.coordinates[t, i]) for i in (0, 1)},
+            **{f"motion.pca_share_{i + 1}": self.shares[i] for i in (0, 1)},
+            **{f"motion.walk_share_{i + 1}": self.walk_shares[i] for i in (0, 1)},
+        }
+
 
 def gram_from_first(steps: np.ndarray) -> np.ndarray:
     """Compute the Gram matrix (T, T) of θ_t − θ_0 from that of successive displacements (T − 1, T − 1)."""

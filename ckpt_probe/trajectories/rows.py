@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from ckpt_probe.progress import Progress
 from ckpt_probe.remote import resolve
 from ckpt_probe.series import natural
 from ckpt_probe.trajectories.layout import WeightOptions, block_of
+from ckpt_probe.trajectories.motion import Route
 from ckpt_probe.trajectories.series import WeightSeries, measured_series, sentence
 from ckpt_probe.trajectories.spectra import Spectra, Spectrum, group_numbers, spectra_of_series
 
@@ -102,95 +102,82 @@ def rows_of(
 
 
 class RecordBuilder:
-    """Builds the records of a measured series."""
+    """Builds the records of a measured series at one level."""
 
     def __init__(self, series: WeightSeries, parts: Sequence[str], by: str) -> None:
         self._series, self._parts, self._by = series, parts, by
         self._index = {member.path: t for t, member in enumerate(series.parameters.members)}
-        measured = series.measured
-        parameters = [] if measured is None else list(measured.names[: measured.parameters])
-        self._groups = _groups([*parameters, *series.parameters.partial], by)
-        self._motion: dict[str, list[dict[str, Any]]] = {}
+        measured, partial = series.measured, series.parameters.partial
+        parameters = () if measured is None else measured.names[: measured.parameters]
+        self._groups = _grouped([*parameters, *partial], by)
+        self._rows, self._routes = dict[str, list[int]](), dict[str, Route]()
+        for group, names in self._groups.items():
+            compared = [name for name in names if name not in partial]
+            if measured is not None and compared:
+                self._rows[group] = [measured.names.index(name) for name in compared]
+                self._routes[group] = measured.route(self._rows[group])
+        self._motion = {group: route.numbers() for group, route in self._routes.items()} if "motion" in parts else {}
 
     def records(self, member: Member, spectra: Spectra, extra: Record) -> Iterator[Record]:
         """Yield the records of one checkpoint."""
-        groups = dict(self._groups)
-        for name in spectra:
-            groups.setdefault(_group_of(name, self._by), [])
-        names = sorted(groups, key=natural) if self._by != "network" else [""]
-        for name in names:
+        matrices = _grouped(spectra, self._by)
+        for group in sorted({*self._groups, *matrices}, key=natural):
             position = {"checkpoint": member.name, "step": member.step}
             if self._by != "network":
-                position[self._by] = name
-            inside = {tensor: s for tensor, s in spectra.items() if _group_of(tensor, self._by) == name}
-            parts = [*self._measured(member, name, groups.get(name, [])), self._spectral(inside), extra]
+                position[self._by] = group
+            inside = {name: spectra[name] for name in matrices.get(group, ())}
+            parts = [*self._measured(member, group), self._spectral(inside), extra]
             missing = join_reasons(*(part.get("missing") for part in parts))
             merged: Record = {key: value for part in parts for key, value in part.items() if key != "missing"}
             yield in_order({**position, **merged, "missing": missing})
 
-    def _measured(self, member: Member, group: str, names: Sequence[str]) -> Iterator[Record]:
-        series, parts = self._series, self._parts
-        wanted = [part for part in ("audit", "motion") if part in parts]
-        if not wanted:
+    def _measured(self, member: Member, group: str) -> Iterator[Record]:
+        wanted = [f"{part}.*" for part in ("audit", "motion") if part in self._parts]
+        if wanted and (reason := self._unmeasured(member, group)):
+            yield {"missing": f"{', '.join(wanted)}: {reason}"}
             return
-        compared = [name for name in names if name not in series.parameters.partial]
-        if reason := self._unmeasured(member, group, names, compared):
-            yield {"missing": f"{', '.join(f'{part}.*' for part in wanted)}: {reason}"}
-            return
-        assert series.measured is not None
-        t = self._index[member.path]
-        if "audit" in parts:
-            yield self._audited(t, compared)
-        if "motion" in parts:
-            if group not in self._motion:
-                self._motion[group] = series.measured.route(compared).numbers()
+        if "audit" in self._parts:
+            yield self._audited(self._index[member.path], group)
+        if "motion" in self._parts:
+            t, plane = self._index[member.path], self._series.trajectory
             yield self._motion[group][t]
-            if self._by == "network" and series.trajectory is not None:
-                plane = series.trajectory
-                yield {
-                    "motion.pca_1": float(plane.coordinates[t, 0]),
-                    "motion.pca_2": float(plane.coordinates[t, 1]),
-                    **{f"motion.pca_share_{i + 1}": plane.shares[i] for i in (0, 1)},
-                    **{f"motion.walk_share_{i + 1}": plane.walk_shares[i] for i in (0, 1)},
-                }
+            if self._by == "network" and plane is not None:
+                yield plane.numbers(t)
 
-    def _unmeasured(self, member: Member, group: str, names: Sequence[str], compared: Sequence[str]) -> str | None:
+    def _unmeasured(self, member: Member, group: str) -> str | None:
         """Return the reason why a group of tensors has no measurements at a checkpoint."""
         parameters, measured = self._series.parameters, self._series.measured
         if member.path not in self._index:
             return parameters.excluded[member.name]
-        if measured is not None and compared:
+        if group in self._routes:
             return None
+        names = self._groups.get(group, ())
         reasons = [f"{name} {parameters.partial[name]}" for name in names if name in parameters.partial]
         tied = {} if measured is None else measured.tied
         return "; ".join(reasons[:3]) or (f"tied to {tied[group]}" if group in tied else "no tensor is compared")
 
-    def _audited(self, t: int, names: Sequence[str]) -> Record:
+    def _audited(self, t: int, group: str) -> Record:
         measured, audit = self._series.measured, self._series.audit
         assert measured is not None
         assert audit is not None
-        rows = [measured.row(name) for name in names]
-        digests, broken = measured.arrays["digests"][rows], measured.arrays["broken"][rows].sum(axis=0)
-        route = measured.route(names)
+        rows, route = self._rows[group], self._routes[group]
+        digests, broken = measured.arrays["digests"][rows], measured.arrays["broken"][rows, t].sum(axis=0)
         ratio, reason = _turn_ratio(route.steps, route.next, route.broken, t)
         if self._by == "network" and np.isfinite(audit.turns.ratios[t]):
             # That of the checkpoints without NaN.
             ratio, reason = float(audit.turns.ratios[t]), None
-        unchanged = int((digests[:, t] == digests[:, t - 1]).sum()) if t else None
         record: Record = {
             "audit.turn_ratio": ratio,
-            "audit.unchanged": unchanged,
-            "audit.nan": int(broken[t, 0]),
-            "audit.inf": int(broken[t, 1]),
+            "audit.unchanged": int((digests[:, t] == digests[:, t - 1]).sum()) if t else None,
+            "audit.nan": int(broken[0]),
+            "audit.inf": int(broken[1]),
         }
-        name = audit.members[t].name
-        about = [f.text for f in audit.findings if name in f.checkpoints and (f.tensor is None or f.tensor in names)]
         if self._by == "network":
+            about = [finding.text for finding in audit.findings if audit.members[t].name in finding.checkpoints]
             record["audit.findings"] = "; ".join(about) or None
             equal = next((group for group in audit.turns.equal if t in group), ())
             record["audit.equal_to"] = next((audit.members[i].name for i in equal if i != t), None)
-        missing = [reason] if reason else []
-        return {**record, "missing": join_reasons(*missing, None if t else "audit.unchanged: the first checkpoint")}
+        return {**record, "missing": join_reasons(reason, None if t else "audit.unchanged: the first checkpoint")}
 
     def _spectral(self, spectra: Mapping[str, Spectrum]) -> Record:
         if "spectra" not in self._parts:
@@ -228,12 +215,10 @@ def _turn_ratio(steps: np.ndarray, after: np.ndarray, broken: np.ndarray, t: int
     return float(around / np.sqrt(squared)), None
 
 
-def _group_of(name: str, by: str) -> str:
-    return {"network": "", "block": block_of(name), "tensor": name}[by]
-
-
-def _groups(names: Iterable[str], by: str) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
+def _grouped(names: Iterable[str], by: str) -> dict[str, list[str]]:
+    """Return names of tensors by that of their block, by their own, or by "" for the network."""
+    groups: dict[str, list[str]] = {"": []} if by == "network" else {}
     for name in names:
-        groups.setdefault(_group_of(name, by), []).append(name)
+        group = {"network": "", "block": block_of(name), "tensor": name}[by]
+        groups.setdefault(group, []).append(name)
     return groups

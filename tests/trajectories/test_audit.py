@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import ckpt_probe as cp
 from ckpt_probe.checkpoints import open_series
 from ckpt_probe.trajectories import audit_series
 from ckpt_probe.trajectories.rows import _turn_ratio
@@ -205,6 +206,15 @@ def states_with(states, step: int, name: str, change: Callable[[torch.Tensor], t
 def test_unhealthy_tensors_are_alarms(states, series: Series, name: str, change, text: str) -> None:
     report = audit(series(states_with(states, 5, name, change)))
     assert text in " ".join(finding.text for finding in report.alarms)
+
+
+def test_the_record_of_a_checkpoint_names_its_findings_about_parameters_and_buffers(states, series: Series) -> None:
+    bad = states_with(states_with(states, 5, "1.running_var", torch.neg), 5, "3.bias", torch.zeros_like)
+    findings = {record["step"]: record["audit.findings"] for record in cp.weights(series(bad), only="audit")}
+    assert findings.pop(80) == (
+        "step 80: 3.bias is constant; step 80: running variances that are not positive in 1.running_var"
+    )
+    assert set(findings.values()) == {None}
 
 
 def test_nan_at_several_steps_is_one_finding(states, series: Series) -> None:
