@@ -6,6 +6,7 @@ The errors follow from the influences of the same rows at three positions.
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from ckpt_probe.analysis import Record
 from ckpt_probe.analysis.cache import bytes_of_influences, read_influences
@@ -121,19 +122,14 @@ def curves(records: Sequence[Record], splits: Sequence[str]) -> tuple[list[float
         records: Records in the order of their positions.
         splits: Names of the splits.
     """
-    inside = [record for record in records if 0 <= record["alpha"] <= 1]
-    alphas = sorted({record["alpha"] for record in inside})
     values, grains = [], []
     for split in splits:
-        of_split = [record for record in inside if record["split"] == split]
-        losses, accuracies = [r["loss"] for r in of_split], [r["accuracy"] for r in of_split]
-        if None not in losses:
-            values.append(losses)
-            grains.append(0.0)
-        if None not in accuracies:
-            values.append([1 - accuracy for accuracy in accuracies])
-            grains.append(1 / of_split[0]["samples"])
-    return alphas, values, grains
+        of_split, quantities = _quantities(records, split)
+        for quantity, curve in quantities.items():
+            if None not in curve:
+                values.append(curve)
+                grains.append(1 / of_split[0]["samples"] if quantity == "error" else 0.0)
+    return sorted({record["alpha"] for record in records if 0 <= record["alpha"] <= 1}), values, grains
 
 
 def barriers(records: Sequence[Record], split: str, batchnorm: str) -> Record:
@@ -146,11 +142,9 @@ def barriers(records: Sequence[Record], split: str, batchnorm: str) -> Record:
         split: Name of the split.
         batchnorm: Source of the batch-norm statistics, which the result repeats.
     """
-    of_split = [r for r in records if r["split"] == split and 0 <= r["alpha"] <= 1]
+    of_split, quantities = _quantities(records, split)
     alphas = [record["alpha"] for record in of_split]
     summary: Record = {"split": split, "points": len(alphas), "batchnorm": batchnorm}
-    errors = [None if r["accuracy"] is None else 1 - r["accuracy"] for r in of_split]
-    quantities = {"loss": [r["loss"] for r in of_split], "error": errors}
     for quantity, values in quantities.items():
         excess = dict.fromkeys(("", "_alpha", "_mean", "_over_mean")) if None in values else barrier(alphas, values)
         summary |= {f"barrier.{quantity}{suffix}": value for suffix, value in excess.items()}
@@ -184,6 +178,13 @@ def barriers_with_errors(
         _with_errors(barrier, points, {alpha: influences[number] for alpha, influences in stored.items()})
         for number, barrier in enumerate(summary)
     ]
+
+
+def _quantities(records: Sequence[Record], split: str) -> tuple[list[Record], dict[str, list[Any]]]:
+    """Return the records of a split between 0 and 1, and loss and error at each, None if unknown."""
+    of_split = [r for r in records if r["split"] == split and 0 <= r["alpha"] <= 1]
+    errors = [None if r["accuracy"] is None else 1 - r["accuracy"] for r in of_split]
+    return of_split, {"loss": [r["loss"] for r in of_split], "error": errors}
 
 
 def _bend(x: Sequence[float], y: Sequence[float], i: int) -> float:
