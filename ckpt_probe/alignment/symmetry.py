@@ -17,24 +17,15 @@ from torch.fx.passes.shape_prop import ShapeProp
 from ckpt_probe.errors import DataError
 
 HINT = "name the groups yourself with `align_spec=`"
-ELEMENTWISE = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid,
-    nn.Softplus, nn.Hardswish, nn.Hardtanh, nn.Hardsigmoid, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d,
-    nn.Dropout3d, nn.AlphaDropout, nn.LogSigmoid, nn.Softsign, nn.Tanhshrink, nn.Hardshrink, nn.Softshrink,
-    nn.Threshold,
-)  # fmt: skip
-POOLING = (
-    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
-)  # fmt: skip
-CHANNEL_NAMES = frozenset({
-    "relu", "relu_", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "tanh", "sigmoid",
-    "softplus", "hardswish", "hardtanh", "hardsigmoid", "dropout", "dropout1d", "dropout2d", "dropout3d",
-    "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
-    "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d", "contiguous", "clone", "detach", "float",
-    "abs", "exp", "sqrt", "clamp", "neg",
+CHANNELWISE = frozenset({
+    "relu", "relu6", "leakyrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "tanh", "sigmoid", "logsigmoid",
+    "softplus", "softsign", "hardswish", "hardtanh", "hardsigmoid", "tanhshrink", "hardshrink", "softshrink",
+    "threshold", "identity", "dropout", "dropout1d", "dropout2d", "dropout3d", "alphadropout", "maxpool1d",
+    "maxpool2d", "maxpool3d", "avgpool1d", "avgpool2d", "avgpool3d", "adaptiveavgpool1d", "adaptiveavgpool2d",
+    "adaptiveavgpool3d", "adaptivemaxpool1d", "adaptivemaxpool2d", "adaptivemaxpool3d", "upsample", "interpolate",
+    "contiguous", "clone", "detach", "float", "abs", "exp", "sqrt", "clamp", "neg",
 })  # fmt: skip
-"""Functions and methods that act on every channel in the same way and keep the channel axis."""
+"""Layers, functions and methods, without underscores, that act on every channel in the same way and keep their axis."""
 
 SUMS = frozenset({operator.add, operator.iadd, operator.mul, operator.imul, operator.sub, operator.truediv})
 SUM_NAMES = frozenset({"add", "add_", "mul", "mul_", "sub", "div"})
@@ -183,7 +174,8 @@ class _Walk:
             return self._tied(source, f"{name}.weight") if module.num_parameters > 1 else source
         if isinstance(module, nn.Flatten) and module.start_dim == 1:
             return self._flattened(node, source)
-        if isinstance(module, ELEMENTWISE + POOLING):
+        # The trace goes through the layers of all other packages.
+        if type(module).__name__.lower() in CHANNELWISE:
             return source
         raise self._unknown(node, f"module {name}, a {type(module).__name__}")
 
@@ -212,7 +204,7 @@ class _Walk:
             if len(sources) == 2:
                 return self._joined(node, *sources)
             return sources[0]
-        if name in CHANNEL_NAMES and len(sources) == 1:
+        if name.replace("_", "") in CHANNELWISE and len(sources) == 1:
             return sources[0]
         if name in {"flatten", "view", "reshape"} and len(sources) == 1:
             return self._flattened(node, sources[0])

@@ -1,7 +1,7 @@
 """Positions in weight space as state dicts: on a line, an arc or a curve over a third point M, and in a plane."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,34 +27,19 @@ PIECES = 32
 
 
 def path_of(shape: str, a: State, b: State, middle: State | None = None) -> Path:
-    """Return the path of that shape from a (α = 0) to b (α = 1); a curve bends over `middle`."""
-    if middle is None:
-        return partial(ARCS[shape], a, b)
-    return partial(on_curve, shape, a, middle, b)
-
-
-def linear(a: State, b: State, alpha: float) -> dict[str, Tensor]:
-    """Compute the point at `alpha` between state dicts a (α = 0) and b (α = 1), both of which are exact.
+    """Return the path of that shape from a (α = 0) to b (α = 1), both of which are exact; a curve bends over `middle`.
 
     Tensors are blended in float32 (float64 for float64) and rounded to their dtype. Integer and boolean tensors are
-    those of a, except at α = 1.
-
-    Raises:
-        DataError: If a number is NaN or infinite, naming the tensor.
+    those of a, except at α = 1. The path raises DataError if a number is NaN or infinite, naming the tensor.
     """
-    return {name: between(name, tensor, b[name], alpha) for name, tensor in a.items()}
+    if middle is None:
+        return partial(_state_at, {"linear": torch.lerp, "slerp": slerp}[shape], (a, b))
+    return partial(_state_at, CURVES[shape], (a, middle, b))
 
 
-def between(name: str, a: Tensor, b: Tensor, alpha: float) -> Tensor:
-    """Compute one tensor of `linear`."""
-    require_finite(name, a, b)
-    if alpha == 0 or alpha == 1:
-        return b if alpha == 1 else a
-    if not a.is_floating_point():
-        return a
-    exact = exact_dtype(a)
-    # torch.lerp starts at the nearer end, so it is exact where both agree, like the streaming writer.
-    return torch.lerp(a.to(exact), b.to(exact), alpha).to(a.dtype)
+def linear(a: State, b: State, alpha: float) -> State:
+    """Compute the point at `alpha` on the line between state dicts a and b."""
+    return path_of("linear", a, b)(alpha)
 
 
 def exact_dtype(tensor: Tensor) -> torch.dtype:
@@ -69,16 +54,19 @@ def require_finite(name: str, *tensors: Tensor) -> None:
             raise DataError(f"tensor {name!r} contains NaN or infinity and cannot be interpolated")
 
 
-def slerp(a: State, b: State, alpha: float) -> dict[str, Tensor]:
-    """Compute sin((1−α)Ω)/sin Ω · a + sin(αΩ)/sin Ω · b for each tensor, Ω the angle between the two (Shoemake 1985).
+def slerp(a: Tensor, b: Tensor, alpha: float) -> Tensor:
+    """Compute sin((1−α)Ω)/sin Ω · a + sin(αΩ)/sin Ω · b in float64, Ω the angle between the two (Shoemake 1985).
 
-    Both ends are exact. Parallel tensors follow the line; integer and boolean tensors are those of a, except at α = 1.
-    Computed in float64 and rounded to the tensor's dtype.
-
-    Raises:
-        DataError: If a number is NaN or infinite, naming the tensor.
+    Parallel tensors follow the line.
     """
-    return {name: _arc(name, tensor, b[name], alpha) for name, tensor in a.items()}
+    first, second = a.double(), b.double()
+    lengths = torch.linalg.vector_norm(first) * torch.linalg.vector_norm(second)
+    angle = torch.arccos(((first * second).sum() / lengths).clamp(-1, 1))
+    sine = torch.sin(angle)
+    # The angle with a tensor of zeros is NaN.
+    if not sine >= COLINEAR:
+        return torch.lerp(a, b, alpha)
+    return torch.sin((1 - alpha) * angle) / sine * first + torch.sin(alpha * angle) / sine * second
 
 
 def bezier(a: Tensor, middle: Tensor, b: Tensor, alpha: float) -> Tensor:
@@ -94,17 +82,19 @@ def polychain(a: Tensor, middle: Tensor, b: Tensor, alpha: float) -> Tensor:
 CURVES: dict[str, Curve] = {"bezier": bezier, "polychain": polychain}
 
 
-def on_curve(curve: str, a: State, middle: State, b: State, alpha: float) -> dict[str, Tensor]:
-    """Compute the point at `alpha` in [0, 1] on the curve from a to b over M, with the precision of `linear`.
-
-    Raises:
-        DataError: If a number is NaN or infinite, naming the tensor.
-    """
-    return {name: _bent(name, CURVES[curve], tensor, middle[name], b[name], alpha) for name, tensor in a.items()}
+def _state_at(blend: Callable[..., Tensor], states: Sequence[State], alpha: float) -> State:
+    return {name: _tensor_at(name, blend, [state[name] for state in states], alpha) for name in states[0]}
 
 
-ARCS = {"linear": linear, "slerp": slerp}
-"""Shapes without a third point: functions (state dict a, state dict b, α) → state dict."""
+def _tensor_at(name: str, blend: Callable[..., Tensor], tensors: Sequence[Tensor], alpha: float) -> Tensor:
+    require_finite(name, *tensors)
+    if alpha == 1:
+        return tensors[-1]
+    a = tensors[0]
+    if alpha == 0 or not a.is_floating_point():
+        return a
+    # torch.lerp starts at the nearer end, so it is exact where both agree, like the streaming writer.
+    return blend(*(tensor.to(exact_dtype(a)) for tensor in tensors), alpha).to(a.dtype)
 
 
 def distances(a: State, b: State) -> list[dict[str, Any]]:
@@ -292,30 +282,6 @@ def filter_normalised(direction: Tensor, weights: Tensor) -> Tensor:
 
 def _flat_pairs(a: State, b: State) -> list[tuple[str, Tensor, Tensor]]:
     return [(name, t.double().flatten(), b[name].double().flatten()) for name, t in a.items() if t.is_floating_point()]
-
-
-def _arc(name: str, a: Tensor, b: Tensor, alpha: float) -> Tensor:
-    require_finite(name, a, b)
-    if alpha in (0, 1) or not a.is_floating_point():
-        return between(name, a, b, alpha)
-    first, second = a.double(), b.double()
-    lengths = torch.linalg.vector_norm(first) * torch.linalg.vector_norm(second)
-    if not lengths > 0:
-        return between(name, a, b, alpha)
-    angle = torch.arccos(((first * second).sum() / lengths).clamp(-1, 1))
-    sine = torch.sin(angle)
-    if sine < COLINEAR:
-        return between(name, a, b, alpha)
-    return (torch.sin((1 - alpha) * angle) / sine * first + torch.sin(alpha * angle) / sine * second).to(a.dtype)
-
-
-def _bent(name: str, curve: Curve, a: Tensor, middle: Tensor, b: Tensor, alpha: float) -> Tensor:
-    require_finite(name, middle)
-    if alpha in (0, 1) or not a.is_floating_point():
-        return between(name, a, b, alpha)
-    require_finite(name, a, b)
-    exact = exact_dtype(a)
-    return curve(a.to(exact), middle.to(exact), b.to(exact), alpha).to(a.dtype)
 
 
 def _difference(b: State, a: State, names: list[str]) -> dict[str, Tensor]:

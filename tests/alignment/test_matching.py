@@ -111,11 +111,11 @@ class Decoder(nn.Module):
         super().__init__()
         self.first, self.up = nn.Conv2d(3, 6, 3), nn.ConvTranspose2d(6, 5, 2, stride=2)
         self.norm, self.depthwise = nn.BatchNorm2d(5), nn.ConvTranspose2d(5, 10, 3, groups=5)
-        self.head = nn.Linear(10, 3)
+        self.wider, self.head = nn.Upsample(scale_factor=2), nn.Linear(10, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.norm(self.up(torch.relu(self.first(x)))))
-        return self.head(torch.relu(self.depthwise(x)).mean(dim=(2, 3)))
+        return self.head(torch.relu(self.depthwise(self.wider(x))).mean(dim=(2, 3)))
 
 
 MODELS = {

@@ -12,7 +12,7 @@ from torch import nn
 from torch.func import functional_call
 
 from ckpt_probe.analysis import analyze
-from ckpt_probe.checkpoints import open_checkpoint, save_checkpoint
+from ckpt_probe.checkpoints import State, open_checkpoint, save_checkpoint
 from ckpt_probe.cli.app import run
 from ckpt_probe.data import load_data
 from ckpt_probe.errors import DataError, UsageError
@@ -20,12 +20,16 @@ from ckpt_probe.extraction import extract_series
 from ckpt_probe.models import build_model
 from ckpt_probe.paths import evaluate_path
 from ckpt_probe.paths.curve import CurveNet, curve_net
-from ckpt_probe.paths.shapes import CURVES, on_curve
+from ckpt_probe.paths.shapes import CURVES, path_of
 from ckpt_probe.training import loop
 
 MLP = {"name": "mlp", "arguments": {"hidden": [12]}}
 RESNET = {"name": "resnet", "arguments": {"blocks": [1], "width": 4}}
 HERE = {"device": "cpu", "points": 5, "splits": ["train"]}
+
+
+def on_curve(curve: str, a: State, middle: State, b: State, alpha: float) -> State:
+    return path_of(curve, a, b, middle)(alpha)
 
 
 def last_of_each(directory: Path, train_digits: Any, steps: int, **sections: object) -> tuple[Path, Path]:

@@ -8,14 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from ckpt_probe.checkpoints import CheckpointMetadata, open_checkpoint, save_checkpoint
+from ckpt_probe.checkpoints import CheckpointMetadata, State, open_checkpoint, save_checkpoint
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.merging import interpolate
 from ckpt_probe.paths.positions import barrier
-from ckpt_probe.paths.shapes import distances, length, linear, slerp
+from ckpt_probe.paths.shapes import distances, length, linear, path_of
 
 A = {"w": torch.tensor([3.0, 0.0]), "n": torch.tensor(4), "same": torch.tensor([1.0, 2.0]), "zero": torch.zeros(2)}
 B = {"w": torch.tensor([0.0, 3.0]), "n": torch.tensor(9), "same": torch.tensor([2.0, 4.0]), "zero": torch.ones(2)}
+
+
+def slerp(a: State, b: State, alpha: float) -> State:
+    return path_of("slerp", a, b)(alpha)
 
 
 def state(seed: int) -> dict[str, torch.Tensor]:
