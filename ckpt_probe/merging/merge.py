@@ -1,7 +1,7 @@
 """Interpolate and average checkpoints that have the same tensors; needs neither a model nor torch."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -122,16 +122,17 @@ def average(
         return work.write(Path(out), paths, threads, overwrite, progress)
 
 
-def check_match(a: Checkpoint, b: Checkpoint, *, converted: bool) -> dict[str, str]:
+def check_match(a: Checkpoint, b: Checkpoint, progress: Progress, *, converted: bool) -> dict[str, str]:
     """Match the tensors of two checkpoints by name, without the prefixes that wrappers put before the names of either.
 
     Args:
         a: First checkpoint, of which every tensor is needed.
         b: Second checkpoint, of which tensors outside its wrapper are left out.
+        progress: Receives a message if names differ, or tensors are left out.
         converted: Whether floating numbers become one dtype, so that theirs may differ.
 
     Returns:
-        Name in a → name in b. `match_note` describes how they differ.
+        Name in a → name in b.
 
     Raises:
         DataError: If names are missing or extra in b, or shapes or dtypes differ; all of these are listed.
@@ -151,31 +152,19 @@ def check_match(a: Checkpoint, b: Checkpoint, *, converted: bool) -> dict[str, s
     listing = [f"{len(faulty)} {fault}: {listed(faulty)}" for fault, faulty in faults.items() if faulty]
     if listing:
         raise DataError(f"{a.path} and {b.path} do not have the same tensors; {'; '.join(listing)}")
+    if renamed:
+        first, second = next((first, second) for first, second in names.items() if first != second)
+        outside = sorted(set(b.names) - set(names.values()))
+        left_out = f"; {len(outside)} tensors outside it are left out: {listed(outside)}" if outside else ""
+        wrapper = f"tensor names differ from those of {a.path.name} by the prefix of a wrapper ({second} for {first})"
+        progress.message(f"{b.path.name}: {wrapper}{left_out}")
     return names
-
-
-def match_note(a: Checkpoint, b: Checkpoint, names: Mapping[str, str]) -> str | None:
-    """Return a sentence about tensors that `check_match` matched by other names or left out; else None."""
-    renamed = [(first, second) for first, second in names.items() if first != second]
-    if not renamed:
-        return None
-    first, second = renamed[0]
-    outside = sorted(set(b.names) - set(names.values()))
-    left_out = f"; {len(outside)} tensors outside it are left out: {listed(outside)}" if outside else ""
-    wrapper = f"tensor names differ from those of {a.path.name} by the prefix of a wrapper ({second} for {first})"
-    return f"{b.path.name}: {wrapper}{left_out}"
 
 
 def _matched(sources: Sequence[Checkpoint], dtype: str | None, progress: Progress) -> list[Checkpoint]:
     """Return the sources with the tensor names of the first one; report changed names to `progress`."""
     first, *others = sources
-    matched = [first]
-    for other in others:
-        names = check_match(first, other, converted=dtype is not None)
-        if note := match_note(first, other, names):
-            progress.message(note)
-        matched.append(other.renamed(names))
-    return matched
+    return [first, *(o.renamed(check_match(first, o, progress, converted=dtype is not None)) for o in others)]
 
 
 def _dtype(name: str | None) -> str | None:

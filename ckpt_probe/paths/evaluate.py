@@ -148,7 +148,7 @@ def evaluate_path(
     progress, staff = progress or NullProgress(), Workers(workers, scheduler)
     job = PathJob((resolve(a), resolve(b)), setup, options, Ledger(Path(out), "path"))
     with setup.open(job.files[0]) as first, setup.open(job.files[1]) as second:
-        check_match(first, second, converted=True)
+        check_match(first, second, progress, converted=True)
         check_averaged(first)
     inputs = [*job.files, *(Path(file) for file in (midpoint, align_spec) if file is not None)]
     request = request_of(job.files, job.ledger.path, setup, options)

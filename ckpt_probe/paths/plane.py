@@ -142,7 +142,7 @@ def plane(
     job = PlaneJob(files, setup, settings, Ledger(Path(out), "plane"))
     request = request_of(named, job.ledger.path, setup, settings)
     with opened(job, overwrite=overwrite, resume=resume, progress=progress) as survey:
-        spanned = _plane(survey)
+        spanned = _plane(survey, progress)
         job.ledger.prepare(_plan(survey), request=request, overwrite=overwrite)
         if not job.ledger.finished:
             _evaluate(survey, spanned, staff, progress)
@@ -169,7 +169,7 @@ def _evaluate(survey: Survey, plane: Plane, staff: Workers, progress: Progress) 
 
 def _reopened(survey: Survey) -> StateAt:
     """Read the checkpoints in a worker process."""
-    return _plane(survey).at
+    return _plane(survey, NullProgress()).at
 
 
 def _marks(survey: Survey, plane: Plane, progress: Progress) -> list[Record]:
@@ -186,7 +186,7 @@ def _marks(survey: Survey, plane: Plane, progress: Progress) -> list[Record]:
     return records
 
 
-def _plane(survey: Survey) -> Plane:
+def _plane(survey: Survey, progress: Progress) -> Plane:
     job, model = survey.job, survey.subject.model
     files, options, names = job.files, job.options, set(model.state_dict())
     if options.directions == "pca":
@@ -194,7 +194,7 @@ def _plane(survey: Survey) -> Plane:
     with job.setup.open(files[0]) as first:
         for file in files[1:]:
             with job.setup.open(file) as checkpoint:
-                check_match(first, checkpoint, converted=True)
+                check_match(first, checkpoint, progress, converted=True)
     states = job.states(names)
     with error_context(f"{', '.join(map(str, files))}: "):
         return random_plane(states[0], model, options.seed) if options.directions else plane_through(*states)

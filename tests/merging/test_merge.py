@@ -13,6 +13,7 @@ from ckpt_probe.cli.app import run
 from ckpt_probe.errors import DataError
 from ckpt_probe.merging import average, interpolate
 from ckpt_probe.paths import evaluate_path
+from ckpt_probe.progress import MessageLog
 
 
 def network(seed: int) -> nn.Module:
@@ -116,11 +117,14 @@ def test_a_path_is_evaluated_between_a_wrapped_network_and_the_plain_one(
     files = [saved(tmp_path / "a", a), saved(tmp_path / "b", b), saved(tmp_path / "wrapped", nn.DataParallel(b))]
     module = tmp_path / "linear.py"
     module.write_text("from torch import nn\ndef build(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n")
-    options = {"model": f"{module}:build", "data": "digits", "splits": ["test"], "points": 3}
+    log = MessageLog()
+    options = {"model": f"{module}:build", "data": "digits", "splits": ["test"], "points": 3, "progress": log}
     plain, wrapped = (
         evaluate_path(files[0], file, tmp_path / f"path-{file.name}", **options).points for file in files[1:]
     )
     assert [point["loss"] for point in plain] == [point["loss"] for point in wrapped]
+    [note] = [message for message in log.messages if "prefix of a wrapper" in message]
+    assert note.startswith("wrapped: tensor names differ from those of a by")
 
 
 @pytest.mark.parametrize("pair", [("float32", "bfloat16"), ("bfloat16", "float16"), ("float16", "float64")])
