@@ -5,21 +5,12 @@ from typing import TYPE_CHECKING
 from ckpt_probe.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from ckpt_probe.paths.evaluate import PathResult, evaluate_path
-    from ckpt_probe.paths.options import PlaneOptions
+    from ckpt_probe.paths.evaluate import evaluate_path
     from ckpt_probe.paths.plane import PlaneResult, evaluate_plane
     from ckpt_probe.paths.series import barriers
 
-__all__ = ["PathResult", "PlaneOptions", "PlaneResult", "barriers", "evaluate_path", "evaluate_plane"]
+__all__ = ["PlaneResult", "barriers", "evaluate_path", "evaluate_plane"]
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "PathResult": "evaluate",
-        "evaluate_path": "evaluate",
-        "PlaneOptions": "options",
-        "PlaneResult": "plane",
-        "evaluate_plane": "plane",
-        "barriers": "series",
-    },
-)
+_HOMES = {"PlaneResult": "plane", "barriers": "series", "evaluate_path": "evaluate", "evaluate_plane": "plane"}
+
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -70,14 +70,12 @@ class Edge:
     """Largest eigenvalue of a random matrix with the bulk of a spectrum, and the eigenvalues beyond it.
 
     Attributes:
-        value: Edge σ²(1 + √(m/n))² of the Marchenko–Pastur law.
-        variance: σ², from the median of the eigenvalues.
+        value: Edge σ²(1 + √(m/n))² of the Marchenko–Pastur law, σ² from the median of the eigenvalues.
         spikes: Number of eigenvalues beyond the edge and the fluctuation of the largest one of a random matrix.
         share: Sum of these divided by the sum of all.
     """
 
     value: float
-    variance: float
     spikes: int
     share: float
 
@@ -208,7 +206,7 @@ def goodness(values: np.ndarray, tail: Tail, draws: int) -> float:
     return further / draws
 
 
-def edge_of(values: np.ndarray, m: int, n: int, total: float | None = None) -> Edge | None:
+def edge_of(values: np.ndarray, m: int, n: int, total: float) -> Edge | None:
     """Compute the edge of the bulk of a spectrum and the eigenvalues beyond it.
 
     The entries of a random matrix (m, n) with variance σ² give eigenvalues of W Wᵀ / n of the Marchenko–Pastur law. σ²
@@ -219,7 +217,7 @@ def edge_of(values: np.ndarray, m: int, n: int, total: float | None = None) -> E
         values: Squared singular values divided by n, shape (m,).
         m: Smaller side.
         n: Larger side.
-        total: Sum of the eigenvalues; that of `values` if None.
+        total: Sum of the eigenvalues.
 
     Returns:
         The edge; None for fewer than `FEWEST` values, or if half of them are zero.
@@ -232,8 +230,7 @@ def edge_of(values: np.ndarray, m: int, n: int, total: float | None = None) -> E
     sides = math.sqrt(n - 1 if n > 1 else 1) + math.sqrt(m)
     scale = sides * (1 / math.sqrt(max(n - 1, 1)) + 1 / math.sqrt(m)) ** (1 / 3)
     beyond = values[values > variance * (sides**2 + TRACY_WIDOM * scale) / n]
-    share = float(beyond.sum()) / (float(values.sum()) if total is None else total)
-    return Edge(variance * (1 + math.sqrt(m / n)) ** 2, variance, len(beyond), share)
+    return Edge(variance * (1 + math.sqrt(m / n)) ** 2, len(beyond), float(beyond.sum()) / total)
 
 
 @cache

@@ -71,7 +71,7 @@ def traces(
     Args:
         members: Checkpoints in order.
         names: Floating-point tensors that all of them have, with the same shape in each.
-        options: Options, of which `sample` limits what is read.
+        options: Options; `sample` limits the number of entries.
         threads: Number of threads; at most `MOST_THREADS` if None.
 
     Raises:

@@ -15,8 +15,7 @@ from ckpt_probe.cli.app import group, run
 from ckpt_probe.cli.flags import parameters_of
 from ckpt_probe.extraction import Setup, Storage
 from ckpt_probe.extraction.request import command_of
-from ckpt_probe.paths import PlaneOptions
-from ckpt_probe.paths.options import PathOptions
+from ckpt_probe.paths.options import PathOptions, PlaneOptions
 
 CONFIG = """
 [data]
