@@ -23,6 +23,7 @@ from ckpt_probe.checkpoints import Checkpoint, open_checkpoint, quantised
 from ckpt_probe.checkpoints.contents import Shard
 from ckpt_probe.checkpoints.folders import companions
 from ckpt_probe.checkpoints.header import with_hashes, without_hashes
+from ckpt_probe.checkpoints.statistics import MOST_THREADS
 from ckpt_probe.checkpoints.tensors import BITS, ITEM_BYTES, decode, exact_dtype
 from ckpt_probe.checkpoints.writing import header
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError
@@ -39,7 +40,6 @@ OF_A_POINT = frozenset(
 INTEGERS = frozenset({"I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"})
 """Dtypes of integers and booleans, which are copied."""
 
-MOST_THREADS = 4
 FLUSH_SECONDS = 0.05
 _FLUSH = getattr(os, "fdatasync", os.fsync)  # macOS has only the latter
 

@@ -78,19 +78,21 @@ def measure(parameters: Parameters, options: WeightOptions, *, sketch: bool, pro
     return Measured(names, count, tied, arrays, gram, not sketch)
 
 
-def cached(kind: str, identity: Any, cache: bool, compute: Callable[[], Arrays], progress: Progress) -> Arrays:
+def cached(
+    kind: str, options: WeightOptions, identity: Callable[[], Any], compute: Callable[[], Arrays], progress: Progress
+) -> Arrays:
     """Return arrays from the user's cache, or compute them and write them there.
 
     Args:
         kind: Name of the arrays.
-        identity: Everything that the arrays depend on, as values of JSON; the version of the code is added.
-        cache: Whether to use the cache.
+        options: Options, which may leave the cache out.
+        identity: Returns everything that the arrays depend on, as values of JSON; the version of the code is added.
         compute: Function that computes the arrays.
         progress: Receives a message if the cache cannot be written.
     """
-    if not cache:
+    if not options.cache:
         return compute()
-    key = json.dumps([kind, identity, code_hash()])
+    key = json.dumps([kind, identity(), code_hash()])
     try:
         file = private_cache(CACHE) / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
     except CkptProbeError as error:
@@ -144,12 +146,13 @@ def _exact(
             for of_chunk, sums in measured:
                 rows |= of_chunk
                 gram += sums
-                for _ in () if workers.alone else of_chunk:
-                    bar.advance()
+                bar.advance(0 if workers.alone else len(of_chunk))
         return {**{key: np.stack([rows[name][key] for name in names]) for key in rows[names[0]]}, "gram": gram}
 
-    contents = [identity_of(member, options) for member in members] if options.cache else 0
-    arrays = cached("exact", [names, parameters, options.sample, contents], options.cache, compute, progress)
+    def identity() -> list[Any]:
+        return [names, parameters, options.sample, [identity_of(member, options) for member in members]]
+
+    arrays = cached("exact", options, identity, compute, progress)
     return arrays, arrays.pop("gram")
 
 
@@ -206,8 +209,8 @@ def _sketched(
 
 
 def _sketch(names: tuple[str, ...], options: WeightOptions, member: Member) -> Arrays:
-    identity = [names, identity_of(member, options) if options.cache else 0]
-    return cached("sketch", identity, options.cache, partial(sketch_of, member, names, options), NullProgress())
+    work = partial(sketch_of, member, names, options)
+    return cached("sketch", options, lambda: [names, identity_of(member, options)], work, NullProgress())
 
 
 def _tied(parameters: Parameters, options: WeightOptions) -> dict[str, str]:

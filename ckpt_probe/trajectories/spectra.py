@@ -168,9 +168,11 @@ def _spectra(first: Member, options: WeightOptions, member: Member) -> tuple[Mem
         values = [np.array(spectrum.values) for spectrum in spectra.values()]
         return {"numbers": np.array(json.dumps(numbers)), "values": np.concatenate([np.zeros(0), *values])}
 
-    contents = [identity_of(m, options) for m in ([member] if alone else [member, first])] if options.cache else []
+    def identity() -> list[Any]:
+        return [[identity_of(m, options) for m in ([member] if alone else [member, first])], options.bootstrap]
+
     try:
-        stored = cached("spectra", [contents, options.bootstrap], options.cache, compute, NullProgress())
+        stored = cached("spectra", options, identity, compute, NullProgress())
     except DataError as error:
         return Failed(str(error), ours=True)
     spectra, start = {}, 0
