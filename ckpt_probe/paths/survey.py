@@ -303,11 +303,9 @@ def visit(
     complete = {position for position, _ in stored if all((position, split) in stored for split in splits)}
     records[:] = [record for record in records if ledger.position_of(record) in complete]
     missing = [position for position in positions if position not in complete]
-    alone, in_worker = (
-        partial(survey.evaluate, state_at, progress=progress),
-        partial(_evaluate_in_worker, job, reopened),
-    )
-    names, work = [ledger.label_of(position) for position in missing], alone if workers.alone else in_worker
+    names, work = [ledger.label_of(position) for position in missing], partial(_evaluate_in_worker, job, reopened)
+    if workers.alone:
+        work = partial(survey.evaluate, state_at, progress=progress)
     tasks = results(work, missing, names=names, workers=workers, say=progress.message)
     try:
         with progress.task(title, len(positions), "points") as bar, closing(tasks):
