@@ -8,7 +8,7 @@ from pathlib import Path
 from ckpt_probe.checkpoints import Checkpoint, open_checkpoint
 from ckpt_probe.checkpoints.tensors import ITEM_BYTES
 from ckpt_probe.errors import DataError, UsageError, listed
-from ckpt_probe.keywords import as_sequence, checked_keywords
+from ckpt_probe.keywords import as_sequence
 from ckpt_probe.merging import blending
 from ckpt_probe.merging.streaming import InterpolationSummary, Merge
 from ckpt_probe.progress import NullProgress, Progress
@@ -18,7 +18,6 @@ from ckpt_probe.wrappers import matching_names
 DTYPES = {"float32": "F32", "float64": "F64", "float16": "F16", "bfloat16": "BF16"}
 
 
-@checked_keywords
 def interpolate(
     a: Path | str,
     b: Path | str,
@@ -74,7 +73,6 @@ def interpolate(
         return work.write(Path(out), [a, b], threads, overwrite, progress)
 
 
-@checked_keywords
 def average(
     checkpoints: Sequence[Path | str],
     out: Path | str,

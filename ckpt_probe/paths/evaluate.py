@@ -18,7 +18,7 @@ from ckpt_probe.errors import error_context
 from ckpt_probe.extraction import Setup
 from ckpt_probe.extraction.request import request_of
 from ckpt_probe.files import content_hash, distinct_names
-from ckpt_probe.keywords import checked_keywords, from_arguments
+from ckpt_probe.keywords import from_arguments
 from ckpt_probe.merging import check_averaged, check_match
 from ckpt_probe.paths.curve import missing_metadata, read_midpoint, trained_midpoint
 from ckpt_probe.paths.ledger import Ledger

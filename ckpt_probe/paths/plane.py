@@ -12,7 +12,7 @@ from ckpt_probe.errors import DataError, UsageError, error_context
 from ckpt_probe.extraction import Setup
 from ckpt_probe.extraction.request import request_of
 from ckpt_probe.files import distinct_names
-from ckpt_probe.keywords import checked_keywords, from_arguments
+from ckpt_probe.keywords import from_arguments
 from ckpt_probe.merging import check_match
 from ckpt_probe.models import unwrapped
 from ckpt_probe.paths.ledger import Ledger

@@ -18,7 +18,7 @@ from ckpt_probe.analysis.record import Context, accumulate, compute_from_blocks
 from ckpt_probe.checkpoints import State
 from ckpt_probe.errors import DataError, UsageError, error_context
 from ckpt_probe.extraction import Block, Setup, Storage, StoreWriter, Subject, is_scored, open_subject
-from ckpt_probe.metrics.arrays import double
+from ckpt_probe.metrics.rows import double
 from ckpt_probe.models import unwrapped
 from ckpt_probe.moments.errors import RecordWithErrors
 from ckpt_probe.moments.quality import Quality, Scored
