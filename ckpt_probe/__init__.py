@@ -46,9 +46,10 @@ if TYPE_CHECKING:
     from ckpt_probe.paths import barriers, evaluate_path
     from ckpt_probe.paths.plane import plane
     from ckpt_probe.predictions import examples, function_similarity
-    from ckpt_probe.reporting import to_dataframe
-    from ckpt_probe.reporting.figures.line_figure import plot
-    from ckpt_probe.reporting.outputs import export, report
+    from ckpt_probe.reporting.conditions import export
+    from ckpt_probe.reporting.formats import to_dataframe
+    from ckpt_probe.reporting.line_figure import plot
+    from ckpt_probe.reporting.page import report
     from ckpt_probe.training import losses, prune, train
     from ckpt_probe.trajectories import weights
 
@@ -85,9 +86,10 @@ _HOMES = {
     "paths": ("barriers", "evaluate_path"),
     "paths.plane": ("evaluate_plane", "plane"),
     "predictions": ("examples", "function_similarity"),
-    "reporting": ("to_dataframe",),
-    "reporting.figures.line_figure": ("plot",),
-    "reporting.outputs": ("export", "report"),
+    "reporting.conditions": ("export",),
+    "reporting.formats": ("to_dataframe",),
+    "reporting.line_figure": ("plot",),
+    "reporting.page": ("report",),
     "training": ("prune", "train"),
     "training.losses": ("losses",),
     "trajectories": ("weights",),

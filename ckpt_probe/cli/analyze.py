@@ -144,7 +144,7 @@ def _less_bias(records: list[Any], corrects: bool) -> list[Any]:
 
 def _print_grids(records: list[Any], metric: str, output: Output) -> None:
     """Print one metric by layer and step, as tables or CSV."""
-    from ckpt_probe.reporting import to_csv
+    from ckpt_probe.reporting.formats import to_csv
     from ckpt_probe.reporting.matrix_tables import grid_records, grid_table, grids_of
 
     grids = grids_of(records, metric)

@@ -70,7 +70,7 @@ def command(groups: tuple[Path, ...], output: Output, **options: Any) -> None:
     (within --margin) or undecided, corrected for the number of metrics, groups and steps.
     """
     from ckpt_probe.analysis import compare
-    from ckpt_probe.reporting import comparison_footnotes, comparison_table
+    from ckpt_probe.reporting.comparison import comparison_footnotes, comparison_table
 
     with bars() as progress:
         comparisons = compare(groups, progress=progress, **options)

@@ -70,15 +70,15 @@ def _train(out: Path) -> None:
 def _extract_and_analyze(out: Path) -> list[dict]:
     from ckpt_probe.analysis import read_series
     from ckpt_probe.extraction import extract_series
-    from ckpt_probe.reporting import records_table
-    from ckpt_probe.reporting.material import ReportOptions
+    from ckpt_probe.reporting.material import Material
+    from ckpt_probe.reporting.table import records_table
 
     say(f"Extracting features and classifier weights of run A → {out / 'dumps' / 'a'}")
     with bars() as progress:
         extract_series(out / "runs" / "a", out / "dumps" / "a", overwrite=True, device=DEVICE, progress=progress)
     say("Analyzing: matrix entropy, MIR, HDR, neural collapse")
     # The settings of the page, so that it finds every result in the cache; without progress, which would report that.
-    records = [dict(each.record) for each in read_series(out / "dumps" / "a", ReportOptions().settings, cache=True)]
+    records = [dict(each.record) for each in read_series(out / "dumps" / "a", Material().settings, cache=True)]
     screen = console()
     screen.print(records_table(records, width=screen.width))
     return records
@@ -98,7 +98,7 @@ def _interpolate(out: Path) -> list[dict]:
 
 def _explain(records: list[dict], barriers: list[dict]) -> None:
     from ckpt_probe.findings.sentences import main_findings, read_findings
-    from ckpt_probe.reporting.reading import read_path, read_supported
+    from ckpt_probe.reporting.wording import read_path, read_supported
 
     sentences = [*read_path(barriers), *read_supported(records), *read_findings(main_findings("a", {"a": records}))]
     click.echo("\nWhat the numbers say")
@@ -107,7 +107,7 @@ def _explain(records: list[dict], barriers: list[dict]) -> None:
 
 
 def _report(out: Path) -> None:
-    from ckpt_probe.reporting.outputs import report
+    from ckpt_probe.reporting.page import report
 
     sources = [str(out / "dumps" / "a"), str(out / "paths" / "ab")]
     command = shlex.join(["ckpt-probe", "report", *sources, "-o", str(out / PAGE), "--title", TITLE])

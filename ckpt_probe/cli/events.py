@@ -73,7 +73,7 @@ def command(
         _print_drawing(findings)
     output.write(findings, "events")
     if figure is not None:
-        from ckpt_probe.reporting.figures.events_figure import draw_events
+        from ckpt_probe.reporting.figures import draw_events
 
         draw_events(findings, figure, overwrite=output.overwrite)
         say(f"{figure}: {len(findings)} events")

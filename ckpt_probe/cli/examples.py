@@ -57,8 +57,7 @@ def command(dumps: tuple[str, ...], output: Output, by: str, rows: int, **option
 
 
 def _print_table(records: Sequence[Any], by: str, rows: int, output: Output) -> None:
-    from ckpt_probe.reporting import footnotes
-    from ckpt_probe.reporting.table import examples_table, first_of_each, summaries
+    from ckpt_probe.reporting.table import examples_table, first_of_each, footnotes, summaries
 
     in_table = first_of_each(records, rows) if by == "example" else list(records)
     for line in summaries(records) if by == "example" else ():

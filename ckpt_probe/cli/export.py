@@ -35,7 +35,7 @@ def command(records: tuple[str, ...], output: Output, tensorboard: Path | None) 
     if tensorboard is None and output.out is None:
         raise UsageError("export: choose an output: --tensorboard DIR, -o FILE.parquet, or both")
 
-    from ckpt_probe.reporting.outputs import export
+    from ckpt_probe.reporting.conditions import export
 
     with bars() as progress:
         export(records, output.out, tensorboard=tensorboard, overwrite=output.overwrite, progress=progress)

@@ -169,7 +169,7 @@ def sparkline(values: Sequence[float | None]) -> str:
 
 def excess(barrier: Mapping[str, Any], quantity: str) -> str:
     """Return a barrier with position, error, and the rise over the mean of both ends as text; "–" if it is unknown."""
-    from ckpt_probe.reporting.uncertain import WITHIN_ERROR, is_within_error, number_in
+    from ckpt_probe.reporting.wording import WITHIN_ERROR, is_within_error, number_in
 
     value = barrier[f"barrier.{quantity}"]
     if value is None:

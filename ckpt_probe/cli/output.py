@@ -191,7 +191,7 @@ class Output:
         Raises:
             DataError: If some of the records cannot be computed, after the others are printed and written.
         """
-        from ckpt_probe.reporting import to_csv, to_json_line
+        from ckpt_probe.reporting.formats import to_csv, to_json_line
 
         rows, error = [], None
         try:
@@ -226,7 +226,7 @@ class Output:
 
     def print_table(self, records: list[Record]) -> None:
         """Print records as a table with footnotes."""
-        from ckpt_probe.reporting import footnotes, records_table
+        from ckpt_probe.reporting.table import footnotes, records_table
 
         screen = self.screen
         screen.print(records_table(records, width=self.table_width))

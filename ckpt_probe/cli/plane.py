@@ -101,8 +101,8 @@ def command(
     directions = directions or ("random" if b is None else None)
 
     from ckpt_probe.paths import evaluate_plane
-    from ckpt_probe.reporting.figures.canvas import require_drawable
-    from ckpt_probe.reporting.figures.export import draw_plane
+    from ckpt_probe.reporting.figures import draw_plane
+    from ckpt_probe.reporting.line_figure import require_drawable
 
     overwrite = options["overwrite"]
     if figure is not None:
@@ -184,7 +184,7 @@ def _lowest(summary: dict[str, Any]) -> str:
 
 
 def _loss(record: dict[str, Any], name: str) -> str:
-    from ckpt_probe.reporting.uncertain import number_in
+    from ckpt_probe.reporting.wording import number_in
 
     value = record[name]
     return "loss –" if value is None else f"loss {number_in('.4g', value, record.get(f'{name}_stderr'))}"

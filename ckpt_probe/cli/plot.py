@@ -71,14 +71,14 @@ def command(
     NAME='GLOB' or a directory of runs is one group with several seeds, drawn as their mean with a band from the lowest
     to the highest value. The training split is solid, the test split dashed, the value at collapse dotted.
     """
-    from ckpt_probe.reporting.conditions import open_conditions, read_conditions
-    from ckpt_probe.reporting.figures.line_figure import plot
+    from ckpt_probe.reporting.conditions import conditions_of
+    from ckpt_probe.reporting.line_figure import plot
     from ckpt_probe.reporting.plots.curves import axis_of, panels_of
     from ckpt_probe.reporting.plots.description import Mark
 
     panels = panels_of(metrics)
     with bars() as progress:
-        series = read_conditions(open_conditions(records), progress)
+        series, _ = conditions_of(records, progress)
     axis = x or axis_of([record for runs in series.values() for group in runs for record in group])
     axes = {"log_x": "x" in logarithmic, "log_y": "y" in logarithmic}
     lines = [Mark(*_mark(text, axis)) for text in marks]

@@ -15,7 +15,7 @@ from ckpt_probe.cli.values import DIRECTORY, FILE, POSITIVE, WHOLE
 from ckpt_probe.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from ckpt_probe.reporting.outputs import ReportSummary
+    from ckpt_probe.reporting.page import ReportSummary
 
 EXAMPLE = """\b
 Examples: ckpt-probe report dumps/digits paths/ab -o report.html
@@ -79,7 +79,7 @@ def command(
         raise UsageError("choose an output: -o report.html for a page, --figures DIR for figures, or both")
     require_follow(follow, "every")
 
-    from ckpt_probe.reporting.outputs import report
+    from ckpt_probe.reporting.page import report
 
     figures, options = options["figures"], {"labels": labels or (), "command": _command_line(), **options}
 
@@ -104,7 +104,7 @@ def _follow(
     sources: tuple[str, ...], write: "Callable[..., ReportSummary]", made: list[Path], every: float, *, overwrite: bool
 ) -> None:
     """Write the page whenever a source changes, and say which events are new in it."""
-    from ckpt_probe.findings.watching import EventWatch
+    from ckpt_probe.findings.sentences import EventWatch
 
     drawn, watch = None, EventWatch()
     while True:

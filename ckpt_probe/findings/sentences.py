@@ -1,11 +1,12 @@
-"""Findings as sentences, each with its interval; an unsupported sentence does not exist."""
+"""Findings as sentences, each with its interval, also of a run that is still training; no sentence lacks support."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
-from ckpt_probe.analysis.records import metric_names
+from ckpt_probe.analysis.records import grouped_by, metric_names
 from ckpt_probe.errors import DataError, listed
-from ckpt_probe.findings.detection import LEVEL, name_of
+from ckpt_probe.findings.detection import FEWEST, LEVEL, name_of
 from ckpt_probe.findings.findings import Findings, findings_of
 from ckpt_probe.findings.series import series_of
 
@@ -67,9 +68,7 @@ def read_findings(findings: Findings, *, of_runs: bool = False) -> list[str]:
         findings: The findings.
         of_runs: Whether each sentence names its run.
     """
-    by_series: dict[tuple[str, ...], list[Record]] = {}
-    for event in findings:
-        by_series.setdefault(series_key(event), []).append(event)
+    by_series = grouped_by(findings, series_key)
     sentences = [
         f"{_run(events[0], of_runs)}{name_of(events[0])} {'; '.join(map(_clause, events))}."
         for events in by_series.values()
@@ -81,7 +80,8 @@ def read_findings(findings: Findings, *, of_runs: bool = False) -> list[str]:
     if quiet:
         named = [f"{name_of(limit)} ({_short(limit['smallest_detectable'])})" for limit in quiet]
         sentences.append(f"No event (smallest change that would be reported): {listed(named, 12)}.")
-    return sentences + _untested(findings)
+    untested = untested_names(findings).items()
+    return sentences + [f"No events are reported of {listed(names, 12)}: {reason}." for reason, names in untested]
 
 
 def event_sentence(event: Record, *, of_runs: bool = False) -> str:
@@ -129,12 +129,10 @@ def order_sentence(order: Record, *, of_runs: bool = False) -> str:
     )
 
 
-def _untested(findings: Findings) -> list[str]:
-    reasons: dict[str, dict[str, None]] = {}
-    for limit in findings.limits:
-        if limit["missing"]:
-            reasons.setdefault(limit["missing"], {})[name_of(limit)] = None
-    return [f"No events are reported of {listed(list(names), 12)}: {reason}." for reason, names in reasons.items()]
+def untested_names(findings: Findings) -> dict[str, list[str]]:
+    """Return the names of the series that were not tested, by the reason."""
+    reasons = grouped_by((limit for limit in findings.limits if limit["missing"]), itemgetter("missing"))
+    return {reason: list(dict.fromkeys(map(name_of, limits))) for reason, limits in reasons.items()}
 
 
 def series_key(record: Record) -> tuple[str, str, str]:
@@ -153,3 +151,52 @@ def _run(record: Record, of_runs: bool) -> str:
 
 def _short(value: float) -> str:
     return f"{value:.4g}"
+
+
+LEVEL_OF_LOOK = 0.005
+"""Family-wise error of one look: a run that is still training is looked at many times."""
+
+OFTEN, GROWTH = 40, 1.05
+"""Number of checkpoints up to which each is a look; beyond it, the number grows by this factor between looks."""
+
+Sighting = tuple[str, str, float, float]
+"""Series, kind, and both ends of an interval."""
+
+
+class EventWatch:
+    """Report the events of a growing run once each."""
+
+    def __init__(self) -> None:
+        self._reported: list[Sighting] = []
+        self._looked: dict[str, int] = {}
+
+    def look(self, split: str, records: Sequence[Record]) -> list[str]:
+        """Return sentences about the new events in the records of one split so far.
+
+        Args:
+            split: Name of the split.
+            records: Its records.
+        """
+        count, before = len(records), self._looked.get(split, 0)
+        if count < FEWEST or (count > OFTEN and count < GROWTH * before):
+            return []
+        self._looked[split] = count
+        events = main_findings("", {"": records}, LEVEL_OF_LOOK)
+        named = [(name_of(event), event["kind"], event["from_step"], event["to_step"]) for event in events]
+        return self.unreported(zip(named, map(event_sentence, events), strict=True))
+
+    def unreported(self, events: Iterable[tuple[Sighting, str]]) -> list[str]:
+        """Return the sentences of events that overlap no reported one of their series and kind.
+
+        Args:
+            events: Each event with its sentence.
+        """
+        sentences = []
+        for (name, kind, start, stop), sentence in events:
+            if not any(
+                (name, kind) == (other, its_kind) and start < its_stop and its_start < stop
+                for other, its_kind, its_start, its_stop in self._reported
+            ):
+                self._reported.append((name, kind, start, stop))
+                sentences.append(sentence)
+        return sentences

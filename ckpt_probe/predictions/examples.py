@@ -13,16 +13,47 @@ from ckpt_probe.data import names_of
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.groups import Sources
 from ckpt_probe.keywords import suggestion
-from ckpt_probe.predictions.agreement import all_pairs, compare_predictions
-from ckpt_probe.predictions.histories import Histories, counts_by_class, histories, worst_first
-from ckpt_probe.predictions.matrices import mean_divergences
+from ckpt_probe.predictions.matrices import all_pairs, compare_predictions, mean_divergences
 from ckpt_probe.predictions.samples import open_samples
-from ckpt_probe.predictions.series import Predictions, common_splits, read_runs
+from ckpt_probe.predictions.series import NO_LABELS, Histories, Predictions, common_splits, read_runs
 from ckpt_probe.progress import NullProgress, Progress
+
+
+def worst_first(numbers: Histories, loss: np.ndarray | None) -> np.ndarray:
+    """Return the indices of the examples, those that were learned worst first.
+
+    Examples that were never learned come first, then those that were forgotten most often, then those that were learned
+    latest, then those of the largest loss at the last checkpoint.
+
+    Args:
+        numbers: Histories of N examples.
+        loss: Loss at the last checkpoint, shape (N,), or None.
+    """
+    last = np.zeros(len(numbers.right)) if loss is None else np.nan_to_num(loss, nan=np.inf)
+    keys = (last, numbers.first_learned, numbers.forgotten, numbers.never_learned)
+    return np.lexsort([-key.astype(np.float64) for key in keys])
+
+
+def counts_by_class(values: np.ndarray, labels: np.ndarray, classes: np.ndarray, bins: int) -> np.ndarray:
+    """Count the examples of every class with each value.
+
+    Args:
+        values: Numbers from 0 to bins − 1, shape (N,).
+        labels: Class indices, shape (N,).
+        classes: Class indices in ascending order, shape (K,).
+        bins: Number of values.
+
+    Returns:
+        Counts, shape (K, bins).
+    """
+    rows = np.searchsorted(classes, labels)
+    return np.bincount(rows * bins + values, minlength=len(classes) * bins).reshape(len(classes), bins)
+
 
 BY = ("example", "class", "step", "run")
 
-NO_LABELS = "the rows have no labels"
+MEASURES = ("function.disagreement", "function.divergence", "function.error_agreement")
+
 ONE_CHECKPOINT = "one checkpoint has predictions, so there is no other to compare it with"
 NO_LOGITS = "only predictions are stored, not logits"
 NO_ERRORS = "no row is predicted wrongly by both"
@@ -83,39 +114,29 @@ def step_records(predictions: Predictions) -> list[Record]:
     """Return a record of every checkpoint of a run, compared with the one before; see `examples`."""
     count = len(predictions.members)
     pairs = [(index, index + 1) for index in range(count - 1)]
-    agreement = compare_predictions(predictions.predicted, predictions.labels, pairs)
-    divergence = mean_divergences([predictions], pairs)
-    values = {
-        "function.disagreement": agreement.disagreement,
-        "function.divergence": divergence,
-        "function.error_agreement": agreement.error_agreement,
-        "function.learned": agreement.wins,
-        "function.forgotten": agreement.losses,
-    }
-    accuracies = predictions.accuracies
-    records = {}
-    for index, member in enumerate(predictions.members):
-        record: Record = {"checkpoint": member.name, "step": member.step, "split": predictions.split}
-        record |= {"samples": predictions.predicted.shape[1]}
-        record |= {"accuracy": None if accuracies is None else float(accuracies[index])}
-        if index:
-            record |= _defined({name: array[index - 1] for name, array in values.items()}, predictions)
-        else:
-            reason = "the first checkpoint" if count > 1 else ONE_CHECKPOINT
-            record |= {**dict.fromkeys(values), "missing": f"{', '.join(values)}: {reason}"}
-        records[member.name] = record
+    names = (*MEASURES, "function.learned", "function.forgotten")
+    compared = _compared([predictions], predictions.predicted, pairs, names)
+    first = "the first checkpoint" if count > 1 else ONE_CHECKPOINT
+    compared.insert(0, {**dict.fromkeys(names), "missing": f"{', '.join(names)}: {first}"})
+    indices = {member.name: index for index, member in enumerate(predictions.members)}
+    records = []
     for member in predictions.all_members:
-        if member.name in predictions.left_out:
-            position = {"checkpoint": member.name, "step": member.step, "split": predictions.split}
-            empty = dict.fromkeys(["samples", "accuracy", *values])
-            records[member.name] = {**position, **empty, "missing": predictions.left_out[member.name]}
-    return [records[member.name] for member in predictions.all_members]
+        record: Record = {"checkpoint": member.name, "step": member.step, "split": predictions.split}
+        index = indices.get(member.name)
+        if index is None:
+            record |= dict.fromkeys(["samples", "accuracy", *names])
+            record["missing"] = predictions.left_out[member.name]
+        else:
+            accuracy = predictions.accuracy(index)
+            record |= {"samples": predictions.predicted.shape[1], "accuracy": accuracy, **compared[index]}
+        records.append(record)
+    return records
 
 
 def class_records(predictions: Predictions) -> list[Record]:
     """Return a record of every class of a run, with histograms as texts `value:examples`; see `examples`."""
-    labels = _labels(predictions)
-    numbers, classes = histories(predictions.predicted, labels), np.unique(labels)
+    numbers = predictions.histories
+    labels, classes = numbers.labels, np.unique(numbers.labels)
     most = int(numbers.forgotten.max(initial=0))
     learned = counts_by_class(numbers.first_learned, labels, classes, len(predictions.members) + 1)
     forgotten = counts_by_class(numbers.forgotten, labels, classes, most + 1)
@@ -146,16 +167,13 @@ def example_records(predictions: Predictions, names: Sequence[str] | None = None
         predictions: The predictions.
         names: Names of the examples; None for those in the dumps, if there are any.
     """
-    labels = _labels(predictions)
-    numbers = histories(predictions.predicted, labels)
-    for index in worst_first(numbers, predictions.loss):
-        yield _example(predictions, numbers, labels, int(index), names or predictions.sample_names)
+    for index in worst_first(predictions.histories, predictions.loss):
+        yield _example(predictions, int(index), names or predictions.sample_names)
 
 
-def _example(
-    predictions: Predictions, numbers: Histories, labels: np.ndarray, index: int, names: Sequence[str] | None
-) -> Record:
-    label, predicted = int(labels[index]), int(predictions.predicted[-1, index])
+def _example(predictions: Predictions, index: int, names: Sequence[str] | None) -> Record:
+    numbers = predictions.histories
+    label, predicted = int(numbers.labels[index]), int(predictions.predicted[-1, index])
     learned, several = int(numbers.first_learned[index]), len(predictions.members) > 1
     position = None if learned == len(predictions.members) else predictions.positions[learned]
     loss = None if predictions.loss is None else float(predictions.loss[index])
@@ -209,8 +227,7 @@ def pair_records(ends: Sequence[Predictions]) -> list[Record]:
         ends: Predictions of runs with the same rows of one split.
     """
     predicted, pairs = np.stack([run.predicted[-1] for run in ends]), all_pairs(len(ends))
-    agreement = compare_predictions(predicted, ends[0].labels, pairs)
-    divergence = mean_divergences(ends, pairs)
+    compared = _compared(ends, predicted, pairs, (*MEASURES, "churn.wins", "churn.losses"))
     return [
         {
             "run": ends[i].run,
@@ -219,21 +236,37 @@ def pair_records(ends: Sequence[Predictions]) -> list[Record]:
             "step": ends[i].members[-1].step,
             "other_step": ends[j].members[-1].step,
             "samples": predicted.shape[1],
-            "accuracy": _last(ends[i].accuracies),
-            "other_accuracy": _last(ends[j].accuracies),
-            **_defined(
-                {
-                    "function.disagreement": agreement.disagreement[number],
-                    "function.divergence": divergence[number],
-                    "function.error_agreement": agreement.error_agreement[number],
-                    "churn.wins": agreement.wins[number],
-                    "churn.losses": agreement.losses[number],
-                },
-                ends[i],
-            ),
+            "accuracy": ends[i].accuracy(-1),
+            "other_accuracy": ends[j].accuracy(-1),
+            **of_pair,
         }
-        for number, (i, j) in enumerate(pairs)
+        for (i, j), of_pair in zip(pairs, compared, strict=True)
     ]
+
+
+def _compared(
+    runs: Sequence[Predictions], predicted: np.ndarray, pairs: Sequence[tuple[int, int]], names: Sequence[str]
+) -> list[Record]:
+    """Return the comparison of each pair by `names`, None for an undefined number with the reason in `missing`.
+
+    Args:
+        runs: One run, whose checkpoints are compared, or several, which are compared at their last checkpoints.
+        predicted: Their predicted classes, shape (T, N).
+        pairs: Pairs of rows of `predicted`.
+        names: Names of disagreement, divergence, agreement among errors, wins and losses.
+    """
+    agreement, divergence = compare_predictions(predicted, runs[0].labels, pairs), mean_divergences(runs, pairs)
+    numbers = agreement.disagreement, divergence, agreement.error_agreement, agreement.wins, agreement.losses
+    reasons = {
+        "function.divergence": NO_LOGITS,
+        "function.error_agreement": NO_LABELS if runs[0].labels is None else NO_ERRORS,
+    }
+    records = []
+    for values in zip(*numbers, strict=True):
+        known = {name: None if math.isnan(v) else float(v) for name, v in zip(names, values, strict=True)}
+        missing = [f"{name}: {reasons.get(name, NO_LABELS)}" for name, value in known.items() if value is None]
+        records.append({**known, "missing": join_reasons(*missing)})
+    return records
 
 
 def _labelled(
@@ -248,29 +281,5 @@ def _labelled(
     return known
 
 
-def _labels(predictions: Predictions) -> np.ndarray:
-    if predictions.labels is None:
-        raise DataError(
-            f"{predictions.run}: {predictions.split}: {NO_LABELS}, so no example is learned or forgotten; "
-            "`by='step'` compares the predictions alone"
-        )
-    return predictions.labels
-
-
-def _defined(values: Mapping[str, float], predictions: Predictions) -> Record:
-    """Return values with None for NaN, and the reasons in `missing`."""
-    reasons = {
-        "function.divergence": NO_LOGITS,
-        "function.error_agreement": NO_LABELS if predictions.labels is None else NO_ERRORS,
-    }
-    missing = [f"{name}: {reasons.get(name, NO_LABELS)}" for name, value in values.items() if math.isnan(value)]
-    known = {name: None if math.isnan(value) else float(value) for name, value in values.items()}
-    return {**known, "missing": join_reasons(*missing)}
-
-
 def _histogram(counts: np.ndarray, names: Sequence[str]) -> str:
     return " ".join(f"{name}:{count}" for name, count in zip(names, counts.tolist(), strict=True) if count)
-
-
-def _last(accuracies: np.ndarray | None) -> float | None:
-    return None if accuracies is None else float(accuracies[-1])

@@ -1,4 +1,4 @@
-"""Predictions of a run: those of the same rows at every checkpoint that has them; the others with the reason."""
+"""Predictions of a run: those of the same rows at every checkpoint that has them, and the histories of these rows."""
 
 import hashlib
 from collections import Counter
@@ -17,6 +17,52 @@ from ckpt_probe.predictions.scores import Scores, read_scores
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.remote import resolve
 from ckpt_probe.series import Member
+
+NO_LABELS = "the rows have no labels"
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Numbers of every example over the checkpoints of a run.
+
+    Attributes:
+        labels: Class indices, shape (N,).
+        first_learned: Index of the first checkpoint from which on the example is always predicted correctly, shape
+            (N,); T if it is predicted wrongly at the last one.
+        forgotten: Number of times that it was predicted correctly at a checkpoint and wrongly at the next, shape (N,).
+        never_learned: Whether it is predicted correctly at no checkpoint, shape (N,).
+        right: Number of checkpoints at which it is predicted correctly, shape (N,).
+        changed: Number of times that its predicted class changed from a checkpoint to the next, shape (N,).
+    """
+
+    labels: np.ndarray
+    first_learned: np.ndarray
+    forgotten: np.ndarray
+    never_learned: np.ndarray
+    right: np.ndarray
+    changed: np.ndarray
+
+
+def histories(predicted: np.ndarray, labels: np.ndarray) -> Histories:
+    """Compute when examples are learned, and how often they are forgotten (Toneva et al. 2019, "forgetting events").
+
+    Args:
+        predicted: Predicted classes at every checkpoint in order, shape (T, N).
+        labels: Class indices, shape (N,).
+    """
+    steps, samples = predicted.shape
+    first = np.full(samples, steps)
+    forgotten, right, changed = (np.zeros(samples, dtype=np.int64) for _ in range(3))
+    before: np.ndarray | None = None
+    for step in range(steps):
+        now = predicted[step] == labels
+        if before is not None:
+            forgotten += before & ~now
+            changed += predicted[step] != predicted[step - 1]
+        first = np.where(now, np.minimum(first, step), steps)
+        right += now
+        before = now
+    return Histories(labels, first, forgotten, right == 0, right, changed)
 
 
 @dataclass(frozen=True)
@@ -71,10 +117,19 @@ class Predictions:
         """Return the positions as texts."""
         return [str(position) for position in self.positions]
 
-    @property
-    def accuracies(self) -> np.ndarray | None:
-        """Return the share of correct predictions at every checkpoint, shape (T,); None without labels."""
-        return None if self.labels is None else (self.predicted == self.labels).mean(axis=1)
+    @cached_property
+    def histories(self) -> Histories:
+        """Return the histories of the examples; raise DataError without labels."""
+        if self.labels is None:
+            raise DataError(
+                f"{self.run}: {self.split}: {NO_LABELS}, so no example is learned or forgotten; `by='step'` compares "
+                "the predictions alone"
+            )
+        return histories(self.predicted, self.labels)
+
+    def accuracy(self, index: int) -> float | None:
+        """Return the share of correct predictions at a checkpoint; None without labels."""
+        return None if self.labels is None else float((self.predicted[index] == self.labels).mean())
 
     def class_name(self, label: int) -> str | None:
         """Return the name of a class, or None if it has none."""

@@ -11,10 +11,9 @@ from ckpt_probe.analysis.groups import Measurement, collapse_values
 from ckpt_probe.analysis.paired import grain_of
 from ckpt_probe.analysis.records import grouped_by, metric_names, number
 from ckpt_probe.reporting.plots.description import RowTable, TableRows
-from ckpt_probe.reporting.plots.metrics import is_measure
-from ckpt_probe.reporting.runs import Run
+from ckpt_probe.reporting.plots.runs import Run, is_measure
 from ckpt_probe.reporting.table import add_row, label_of, plain_table
-from ckpt_probe.reporting.uncertain import MISSING, short_number
+from ckpt_probe.reporting.wording import MISSING, short_number
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:

@@ -11,11 +11,11 @@ from ckpt_probe.errors import listed
 from ckpt_probe.findings import Findings
 from ckpt_probe.findings.detection import name_of
 from ckpt_probe.findings.order import FEWEST_SEEDS
-from ckpt_probe.findings.sentences import event_sentence, run_name, series_key
+from ckpt_probe.findings.sentences import event_sentence, run_name, series_key, untested_names
 from ckpt_probe.reporting.plots.description import Bar, IntervalPlot
-from ckpt_probe.reporting.plots.metrics import axis_along
+from ckpt_probe.reporting.plots.runs import axis_along
 from ckpt_probe.reporting.table import add_row, plain_table
-from ckpt_probe.reporting.uncertain import MISSING, short_number
+from ckpt_probe.reporting.wording import MISSING, short_number
 
 Record = Mapping[str, Any]
 
@@ -57,11 +57,7 @@ def findings_footnotes(findings: Findings) -> list[str]:
             "metrics of a run; abrupt: within a factor of 2 in steps; smallest detectable: the jump in the middle of "
             "the run that would be reported in 90 % of the cases"
         )
-    reasons = grouped_by((limit for limit in findings.limits if limit.get("missing")), lambda limit: limit["missing"])
-    notes += [
-        f"{listed(list(dict.fromkeys(map(name_of, limits))))}: no events: {reason}"
-        for reason, limits in reasons.items()
-    ]
+    notes += [f"{listed(names)}: no events: {reason}" for reason, names in untested_names(findings).items()]
     absent = [f"{name_of(limit)} ({limit['absent']})" for limit in findings.limits if limit.get("absent")]
     if absent:
         notes.append(f"steps without a value, which are left out: {listed(list(dict.fromkeys(absent)), 12)}")

@@ -3,23 +3,17 @@
 import csv
 import io
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_probe.analysis import Comparison
-from ckpt_probe.analysis.entries import POSITION
-from ckpt_probe.analysis.records import metric_names, number
 from ckpt_probe.errors import DataError, in_cell, in_json, listed
-from ckpt_probe.files import refuse_existing, replacing, replacing_directory, write_text
+from ckpt_probe.files import refuse_existing, replacing, write_text
 from ckpt_probe.keywords import as_sequence
-from ckpt_probe.moments.registry import metrics_in, values_at_collapse
 from ckpt_probe.plugins import require_extra
-from ckpt_probe.progress import NullProgress, Progress
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -133,105 +127,3 @@ def _kind(value: Any, where: str) -> str:
     if isinstance(value, str):
         return "text"
     raise DataError(f"{where} is a {type(value).__name__}; a record maps names to numbers, text, true or false")
-
-
-Points = dict[tuple[str, int], float]
-"""The values of one run by metric and step."""
-
-AT_COLLAPSE = "at-collapse"
-"""Name of the run with the values at neural collapse, which TensorBoard draws as a line in each chart."""
-
-
-def write_event_files(
-    series: Mapping[str, Sequence[Record]],
-    directory: Path | str,
-    *,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> tuple[int, list[str]]:
-    """Write records into event files of TensorBoard below a directory, atomically.
-
-    A run is named CONDITION/SPLIT, or SPLIT if there is one condition. Dots in the names of metrics become slashes
-    (class/mir), by which TensorBoard groups its charts.
-
-    Args:
-        series: Records of each condition.
-        directory: Directory to create.
-        overwrite: Whether to replace an existing directory.
-        progress: Progress to report to.
-
-    Returns:
-        The number of written values, and notes on omitted records.
-
-    Raises:
-        UsageError: If tensorboard is not installed, or the directory exists.
-        DataError: If no record has a step, or a metric has two values at one step of one run.
-    """
-    directory = Path(directory)
-    refuse_existing(directory, overwrite=overwrite, directory=True)
-    require_extra("tensorboard", "tensorboard")
-    runs, notes = _runs(series)
-    from torch.utils.tensorboard import SummaryWriter
-
-    with (
-        replacing_directory(directory, overwrite=overwrite) as temporary,
-        (progress or NullProgress()).task("event files", sum(map(len, runs.values())), "values") as bar,
-    ):
-        for run, points in runs.items():
-            with closing(SummaryWriter(temporary / run)) as writer:
-                for (name, step), value in points.items():
-                    writer.add_scalar(name.replace(".", "/"), value, step)
-                    bar.advance()
-    return sum(len(points) for run, points in runs.items() if not run.endswith(AT_COLLAPSE)), notes
-
-
-def _runs(series: Mapping[str, Sequence[Record]]) -> tuple[dict[str, Points], list[str]]:
-    runs: dict[str, Points] = {}
-    notes = []
-    for condition, records in series.items():
-        prefix = [condition] if len(series) > 1 else []
-        metrics = metric_names(records, errors=True)
-        stepped = [record for record in records if number(record, "step", condition) is not None]
-        if len(stepped) < len(records):
-            notes.append(f"{condition}: {len(records) - len(stepped)} of {len(records)} records have no step, left out")
-        absent = 0
-        for record in stepped:
-            if record["step"] != int(record["step"]) or abs(record["step"]) >= 2**63:
-                raise DataError(f"{condition}: step {record['step']:g}: TensorBoard has whole steps of at most 64 bits")
-            run = _path([*prefix, *_run_parts(record)])
-            for name in metrics:
-                value = number(record, name, condition) if name in record else None
-                absent += name in record and value is None
-                if value is None:
-                    continue
-                step, points = int(record["step"]), runs.setdefault(run, {})
-                if (name, step) in points:
-                    raise DataError(
-                        f"{run}: {name} has several values at step {step}; name the files apart (NAME=FILE)"
-                    )
-                points[name, step] = value
-        if absent:
-            notes.append(f"{condition}: {absent} values are missing")
-        at_collapse = {
-            (metric.name, int(record["step"])): value
-            for metric in metrics_in(stepped)
-            for record in stepped
-            for value in values_at_collapse(metric, [record])
-            if value is not None
-        }
-        if at_collapse:
-            runs[_path([*prefix, AT_COLLAPSE])] = at_collapse
-    if not runs:
-        raise DataError("no record has a step and a number: there is nothing to export")
-    return runs, notes
-
-
-def _run_parts(record: Record) -> list[str]:
-    others = [name for name in POSITION if name not in {"checkpoint", "step", "split"} and record.get(name) is not None]
-    split = record.get("split")
-    return [*([] if split is None else [str(split)]), *(f"{name}-{record[name]}" for name in others)]
-
-
-def _path(parts: Sequence[str]) -> str:
-    # Names come from untrusted files and must not lead out of the directory.
-    return "/".join(re.sub(r"[^\w=+.-]", "_", part).lstrip(".") or "_" for part in parts) or "records"

@@ -13,7 +13,7 @@ from ckpt_probe.analysis.records import metric_names
 from ckpt_probe.errors import DataError, printable
 from ckpt_probe.moments.registry import find_metrics, suggest_metrics
 from ckpt_probe.reporting.table import PADDING, add_row, plain_table
-from ckpt_probe.reporting.uncertain import MISSING, error_of, number_with_error
+from ckpt_probe.reporting.wording import MISSING, error_of, number_with_error
 
 Record = Mapping[str, Any]
 

@@ -4,9 +4,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ckpt_probe.reporting.comparison import TOP, difference_table, grouped
+from ckpt_probe.errors import DataError, listed
+from ckpt_probe.findings.sentences import read_findings, read_group
+from ckpt_probe.progress import DeduplicatedProgress, NullProgress, Progress
+from ckpt_probe.reporting.comparison import TOP, difference_sentences, difference_table, grouped
 from ckpt_probe.reporting.findings import event_plots
-from ckpt_probe.reporting.material import Material, ReportOptions
+from ckpt_probe.reporting.material import Material, read_source
 from ckpt_probe.reporting.plots.description import Axis, Plot
 from ckpt_probe.reporting.plots.examples import (
     disagreement_maps,
@@ -23,16 +26,18 @@ from ckpt_probe.reporting.plots.layers import (
     spectrum_lines,
     trajectory_plot,
 )
-from ckpt_probe.reporting.plots.metrics import metric_plots
 from ckpt_probe.reporting.plots.paths import contour_plots, path_plots
 from ckpt_probe.reporting.plots.portraits import class_table, matrix_plots, spectrum_plots
-from ckpt_probe.reporting.provenance import Origin
-from ckpt_probe.reporting.runs import Run
-from ckpt_probe.reporting.sources import PathContents
+from ckpt_probe.reporting.plots.runs import Run, axis_along, common_axis, metric_plots, placed, positions
+from ckpt_probe.reporting.sources import Origin, PathContents, Source, origin_of, without_shared
+from ckpt_probe.reporting.wording import read_path, read_plane, read_supported
 from ckpt_probe.trajectories.rows import WeightSurvey
 
-DIFFERENCES, FINDINGS = "differences", "findings"
+OPEN = frozenset({"differences", "findings"})
 """Keys of the sections whose plots are open on a page that is drawn by group; all others are folded."""
+
+Headed = Iterable[tuple[str, Iterable[Plot | None]]]
+"""Plots under headings ("" for none), of which some may be missing."""
 
 
 @dataclass(frozen=True)
@@ -92,79 +97,133 @@ class Contents:
     shared: dict[str, str] = field(default_factory=dict)
 
 
-def sections_of(contents: Material, axis: str, options: ReportOptions) -> Iterable[Section]:
-    """Yield the sections of a report in order, also those without plots.
+def gather(sources: Sequence[Source], material: Material | None = None, progress: Progress | None = None) -> Contents:
+    """Read all sources and collect the contents of a report about them.
+
+    Dumps are analyzed, with the cache of records.
 
     Args:
-        contents: Material of the report.
-        axis: Quantity on the x axis of runs.
-        options: Options of the report.
+        sources: Sources of the report.
+        material: Options of the report, to which the sources are added; None for the defaults.
+        progress: Progress to report to.
+
+    Returns:
+        The contents, for the page or for figures.
+
+    Raises:
+        DataError: If no source can be read, or none contains anything that can be shown. A damaged one among others
+            is left out, with a message and a sentence in the report.
     """
-    groups, notes = metric_plots(contents.runs, axis)
-    if compared := contents.differences:
+    progress, material, origins = DeduplicatedProgress(progress or NullProgress()), material or Material(), []
+    with progress.task("sources", len(sources), "sources") as bar:
+        for source in sources:
+            try:
+                read_source(source, material, progress)
+                origins.append(origin_of(source))
+            except DataError as error:
+                if len(sources) == 1:
+                    raise
+                material.left_out[source.name] = str(error)
+                progress.message(f"left out: {error}")
+            bar.advance()
+    if not (material.runs or material.paths or material.planes or material.weights):
+        raise DataError(f"nothing to report: {listed(list(material.left_out.values()), most=3)}")
+    axis = common_axis(material.runs) if material.runs else "step"
+    tracks = [
+        Track(run.name, tuple(run.checkpoints), tuple(positions(placed(run, axis) or run, axis)))
+        for run in material.runs
+    ]
+    described = [
+        Section(key, title, lead, _groups(title, groups, material.has_groups and key not in OPEN), tuple(notes))
+        for key, title, lead, groups, notes in _sections(material, axis)
+    ]
+    sections = tuple(section for section in described if section.plots)
+    reading = tuple((about, tuple(sentences)) for about, sentences in _reading(material) if sentences)
+    if not (sections or reading):
+        notes = [note for section in described for note in section.notes]
+        reasons = listed(notes, most=3) or "the sources have no number by step, path or class"
+        raise DataError(f"nothing to show: {reasons}")
+    return Contents(
+        material.title,
+        reading,
+        sections,
+        axis_along(axis, sorted({value for track in tracks for value in track.positions if value is not None})),
+        tuple(tracks),
+        *(without_shared(origins) if material.has_groups else (tuple(origins), {})),
+    )
+
+
+def _reading(material: Material) -> Iterable[tuple[str, list[str]]]:
+    if material.differences:
+        yield "groups", difference_sentences(material.differences)
+    for group, findings in material.findings.items() if material.has_groups else ():
+        yield group, read_group(findings)
+    first = {name: [f"Left out: {message}"] for name, message in material.left_out.items()}
+    for name, weights in material.weights.items():
+        first.setdefault(name, []).extend(text for text in weights.sentences if text)
+    for run in [] if material.has_groups else material.runs:
+        about_run = [*read_findings(material.findings[run.name]), *read_supported(run.records)]
+        yield run.name, [*first.pop(run.name, []), *about_run]
+    yield from first.items()
+    for name, path in material.paths.items():
+        yield name, read_path(path.summary, path.plan.get("path"))
+    for name, plane in material.planes.items():
+        yield name, read_plane(plane.summary, plane.marks)
+
+
+def _sections(material: Material, axis: str) -> Iterable[tuple[str, str, str, Headed, Iterable[str]]]:
+    """Yield key, title, lead, plots and notes of every section in order, also of those without plots.
+
+    Args:
+        material: Material of the report.
+        axis: Quantity on the x axis of runs.
+    """
+    groups, notes = metric_plots(material.runs, axis)
+    if compared := material.differences:
         clearest = [f"metric-{name}" for name in list(dict.fromkeys(each.metric for each in compared))[:TOP]]
         plots = {plot.key: plot for _, of_group in groups for plot in of_group}
-        yield _section(
-            DIFFERENCES,
-            "Differences",
-            "How the groups differ at the end, the most clearly separated metrics first: mean and range over seeds.",
-            [("", [difference_table(compared)]), ("", [plots[key] for key in clearest if key in plots])],
-        )
+        headed = [("", [difference_table(compared)]), ("", [plots[key] for key in clearest if key in plots])]
+        lead = "How the groups differ at the end, the most clearly separated metrics first: mean and range over seeds."
+        yield "differences", "Differences", lead, headed, ()
         groups = [(title, [plot for plot in plots if plot.key not in clearest]) for title, plots in groups]
-    findings = _section(
-        FINDINGS,
-        "Findings",
-        "When metrics change: an interval of steps for each event, the earliest onset first.",
-        [("", event_plots(contents.findings))],
+    lead = "When metrics change: an interval of steps for each event, the earliest onset first."
+    findings = "findings", "Findings", lead, [("", event_plots(material.findings))], ()
+    lead = (
+        "Every number of every checkpoint. Solid and filled: train; dashed and hollow: test; dotted: at collapse; "
+        "shaded: 95 % intervals."
     )
-    metrics = _section(
-        "metrics",
-        "Metrics",
-        "Every number of every checkpoint. Solid and filled: train; dashed and hollow: test; dotted: at "
-        "collapse; shaded: 95 % intervals.",
-        groups,
-        notes,
-    )
-    yield from (findings, metrics) if contents.has_groups else (metrics, findings)
-    matrices, notes = _by_group(matrix_plots, contents)
+    metrics = "metrics", "Metrics", lead, groups, notes
+    yield from (findings, metrics) if material.has_groups else (metrics, findings)
     lead = "Cosines between the directions of classes, at the checkpoint of the slider."
-    yield _section("cosines", "Class means and classifier", lead, [("", matrices)], notes)
-    spectra, notes = _by_group(spectrum_plots, contents)
+    yield "cosines", "Class means and classifier", lead, *_by_group(matrix_plots, material)
     lead = "Eigenvalues of each Gram matrix divided by its size: at the checkpoint of the slider, and over the run."
-    yield _section("spectra", "Spectra", lead, [("", spectra)], notes)
-    table, notes = class_table(contents.runs)
-    yield _section("classes", "Classes", "Numbers of each class. Click a heading to sort.", [("", [table])], notes)
+    yield "spectra", "Spectra", lead, *_by_group(spectrum_plots, material)
+    table, notes = class_table(material.runs)
+    yield "classes", "Classes", "Numbers of each class. Click a heading to sort.", [("", [table])], notes
     layers = [
-        ("By layer and checkpoint", layer_maps(contents.runs)),
-        ("Similarity of layers", similarity_plots(contents.similar)),
-        ("Separation by depth", separation_plots(contents.runs)),
+        ("By layer and checkpoint", layer_maps(material.runs)),
+        ("Similarity of layers", similarity_plots(material.similar)),
+        ("Separation by depth", separation_plots(material.runs)),
     ]
     lead = "Layers of every checkpoint: metrics by layer and step, similarity of layers, separation of classes."
-    yield _section("layers", "Layers", lead, layers, contents.missing)
-    yield _examples(contents, axis, options)
+    yield "layers", "Layers", lead, layers, material.missing
+    lead = "Which rows were learned when and forgotten how often, and how much the predictions of networks differ."
+    yield "examples", "Examples", lead, *_examples(material, axis)
     lead = "What the files of the checkpoints say by themselves: the audit, the motion and the spectra of the weights."
-    yield _section("weights", "Weights", lead, _weight_groups(contents.weights))
+    yield "weights", "Weights", lead, _weight_groups(material.weights), ()
     lead = "Loss and error between two checkpoints, and how far they rise above the chord: the barrier."
-    yield _section("paths", "Paths", lead, path_plots(contents.paths), _notes_on_paths(contents.paths))
-    planes = [(name, contour_plots(plane, f"plane-{name}")) for name, plane in contents.planes.items()]
-    yield _section("planes", "Planes", "The loss over a plane of weights, with the checkpoints in it.", planes)
+    yield "paths", "Paths", lead, path_plots(material.paths), _notes_on_paths(material.paths)
+    planes = [(name, contour_plots(plane, f"plane-{name}")) for name, plane in material.planes.items()]
+    yield "planes", "Planes", "The loss over a plane of weights, with the checkpoints in it.", planes, ()
 
 
-def folded(section: Section) -> Section:
-    """Return a section whose plots are hidden until they are asked for."""
-    groups = (replace(group, title=group.title or section.title, folded=True) for group in section.groups)
-    return replace(section, groups=tuple(groups))
+def _groups(title: str, headed: Headed, folded: bool) -> tuple[Group, ...]:
+    """Return the groups that have plots; if `folded`, one without a heading has the title of the section."""
+    drawn = ((heading, tuple(plot for plot in plots if plot is not None)) for heading, plots in headed)
+    return tuple(Group(heading or folded * title, plots, folded) for heading, plots in drawn if plots)
 
 
-def _section(
-    key: str, title: str, lead: str, groups: Iterable[tuple[str, Iterable[Plot | None]]], notes: Iterable[str] = ()
-) -> Section:
-    """Return a section of those groups that have plots."""
-    drawn = ((heading, tuple(plot for plot in plots if plot is not None)) for heading, plots in groups)
-    return Section(key, title, lead, tuple(Group(heading, plots) for heading, plots in drawn if plots), tuple(notes))
-
-
-def _weight_groups(weights: Mapping[str, WeightSurvey]) -> Iterable[tuple[str, Sequence[Plot | None]]]:
+def _weight_groups(weights: Mapping[str, WeightSurvey]) -> Headed:
     for name, contents in weights.items():
         plots = {
             "By block and checkpoint": block_maps(
@@ -177,11 +236,11 @@ def _weight_groups(weights: Mapping[str, WeightSurvey]) -> Iterable[tuple[str, S
             yield title if len(weights) == 1 else f"{name}: {title.lower()}", drawn
 
 
-def _examples(contents: Material, axis: str, options: ReportOptions) -> Section:
-    series = [each for run in contents.predictions for each in run if len(each.members) > 1]
-    left_out = [reason for run in contents.predictions for each in run for reason in each.left_out.values()]
-    pairs, notes_on_pairs = run_table(contents.predictions)
-    worst, notes_on_samples = worst_table(series, options.data, options.data_arguments)
+def _examples(material: Material, axis: str) -> tuple[Headed, list[str]]:
+    series = [each for run in material.predictions for each in run if len(each.members) > 1]
+    left_out = [reason for run in material.predictions for each in run for reason in each.left_out.values()]
+    pairs, notes_on_pairs = run_table(material.predictions)
+    worst, notes_on_samples = worst_table(series, material.data, material.data_arguments)
     by_class, notes_on_classes = history_maps(series)
     steps, notes_on_steps = step_plots(series, axis)
     matrices, notes_on_matrices = disagreement_maps(series)
@@ -192,16 +251,18 @@ def _examples(contents: Material, axis: str, options: ReportOptions) -> Section:
         ("Every two checkpoints", matrices),
         ("Between runs", [pairs]),
     ]
-    notes = (*left_out, *notes_on_classes, *notes_on_samples, *notes_on_steps, *notes_on_matrices, *notes_on_pairs)
-    lead = "Which rows were learned when and forgotten how often, and how much the predictions of networks differ."
-    return _section("examples", "Examples", lead, groups, (*contents.without_predictions, *notes))
+    notes = [*notes_on_classes, *notes_on_samples, *notes_on_steps, *notes_on_matrices, *notes_on_pairs]
+    return groups, [*material.without_predictions, *left_out, *notes]
 
 
-def _by_group(describe: Callable[[Sequence[Run]], tuple[list[Any], list[str]]], contents: Material) -> Any:
+def _by_group(
+    describe: Callable[[Sequence[Run]], tuple[Sequence[Any], list[str]]], material: Material
+) -> tuple[Headed, list[str]]:
     """Describe plots of each group of runs beside each other; those of all runs together without groups."""
-    if not contents.has_groups:
-        return describe(contents.runs)
-    described = {group: describe(members) for group, members in grouped(contents.runs).items()}
+    if not material.has_groups:
+        plots, notes = describe(material.runs)
+        return [("", plots)], notes
+    described = {group: describe(members) for group, members in grouped(material.runs).items()}
     pairs = [
         replace(plot, key=f"{plot.key}-{group}", title=f"{plot.title}: {group}")
         for group, (plots, _) in described.items()
@@ -210,7 +271,7 @@ def _by_group(describe: Callable[[Sequence[Run]], tuple[list[Any], list[str]]], 
     # The plots of one matrix or spectrum follow each other.
     kinds = list(dict.fromkeys(plot.title.rpartition(": ")[0] for plot in pairs))
     pairs.sort(key=lambda plot: kinds.index(plot.title.rpartition(": ")[0]))
-    return pairs, [note for _, notes in described.values() for note in notes]
+    return [("", pairs)], [note for _, notes in described.values() for note in notes]
 
 
 def _notes_on_paths(paths: Mapping[str, PathContents]) -> Iterable[str]:

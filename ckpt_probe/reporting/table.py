@@ -28,7 +28,7 @@ from ckpt_probe.moments.registry import (
     metrics_in,
     values_at_collapse,
 )
-from ckpt_probe.reporting.uncertain import MISSING, error_of, number_with_error, short_number
+from ckpt_probe.reporting.wording import MISSING, error_of, number_with_error, short_number
 
 Record = Mapping[str, Any]
 
@@ -230,16 +230,14 @@ def _listed(rows: list[str]) -> str:
 
 def metrics_list() -> str:
     """Return all families with their costs and metrics: name, meaning, unit, direction, value at collapse, source."""
-    metrics = all_metrics()
+    metrics, families = all_metrics(), {family.name: family for family in FAMILIES}
     blocks = []
-    for family in FAMILIES:
-        optional = "" if family.name in DEFAULT else " (only on request)"
-        lines = [f"{family.name}: {family.meaning}{optional}", f"  cost: {family.cost}"]
-        blocks.append("\n".join([*lines, *(_line_of(metric) for metric in metrics if metric.family == family.name)]))
-    names = {family.name for family in FAMILIES}
-    for name in dict.fromkeys(metric.family for metric in metrics if metric.family not in names):
-        lines = [_line_of(metric) for metric in metrics if metric.family == name]
-        blocks.append("\n".join([f"{name}: metrics of an installed package", *lines]))
+    for name in dict.fromkeys([*families, *(metric.family for metric in metrics)]):
+        head = [f"{name}: metrics of an installed package"]
+        if family := families.get(name):
+            optional = "" if name in DEFAULT else " (only on request)"
+            head = [f"{name}: {family.meaning}{optional}", f"  cost: {family.cost}"]
+        blocks.append("\n".join([*head, *(_line_of(metric) for metric in metrics if metric.family == name)]))
     groups = [f"{name}: short for {','.join(families)}" for name, families in GROUPS.items()]
     return "\n\n".join([LIST_HEAD, *blocks, *groups])
 

@@ -18,7 +18,7 @@ from ckpt_probe.models import build_model
 from ckpt_probe.paths import barriers, evaluate_path, evaluate_plane
 from ckpt_probe.paths.positions import NO_INFLUENCES, ON_CHORD, barriers_with_errors
 from ckpt_probe.paths.shapes import linear
-from ckpt_probe.reporting.reading import read_path
+from ckpt_probe.reporting.wording import read_path
 from ckpt_probe.training import train
 
 HERE = {"device": "cpu", "splits": ["test"], "errors": True}

@@ -5,7 +5,7 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 from scipy.special import softmax as softmax_of_scipy
 
-from ckpt_probe.predictions.agreement import all_pairs, compare_predictions, divergences, symmetric
+from ckpt_probe.predictions.matrices import all_pairs, compare_predictions, divergences, symmetric
 from ckpt_probe.predictions.scores import softmax
 
 LABELS = np.array([0, 0, 0, 1, 1, 2])
@@ -23,7 +23,7 @@ def test_shares_of_six_rows_equal_those_counted_by_hand() -> None:
 
 
 def test_shares_over_several_blocks_equal_their_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ckpt_probe.predictions.agreement.ROWS", 64)
+    monkeypatch.setattr("ckpt_probe.predictions.matrices.ROWS", 64)
     rng = np.random.default_rng(1)
     labels, predicted = rng.integers(0, 4, 500), rng.integers(0, 4, (3, 500))
     shares = compare_predictions(predicted, labels, all_pairs(3))

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from ckpt_probe.predictions.histories import counts_by_class, histories, worst_first
+from ckpt_probe.predictions.examples import counts_by_class, worst_first
+from ckpt_probe.predictions.series import histories
 
 HISTORIES = {
     # The first index that stays right, the number of times forgotten, and whether never learned, by right (1) or wrong.

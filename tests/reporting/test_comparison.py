@@ -11,10 +11,10 @@ from scipy import stats
 
 import ckpt_probe as cp
 from ckpt_probe.reporting.comparison import difference_sentences, difference_table, differences
-from ckpt_probe.reporting.outputs import gather
-from ckpt_probe.reporting.page.document import page_of
+from ckpt_probe.reporting.page import page_of
 from ckpt_probe.reporting.plots.description import LinePlot, RowTable
-from ckpt_probe.reporting.runs import Run
+from ckpt_probe.reporting.plots.runs import Run
+from ckpt_probe.reporting.sections import gather
 from ckpt_probe.reporting.sources import open_sources
 
 STEPS = (1, 10, 100)

@@ -7,19 +7,18 @@ import pytest
 
 import ckpt_probe as cp
 from ckpt_probe.data import load_data
-from ckpt_probe.reporting import to_json_line
-from ckpt_probe.reporting.figures.export import draw_contents
-from ckpt_probe.reporting.material import ReportOptions
-from ckpt_probe.reporting.outputs import gather
+from ckpt_probe.reporting.figures import draw_contents
+from ckpt_probe.reporting.formats import to_json_line
+from ckpt_probe.reporting.material import Material
 from ckpt_probe.reporting.plots import examples as example_plots
-from ckpt_probe.reporting.sections import Contents, Section
+from ckpt_probe.reporting.sections import Contents, Section, gather
 from ckpt_probe.reporting.sources import open_sources
 
 
 @pytest.fixture(scope="module")
 def contents(study: Any) -> Contents:
     sources = open_sources(study.sources[:2])
-    return gather(sources, ReportOptions(splits=("test",), data="digits"))
+    return gather(sources, Material(splits=("test",), data="digits"))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +79,7 @@ def test_pairs_of_runs_have_a_table(section: Section, study: Any) -> None:
 def test_long_runs_and_many_classes_are_thinned(study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("MOST_CHECKPOINTS", 2), ("MOST_CLASSES", 3), ("LOGARITHMS", 1000)):
         monkeypatch.setattr(example_plots, name, value)
-    contents_found = gather(open_sources([str(study.dumps)]), ReportOptions(splits=("test",)))
+    contents_found = gather(open_sources([str(study.dumps)]), Material(splits=("test",)))
     (section,) = [section for section in contents_found.sections if section.key == "examples"]
     assert plot(section, "examples-disagreement").columns["a"] == ("0", "60")
     assert plot(section, "examples-divergence").meaning.endswith("in nats, on 100 rows")
@@ -89,7 +88,7 @@ def test_long_runs_and_many_classes_are_thinned(study: Any, monkeypatch: pytest.
 
 
 def test_data_of_other_rows_give_a_reason_instead_of_pictures(study: Any) -> None:
-    options = ReportOptions(splits=("test",), data="digits", data_arguments={"split_seed": 5})
+    options = Material(splits=("test",), data="digits", data_arguments={"split_seed": 5})
     contents_found = gather(open_sources([str(study.dumps)]), options)
     (section,) = [section for section in contents_found.sections if section.key == "examples"]
     assert plot(section, "examples-worst").tables[0].pictures is None

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 import ckpt_probe as cp
-from ckpt_probe.findings.watching import EventWatch
+from ckpt_probe.findings.sentences import EventWatch
 from ckpt_probe.reporting.findings import findings_footnotes
-from ckpt_probe.reporting.outputs import gather
 from ckpt_probe.reporting.plots.description import IntervalPlot
-from ckpt_probe.reporting.sections import Contents
+from ckpt_probe.reporting.sections import Contents, gather
 from ckpt_probe.reporting.sources import open_sources
 
 STEPS = [int(step) for step in np.unique(np.geomspace(1, 6000, 40).round())]

@@ -11,7 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import ckpt_probe as cp
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.reporting import to_json_line, write_event_files, write_parquet
+from ckpt_probe.reporting.conditions import write_event_files
+from ckpt_probe.reporting.formats import to_json_line, write_parquet
 
 RECORDS = [
     {"checkpoint": "a", "step": 0, "split": "train", "accuracy": 0.25, "loss": 1, "missing": None, "nc1.pinv": None},

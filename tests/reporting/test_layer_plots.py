@@ -13,12 +13,11 @@ from ckpt_probe.cli.app import run
 from ckpt_probe.dumps import open_dump
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.similarity import mir
-from ckpt_probe.reporting import to_json_line
-from ckpt_probe.reporting.figures.export import draw_contents
-from ckpt_probe.reporting.material import ReportOptions
-from ckpt_probe.reporting.outputs import gather
+from ckpt_probe.reporting.figures import draw_contents
+from ckpt_probe.reporting.formats import to_json_line
+from ckpt_probe.reporting.material import Material
 from ckpt_probe.reporting.plots.description import LayerMap, LinePlot, MatrixPlot
-from ckpt_probe.reporting.sections import Contents, Section
+from ckpt_probe.reporting.sections import Contents, Section, gather
 from ckpt_probe.reporting.sources import open_sources
 
 
@@ -84,7 +83,7 @@ def mir_or_nan(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def test_information_between_layers_uses_evenly_spaced_rows(layered: Path) -> None:
-    contents = gather(open_sources([str(layered)]), ReportOptions(mir_rows=50))
+    contents = gather(open_sources([str(layered)]), Material(mir_rows=50))
     plot = next(plot for plot in section(contents).plots if plot.key == "layers-mir")
     assert isinstance(plot, MatrixPlot)
     assert "on 50 of these rows" in plot.meaning
@@ -132,7 +131,7 @@ def test_records_of_layers_have_maps_without_similarities(records: list[dict], t
 
 
 def test_plots_of_layers_can_be_exported_as_figures(contents: Contents, tmp_path: Path) -> None:
-    """Cover one plot of each kind; tests/reporting/figures checks that every plot of a page is drawn."""
+    """Cover one plot of each kind; tests/reporting/test_figures.py checks that every plot of a page is drawn."""
     keys = "layers-nc1.pinv", "layers-mir", "layers-cka", "layers-cka-penultimate", "separation"
     plots = tuple(plot for plot in section(contents).plots if plot.key.startswith("separation") or plot.key in keys)
     groups = (replace(section(contents).groups[0], plots=plots),)

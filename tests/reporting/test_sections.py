@@ -10,11 +10,10 @@ import pytest
 from ckpt_probe.analysis import analyze, read_records
 from ckpt_probe.dumps import DumpWriter, open_dump
 from ckpt_probe.errors import DataError
-from ckpt_probe.reporting.material import ReportOptions
-from ckpt_probe.reporting.outputs import gather
+from ckpt_probe.reporting.material import Material
 from ckpt_probe.reporting.plots import portraits
 from ckpt_probe.reporting.plots.description import Frames, LinePlot, MatrixPlot, SpectrumPlot
-from ckpt_probe.reporting.sections import Contents
+from ckpt_probe.reporting.sections import Contents, gather
 from ckpt_probe.reporting.sources import open_sources
 
 
@@ -26,7 +25,7 @@ def contents(study: Any) -> Contents:
 def report(tmp_path: Path, lines: list[dict[str, Any]], **options: Any) -> Contents:
     file = tmp_path / "run.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return gather(open_sources([str(file)]), ReportOptions(**options))
+    return gather(open_sources([str(file)]), Material(**options))
 
 
 def plots(contents: Contents, section: str) -> dict[str, Any]:
@@ -159,7 +158,7 @@ def test_pictures_beyond_the_limit_are_thinned_evenly_with_a_note(study: Any, mo
 
 def test_matrices_and_table_have_the_names_of_classes(study: Any) -> None:
     names = ("zero", "", "two")
-    contents_found = gather(open_sources([str(study.dumps)]), ReportOptions(class_names=names))
+    contents_found = gather(open_sources([str(study.dumps)]), Material(class_names=names))
     expected = ("zero", "1", "two", *"3456789")
     assert plots(contents_found, "cosines")["cosines-means"].labels["a"] == expected
     table = plots(contents_found, "classes")["classes"]
@@ -223,7 +222,7 @@ def test_classes_have_the_names_stored_in_the_dumps(tmp_path: Path) -> None:
         writer.write_class_names(names)
         writer.start_split("test", len(labels), logits=False)
         writer.append("test", rows, labels)
-    for options, expected in ((ReportOptions(), names), (ReportOptions(class_names=("x", "y", "z")), ("x", "y", "z"))):
+    for options, expected in ((Material(), names), (Material(class_names=("x", "y", "z")), ("x", "y", "z"))):
         contents_found = gather(open_sources([f"run={tmp_path / 'run-5.h5'}"]), options)
         assert plots(contents_found, "cosines")["cosines-means"].labels["run"] == expected
         assert plots(contents_found, "classes")["classes"].labels["run"] == expected

@@ -12,8 +12,10 @@ from ckpt_probe.analysis import analyze_features, in_order
 from ckpt_probe.analysis.similarity import Similarity
 from ckpt_probe.errors import DataError
 from ckpt_probe.moments.registry import DEFAULT, DOCUMENTS, LAYERS, METRICS, TRAIN_MEANS
-from ckpt_probe.reporting import footnotes, records_table, short_number, to_csv, to_json_line
+from ckpt_probe.reporting.formats import to_csv, to_json_line
 from ckpt_probe.reporting.matrix_tables import Grid, blocks_of_columns, grid_table, similarity_table
+from ckpt_probe.reporting.table import footnotes, records_table
+from ckpt_probe.reporting.wording import short_number
 
 
 def records(classes: int = 4) -> list[dict]:

@@ -14,7 +14,7 @@ from ckpt_probe.analysis import analyze
 from ckpt_probe.cli.app import run
 from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import in_cell, in_json, printable
-from ckpt_probe.reporting import to_csv, to_json_line
+from ckpt_probe.reporting.formats import to_csv, to_json_line
 
 NASTY = "\x1b]0;owned\x07[red]\u202egnp.exe\x9b2J"
 

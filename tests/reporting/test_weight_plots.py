@@ -10,8 +10,8 @@ import torch
 
 import ckpt_probe as cp
 from ckpt_probe.cli.app import run
-from ckpt_probe.reporting.figures.export import draw_contents
-from ckpt_probe.reporting.outputs import gather
+from ckpt_probe.reporting.figures import draw_contents
+from ckpt_probe.reporting.sections import gather
 from ckpt_probe.reporting.sources import open_sources
 
 

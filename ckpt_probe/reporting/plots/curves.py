@@ -4,7 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ckpt_probe.analysis.entries import STDERR
@@ -78,8 +78,43 @@ def line_plots(
     metrics = {name: metric_named(name) or Metric(name, name, "", "") for name in names}
     at_collapse = {name: _references(metric, _all_records(series)) for name, metric in metrics.items()}
     axis = x_axis(x, sorted({at for curve in all_curves for at in curve.x}), log=log_x)
-    styles = _Styles(list(series), list(dict.fromkeys(curve.split for curve in all_curves)))
-    plots = [_panel(panel, all_curves, metrics, at_collapse, axis, log_y, styles, tuple(marks)) for panel in panels]
+    others = [split for split in dict.fromkeys(curve.split for curve in all_curves) if split not in DASHES]
+    several = len(series) > 1
+
+    def style(panel: Sequence[str], curve: Line) -> Style:
+        items, item = (list(series), curve.condition) if several else (panel, curve.metric)
+        return Style(
+            colour_of(items.index(item), len(items)),
+            DASHES.get(curve.split) or OTHER_DASHES[others.index(curve.split) % len(OTHER_DASHES)],
+            MARKERS[panel.index(curve.metric) % len(MARKERS)] if several else MARKERS[0],
+            hollow=curve.split not in {"train", None},
+        )
+
+    plots = []
+    for panel in panels:
+        units = {metrics[name].unit for name in panel}
+        title = ", ".join(metrics[name].label for name in panel)
+        metric = metrics[panel[0]]
+        meaning = f"{metric.meaning} ({metric.source})" if metric.source else metric.meaning
+        levels = [
+            Level(value, "at collapse", GREY if several or len(panel) == 1 else colour_of(index, len(panel)))
+            for index, name in enumerate(panel)
+            for value in at_collapse[name]
+        ]
+        lines = [replace(curve, style=style(panel, curve)) for curve in all_curves if curve.metric in panel]
+        plots.append(
+            LinePlot(
+                key="-".join(panel),
+                title=title,
+                x=axis,
+                y=Axis(title, units.pop() if len(units) == 1 else "", log=log_y),
+                lines=tuple(lines),
+                names={name: metrics[name].label for name in panel},
+                meaning=meaning if len(panel) == 1 else "",
+                levels=tuple(levels),
+                marks=tuple(marks),
+            )
+        )
     return plots, [*notes, *(_beyond_log_axis(all_curves, metrics, at_collapse) if log_y else [])]
 
 
@@ -114,63 +149,6 @@ def x_axis(name: str, positions: Sequence[float], *, log: bool) -> Axis:
         linear_to=first,
         ticks=() if first is None else _ticks(first, positions[-1]),
         integer=name in {"step", "epoch"},
-    )
-
-
-@dataclass(frozen=True)
-class _Styles:
-    """Styles of all curves: which conditions and splits they must distinguish."""
-
-    conditions: Sequence[str]
-    splits: Sequence[str | None]
-
-    def of(self, panel: Sequence[str], curve: Line) -> Style:
-        several = len(self.conditions) > 1
-        others = [split for split in self.splits if split not in DASHES]
-        return Style(
-            self.colour(panel, curve.condition, curve.metric),
-            DASHES.get(curve.split) or OTHER_DASHES[others.index(curve.split) % len(OTHER_DASHES)],
-            MARKERS[panel.index(curve.metric) % len(MARKERS)] if several else MARKERS[0],
-            hollow=curve.split not in {"train", None},
-        )
-
-    def colour(self, panel: Sequence[str], condition: str, metric: str) -> str:
-        if len(self.conditions) == 1:
-            return colour_of(panel.index(metric), len(panel))
-        return colour_of(self.conditions.index(condition), len(self.conditions))
-
-
-def _panel(
-    panel: Sequence[str],
-    all_curves: Sequence[Line],
-    metrics: Mapping[str, Metric],
-    at_collapse: Mapping[str, Sequence[float]],
-    x: Axis,
-    log_y: bool,
-    styles: _Styles,
-    marks: tuple[Mark, ...],
-) -> LinePlot:
-    units = {metrics[name].unit for name in panel}
-    title = ", ".join(metrics[name].label for name in panel)
-    single = len(styles.conditions) == 1 and len(panel) > 1
-    levels = [
-        Level(value, "at collapse", styles.colour(panel, styles.conditions[0], name) if single else GREY)
-        for name in panel
-        for value in at_collapse[name]
-    ]
-    lines = [replace(curve, style=styles.of(panel, curve)) for curve in all_curves if curve.metric in panel]
-    metric = metrics[panel[0]]
-    meaning = f"{metric.meaning} ({metric.source})" if metric.source else metric.meaning
-    return LinePlot(
-        key="-".join(panel),
-        title=title,
-        x=x,
-        y=Axis(title, units.pop() if len(units) == 1 else "", log=log_y),
-        lines=tuple(lines),
-        names={name: metrics[name].label for name in panel},
-        meaning=meaning if len(panel) == 1 else "",
-        levels=tuple(levels),
-        marks=marks,
     )
 
 
@@ -233,11 +211,9 @@ def curves(
         count = len(result)
         for metric in metrics:
             for split in chosen:
-                seeds = [_values(records, metric, split, x, condition) for records in runs]
-                if any(seeds):
-                    curve, omitted = _mean_curve(condition, metric, split, seeds)
-                    result.append(_with_errors(curve, runs, x))
-                    notes += [f"{condition}: {metric}: {reason}; the line breaks there" for reason in omitted]
+                curve, omitted = _curve(condition, metric, split, runs, x)
+                result += [curve] if curve.x else []
+                notes += [f"{condition}: {metric}: {reason}; the line breaks there" for reason in omitted]
         if len(result) == count:
             wanted = f"{' or '.join(metrics)} at a known {x}"
             raise DataError(f"{condition}: no record has {wanted}; {_available(_all_records({condition: runs}))}")
@@ -300,13 +276,12 @@ def _values(records: Sequence[Record], metric: str, split: str | None, x: str, s
     return dict(sorted(known))
 
 
-def _mean_curve(
-    condition: str, metric: str, split: str | None, seeds: list[dict[float, float]]
-) -> tuple[Line, list[str]]:
-    """Return the curve over all seeds, and notes on the values that are not drawn.
+def _curve(condition: str, metric: str, split: str | None, runs: Runs, x: str) -> tuple[Line, list[str]]:
+    """Return the curve over all seeds, with the standard errors of a single one, and notes on values not drawn.
 
     A mean over fewer seeds at one position than at its neighbour would bend the line, so it needs all seeds.
     """
+    seeds = [_values(records, metric, split, x, condition) for records in runs]
     positions = sorted({at for values in seeds for at in values})
     columns = [[values.get(at, math.nan) for values in seeds] for at in positions]
     values = [value for column in columns for value in column]
@@ -317,22 +292,12 @@ def _mean_curve(
     complete = [column if all(abs(value) <= LARGEST for value in column) else [math.nan] for column in columns]
     mean = [sum(column) / len(column) for column in complete]
     low, high = [*map(min, complete)], [*map(max, complete)]
-    return Line(condition, metric, split, positions, mean, seeds=len(seeds), low=low, high=high), [
+    known = _values(runs[0], f"{metric}{STDERR}", split, x, condition) if len(runs) == 1 else {}
+    errors = [known.get(at, math.nan) for at in positions]
+    errors = [] if all(map(math.isnan, errors)) else errors
+    return Line(condition, metric, split, positions, mean, seeds=len(seeds), low=low, high=high, errors=errors), [
         f"{count} values {reason}" for reason, count in counts.items() if count
     ]
-
-
-def _with_errors(curve: Line, runs: Runs, x: str) -> Line:
-    """Return a curve of a single seed with its standard errors, if its records have any."""
-    if len(runs) != 1:
-        return curve
-    name = f"{curve.metric}{STDERR}"
-    known = {
-        position(record, x, curve.condition): error
-        for record in runs[0]
-        if record.get("split") == curve.split and (error := number(record, name, curve.condition)) is not None
-    }
-    return replace(curve, errors=[known.get(at, math.nan) for at in curve.x]) if known else curve
 
 
 def _chosen_splits(records: Sequence[Record], splits: Sequence[str] | None) -> list[str | None]:

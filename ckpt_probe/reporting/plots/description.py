@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ckpt_probe.reporting.uncertain import INTERVAL
+from ckpt_probe.reporting.wording import INTERVAL
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
 """Palette of Okabe and Ito, distinguishable with every kind of colour vision; without yellow, which is faint on white.

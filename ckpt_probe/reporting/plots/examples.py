@@ -12,13 +12,12 @@ from ckpt_probe.analysis.records import grouped_by
 from ckpt_probe.data import names_of
 from ckpt_probe.errors import DataError
 from ckpt_probe.predictions import Predictions
-from ckpt_probe.predictions.examples import common_splits, example_records, pair_records, step_records
-from ckpt_probe.predictions.histories import Histories, counts_by_class, histories
+from ckpt_probe.predictions.examples import counts_by_class, example_records, pair_records, step_records
 from ckpt_probe.predictions.matrices import step_matrices
 from ckpt_probe.predictions.samples import open_samples, pictures
+from ckpt_probe.predictions.series import Histories, common_splits
 from ckpt_probe.reporting.plots.description import Frames, LayerMap, LinePlot, RowTable, TableRows, evenly
-from ckpt_probe.reporting.plots.metrics import metric_plots, spread_out
-from ckpt_probe.reporting.runs import run_of_records
+from ckpt_probe.reporting.plots.runs import metric_plots, run_of_records, spread_out
 
 MOST_CHECKPOINTS, MOST_CLASSES, MOST_EXAMPLES = 40, 40, 30
 """Checkpoints of a matrix, classes of a histogram, and examples of a table of one run and split."""
@@ -88,21 +87,23 @@ def history_maps(read: Sequence[Predictions]) -> tuple[list[LayerMap], list[str]
     classes, steps, times = {}, {}, {}
     labelled = [each for each in read if each.labels is not None]
     for run, of_run in grouped_by(labelled, lambda each: each.run).items():
-        numbers = [(each, _labels(each), histories(each.predicted, _labels(each))) for each in of_run]
-        labels = np.unique(np.concatenate([of_rows for _, of_rows, _ in numbers]))
+        numbers = [each.histories for each in of_run]
+        labels = np.unique(np.concatenate([each.labels for each in numbers]))
         chosen = _most_forgotten(numbers, labels)
         if len(chosen) < len(labels):
             notes.append(f"{run}: {len(chosen)} of {len(labels)} classes, those that were forgotten most often")
         names = list(dict.fromkeys(name for each in of_run for name in each.names))
-        most = max(int(history.forgotten.max(initial=0)) for _, _, history in numbers)
+        most = max(int(each.forgotten.max(initial=0)) for each in numbers)
         classes[run] = tuple(of_run[0].class_name(int(label)) or str(label) for label in labels[chosen])
         steps[run], times[run] = (*names, "not learned"), tuple(map(str, range(most + 1)))
-        for each, of_rows, history in numbers:
+        for each, history in zip(of_run, numbers, strict=True):
             by_step = np.full((len(chosen), len(names) + 1), math.nan)
             positions = [*(names.index(name) for name in each.names), len(names)]
-            by_step[:, positions] = counts_by_class(history.first_learned, of_rows, labels, len(positions))[chosen]
+            by_step[:, positions] = counts_by_class(history.first_learned, history.labels, labels, len(positions))[
+                chosen
+            ]
             learned.append(Frames(run, each.split, (0,), by_step[None]))
-            by_times = counts_by_class(history.forgotten, of_rows, labels, most + 1)[chosen].astype(float)
+            by_times = counts_by_class(history.forgotten, history.labels, labels, most + 1)[chosen].astype(float)
             forgotten.append(Frames(run, each.split, (0,), by_times[None]))
     maps = [
         LayerMap(f"examples-{key}", title, meaning, tuple(frames), classes, columns, False, "classes", across)
@@ -219,7 +220,7 @@ def _cell(record: Mapping[str, Any], name: str) -> str | float:
 
 
 def _summary(predictions: Predictions) -> str:
-    numbers = histories(predictions.predicted, _labels(predictions))
+    numbers = predictions.histories
     learned = np.count_nonzero(numbers.first_learned < len(predictions.members))
     never, forgotten = np.count_nonzero(numbers.never_learned), np.count_nonzero(numbers.forgotten)
     return (
@@ -228,16 +229,11 @@ def _summary(predictions: Predictions) -> str:
     )
 
 
-def _labels(predictions: Predictions) -> np.ndarray:
-    assert predictions.labels is not None
-    return predictions.labels
-
-
-def _most_forgotten(numbers: Sequence[tuple[Predictions, np.ndarray, Histories]], labels: np.ndarray) -> np.ndarray:
+def _most_forgotten(numbers: Sequence[Histories], labels: np.ndarray) -> np.ndarray:
     """Return the indices of at most `MOST_CLASSES` classes, in order."""
     events = np.zeros(len(labels))
-    for _, of_rows, history in numbers:
-        events += np.bincount(np.searchsorted(labels, of_rows), history.forgotten, len(labels))
+    for each in numbers:
+        events += np.bincount(np.searchsorted(labels, each.labels), each.forgotten, len(labels))
     return np.sort(np.argsort(-events, kind="stable")[:MOST_CLASSES])
 
 

@@ -28,8 +28,7 @@ from ckpt_probe.reporting.plots.description import (
     evenly,
     float_of,
 )
-from ckpt_probe.reporting.plots.metrics import spread_out
-from ckpt_probe.reporting.runs import Run
+from ckpt_probe.reporting.plots.runs import Run, spread_out
 from ckpt_probe.series import natural
 from ckpt_probe.trajectories.rows import WeightSurvey
 from ckpt_probe.trajectories.spectra import Spectrum

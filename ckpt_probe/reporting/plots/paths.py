@@ -10,9 +10,9 @@ import numpy as np
 from ckpt_probe.analysis.records import number
 from ckpt_probe.reporting.plots.curves import AXIS_NAMES
 from ckpt_probe.reporting.plots.description import Axis, ContourPlot, Line, LinePlot, PlanePoint, Span, Style
-from ckpt_probe.reporting.plots.metrics import coloured_by_split
+from ckpt_probe.reporting.plots.runs import coloured_by_split
 from ckpt_probe.reporting.sources import PathContents
-from ckpt_probe.reporting.uncertain import number_in
+from ckpt_probe.reporting.wording import number_in
 
 if TYPE_CHECKING:
     from ckpt_probe.paths import PlaneResult

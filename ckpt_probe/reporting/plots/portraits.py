@@ -1,10 +1,12 @@
 """Describe plots of checkpoints with one frame each: cosine matrices, spectra, and the table of classes."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 
 import numpy as np
 
 from ckpt_probe.analysis.entries import STDERR
+from ckpt_probe.analysis.records import grouped_by
 from ckpt_probe.metrics.theory import simplex_exists
 from ckpt_probe.moments.record import DetailedRecord
 from ckpt_probe.moments.registry import CLASS_METRICS
@@ -17,7 +19,7 @@ from ckpt_probe.reporting.plots.description import (
     evenly,
     float_of,
 )
-from ckpt_probe.reporting.runs import Run
+from ckpt_probe.reporting.plots.runs import Run
 
 MOST_NUMBERS = {"cosines": 300_000, "spectra": 300_000, "classes": 250_000}
 """Largest number of values of each kind in a page; if there are more, only evenly spaced checkpoints are drawn."""
@@ -63,11 +65,9 @@ def matrix_plots(runs: Sequence[Run]) -> tuple[list[MatrixPlot], list[str]]:
             notes.append(
                 f"{run.name}: cosines of {classes} classes, averaged in {len(blocks[run.name])} blocks of up to {most}"
             )
-    values = {name: _cosines(runs, name, blocks) for name in MATRICES}
-    drawn = _drawn_checkpoints(runs, values.values(), "cosines", notes)
+    all_frames = _frames(runs, {name: _cosines(runs, name, blocks) for name in MATRICES}, "cosines", notes)
     for name, (title, meaning) in MATRICES.items():
-        frames = _frames(values[name], drawn)
-        if frames:
+        if frames := all_frames[name]:
             present = [run for run in runs if run.name in {frame.run for frame in frames}]
             labels = {run.name: _block_labels(run, blocks[run.name]) for run in present}
             levels = {run.name: -1 / (count - 1) for run in present if (count := _simplex(run))}
@@ -80,17 +80,15 @@ def spectrum_plots(runs: Sequence[Run]) -> tuple[list[SpectrumPlot], list[str]]:
     spectra = [each.portrait.spectra for run in runs for each in run.details if each.portrait is not None]
     names = [name for name in SPECTRA if any(name in of_checkpoint for of_checkpoint in spectra)]
     ranks = {name: max((each[name][0] for each in spectra if name in each), key=len) for name in names}
-    values = {name: _eigenvalues(runs, name, len(ranks[name])) for name in names}
     notes: list[str] = []
-    drawn = _drawn_checkpoints(runs, values.values(), "spectra", notes)
+    frames = _frames(runs, {name: _eigenvalues(runs, name, len(ranks[name])) for name in names}, "spectra", notes)
     if any(each[-1] > len(each) for each in ranks.values() if each):
         notes.append("spectra are drawn at the first 20 eigenvalues and at ever fewer of those after them")
     plots = []
     for name in names:
         title, meaning = SPECTRA[name]
         at_collapse = {run.name: count - 1 for run in runs if name in AT_COLLAPSE and (count := _simplex(run))}
-        frames = _frames(values[name], drawn)
-        plots.append(SpectrumPlot(f"spectrum-{name}", title, meaning, tuple(ranks[name]), frames, at_collapse))
+        plots.append(SpectrumPlot(f"spectrum-{name}", title, meaning, tuple(ranks[name]), frames[name], at_collapse))
     return plots, notes
 
 
@@ -113,8 +111,7 @@ def class_table(runs: Sequence[Run]) -> tuple[ClassTable | None, list[str]]:
         return np.array([[float_of(by_class.get(c, {}).get(name)) for name in all_names] for c in classes[run.name]])
 
     notes: list[str] = []
-    values = _values(runs, numbers)
-    frames = _frames(values, _drawn_checkpoints(runs, [values], "classes", notes))
+    frames = _frames(runs, {"": _values(runs, numbers)}, "classes", notes)[""]
     labels = {run.name: tuple(map(run.label, classes[run.name])) for run in runs if classes[run.name]}
     places = {name: len(names) + index for index, name in enumerate(with_errors)}
     columns = tuple(Column(m.name, m.label, m.meaning, places.get(m.name, -1)) for m in metrics)
@@ -169,11 +166,11 @@ def _eigenvalues(runs: Sequence[Run], name: str, length: int) -> list[Values]:
     return _values(runs, padded)
 
 
-def _drawn_checkpoints(
-    runs: Sequence[Run], values: Iterable[Sequence[Values]], kind: str, notes: list[str]
-) -> dict[str, set[int]]:
-    """Return the checkpoints of each run whose matrices fit into the page; add a note if they are not all."""
-    numbers = sum(array.size for of_kind in values for _, _, _, array in of_kind)
+def _frames(
+    runs: Sequence[Run], values: Mapping[str, Sequence[Values]], kind: str, notes: list[str]
+) -> dict[str, tuple[Frames, ...]]:
+    """Return the arrays of each name by run and split, of as many checkpoints as fit into the page; note the others."""
+    numbers = sum(array.size for of_name in values.values() for _, _, _, array in of_name)
     share = min(1.0, MOST_NUMBERS[kind] / max(1, numbers))
     drawn = {}
     for run in runs:
@@ -184,17 +181,16 @@ def _drawn_checkpoints(
             notes.append(
                 f"{run.name}: {kind} of {count} of {len(checkpoints)} checkpoints, evenly spaced, to stay small"
             )
-    return drawn
-
-
-def _frames(values: Iterable[Values], drawn: Mapping[str, set[int]]) -> tuple[Frames, ...]:
-    groups: dict[tuple[str, str], dict[int, np.ndarray]] = {}
-    for run, split, checkpoint, array in values:
-        if checkpoint in drawn[run]:
-            groups.setdefault((run, split), {})[checkpoint] = array
-    return tuple(
-        Frames(run, split, tuple(arrays), np.stack(list(arrays.values()))) for (run, split), arrays in groups.items()
-    )
+    frames = {}
+    for name, of_name in values.items():
+        chosen = (each for each in of_name if each[2] in drawn[each[0]])
+        arrays = {
+            key: {each[2]: each[3] for each in group} for key, group in grouped_by(chosen, itemgetter(0, 1)).items()
+        }
+        frames[name] = tuple(
+            Frames(run, split, tuple(each), np.stack([*each.values()])) for (run, split), each in arrays.items()
+        )
+    return frames
 
 
 def _blocks(run: Run) -> list[list[int]]:

@@ -12,11 +12,10 @@ import pytest
 from ckpt_probe.cli.plane import shade
 from ckpt_probe.errors import UsageError
 from ckpt_probe.paths import PlaneResult
-from ckpt_probe.reporting.figures.export import draw_contents, draw_plane
-from ckpt_probe.reporting.material import ReportOptions
-from ckpt_probe.reporting.outputs import gather
+from ckpt_probe.reporting.figures import draw_contents, draw_plane
+from ckpt_probe.reporting.material import Material
 from ckpt_probe.reporting.plots.paths import loss_levels
-from ckpt_probe.reporting.sections import Contents
+from ckpt_probe.reporting.sections import Contents, gather
 from ckpt_probe.reporting.sources import open_sources
 
 ESCAPE = "\x1b[31m"
@@ -26,7 +25,7 @@ ESCAPE = "\x1b[31m"
 def contents(study: Any) -> Contents:
     """Return the contents of a report with one plot of each kind."""
     complete = gather(
-        open_sources([study.sources[i] for i in (0, 2, 4)]), ReportOptions(class_names=("zero", f"one{ESCAPE}", "$2$"))
+        open_sources([study.sources[i] for i in (0, 2, 4)]), Material(class_names=("zero", f"one{ESCAPE}", "$2$"))
     )
     sections = []
     for section in complete.sections:

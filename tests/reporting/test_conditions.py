@@ -11,8 +11,8 @@ import pytest
 import ckpt_probe as cp
 from ckpt_probe.cli.app import run
 from ckpt_probe.progress import MessageLog
-from ckpt_probe.reporting.outputs import gather
 from ckpt_probe.reporting.plots.curves import panels_of
+from ckpt_probe.reporting.sections import gather
 from ckpt_probe.reporting.sources import open_sources
 
 pytest.importorskip("matplotlib")

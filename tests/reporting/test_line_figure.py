@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.reporting.figures.line_figure import plot
+from ckpt_probe.reporting.line_figure import plot
 from ckpt_probe.reporting.plots.curves import axis_of, curves, line_plots
 from ckpt_probe.reporting.plots.description import COLOURS, Mark
 

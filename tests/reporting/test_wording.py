@@ -1,4 +1,4 @@
-"""Tests of numbers with standard errors in tables, curves and sentences, and of subtracted biases."""
+"""Tests of numbers as text with their errors, in tables, curves and sentences, and of sentences about paths."""
 
 import io
 import math
@@ -9,9 +9,9 @@ from rich.console import Console
 
 from ckpt_probe.analysis.entries import corrected, corrected_value, in_order
 from ckpt_probe.analysis.records import metric_names
-from ckpt_probe.reporting import number_with_error, records_table
 from ckpt_probe.reporting.plots.curves import line_plots
-from ckpt_probe.reporting.reading import read_supported
+from ckpt_probe.reporting.table import records_table
+from ckpt_probe.reporting.wording import number_with_error, read_path, read_supported
 
 
 @pytest.mark.parametrize(
@@ -102,3 +102,31 @@ def test_splits_are_compared_within_their_errors() -> None:
     ]
     assert read_supported(nc1) == ["At the end training and test NC1 differ by 0.10 ± 0.28: within their error."]
     assert read_supported([nc1[0], {**nc1[1], "nc1.pinv": 2.0}]) == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "opening", "verdict"),
+    [
+        ("linear", "On the straight line", "linearly connected"),
+        ("bezier", "On the Bézier curve", "connected by this path"),
+        ("polychain", "On the bent line", "connected by this path"),
+        ("slerp", "On the arc", "connected by this path"),
+        (None, "On the path", "connected by this path"),
+    ],
+)
+def test_a_path_is_described_by_its_shape(shape: str | None, opening: str, verdict: str) -> None:
+    [sentence] = read_path([{"split": "test", "barrier.error": 0.001}], shape)
+    assert sentence.startswith(f"{opening} between the two ends (test)")
+    assert verdict in sentence
+    assert ("linearly" in sentence) == (shape == "linear")
+
+
+def test_a_path_without_a_barrier_has_no_sentence() -> None:
+    assert read_path([{"split": "test", "barrier.error": None, "barrier.loss": None}]) == []
+
+
+def test_an_error_barrier_within_two_per_cent_does_not_separate_networks() -> None:
+    low = {"split": "test", "barrier.error": 0.001, "barrier.loss": 0.01}
+    high = {"split": "test", "barrier.error": 0.3, "barrier.loss": 1.0}
+    assert "within the 2%" in read_path([low])[0]
+    assert "a barrier parts them" in read_path([high])[0]

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from ckpt_probe.cli.app import run
-from ckpt_probe.reporting.material import ReportOptions
-from ckpt_probe.reporting.outputs import gather
-from ckpt_probe.reporting.page.document import write_page
+from ckpt_probe.reporting.material import Material
+from ckpt_probe.reporting.page import write_page
+from ckpt_probe.reporting.sections import gather
 from ckpt_probe.reporting.sources import open_sources
 
 _spec = importlib.util.spec_from_file_location(
-    "benchmarks_chromium", Path(__file__).parents[3] / "benchmarks" / "chromium.py"
+    "benchmarks_chromium", Path(__file__).parents[2] / "benchmarks" / "chromium.py"
 )
 assert _spec is not None
 assert _spec.loader is not None
@@ -50,7 +50,7 @@ def driver() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def page(study: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("page") / "report.html"
-    options = ReportOptions(class_names=NAMES, data="digits")
+    options = Material(class_names=NAMES, data="digits")
     write_page(gather(open_sources(study.sources), options), file, command="ckpt-probe report")
     return file
 

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from ckpt_probe.cli.app import run
-from ckpt_probe.reporting.outputs import gather
-from ckpt_probe.reporting.page.document import PLOT_STYLE, STATIC, page_of
-from ckpt_probe.reporting.sections import Contents
+from ckpt_probe.reporting.page import PLOT_STYLE, STATIC, page_of
+from ckpt_probe.reporting.sections import Contents, gather
 from ckpt_probe.reporting.sources import open_sources
 
 

@@ -1,20 +1,88 @@
-"""Figures of line plots: panels with a common x axis, as SVG, PNG or PDF."""
+"""Figures of line plots: panels with a common x axis, in the style of all figures, as SVG, PNG or PDF."""
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckpt_probe.errors import printable
+from ckpt_probe.errors import UsageError, listed, printable
+from ckpt_probe.files import refuse_existing, replacing
 from ckpt_probe.keywords import as_sequence
 from ckpt_probe.reporting.conditions import RecordsSource, conditions_of
-from ckpt_probe.reporting.figures.canvas import drawing, require_drawable
 from ckpt_probe.reporting.plots.curves import by_group, line_plots, panels_of
 from ckpt_probe.reporting.plots.description import GREY, Axis, Line, LinePlot, Mark, Style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMATS = ("svg", "png", "pdf")
+DOTS_PER_INCH = 200
+
+STYLE = Path(__file__).with_name("paper.mplstyle")
+METADATA = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}, "pdf": {"CreationDate": None}}
+
+
+def require_drawable(path: Path, *, overwrite: bool) -> None:
+    """Raise UsageError for an unknown suffix, an existing file, or missing matplotlib."""
+    if _kind(path) not in FORMATS:
+        raise UsageError(f"{path}: expected a name that ends in {listed([f'.{suffix}' for suffix in FORMATS])}")
+    refuse_existing(path, overwrite=overwrite)
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise UsageError('figures need matplotlib: pip install "ckpt-probe[figures]"') from error
+
+
+Paint = Callable[["Figure"], None]
+"""Function that draws into an empty figure."""
+
+
+def draw(path: Path, size: tuple[float, float], paint: Paint, *, overwrite: bool, grid: bool = True) -> list[str]:
+    """Draw a figure in the style of all figures, whatever the user's settings are, and write its file atomically.
+
+    Args:
+        path: File to write, in the format of its suffix.
+        size: Width and height in inches.
+        paint: Function that draws into the figure.
+        overwrite: Whether to replace an existing file.
+        grid: Whether axes have a grid.
+
+    Returns:
+        A line with the warnings of matplotlib, if there are any.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    style: dict[Any, Any] = {**mpl.rc_params_from_file(STYLE, use_default_template=True), "axes.grid": grid}
+    with warnings.catch_warnings(record=True) as caught, mpl.rc_context(style):
+        warnings.simplefilter("always")
+        figure = Figure(figsize=size, layout="constrained")
+        paint(figure)
+        kind = _kind(path)
+        with replacing(path, overwrite=overwrite) as temporary:
+            figure.savefig(temporary, format=kind, metadata=METADATA[kind], dpi=DOTS_PER_INCH)
+            if kind == "svg":
+                temporary.write_text(slim(temporary.read_text(encoding="utf-8")), encoding="utf-8")
+    messages = list(dict.fromkeys(" ".join(str(warning.message).split()).rstrip(".") for warning in caught))
+    return [f"matplotlib warns: {listed(messages, 4)}"] if messages else []
+
+
+def slim(svg: str) -> str:
+    """Shorten SVG by a sixth or more: no indentation, coordinates to a hundredth of a point."""
+    coordinates = re.compile(r' (?:d|x|y)="[^"]*"')
+    digits = re.compile(r"-?\d+\.\d{3,}")
+    return coordinates.sub(
+        lambda match: digits.sub(lambda number: f"{float(number[0]):.2f}", match[0]), re.sub(r"\n\s+", "\n", svg)
+    )
+
+
+def _kind(path: Path) -> str:
+    return path.suffix.lower().removeprefix(".")
+
 
 COLUMNS = 3
 DASHES: dict[str, Any] = {
@@ -81,21 +149,20 @@ def plot(
     out = Path(out)
     require_drawable(out, overwrite=overwrite)
     lines = [Mark(position, label) for position, label in marks.items()] if isinstance(marks, Mapping) else marks
-    conditions, panels, splits = conditions_of(records), panels_of(metrics), as_sequence(splits)
+    (conditions, _), panels, splits = conditions_of(records), panels_of(metrics), as_sequence(splits)
     plots, notes = line_plots(
         by_group(conditions, panels), panels, x=x, log_x=log_x, log_y=log_y, splits=splits, marks=lines
     )
-    return [*notes, *draw_line_plots(plots, out, title=title, overwrite=overwrite)]
+    return [*notes, *draw(out, *of_lines(plots, title), overwrite=overwrite)]
 
 
-def draw_line_plots(
-    plots: Sequence[LinePlot], path: Path, *, title: str | None = None, overwrite: bool = False
-) -> list[str]:
-    """Draw line plots of a common x axis into one file, panel by panel; return the warnings of matplotlib."""
+def of_lines(plots: Sequence[LinePlot], title: str | None = None) -> tuple[tuple[float, float], Paint]:
+    """Return the size of a figure of line plots of a common x axis, panel by panel, and the function that draws it."""
     columns = len(plots) if len(plots) <= COLUMNS else 2 if len(plots) == 4 else COLUMNS
     rows = math.ceil(len(plots) / columns)
     width, height = {1: (4.8, 2.9), 2: (6.8, 2.5)}.get(columns, (7.6, 2.2))
-    with drawing(path, (width, height * rows + 0.4), overwrite=overwrite) as (figure, warnings):
+
+    def paint(figure: "Figure") -> None:
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
         positions = sorted({position for plot in plots for position in plot.positions})
         for number, axes in enumerate(grid.flat):
@@ -112,7 +179,8 @@ def draw_line_plots(
             figure.legend(handles=handles, loc="outside lower center", ncols=_fitting(handles, width))
         if title:
             figure.suptitle(words(title))
-    return warnings
+
+    return (width, height * rows + 0.4), paint
 
 
 def words(text: str, most: int = 80) -> str:

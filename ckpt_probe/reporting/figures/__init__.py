@@ -1,1 +1,0 @@
-"""Plots drawn by matplotlib, for a paper: SVG, PNG or PDF."""
