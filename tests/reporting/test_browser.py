@@ -368,3 +368,35 @@ def test_a_page_of_groups_begins_with_differences_and_unfolds_other_metrics(driv
     assert opened.execute_script(DRAWN, card(opened, inside.get_attribute("data-key"))) > 5
     assert inside.find_element("css selector", ".plot svg").size["width"] > 240
     assert chromium.console(opened) == []
+
+
+def test_long_names_break_no_number_and_stretch_no_row_and_every_colour_is_visible_in_the_dark(
+    driver: Any, tmp_path: Path
+) -> None:
+    rows = [
+        {"step": n, "split": split, "loss": 1 / n, "accuracy": n / 9} for n in (1, 5, 9) for split in ("train", "test")
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    for number in range(9):
+        (tmp_path / f"{'🚀a long name ' * 9}{number}.jsonl").write_text(text)
+    write_page(gather(open_sources(sorted(map(str, tmp_path.glob("*.jsonl"))))), tmp_path / "runs.html")
+    opened = look(driver, tmp_path / "runs.html", width=380, dark=True)
+    items = card(opened, "metric-loss").find_elements("css selector", ".readout .item")
+    assert [item.text.split()[-2] for item in items[-4:]] == ["train", "test", "train", "test"]
+    assert "�" not in items[0].text
+    lines = "return [...document.querySelectorAll('.readout b')].map((value) => value.getClientRects().length)"
+    assert set(opened.execute_script(lines)) == {1}
+    strokes = "return [...document.querySelectorAll('.readout line')].map((line) => getComputedStyle(line).stroke)"
+    lightness = [float(stroke.removeprefix("oklab(").split()[0]) for stroke in opened.execute_script(strokes)]
+    assert len(lightness) == 2 * 2 * 9
+    assert min(lightness) > 0.45
+    for group in "ab":
+        for seed in range(2):
+            folder = tmp_path / "groups" / f"{group}{'_long_name' * 9}" / f"seed-{seed}"
+            folder.mkdir(parents=True)
+            (folder / "metrics.jsonl").write_text(text.replace("1.0", f"{1 + seed / 7 + (group == 'b')}"))
+    write_page(gather(open_sources([str(tmp_path / "groups")])), tmp_path / "groups.html")
+    opened = look(driver, tmp_path / "groups.html")
+    table = opened.find_element("css selector", "#differences table")
+    assert all(row.size["height"] < 60 for row in table.find_elements("css selector", "tbody tr"))
+    assert table.size["width"] <= 1280

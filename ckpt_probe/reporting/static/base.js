@@ -67,13 +67,16 @@ function tick(value) {
   return d3.format("~g")(value);
 }
 
-function shortened(text, most) {
-  return text.length > most ? text.slice(0, most - 1) + "…" : text;
+/** A text of at most `most` characters; a longer one loses its end, or its middle if `ending` characters stay. */
+function shortened(text, most, ending = 0) {
+  const characters = [...text];
+  if (characters.length <= most) return text;
+  return `${characters.slice(0, most - ending - 1).join("")}…${ending ? characters.slice(-ending).join("") : ""}`;
 }
 
-/** The palette's colour as the page's scheme shows it. */
+/** The palette's colour as the page's scheme shows it; other colours are lighter in a dark scheme. */
 function paint(colour) {
-  return `var(--c${colour.slice(1).toLowerCase()}, ${colour})`;
+  return `var(--c${colour.slice(1).toLowerCase()}, color-mix(in oklab, ${colour}, var(--lift)))`;
 }
 
 /** Rows of cells as CSV; what a spreadsheet would take for a formula is quoted as text. */

@@ -42,7 +42,7 @@ function fillReadout(readout, parts) {
       else readout.append(made);
       item = made;
     }
-    item.querySelector(".who").textContent = shortened(part.line ? part.line.name : part.name, 40);
+    item.querySelector(".who").textContent = shortened(part.line ? part.line.name : part.name, 40, 12);
     item.querySelector("b").textContent = part.value;
   });
 }
