@@ -144,7 +144,7 @@ def test_the_slider_moves_every_plot_of_checkpoints_together(opened: Any) -> Non
         assert before[key][0] != after[key][0], key
         assert before[key][1] != after[key][1], key
     assert "step-000010" in after["cosines-means"][1]
-    assert opened.find_element("id", "place").text == "training step 10"
+    assert opened.find_element("id", "position").text == "training step 10"
     slide(opened, 3)
     assert texts_of_plots() == before
     # A click on a point of a plot moves the slider.
@@ -155,7 +155,7 @@ def test_the_slider_moves_every_plot_of_checkpoints_together(opened: Any) -> Non
         arguments[0].dispatchEvent(new MouseEvent("click", at))""",
         plot,
     )
-    assert opened.find_element("id", "place").text == "training step 0"
+    assert opened.find_element("id", "position").text == "training step 0"
 
 
 def test_the_keyboard_reaches_each_control_in_order_and_moves_the_slider(opened: Any) -> None:
@@ -169,10 +169,10 @@ def test_the_keyboard_reaches_each_control_in_order_and_moves_the_slider(opened:
     assert unnamed == []
     slider = opened.find_element("id", "checkpoint")
     slider.send_keys(Keys.ARROW_LEFT)
-    assert opened.find_element("id", "place").text == "training step 30"
+    assert opened.find_element("id", "position").text == "training step 30"
     assert slider.get_attribute("aria-valuetext") == "training step 30"
     slider.send_keys(Keys.HOME)
-    assert opened.find_element("id", "place").text == "training step 0"
+    assert opened.find_element("id", "position").text == "training step 0"
 
 
 def test_runs_splits_and_axes_can_be_toggled(opened: Any) -> None:

@@ -1,34 +1,34 @@
-// What every part of the page stands on: the data, numbers and names in words, and elements that hold only text.
+// The data of the page, texts of numbers and names, and elements, whose children are elements or plain text.
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const held = data.arrays.map((text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0)).buffer);
+const buffers = data.arrays.map((text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0)).buffer);
 
-/** The numbers of an array: {array, type, shape} in the data; NaN where there is none. */
+/** Return the numbers of an array, {array, type, shape} in the data; NaN for a missing one. */
 function numbers(reference) {
-  if (reference.type === "u1") return new Uint8Array(held[reference.array]);
-  return reference.type === "f8" ? new Float64Array(held[reference.array]) : new Float32Array(held[reference.array]);
+  if (reference.type === "u1") return new Uint8Array(buffers[reference.array]);
+  return reference.type === "f8" ? new Float64Array(buffers[reference.array]) : new Float32Array(buffers[reference.array]);
 }
 
 /** An element with attributes, listeners (names that begin with "on") and children: elements, or text as text. */
 function element(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
+  const node = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
-    if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
-    else if (value === true) made.setAttribute(key, "");
-    else if (value !== false && value != null) made.setAttribute(key, value);
+    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+    else if (value === true) node.setAttribute(key, "");
+    else if (value !== false && value != null) node.setAttribute(key, value);
   }
-  made.append(...children.flat().filter((child) => child != null));
-  return made;
+  node.append(...children.flat().filter((child) => child != null));
+  return node;
 }
 
 function svgElement(name, attributes = {}) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  return made;
+  const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  return node;
 }
 
-/** Four significant digits, in powers of ten where that is shorter. */
-function told(value) {
+/** Format a number with four significant digits, in powers of ten if that is shorter. */
+function format(value) {
   if (value == null || Number.isNaN(value)) return "–";
   if (value === 0) return "0";
   const size = Math.abs(value);
@@ -38,10 +38,10 @@ function told(value) {
   return value.toFixed(size < 1 ? 4 : digits).replaceAll("-", "−");
 }
 
-/** A value with its standard error in units of the last digits, 0.5991(24); the value alone where there is none. */
-function toldWithError(value, error) {
+/** Format a value with its standard error in units of the last digits, 0.5991(24); without an error the value alone. */
+function formatWithError(value, error) {
   const size = Math.max(Math.abs(value), error);
-  if (!(error > 0) || !Number.isFinite(value) || !Number.isFinite(error)) return told(value);
+  if (!(error > 0) || !Number.isFinite(value) || !Number.isFinite(error)) return format(value);
   if (size < 1e-3 || size >= 1e5) {
     const power = Math.floor(Math.log10(size));
     return `${digitsWithError(value / 10 ** power, error / 10 ** power)}e${String(power).replace("-", "−")}`;
@@ -49,17 +49,17 @@ function toldWithError(value, error) {
   return digitsWithError(value, error);
 }
 
-/** The value with as many decimals as the two digits of its error. */
+/** Format a value with as many decimals as the two digits of its error. */
 function digitsWithError(value, error) {
   const decimals = 1 - Math.floor(Math.log10(Number(error.toExponential(1))));
   const unit = 10 ** -decimals;
-  const [shown, digits] = decimals < 0
+  const [rounded, digits] = decimals < 0
     ? [(Math.round(value / unit) * unit).toFixed(0), (Math.round(error / unit) * unit).toFixed(0)]
     : [value.toFixed(decimals), Math.round(error / unit).toFixed(0)];
-  return `${shown.replaceAll("-", "−")}(${digits})`;
+  return `${rounded.replaceAll("-", "−")}(${digits})`;
 }
 
-/** A tick's number: short, and with its unit of ten where that is shorter. */
+/** Format the number of a tick, in units of thousands or powers of ten if that is shorter. */
 function tick(value) {
   const size = Math.abs(value);
   if (size >= 10000) return d3.format("~s")(value);
@@ -67,19 +67,19 @@ function tick(value) {
   return d3.format("~g")(value);
 }
 
-/** A text of at most `most` characters; a longer one loses its end, or its middle if `ending` characters stay. */
+/** Shorten a text to `most` characters, at its end, or before its last `ending` characters. */
 function shortened(text, most, ending = 0) {
   const characters = [...text];
   if (characters.length <= most) return text;
   return `${characters.slice(0, most - ending - 1).join("")}…${ending ? characters.slice(-ending).join("") : ""}`;
 }
 
-/** The palette's colour as the page's scheme shows it; other colours are lighter in a dark scheme. */
+/** Return a colour of the palette for the light or dark scheme; other colours are lighter in the dark one. */
 function paint(colour) {
   return `var(--c${colour.slice(1).toLowerCase()}, color-mix(in oklab, ${colour}, var(--lift)))`;
 }
 
-/** Rows of cells as CSV; what a spreadsheet would take for a formula is quoted as text. */
+/** Return rows of cells as CSV; a text that a spreadsheet would take for a formula is quoted. */
 function csv(rows) {
   const cell = (value) => {
     if (typeof value === "number") return Number.isNaN(value) ? "" : String(value);
@@ -89,13 +89,13 @@ function csv(rows) {
   return rows.map((row) => row.map(cell).join(",")).join("\n") + "\n";
 }
 
-/** A button that copies what `rows` gives, as CSV, and says so. */
-function copyButton(what, rows) {
-  const button = element("button", { type: "button", class: "quiet", "aria-label": `Copy ${what} as CSV` }, "Copy CSV");
+/** Return a button that copies the rows of `rows()` as CSV and announces it. */
+function copyButton(subject, rows) {
+  const button = element("button", { type: "button", class: "quiet", "aria-label": `Copy ${subject} as CSV` }, "Copy CSV");
   button.addEventListener("click", async () => {
     const done = await copy(csv(rows()));
     button.textContent = done ? "Copied" : "Not copied";
-    announce(done ? `${what}: copied as CSV` : `${what}: the browser did not let it be copied`);
+    announce(done ? `${subject}: copied as CSV` : `${subject}: the browser did not let it be copied`);
     setTimeout(() => { button.textContent = "Copy CSV"; }, 1600);
   });
   return button;
@@ -110,7 +110,7 @@ async function copy(text) {
     await navigator.clipboard.writeText(text);
     return true;
   } catch {
-    // A page that was opened as a file may not have the clipboard; a selected field always does.
+    // A page that is opened as a file may have no clipboard, but a selected field can be copied.
     const field = element("textarea", { class: "away", "aria-hidden": "true", tabindex: "-1" });
     field.value = text;
     document.body.append(field);

@@ -1,4 +1,4 @@
-// A card: heading, meaning, what the plot says at the slider, the plot, its buttons.
+// A card: heading, meaning, values at the slider, the plot, its buttons.
 
 let cards = 0;
 
@@ -18,7 +18,7 @@ function cardOf(plot, tools, code) {
     root,
     plot: image,
     show(drawing, summary) {
-      // The words of the whole stand on the image; what its parts are called is the drawing library's own matter.
+      // The label of the image describes the plot; its parts have labels of the drawing library.
       drawing.setAttribute("aria-hidden", "true");
       image.replaceChildren(drawing);
       if (summary) image.setAttribute("aria-label", summary);
@@ -30,19 +30,19 @@ function cardOf(plot, tools, code) {
   };
 }
 
-/** Names and values, each with its line's own sign before it. The elements are kept, and only their text set anew. */
+/** Write names and values, each after the sign of its line; elements are reused, and only their texts change. */
 function fillReadout(readout, parts) {
   while (readout.children.length > parts.length) readout.lastChild.remove();
   parts.forEach((part, i) => {
     let item = readout.children[i];
-    if (!item || item.told !== part.line?.style) {
-      const made = element("span", { class: "item" }, part.line ? sign(part.line.style) : null, element("span", { class: "who" }), element("b"));
-      made.told = part.line?.style;
-      if (item) item.replaceWith(made);
-      else readout.append(made);
-      item = made;
+    if (!item || item.lineStyle !== part.line?.style) {
+      const node = element("span", { class: "item" }, part.line ? sign(part.line.style) : null, element("span", { class: "label" }), element("b"));
+      node.lineStyle = part.line?.style;
+      if (item) item.replaceWith(node);
+      else readout.append(node);
+      item = node;
     }
-    item.querySelector(".who").textContent = shortened(part.line ? part.line.name : part.name, 40, 12);
+    item.querySelector(".label").textContent = shortened(part.line ? part.line.name : part.name, 40, 12);
     item.querySelector("b").textContent = part.value;
   });
 }

@@ -13,7 +13,7 @@ function classTable(plot) {
   const body = element("tbody");
   const caption = element("caption");
   const table = element("table", { class: "classes" }, caption, element("thead", {}, element("tr", {}, heads)), body);
-  const copied = copyButton("the table of classes", () => [headings, ...shown().map((row) => [row.label, ...row.values, row.nearest])]);
+  const copied = copyButton("the table of classes", () => [headings, ...visibleRows().map((row) => [row.label, ...row.values, row.nearest])]);
   const root = element("div", { class: "card wide", "data-key": plot.key },
     element("div", { class: "filter" }, element("label", { for: "class-filter" }, "Filter classes "), filter, count, copied),
     element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table of classes" }, table));
@@ -22,21 +22,21 @@ function classTable(plot) {
     order.down = order.column === column ? !order.down : column >= 0;
     order.column = column;
     heads.forEach((head, i) => {
-      const mine = i - 1 === column;
-      head.setAttribute("aria-sort", mine ? (order.down ? "descending" : "ascending") : "none");
-      head.querySelector(".arrow").textContent = mine ? (order.down ? " ▼" : " ▲") : "";
+      const isSorted = i - 1 === column;
+      head.setAttribute("aria-sort", isSorted ? (order.down ? "descending" : "ascending") : "none");
+      head.querySelector(".arrow").textContent = isSorted ? (order.down ? " ▼" : " ▲") : "";
     });
     fill();
     announce(`sorted by ${headings[column + 1]}, ${order.down ? "largest first" : "smallest first"}`);
   }
 
-  function shown() {
+  function visibleRows() {
     const wanted = filter.value.trim().toLowerCase();
-    const kept = rows.filter((row) => row.label.toLowerCase().includes(wanted));
+    const matching = rows.filter((row) => row.label.toLowerCase().includes(wanted));
     const value = (row) => (order.column === plot.columns.length ? row.nearest : row.values[order.column]);
-    const ordered = order.column < 0 ? kept : [...kept].sort((a, b) => {
+    const ordered = order.column < 0 ? matching : [...matching].sort((a, b) => {
       const [first, second] = [value(a), value(b)];
-      // What has no number stands at the end, whichever way the rest goes.
+      // Rows without a number are last in either order.
       if (typeof first === "number" && (Number.isNaN(first) || Number.isNaN(second))) return Number.isNaN(first) - Number.isNaN(second);
       return (order.down ? -1 : 1) * d3.ascending(first, second);
     });
@@ -44,15 +44,15 @@ function classTable(plot) {
   }
 
   function fill() {
-    const kept = shown();
-    while (body.rows.length > kept.length) body.deleteRow(-1);
-    kept.forEach((row, i) => {
+    const visible = visibleRows();
+    while (body.rows.length > visible.length) body.deleteRow(-1);
+    visible.forEach((row, i) => {
       const line = body.rows[i] ?? body.appendChild(element("tr", {}, element("th", { scope: "row" }), headings.slice(1).map(() => element("td"))));
       line.cells[0].textContent = row.label;
-      row.values.forEach((value, j) => { line.cells[j + 1].textContent = toldWithError(value, row.errors[j]); });
+      row.values.forEach((value, j) => { line.cells[j + 1].textContent = formatWithError(value, row.errors[j]); });
       line.cells[headings.length - 1].textContent = row.nearest;
     });
-    count.textContent = `${kept.length} of ${rows.length} classes`;
+    count.textContent = `${visible.length} of ${rows.length} classes`;
   }
 
   function move() {
@@ -63,7 +63,7 @@ function classTable(plot) {
     const values = moment < 0 ? [] : atMoment(frame, moment);
     const nearest = moment < 0 ? [] : plot.nearest[plot.frames.indexOf(frame)][moment];
     rows = labels.map((label, c) => ({ label, nearest: nearest[c] ?? "", values: plot.columns.map((_, j) => values[c * width + j] ?? NaN), errors: plot.columns.map((column) => (column.error < 0 ? NaN : values[c * width + column.error])) }));
-    caption.textContent = frame ? momentTold(frame, moment) : `${state.run}: no classes`;
+    caption.textContent = frame ? describeFrame(frame, moment) : `${state.run}: no classes`;
     fill();
   }
   return { root, draw: move, move };

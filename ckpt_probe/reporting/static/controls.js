@@ -1,12 +1,12 @@
-// The bar of controls: the checkpoint, runs and splits that are shown, the x axis, whose pictures.
+// The bar of controls: checkpoint, visible runs and splits, x axis, and the run and split of matrices and spectra.
 
-/** Move the slider to a place and everything with it. */
+/** Move the slider to a position, and all plots with it. */
 function moveTo(at) {
   state.at = Math.min(Math.max(at, 0), positions.length - 1);
   const slider = document.getElementById("checkpoint");
   slider.value = state.at;
-  slider.setAttribute("aria-valuetext", placeTold());
-  document.getElementById("place").textContent = placeTold();
+  slider.setAttribute("aria-valuetext", describePosition());
+  document.getElementById("position").textContent = describePosition();
   followSlider();
 }
 
@@ -21,14 +21,14 @@ function controlBar() {
     element("div", { class: "slide" },
       element("label", { for: "checkpoint" }, "Checkpoint"),
       step(-1, "◀", "Previous checkpoint"), slider, step(1, "▶", "Next checkpoint"),
-      element("output", { id: "place", for: "checkpoint" })),
+      element("output", { id: "position", for: "checkpoint" })),
     element("div", { class: "choices" }, runChoice(), splitChoice(), axisChoice(), pictureChoice()));
 }
 
-function lineKinds(of) {
+function lineKinds(key) {
   const lines = data.sections.flatMap((section) => (["metrics", "differences"].includes(section.key) ? section.groups : []))
     .flatMap((group) => group.plots).flatMap((plot) => plot.lines ?? []);
-  return [...new Map(lines.map((line) => [of(line), line])).entries()].filter(([name]) => name != null);
+  return [...new Map(lines.map((line) => [key(line), line])).entries()].filter(([name]) => name != null);
 }
 
 function toggles(legend, kinds, hidden, style) {
@@ -64,7 +64,7 @@ function axisChoice() {
   return button;
 }
 
-/** Whose matrices, spectra and classes are shown: which run, and which split. */
+/** Choose the run and the split whose matrices, spectra and classes are visible. */
 function pictureChoice() {
   if (!pictured.length) return null;
   const frames = data.sections.flatMap((section) => section.groups).flatMap((group) => group.plots).flatMap((plot) => plot.frames ?? []);

@@ -1,6 +1,6 @@
 // Intervals of events: a row for each metric, the earliest onset first.
 
-const EVENT_KINDS = { change: { height: 0.3, opacity: 0.45, told: "change" }, onset: { height: 0.8, opacity: 1, told: "onset" }, end: { height: 0.8, opacity: 0.5, told: "end" } };
+const EVENT_KINDS = { change: { height: 0.3, opacity: 0.45 }, onset: { height: 0.8, opacity: 1 }, end: { height: 0.8, opacity: 0.5 } };
 
 /** A figure of intervals: {root, draw(width), move()}. */
 function intervalPlot(plot) {
@@ -22,7 +22,7 @@ function intervalPlot(plot) {
       y: { type: "band", domain: plot.rows, label: null },
       marks: [
         Plot.axisY({ tickFormat: (row) => shortened(row, 32), tickSize: 0, label: null, fill: "var(--soft)" }),
-        Plot.axisX({ ...xTicks(plot, plot.x.log, width), tickSize: 4, label: axisTold(plot.x), labelAnchor: "center", labelArrow: "none", fill: "var(--soft)" }),
+        Plot.axisX({ ...xTicks(plot, plot.x.log, width), tickSize: 4, label: axisLabel(plot.x), labelAnchor: "center", labelArrow: "none", fill: "var(--soft)" }),
         ...bars,
       ],
     }), `Intervals of events, ${plot.title}: ${plot.bars.map((bar) => bar.label).join(" ")}`);

@@ -23,15 +23,15 @@ function rowTable(plot) {
       ...columns.map(([label]) => element("th", { scope: "col" }, label)));
     body.replaceChildren(...(table?.cells ?? []).map((row, number) => element("tr", {},
       table.pictures ? element("td", {}, picture(table, number)) : null,
-      columns.map(([, i]) => element("td", {}, typeof row[i] === "number" ? told(row[i]) : shortened(row[i], 80))))));
+      columns.map(([, i]) => element("td", {}, typeof row[i] === "number" ? format(row[i]) : shortened(row[i], 80))))));
   }
   return { root, draw: () => { drawnTable = undefined; move(); }, move };
 }
 
 /** The rows of the chosen run and split, of the run's other split where it has none, or those of all runs. */
 function chosenTable(plot) {
-  const mine = plot.tables.filter((table) => table.run === state.run || !table.run);
-  return mine.find((table) => table.split === state.split) ?? mine[0];
+  const tables = plot.tables.filter((table) => table.run === state.run || !table.run);
+  return tables.find((table) => table.split === state.split) ?? tables[0];
 }
 
 /** A picture of a row, drawn from its bytes: three for each pixel. */

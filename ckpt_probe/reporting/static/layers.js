@@ -35,7 +35,7 @@ function layerMap(plot) {
     if (plot.across) {
       card.read([{ name: [data.tracks.length > 1 ? frame.run : "", frame.split].filter(Boolean).join(" · "), value: "" }]);
       card.describe(`${plot.title} of ${layers.length} ${plot.rows} by ${columns.length} columns (${plot.across}), ${frame.split}; ` +
-        `from ${told(d3.min(drawn.values))} to ${told(d3.max(drawn.values))}`);
+        `from ${format(d3.min(drawn.values))} to ${format(d3.max(drawn.values))}`);
       return undefined;
     }
     const column = Math.min(Math.max(checkpointAt(frame.run), 0), columns.length - 1);
@@ -43,12 +43,12 @@ function layerMap(plot) {
     const at = layers.map((_, i) => drawn.values[i * columns.length + column]);
     card.read([
       { name: [data.tracks.length > 1 ? frame.run : "", `at ${columns[column]}`, frame.split].filter(Boolean).join(" · "), value: "" },
-      { name: layers[0], value: told(at[0]) },
-      { name: layers.at(-1), value: told(at.at(-1)) },
+      { name: layers[0], value: format(at[0]) },
+      { name: layers.at(-1), value: format(at.at(-1)) },
     ]);
     card.describe(`${plot.title} of ${layers.length} layers at ${columns.length} checkpoints, ${frame.split}; ` +
-      `from ${told(d3.min(drawn.values))} to ${told(d3.max(drawn.values))}. At ${columns[column]}: ` +
-      layers.map((layer, i) => `${shortened(layer, 30)} ${told(at[i])}`).join(", "));
+      `from ${format(d3.min(drawn.values))} to ${format(d3.max(drawn.values))}. At ${columns[column]}: ` +
+      layers.map((layer, i) => `${shortened(layer, 30)} ${format(at[i])}`).join(", "));
     return undefined;
   }
   return { root: card.root, draw, move };
@@ -105,7 +105,7 @@ function drawLayers(plot, frame, width) {
       const x = Math.floor((((event.clientX - box.left) / box.width) * width - margin) / wide);
       const y = Math.floor((((event.clientY - box.top) / box.width) * width) / high);
       if (x < 0 || y < 0 || x >= columns.length || y >= layers.length) return "";
-      return `${shortened(layers[y], 40)} ${plot.across ? "·" : "at"} ${columns[x]}: ${told(values[y * columns.length + x])}`;
+      return `${shortened(layers[y], 40)} ${plot.across ? "·" : "at"} ${columns[x]}: ${format(values[y * columns.length + x])}`;
     },
   };
 }
@@ -117,9 +117,9 @@ function layerKey(x, y, width, [low, high], log) {
   for (let i = 0; i < steps; i += 1) {
     group.append(svgElement("rect", { x: (i * width) / steps, width: width / steps + 0.5, height: 7, fill: d3.interpolateCividis(i / (steps - 1)) }));
   }
-  for (const [value, place, anchor] of [[low, 0, "start"], [high, width, "end"]]) {
-    const text = svgElement("text", { x: place, y: 19, "text-anchor": anchor, class: "name" });
-    text.textContent = `${told(value)}${value === high && log ? " (log)" : ""}`;
+  for (const [value, offset, anchor] of [[low, 0, "start"], [high, width, "end"]]) {
+    const text = svgElement("text", { x: offset, y: 19, "text-anchor": anchor, class: "name" });
+    text.textContent = `${format(value)}${value === high && log ? " (log)" : ""}`;
     group.append(text);
   }
   return group;

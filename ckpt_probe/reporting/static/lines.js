@@ -12,7 +12,7 @@ function linePlot(plot) {
   let log = plot.y.log;
   let drawn = null;
   let width = 0;
-  const shownLines = () => lines.filter((line) =>
+  const visibleLines = () => lines.filter((line) =>
     !along || (!state.hiddenRuns.has(line.condition) && !state.hiddenSplits.has(line.split)));
   const logable = lines.some((line) => line.ys.some((value) => value > 0));
   const toggle = element("button", {
@@ -28,16 +28,16 @@ function linePlot(plot) {
 
   function draw(wide) {
     width = wide;
-    const shown = shownLines();
-    drawn = drawLines(plot, shown, { log, logX: along && state.logX != null ? state.logX : plot.x.log, width });
-    card.show(drawn.svg, lineSummary(plot, shown));
+    const visible = visibleLines();
+    drawn = drawLines(plot, visible, { log, logX: along && state.logX != null ? state.logX : plot.x.log, width });
+    card.show(drawn.svg, lineSummary(plot, visible));
     card.warn(drawn.notes);
     move();
   }
 
   function move() {
     if (!drawn) return;
-    card.read(along ? moveCursor(plot, drawn) : plot.spans.map((span) => ({ name: span.name, value: plot.x.log ? told(span.x) : `${told(span.high - span.low)} at α ${told(span.x)}` })));
+    card.read(along ? moveCursor(plot, drawn) : plot.spans.map((span) => ({ name: span.name, value: plot.x.log ? format(span.x) : `${format(span.high - span.low)} at α ${format(span.x)}` })));
   }
 
   if (along) {
@@ -61,7 +61,7 @@ function drawLines(plot, lines, { log, logX, width }) {
   const levels = plot.levels.filter((level) => !log || level.value > 0);
   const named = lines.length <= MOST_NAMED;
   const marginRight = named ? Math.min(92, 14 + 6.2 * d3.max([...lines.map((l) => l.name), ""], (name) => shortened(name, 12).length)) : 12;
-  const made = Plot.plot({
+  const svg = Plot.plot({
     width, height: HEIGHT, marginLeft: 46, marginRight, marginBottom: 34, marginTop: 12,
     style: { background: "none", fontSize: "11px", overflow: "visible" },
     x: { ...xScale(plot, logX, lines), label: null },
@@ -69,7 +69,7 @@ function drawLines(plot, lines, { log, logX, width }) {
     marks: [
       Plot.gridY({ stroke: "var(--rule)", strokeOpacity: 1, ticks: yTicks(log, lines) }),
       Plot.axisY({ ticks: yTicks(log, lines), tickFormat: tick, tickSize: 0, label: null, fill: "var(--soft)" }),
-      Plot.axisX({ ...xTicks(plot, logX, width), tickSize: 4, label: axisTold(plot.x), labelAnchor: "center", labelArrow: "none", fill: "var(--soft)" }),
+      Plot.axisX({ ...xTicks(plot, logX, width), tickSize: 4, label: axisLabel(plot.x), labelAnchor: "center", labelArrow: "none", fill: "var(--soft)" }),
       Plot.ruleY(levels, { y: "value", stroke: "var(--soft)", strokeDasharray: "1.5 3" }),
       ...plot.chords.map(([x1, y1, x2, y2, colour]) => Plot.line(d3.range(0, 1.001, 1 / 40).map((t) => [x1 + t * (x2 - x1), y1 + t * (y2 - y1)]), { stroke: paint(colour), strokeDasharray: "1.5 3", strokeWidth: 1.2 })),
       ...lines.map((line, i) => (line.es.length ? Plot.areaY(points[i].filter((p) => p.error >= 0), {
@@ -84,15 +84,15 @@ function drawLines(plot, lines, { log, logX, width }) {
       })) : []),
       Plot.ruleX(plot.spans, { x: "x", y1: "low", y2: "high", stroke: (span) => paint(span.colour), strokeWidth: 2.5 }),
       ...spanNames(plot.spans, d3.extent(points.flat(), (p) => p.y)),
-      Plot.tip(points.flat(), Plot.pointerX({ x: "x", y: "y", title: (p) => `${p.line.name || plot.title}\n${plot.x.name} ${told(p.x)}\n${toldWithError(p.y, p.error)}`, fill: "var(--card)", stroke: "var(--soft)" })),
+      Plot.tip(points.flat(), Plot.pointerX({ x: "x", y: "y", title: (p) => `${p.line.name || plot.title}\n${plot.x.name} ${format(p.x)}\n${formatWithError(p.y, p.error)}`, fill: "var(--card)", stroke: "var(--soft)" })),
     ],
   });
-  const [x, y] = [made.scale("x"), made.scale("y")];
-  if (named) nameLines(made, x, y, points, width - marginRight);
-  return { svg: made, x, y, points, cursor: plot.key.startsWith("metric-") ? cursorOf(made, lines) : null, notes: unseen(plot, lines, log) };
+  const [x, y] = [svg.scale("x"), svg.scale("y")];
+  if (named) nameLines(svg, x, y, points, width - marginRight);
+  return { svg, x, y, points, cursor: plot.key.startsWith("metric-") ? cursorOf(svg, lines) : null, notes: unseen(plot, lines, log) };
 }
 
-/** What a measure says: above it, or beside it where it is long and another, which may stand at its place, is higher. */
+/** Write the label of a distance above it, or beside it if it is long and another one, which may collide, is higher. */
 function spanNames(spans, [low, high]) {
   const halo = { x: "x", text: "label", fill: "var(--ink)", stroke: "var(--card)", strokeWidth: 4 };
   const top = d3.maxIndex(spans, (span) => span.high);
@@ -101,7 +101,7 @@ function spanNames(spans, [low, high]) {
     above(span, i) ? { ...halo, y: "high", dy: -9 } : { ...halo, y: "middle", textAnchor: "start", dx: 6 }));
 }
 
-function axisTold(axis) {
+function axisLabel(axis) {
   return axis.unit ? `${axis.name} (${axis.unit})` : axis.name;
 }
 
@@ -127,11 +127,11 @@ function yTicks(log, lines) {
   return d3.scaleLog([low, high], [0, 1]).ticks(4).filter((value) => /^[125]/.test(value.toExponential()));
 }
 
-/** The name of each line at its end, moved apart where they would meet. */
+/** Write the name of each line at its end, at distances at which names do not overlap. */
 function nameLines(svg, x, y, points, right) {
-  const ends = points.map((own) => ({ last: own.filter((p) => !Number.isNaN(p.y)).at(-1), line: own[0]?.line }))
+  const ends = points.map((series) => ({ last: series.filter((p) => !Number.isNaN(p.y)).at(-1), line: series[0]?.line }))
     .filter((end) => end.last && end.line.name)
-    .map((end) => ({ text: shortened(end.line.name, 12), whole: end.line.name, at: y.apply(end.last.y) }))
+    .map((end) => ({ text: shortened(end.line.name, 12), at: y.apply(end.last.y) }))
     .sort((a, b) => a.at - b.at);
   for (let i = 1; i < ends.length; i += 1) ends[i].at = Math.max(ends[i].at, ends[i - 1].at + 12);
   const over = (ends.at(-1)?.at ?? 0) - (HEIGHT - 36);
@@ -151,29 +151,29 @@ function cursorOf(svg, lines) {
   return { group, rule, dots };
 }
 
-/** Put the cursor where the slider stands; what the lines are there, in words. */
+/** Move the cursor to the slider; return the values of the lines there as texts. */
 function moveCursor(plot, { x, y, points, cursor }) {
-  const place = positions[state.at];
-  const at = x.apply(place);
+  const position = positions[state.at];
+  const at = x.apply(position);
   cursor.group.style.display = Number.isFinite(at) ? "" : "none";
   cursor.rule.setAttribute("x1", at);
   cursor.rule.setAttribute("x2", at);
-  const words = points.map((own, i) => {
-    // The last point at or before the slider: a run may have been looked at less often than another.
-    const index = d3.bisector((p) => p.x).right(own, place) - 1;
-    const point = own[index];
+  const words = points.map((series, i) => {
+    // The last point at or before the slider: a run may have fewer checkpoints than another.
+    const index = d3.bisector((p) => p.x).right(series, position) - 1;
+    const point = series[index];
     const known = point && !Number.isNaN(point.y);
     cursor.dots[i].style.display = known ? "" : "none";
     if (known) {
       cursor.dots[i].setAttribute("cx", x.apply(point.x));
       cursor.dots[i].setAttribute("cy", y.apply(point.y));
     }
-    const value = index < 0 ? NaN : own[index].line.ys[index];
-    return [own[0]?.line, toldWithError(value, own[index]?.error)];
+    const value = index < 0 ? NaN : series[index].line.ys[index];
+    return [series[0]?.line, formatWithError(value, series[index]?.error)];
   });
   return [
     ...words.filter(([line]) => line).map(([line, value]) => ({ line, value })),
-    ...plot.levels.map((level) => ({ name: level.name, value: told(level.value) })),
+    ...plot.levels.map((level) => ({ name: level.name, value: format(level.value) })),
   ];
 }
 
@@ -183,7 +183,7 @@ function unseen(plot, lines, log) {
   const zero = plot.levels.filter((level) => level.value <= 0);
   return [
     below ? `${below} ${below === 1 ? "value" : "values"} of 0 or less not on this axis` : null,
-    zero.length ? `${zero[0].name} ${told(zero[0].value)}: below this axis` : null,
+    zero.length ? `${zero[0].name} ${format(zero[0].value)}: below this axis` : null,
   ].filter(Boolean);
 }
 
@@ -192,16 +192,16 @@ function lineSummary(plot, lines) {
     const known = Array.from(line.ys, (y, i) => [line.xs[i], y]).filter(([, y]) => !Number.isNaN(y));
     if (!known.length) return `${line.name}: no value`;
     const [first, last] = [known[0], known.at(-1)];
-    return `${line.name || plot.title} from ${told(first[1])} at ${told(first[0])} to ${told(last[1])} at ${told(last[0])}`;
+    return `${line.name || plot.title} from ${format(first[1])} at ${format(first[0])} to ${format(last[1])} at ${format(last[0])}`;
   });
-  const levels = plot.levels.map((level) => `${level.name} ${told(level.value)}`);
-  const spans = plot.spans.map((span) => `${span.label} at ${told(span.x)}`);
+  const levels = plot.levels.map((level) => `${level.name} ${format(level.value)}`);
+  const spans = plot.spans.map((span) => `${span.label} at ${format(span.x)}`);
   return `${plot.title} against ${plot.x.name}: ${[...words, ...levels, ...spans].slice(0, 12).join("; ")}`;
 }
 
 function lineRows(plot, lines) {
   const header = [plot.x.name, ...lines.map((line) => [line.metric, line.condition, line.split].filter(Boolean).join(" "))];
-  const places = [...new Set(lines.flatMap((line) => Array.from(line.xs)))].sort((a, b) => a - b);
+  const xs = [...new Set(lines.flatMap((line) => Array.from(line.xs)))].sort((a, b) => a - b);
   const columns = lines.map((line) => new Map(Array.from(line.xs, (x, i) => [x, line.ys[i]])));
-  return [header, ...places.map((place) => [place, ...columns.map((column) => column.get(place) ?? NaN)])];
+  return [header, ...places.map((position) => [position, ...columns.map((column) => column.get(position) ?? NaN)])];
 }

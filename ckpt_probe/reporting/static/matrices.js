@@ -1,4 +1,4 @@
-// Matrices of cosines and of CKA, one checkpoint at a time: drawn once, then only coloured anew as the slider moves.
+// Matrices of cosines and of CKA of one checkpoint: drawn once, and coloured again when the slider moves.
 
 const MOST_WRITTEN = 12;
 const diverging = (value) => d3.interpolateRdBu((value + 1) / 2);
@@ -38,20 +38,20 @@ function matrixPlot(plot) {
     const off = values.filter((value, i) => i % (size + 1) !== 0 && !Number.isNaN(value));
     const level = plot.off_diagonal[frame.run];
     card.read([
-      { name: pictureTold(plot, frame, moment), value: "" },
-      { name: `mean of different ${plot.rows}`, value: told(off.length ? d3.mean(off) : NaN) },
-      ...(level == null ? [] : [{ name: "at collapse", value: told(level) }]),
+      { name: describePicture(plot, frame, moment), value: "" },
+      { name: `mean of different ${plot.rows}`, value: format(off.length ? d3.mean(off) : NaN) },
+      ...(level == null ? [] : [{ name: "at collapse", value: format(level) }]),
     ]);
-    card.describe(`${plot.title}: ${plot.unit} of ${size} ${plot.rows}, ${pictureTold(plot, frame, moment)}; between different ones ` +
-      `from ${told(d3.min(off))} to ${told(d3.max(off))}, mean ${told(d3.mean(off))}`);
+    card.describe(`${plot.title}: ${plot.unit} of ${size} ${plot.rows}, ${describePicture(plot, frame, moment)}; between different ones ` +
+      `from ${format(d3.min(off))} to ${format(d3.max(off))}, mean ${format(d3.mean(off))}`);
     return undefined;
   }
   return { root: card.root, draw, move };
 }
 
-/** What a matrix is of: a checkpoint, or a run as a whole. */
-function pictureTold(plot, frame, moment) {
-  if (!plot.of_run) return momentTold(frame, moment);
+/** Describe a matrix: its checkpoint, or its run if it belongs to all checkpoints. */
+function describePicture(plot, frame, moment) {
+  if (!plot.of_run) return describeFrame(frame, moment);
   return [data.tracks.length > 1 ? frame.run : "", "all checkpoints", frame.split].filter(Boolean).join(" · ");
 }
 
@@ -101,9 +101,9 @@ function drawMatrix(labels, width, unit) {
     },
     over(event) {
       const box = svg.getBoundingClientRect();
-      const [x, y] = [event.clientX - box.left, event.clientY - box.top].map((place) => Math.floor(((place / box.width) * width - margin) / step));
+      const [x, y] = [event.clientX - box.left, event.clientY - box.top].map((distance) => Math.floor(((distance / box.width) * width - margin) / step));
       if (x < 0 || y < 0 || x >= size || y >= size) return "";
-      return `${shortened(labels[y], 40)} with ${shortened(labels[x], 40)}: ${told(this.values[y * size + x])}`;
+      return `${shortened(labels[y], 40)} with ${shortened(labels[x], 40)}: ${format(this.values[y * size + x])}`;
     },
   };
 }
@@ -117,7 +117,7 @@ function ramp(x, y, width, unit) {
   }
   for (const [value, anchor] of [[-1, "start"], [0, "middle"], [1, "end"]]) {
     const text = svgElement("text", { x: ((value + 1) / 2) * width, y: 19, "text-anchor": anchor, class: "name" });
-    text.textContent = `${told(value)}${value === 1 ? ` ${unit}` : ""}`;
+    text.textContent = `${format(value)}${value === 1 ? ` ${unit}` : ""}`;
     group.append(text);
   }
   return group;

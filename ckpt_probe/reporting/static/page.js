@@ -1,11 +1,11 @@
-// The page: built from the data, drawn where it is seen first, drawn anew where its width or what is shown changes.
+// Build the page from the data; draw the visible parts first, and each again if its width or its contents change.
 
 const parts = [];
-/** By its element; a property of the element would not do, as some names (part) are the browser's own. */
+/** Parts by their elements; elements have properties of some of these names (part). */
 const partAt = new Map();
 const MAKERS = { LinePlot: linePlot, MatrixPlot: matrixPlot, LayerMap: layerMap, SpectrumPlot: spectrumPlot, ClassTable: classTable, RowTable: rowTable, ContourPlot: contourPlot, IntervalPlot: intervalPlot };
 const waiting = new Set();
-// Not every browser tells when it is idle.
+// Some browsers do not report when they are idle.
 const whenIdle = window.requestIdleCallback?.bind(window) ?? ((call) => setTimeout(() => call({ timeRemaining: () => 8 }), 1));
 
 function readingPart() {
@@ -17,7 +17,7 @@ function readingPart() {
 }
 
 function sectionPart(section) {
-  const made = element("section", { id: section.key, "aria-labelledby": `${section.key}-title` },
+  const node = element("section", { id: section.key, "aria-labelledby": `${section.key}-title` },
     element("h2", { id: `${section.key}-title` }, section.title), element("p", { class: "lead" }, section.lead));
   for (const group of section.groups) {
     const grid = element("div", { class: `grid ${section.key}` });
@@ -30,31 +30,31 @@ function sectionPart(section) {
     if (group.folded) {
       const fold = element("details", { class: "fold", ontoggle: () => { if (fold.open) drawIn(grid); } },
         element("summary", {}, `${shortened(group.title, 160)} (${group.plots.length})`), grid);
-      made.append(fold);
+      node.append(fold);
       continue;
     }
-    if (group.title) made.append(element("h3", {}, shortened(group.title, 160)));
-    made.append(grid);
+    if (group.title) node.append(element("h3", {}, shortened(group.title, 160)));
+    node.append(grid);
   }
   if (section.notes.length) {
-    made.append(element("details", { class: "notes" }, element("summary", {}, `Left out or missing (${section.notes.length})`),
+    node.append(element("details", { class: "notes" }, element("summary", {}, `Left out or missing (${section.notes.length})`),
       element("ul", {}, section.notes.map((note) => element("li", {}, note)))));
   }
-  return made;
+  return node;
 }
 
 function originPart() {
   const list = (facts) => Object.keys(facts).length ? element("dl", {}, Object.entries(facts).flatMap(([name, value]) =>
     [element("dt", {}, name.replaceAll("_", " ")), element("dd", {}, value)])) : null;
-  const origin = (one) => element("div", { class: "card wide origin" },
-    element("h3", {}, shortened(one.name, 120), " ", element("small", {}, one.kind)),
-    element("p", { class: "meaning" }, one.path),
-    one.command ? [element("p", {}, "A command that makes it:"), element("pre", { tabindex: "0" }, one.command)] : null,
-    list(one.facts),
-    element("details", {}, element("summary", {}, `Files and hashes (${one.files.length})`),
-      element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Files of ${shortened(one.name, 60)}` }, element("table", {},
+  const originCard = (source) => element("div", { class: "card wide origin" },
+    element("h3", {}, shortened(source.name, 120), " ", element("small", {}, source.kind)),
+    element("p", { class: "meaning" }, source.path),
+    source.command ? [element("p", {}, "A command that makes it:"), element("pre", { tabindex: "0" }, source.command)] : null,
+    list(source.facts),
+    element("details", {}, element("summary", {}, `Files and hashes (${source.files.length})`),
+      element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Files of ${shortened(source.name, 60)}` }, element("table", {},
         element("thead", {}, element("tr", {}, ["file", "bytes", "SHA-256", "of"].map((label) => element("th", { scope: "col" }, label)))),
-        element("tbody", {}, one.files.map((file) => element("tr", {}, element("th", { scope: "row" }, file.name),
+        element("tbody", {}, source.files.map((file) => element("tr", {}, element("th", { scope: "row" }, file.name),
           element("td", {}, file.size.toLocaleString("en")), element("td", {}, element("code", {}, file.sha256)), element("td", {}, file.hashed))))))));
   return element("section", { id: "origin", "aria-labelledby": "origin-title" }, element("h2", { id: "origin-title" }, "Where it comes from"),
     element("p", { class: "lead" }, "Files, their hashes, and commands that make them again."),
@@ -62,14 +62,14 @@ function originPart() {
       element("p", { class: "meaning" }, Object.entries(data.versions).map(([name, version]) => `${name} ${version}`).join(", "))) : null,
     Object.keys(data.shared).length ? element("div", { class: "card wide origin" }, element("h3", {}, `Common to all ${data.origins.length} sources`), list(data.shared)) : null,
     data.origins.length > 3
-      ? element("details", { class: "fold" }, element("summary", {}, `Each source, with what differs (${data.origins.length})`), data.origins.map(origin))
-      : data.origins.map(origin));
+      ? element("details", { class: "fold" }, element("summary", {}, `Each source, with what differs (${data.origins.length})`), data.origins.map(originCard))
+      : data.origins.map(originCard));
 }
 
 function headPart() {
   const checkpoints = new Set(data.tracks.flatMap((track) => track.checkpoints.map((name) => `${track.run}/${name}`))).size;
   const count = (number, word) => (number ? `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}` : null);
-  const span = positions.length > 1 ? `${data.axis.name} ${told(positions[0])} to ${told(positions.at(-1))}` : null;
+  const span = positions.length > 1 ? `${data.axis.name} ${format(positions[0])} to ${format(positions.at(-1))}` : null;
   const facts = [count(data.tracks.length, "run"), count(checkpoints, "checkpoint"), span].filter(Boolean);
   const links = [...(data.reading.length ? [["reading", "What the numbers say"]] : []), ...data.sections.map((section) => [section.key, section.title]), ["origin", "Where it comes from"]];
   return element("header", {}, element("h1", {}, shortened(data.title, 200)), element("p", { class: "facts" }, facts.join(" · ")),
@@ -92,8 +92,8 @@ function drawIn(grid) {
   for (const part of parts) if (grid.contains(part.root)) drawPart(part);
 }
 
-/** Let a part show what is chosen now, where it does not yet. */
-function bringUp(part) {
+/** Update a part that does not follow the state yet. */
+function update(part) {
   if (waiting.has(part)) drawPart(part);
   else if (part.behind) {
     part.behind = false;
@@ -101,23 +101,23 @@ function bringUp(part) {
   }
 }
 
-/** Let every part follow the slider: those in sight or near it now, the others once they are. */
+/** Let every part follow the slider: at once if it is visible or near, else as soon as it is. */
 function followSlider() {
   for (const part of parts) {
     part.behind = true;
-    if (part.near) bringUp(part);
+    if (part.near) update(part);
   }
 }
 
-/** Draw everything anew: what is in sight now, the rest when the browser has time, all of it before a print. */
+/** Draw everything again: the visible parts now, the others when the browser is idle, all before printing. */
 function drawAll() {
   delete document.documentElement.dataset.drawn;
   for (const part of parts) waiting.add(part);
-  const seen = parts.filter((part) => {
+  const visible = parts.filter((part) => {
     const box = part.root.getBoundingClientRect();
     return box.bottom > -200 && box.top < innerHeight + 200;
   });
-  seen.forEach(drawPart);
+  visible.forEach(drawPart);
   whenIdle(drawMore);
 }
 
@@ -144,7 +144,7 @@ function start() {
     for (const entry of entries) {
       const part = partAt.get(entry.target);
       part.near = entry.isIntersecting;
-      if (part.near) bringUp(part);
+      if (part.near) update(part);
     }
   }, { rootMargin: "300px" });
   for (const part of parts) near.observe(part.root);
@@ -159,7 +159,7 @@ function start() {
   });
   addEventListener("beforeprint", () => {
     for (const fold of document.querySelectorAll("details.fold")) fold.open = true;
-    parts.forEach(bringUp);
+    parts.forEach(update);
   });
   document.getElementById(location.hash.slice(1))?.scrollIntoView();
 }

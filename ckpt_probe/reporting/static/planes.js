@@ -24,7 +24,7 @@ function drawPlane(plot, values, width) {
   const svg = Plot.plot({
     width, height, marginLeft: 50, marginRight: 14, marginBottom: 36, marginTop: 12,
     style: { background: "none", fontSize: "11px" },
-    x: { domain: [left, right], label: axisTold(plot.x), labelAnchor: "center", labelArrow: "none", tickFormat: tick, ticks: 5 },
+    x: { domain: [left, right], label: axisLabel(plot.x), labelAnchor: "center", labelArrow: "none", tickFormat: tick, ticks: 5 },
     y: { domain: [low, high], label: null, tickFormat: tick, ticks: 5 },
     color: { type: "log", scheme: "viridis", domain: levels.length ? [levels[0], levels.at(-1)] : [1, 10] },
     marks: [
@@ -33,15 +33,15 @@ function drawPlane(plot, values, width) {
         width: columns, height: rows, x1: left - stepX / 2, x2: right + stepX / 2, y1: low - stepY / 2, y2: high + stepY / 2,
         fill: Plot.identity, stroke: "var(--card)", strokeWidth: 0.6, strokeOpacity: 0.7, thresholds: levels, clip: true,
       }) : null,
-      Plot.axisX({ label: axisTold(plot.x), labelAnchor: "center", labelArrow: "none", tickFormat: tick, ticks: 5, fill: "var(--soft)" }),
-      Plot.axisY({ label: axisTold(plot.y), labelArrow: "none", tickFormat: tick, ticks: 5, fill: "var(--soft)" }),
+      Plot.axisX({ label: axisLabel(plot.x), labelAnchor: "center", labelArrow: "none", tickFormat: tick, ticks: 5, fill: "var(--soft)" }),
+      Plot.axisY({ label: axisLabel(plot.y), labelArrow: "none", tickFormat: tick, ticks: 5, fill: "var(--soft)" }),
       plot.joined ? Plot.line(plot.points, { x: "x", y: "y", stroke: "var(--ink)", strokeWidth: 1.2 }) : null,
       Plot.dot(plot.points, { x: "x", y: "y", r: plot.joined ? 3.5 : 5, fill: "#fff", stroke: "#000", strokeWidth: 1.5 }),
       Plot.text(plot.points, { x: "x", y: "y", text: "name", dy: -13, fontSize: 13, fontWeight: 600, fill: "#000", stroke: "#fff", strokeWidth: 4 }),
     ],
   });
   return element("div", {}, svg, levels.length ? lossKey(svg, levels) : plot.unit ? element("p", { class: "none" }, "The loss is the same everywhere.") : "",
-    element("p", { class: "meaning" }, plot.points.filter((place) => place.label).map((place) => `${place.name}: ${place.label}`).join("  ")));
+    element("p", { class: "meaning" }, plot.points.filter((point) => point.label).map((point) => `${point.name}: ${point.label}`).join("  ")));
 }
 
 /** The key of the colours: each level's own number, from low to high. */
@@ -50,15 +50,15 @@ function lossKey(svg, levels) {
   return element("ul", { class: "key", "aria-label": "Loss at the levels" }, levels.slice(0, -1).filter((_, i) => i % 2 === 0).map((level) => {
     const swatch = element("span", { class: "swatch", "aria-hidden": "true" });
     swatch.style.background = colour.apply(level);
-    return element("li", {}, swatch, told(level));
+    return element("li", {}, swatch, format(level));
   }));
 }
 
 function planeSummary(plot, values) {
   const lowest = d3.minIndex(values);
-  const places = plot.points.map((place) => `${place.name} at ${told(place.x)}, ${told(place.y)}`);
+  const points = plot.points.map((point) => `${point.name} at ${format(point.x)}, ${format(point.y)}`);
   if (!plot.unit) return `Trajectory of ${plot.points.length} checkpoints in the plane of its two main directions`;
-  const where = lowest < 0 ? "no loss anywhere" : `lowest loss ${told(values[lowest])} at ${told(plot.xs[lowest % plot.xs.length])}, ${told(plot.ys[Math.floor(lowest / plot.xs.length)])}`;
+  const where = lowest < 0 ? "no loss anywhere" : `lowest loss ${format(values[lowest])} at ${format(plot.xs[lowest % plot.xs.length])}, ${format(plot.ys[Math.floor(lowest / plot.xs.length)])}`;
   return `Contour map of the loss, ${plot.title}: ${[where, ...places].join("; ")}`;
 }
 

@@ -1,6 +1,6 @@
 // Spectra: the eigenvalues of the slider's checkpoint by rank, and some of them through the run.
 
-const LEAST = 1e-7; // a share of the largest eigenvalue; what is less is rounding
+const LEAST = 1e-7; // share of the largest eigenvalue; smaller ones are rounding errors
 const FOLLOWED = [1, 2, 4, 8, 16, 39];
 const SHADES = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#4d4d4d"];
 const NOW = { colour: "#0072b2", dash: "solid", marker: "circle" };
@@ -12,14 +12,14 @@ const SHADE_DASH = ["solid", "dashed", "dotted", "dash-dot", "dash-dot-dot", "so
 function spectrumPlot(plot) {
   let drawn = null;
   let width = 0;
-  let shown = null;
+  let drawnFrame = null;
   const copied = copyButton(`spectrum of ${plot.title}`, () => spectrumRows(plot));
   const card = cardOf(plot, [copied]);
 
   function draw(wide) {
     width = wide;
     const frame = frameOf(plot);
-    shown = frame;
+    drawnFrame = frame;
     drawn = frame ? drawSpectrum(plot, frame, width) : null;
     card.warn(drawn?.below ? [`eigenvalues of less than ${LEAST.toExponential()} of the largest lie below this axis`] : []);
     card.show(frame ? drawn.root : element("p", { class: "none" }, `${state.run}: no such spectrum`), "");
@@ -28,21 +28,21 @@ function spectrumPlot(plot) {
 
   function move() {
     const frame = frameOf(plot);
-    if (frame !== shown) return draw(width);
+    if (frame !== drawnFrame) return draw(width);
     if (!frame) return undefined;
     const moment = momentOf(frame);
     const values = moment < 0 ? [] : atMoment(frame, moment);
     drawn.move(values, moment);
-    const kept = Array.from(values).filter((value) => !Number.isNaN(value));
+    const known = Array.from(values).filter((value) => !Number.isNaN(value));
     const level = plot.at_collapse[frame.run];
     card.read([
-      { line: { name: momentTold(frame, moment), style: NOW }, value: "" },
+      { line: { name: describeFrame(frame, moment), style: NOW }, value: "" },
       ...(frame.checkpoints.length > 1 ? [{ line: { name: "first", style: FIRST }, value: "" }, { line: { name: "last", style: LAST }, value: "" }] : []),
-      { name: "largest", value: told(kept[0]) },
-      ...(level == null ? [] : [{ name: "at collapse", value: `${level} × ${told(1 / level)}` }]),
+      { name: "largest", value: format(known[0]) },
+      ...(level == null ? [] : [{ name: "at collapse", value: `${level} × ${format(1 / level)}` }]),
     ]);
-    card.describe(`Spectrum, ${plot.title}, ${momentTold(frame, moment)}: eigenvalues ` +
-      `${kept.slice(0, 5).map(told).join(", ")}${kept.length > 5 ? ` … ${told(kept.at(-1))}` : ""}; beside it some of them through the run`);
+    card.describe(`Spectrum, ${plot.title}, ${describeFrame(frame, moment)}: eigenvalues ` +
+      `${known.slice(0, 5).map(format).join(", ")}${known.length > 5 ? ` … ${format(known.at(-1))}` : ""}; beside it some of them through the run`);
     return undefined;
   }
   return { root: card.root, draw, move };
@@ -106,11 +106,11 @@ function drawRanks(plot, frame, width, yScale) {
 
 /** Eigenvalues of a few ranks through the run. */
 function drawThrough(plot, frame, width, yScale) {
-  const places = tracks.get(frame.run).positions;
-  const followed = FOLLOWED.map((rank) => plot.ranks.indexOf(d3.least(plot.ranks, (own) => Math.abs(own - rank))))
+  const ofRun = tracks.get(frame.run).positions;
+  const followed = FOLLOWED.map((rank) => plot.ranks.indexOf(d3.least(plot.ranks, (each) => Math.abs(each - rank))))
     .filter((index, i, every) => every.indexOf(index) === i);
   const log = state.logX ?? data.axis.log;
-  const xs = frame.checkpoints.map((checkpoint) => places[checkpoint]);
+  const xs = frame.checkpoints.map((checkpoint) => ofRun[checkpoint]);
   const points = followed.map((index) => xs.map((x, t) => ({ x, y: atMoment(frame, t)[index] >= yScale.domain[0] ? atMoment(frame, t)[index] : NaN })));
   const svg = Plot.plot({
     width, height: HEIGHT, marginLeft: 48, marginRight: 34, marginBottom: 34, marginTop: 12,
@@ -120,8 +120,8 @@ function drawThrough(plot, frame, width, yScale) {
     marks: [
       Plot.gridY({ stroke: "var(--rule)", strokeOpacity: 1, ticks: 4 }),
       Plot.axisY({ ticks: 4, tickFormat: tick, tickSize: 0, label: null, fill: "var(--soft)" }),
-      Plot.axisX({ ticks: log && data.axis.linear_to != null ? data.axis.ticks : 4, tickFormat: tick, label: axisTold(data.axis), labelAnchor: "center", labelArrow: "none", fill: "var(--soft)" }),
-      ...points.map((own, i) => Plot.line(own, { x: "x", y: "y", stroke: paint(SHADES[i]), strokeDasharray: DASH[SHADE_DASH[i]], strokeWidth: 1.6 })),
+      Plot.axisX({ ticks: log && data.axis.linear_to != null ? data.axis.ticks : 4, tickFormat: tick, label: axisLabel(data.axis), labelAnchor: "center", labelArrow: "none", fill: "var(--soft)" }),
+      ...points.map((series, i) => Plot.line(series, { x: "x", y: "y", stroke: paint(SHADES[i]), strokeDasharray: DASH[SHADE_DASH[i]], strokeWidth: 1.6 })),
     ],
   });
   const [x, y] = [svg.scale("x"), svg.scale("y")];

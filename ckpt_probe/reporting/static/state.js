@@ -1,6 +1,6 @@
-// Where the slider stands, and what is shown: one state, which every plot reads and only the controls change.
+// The state: the position of the slider and the visible runs and splits; plots read it, and controls change it.
 
-const positions = [...new Set(data.tracks.flatMap((track) => track.positions.filter((place) => place != null)))]
+const positions = [...new Set(data.tracks.flatMap((track) => track.positions.filter((position) => position != null)))]
   .sort((a, b) => a - b);
 const grouped = data.sections.some((section) => section.key === "differences");
 const tracks = new Map(data.tracks.map((track) => [track.run, track]));
@@ -16,37 +16,37 @@ const state = {
   split: null,
 };
 
-/** The number of the run's checkpoint that stands at the slider, or the last one before it; -1 where none does. */
+/** Return the index of the run's checkpoint at the slider, or of the last one before it; -1 without one. */
 function checkpointAt(run) {
-  const places = tracks.get(run)?.positions ?? [];
-  let found = -1;
-  places.forEach((place, number) => {
-    if (place != null && place <= positions[state.at] && (found < 0 || place >= places[found])) found = number;
+  const ofRun = tracks.get(run)?.positions ?? [];
+  let latest = -1;
+  ofRun.forEach((position, number) => {
+    if (position != null && position <= positions[state.at] && (latest < 0 || position >= ofRun[latest])) latest = number;
   });
-  return found;
+  return latest;
 }
 
-/** The frame of a plot for the run and split that are chosen; the run's other split where it has none.
- * A plot of another group shows its run of the same seed, or else its first. */
+/** Return the frame of a plot for the chosen run and split; if it has none, that of the run's other split.
+ * In a plot of another group, the run of the same seed, or else its first. */
 function frameOf(plot) {
   const runs = plot.frames.map((frame) => frame.run);
   const seed = state.run?.split("/").at(-1);
   const other = grouped ? runs.find((name) => name.split("/").at(-1) === seed) ?? runs[0] : null;
   const run = runs.includes(state.run) ? state.run : other;
-  const mine = plot.frames.filter((frame) => frame.run === run);
-  return mine.find((frame) => frame.split === state.split) ?? mine.find((frame) => frame.split === "") ?? mine[0];
+  const frames = plot.frames.filter((frame) => frame.run === run);
+  return frames.find((frame) => frame.split === state.split) ?? frames.find((frame) => frame.split === "") ?? frames[0];
 }
 
-/** The place within a frame of the checkpoint at the slider, or of the last one before it that the frame holds. */
+/** Return the index in a frame of the checkpoint at the slider, or of the last one before it. */
 function momentOf(frame) {
   const wanted = checkpointAt(frame.run);
-  let found = -1;
-  frame.checkpoints.forEach((checkpoint, place) => { if (checkpoint <= wanted) found = place; });
-  return found;
+  let latest = -1;
+  frame.checkpoints.forEach((checkpoint, position) => { if (checkpoint <= wanted) latest = position; });
+  return latest;
 }
 
-/** What the picture is of, in words: run, checkpoint, split. */
-function momentTold(frame, moment) {
+/** Describe a frame at a moment: run, checkpoint, split. */
+function describeFrame(frame, moment) {
   const track = tracks.get(frame.run);
   if (moment < 0) return `${frame.run}: no checkpoint so early`;
   const name = track.checkpoints[frame.checkpoints[moment]];
@@ -54,10 +54,10 @@ function momentTold(frame, moment) {
   return parts.join(" · ");
 }
 
-/** Where the slider stands, in words. */
-function placeTold() {
+/** Describe the position of the slider. */
+function describePosition() {
   if (!positions.length) return "";
-  return `${data.axis.name} ${told(positions[state.at])}`;
+  return `${data.axis.name} ${format(positions[state.at])}`;
 }
 
 function atMoment(frame, moment) {
