@@ -203,5 +203,5 @@ function lineRows(plot, lines) {
   const header = [plot.x.name, ...lines.map((line) => [line.metric, line.condition, line.split].filter(Boolean).join(" "))];
   const xs = [...new Set(lines.flatMap((line) => Array.from(line.xs)))].sort((a, b) => a - b);
   const columns = lines.map((line) => new Map(Array.from(line.xs, (x, i) => [x, line.ys[i]])));
-  return [header, ...places.map((position) => [position, ...columns.map((column) => column.get(position) ?? NaN)])];
+  return [header, ...xs.map((position) => [position, ...columns.map((column) => column.get(position) ?? NaN)])];
 }

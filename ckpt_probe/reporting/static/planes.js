@@ -59,7 +59,7 @@ function planeSummary(plot, values) {
   const points = plot.points.map((point) => `${point.name} at ${format(point.x)}, ${format(point.y)}`);
   if (!plot.unit) return `Trajectory of ${plot.points.length} checkpoints in the plane of its two main directions`;
   const where = lowest < 0 ? "no loss anywhere" : `lowest loss ${format(values[lowest])} at ${format(plot.xs[lowest % plot.xs.length])}, ${format(plot.ys[Math.floor(lowest / plot.xs.length)])}`;
-  return `Contour map of the loss, ${plot.title}: ${[where, ...places].join("; ")}`;
+  return `Contour map of the loss, ${plot.title}: ${[where, ...points].join("; ")}`;
 }
 
 function planeRows(plot) {
