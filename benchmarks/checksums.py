@@ -69,7 +69,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=7)
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    model = build_model("cnn", {"channels": [16, 32], "hidden": FEATURES}, input_shape=(1, 28, 28), classes=CLASSES)
+    model = build_model(
+        "cnn", {"channels": [16, 32], "hidden": FEATURES, "input_shape": [1, 28, 28], "classes": CLASSES}
+    )
     images, labels = torch.rand(arguments.samples, 1, 28, 28), torch.arange(arguments.samples) % CLASSES
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)

@@ -56,7 +56,7 @@ def step(
 def measure(classes: int, device: torch.device, repeats: int) -> None:
     """Print median times of the plain step and of the step with each loss."""
     torch.manual_seed(0)
-    model = build_model("cnn", {"hidden": HIDDEN}, input_shape=(1, 28, 28), classes=classes).to(device)
+    model = build_model("cnn", {"hidden": HIDDEN, "input_shape": [1, 28, 28], "classes": classes}).to(device)
     assert isinstance(model, nn.Sequential)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     inputs, labels = torch.randn(BATCH, 1, 28, 28, device=device), torch.randint(classes, (BATCH,), device=device)

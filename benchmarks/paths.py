@@ -38,7 +38,7 @@ def alignment() -> None:
     models = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        models.append(build_model("resnet", arguments, **shape).eval())
+        models.append(build_model("resnet", {**arguments, **shape}).eval())
     a, b = (model.state_dict() for model in models)
     inputs = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     started = time.perf_counter()
@@ -81,7 +81,7 @@ def path() -> None:
 def _parts() -> tuple[float, float]:
     """Return the seconds of the forward passes, and of the analyses of their outputs."""
     data = load_data("digits")
-    model = build_model("cnn", {}, input_shape=data.input_shape, classes=data.classes).eval()
+    model = build_model("cnn", {"input_shape": list(data.input_shape), "classes": data.classes}).eval()
     *_, layer = (module for module in model.modules() if isinstance(module, torch.nn.Linear))
     forward = analysis = 0.0
     for _ in range(POINTS):

@@ -273,8 +273,7 @@ def inspect_model(checkpoint: "Checkpoint", setup: "Setup") -> dict[str, Any]:
         DataError: As in `build_subject`.
     """
     from ckpt_probe import models
-    from ckpt_probe.extraction.sources import choose_model, complete_model
-    from ckpt_probe.extraction.subject import build_subject, fill, find_rows
+    from ckpt_probe.extraction.building import build_subject, choose_model, complete_model
 
     path = checkpoint.path
     if setup.data or (setup.model is None and checkpoint.metadata.data):
@@ -285,15 +284,14 @@ def inspect_model(checkpoint: "Checkpoint", setup: "Setup") -> dict[str, Any]:
         sample = models.on_device(subject.sample, subject.device, dtype)
     else:
         name, arguments = complete_model(checkpoint, setup, choose_model(checkpoint, setup))
-        model, origin = (
-            models.build_model(name, arguments, initialised=False, tensors=checkpoint.shapes),
-            "random inputs",
-        )
+        model, origin = models.build_model(name, arguments, tensors=checkpoint.shapes), "random inputs"
         target, state = models.choose_device(setup.device), checkpoint.state_dict()
-        device, dtype, _ = fill(model, target, state, str(path), checkpoint.extra_state(), checkpoint.state_key)
+        extra = checkpoint.extra_state()
+        device, dtype, _ = models.fill_model(model, target, state, str(path), extra, checkpoint.state_key)
         try:
             sample = models.on_device(models.made_up_inputs(model, arguments), device, dtype)
-            head = find_rows(model, sample, setup.classifier or checkpoint.metadata.classifier, setup.pooling)
+            named = setup.classifier or checkpoint.metadata.classifier
+            head = models.find_rows(model, sample, named, setup.pooling)
         except CkptProbeError as error:
             raise type(error)(f"{path}: model {name}: {error}") from error
     description = {"model": name, "model_arguments": arguments, "shown": origin}

@@ -53,8 +53,12 @@ def wrapper_note(names: Collection[str], wanted: Set[str], target: str = "the mo
     return f"tensor names lose {prefix} to fit {target}{left_out}"
 
 
-def is_extra_state(name: str) -> bool:
-    """Return whether an entry of a state dict is the value of a module's `get_extra_state`, which may be anything."""
+def extra_states(state_dict: Mapping[str, Value]) -> dict[str, Value]:
+    """Return the entries of a state dict that are values of modules' `get_extra_state`, which may be anything."""
+    return {name: value for name, value in state_dict.items() if _is_extra_state(name)}
+
+
+def _is_extra_state(name: str) -> bool:
     return name.rpartition(".")[2] == EXTRA_STATE
 
 
@@ -63,8 +67,8 @@ def fitting_prefixes(names: Collection[str], wanted: Set[str]) -> list[str]:
 
     Extra state of modules does not count.
     """
-    names = [name for name in names if not is_extra_state(name)]
-    wanted = {name for name in wanted if not is_extra_state(name)}
+    names = [name for name in names if not _is_extra_state(name)]
+    wanted = {name for name in wanted if not _is_extra_state(name)}
     if not wanted:
         return []
     if set(names) == wanted:

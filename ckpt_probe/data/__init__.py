@@ -3,8 +3,7 @@
 from ckpt_probe.data.arguments import ModelHints
 from ckpt_probe.data.arrays import choose_samples
 from ckpt_probe.data.dataset import DatasetSplit, Unreadable
-from ckpt_probe.data.labels import in_model_order, in_width, matched_labels
-from ckpt_probe.data.prefetch import ready_batches, ready_parts
+from ckpt_probe.data.labels import in_model_order, in_width, matched_labels, require_classes
 from ckpt_probe.data.samples import (
     LEFT_OUT,
     UNLABELLED,
@@ -19,6 +18,8 @@ from ckpt_probe.data.samples import (
     names_of,
     notes_of,
     one_tensor,
+    ready_batches,
+    ready_parts,
     split_lengths,
 )
 from ckpt_probe.data.sources import functions_named, load_data, recorded_arguments

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.budget import Budget
-from ckpt_probe.data.samples import ArraySplit, LabelledData, Split, of_splits, stratified, to_model_dtype
+from ckpt_probe.data.samples import ArraySplit, LabelledData, Split, of_splits, to_model_dtype
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import require_regular
 from ckpt_probe.hdf5 import CLASS_NAMES, groups_with, native, opened, own_reads, read_names
@@ -208,6 +208,30 @@ def choose_samples(
         splits = {name: _renumbered(split, classes) for name, split in splits.items()}
     chosen = of_splits(data.name, splits, data.arguments, names)
     return replace(data, splits=chosen.splits, classes=chosen.classes, class_names=chosen.class_names)
+
+
+def stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Divide samples at random into two parts with the same fraction of every class.
+
+    Args:
+        labels: Label of each sample, shape (N,).
+        fraction: Fraction of each class in the second part.
+        seed: Seed of the random choice.
+
+    Returns:
+        Sorted indices of the first and of the second part.
+
+    Raises:
+        DataError: If the fraction is not between 0 and 1.
+    """
+    if not 0 < fraction < 1:
+        raise DataError(f"test_fraction: expected a number between 0 and 1, found {fraction}")
+    generator = np.random.default_rng(seed)
+    second = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        second[generator.permutation(members)[: round(fraction * len(members))]] = True
+    return np.flatnonzero(~second), np.flatnonzero(second)
 
 
 def _divided(inputs: np.ndarray, labels: np.ndarray, fraction: float, seed: int) -> dict[str, Split]:

@@ -9,8 +9,16 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.data.arguments import suggestion
-from ckpt_probe.data.prefetch import ready_parts
-from ckpt_probe.data.samples import UNLABELLED, LabelledBatch, LabelledData, Split, Streaming, names_of, notes_of
+from ckpt_probe.data.samples import (
+    UNLABELLED,
+    LabelledBatch,
+    LabelledData,
+    Split,
+    Streaming,
+    names_of,
+    notes_of,
+    ready_parts,
+)
 from ckpt_probe.errors import DataError, listed
 
 PLACEHOLDER = re.compile(r"LABEL_\d+")
@@ -54,16 +62,17 @@ def in_model_order(data: LabelledData, model_names: Sequence[str] | None) -> Lab
 
 
 def in_width(data: LabelledData, classes: int) -> LabelledData:
-    """Check labels against a model without class names, and add a note if the model has more classes than the data.
+    """Check labels against the number of classes of a model, and add a note if that is larger than the data's.
 
     Args:
         data: The data.
         classes: Number of classes of the model.
 
     Raises:
-        DataError: If the model has more classes than the data, and the data have class names. These are the model's
-            first classes only if the data argument `match` is "order".
+        DataError: If the model has fewer classes than the data; or more, and the data have class names. These are the
+            model's first classes only if the data argument `match` is "order".
     """
+    require_classes(data, classes)
     if data.classes >= classes or not data.labelled:
         return data
     by_order = data.arguments.get(MATCH) == BY_ORDER
@@ -75,6 +84,13 @@ def in_width(data: LabelledData, classes: int) -> LabelledData:
         f"{classes:,} and no names by which they could be matched; if they are the model's first ones, in this order, "
         f"add {suggestion(match=BY_ORDER)}"
     )
+
+
+def require_classes(data: LabelledData, logits: int) -> None:
+    """Raise DataError, with the names of the classes, if a model gives fewer logits than its data have classes."""
+    if logits < data.classes:
+        which = f" ({listed(data.class_names)})" if data.class_names else ""
+        raise DataError(f"the model gives {logits} logits, fewer than the data's {data.classes} classes{which}")
 
 
 def matched_labels(data_names: Sequence[str], model_names: Sequence[str]) -> list[int]:

@@ -1,10 +1,13 @@
-"""Labelled samples in named splits, read in batches that a model accepts."""
+"""Labelled samples in named splits, read in batches that a model accepts, while it processes the batch before."""
 
-from collections.abc import Generator, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +34,10 @@ UNLABELLED = -1
 
 FIRST_SIZES = (16, 256, 4096)
 """Numbers of samples that `first_samples` tries to read in turn until enough are readable."""
+
+PREFETCHED = 3
+"""Number of batches that are read ahead."""
+THREAD_NAME = "batches"
 
 TEXTS = (("max_length", "at most {} of a text"), ("context", "in windows of {}"))
 """Arguments of texts that are numbers of tokens, and their descriptions."""
@@ -124,6 +131,10 @@ class LabelledData:
             raise DataError(f"{self.name}: no split {name!r}; there are: {', '.join(self.splits)}")
         return self.splits[name]
 
+    def notes_of_reading(self, splits: Sequence[str]) -> list[str]:
+        """Return notes on the samples read so far of some splits, such as the number left out."""
+        return [f"split {name}: {note}" for name in splits for note in notes_of(self.splits[name])]
+
 
 class ArraySplit:
     """A split in memory. Batches convert uint8 to float32 in [0, 1], floats to float32, other integers to int64.
@@ -206,6 +217,92 @@ def first_samples(split: Split, count: int) -> LabelledBatch:
     return split_lengths(inputs)[0], labels
 
 
+def ready_batches(
+    split: Split,
+    size: int,
+    limit: int | None = None,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    pinned: bool = False,
+) -> AbstractContextManager[Iterator[LabelledBatch]]:
+    """Prepare batches of the first samples of a split in the background; see `ready_parts`.
+
+    Args:
+        split: The split.
+        size: Samples per batch.
+        limit: Number of samples; all if None.
+        start: Index of the first sample of the first batch.
+        stop: Index after the last sample; `limit` if None.
+        pinned: Whether batches are in pinned memory.
+    """
+    count = len(split) if limit is None else min(limit, len(split))
+    last = count if stop is None else min(stop, count)
+    parts = [slice(first, min(first + size, last)) for first in range(start, last, size)]
+    return ready_parts(split, parts, total=count, pinned=pinned)
+
+
+@contextmanager
+def ready_parts(
+    split: Split, parts: Sequence[slice], *, total: int | None = None, pinned: bool = False
+) -> Generator[Iterator[LabelledBatch], None, None]:
+    """Prepare a batch for each part of a split, in order, in the background.
+
+    A streaming split prepares its batches itself; for other splits a thread does. Leaving the `with` block ends the
+    thread. Batches that are not pinned are for a model on the CPU; torch prepares them with one thread, because a
+    second team of threads would outnumber the cores, and the model's threads would sleep after each operator. Errors
+    of reading a sample are raised by the iterator.
+
+    Args:
+        split: The split.
+        parts: Ranges of samples, one per batch.
+        total: Number of samples read in total, if the parts cover only some of them.
+        pinned: Whether batches are in pinned memory.
+    """
+    if isinstance(split, Streaming):
+        with closing(split.batches(parts, total=total, pinned=pinned)) as batches:
+            yield batches
+        return
+    threads = torch.get_num_threads()
+    remaining = iter(parts)
+
+    def read(part: slice) -> LabelledBatch:
+        inputs, labels = split.batch(part)
+        return _pinned(inputs) if pinned else inputs, labels
+
+    pool = ThreadPoolExecutor(1, THREAD_NAME, torch.set_num_threads, (threads if pinned else 1,))
+    waiting = deque(pool.submit(read, part) for part in islice(remaining, PREFETCHED))
+
+    def in_order() -> Iterator[LabelledBatch]:
+        while waiting:
+            batch = waiting.popleft().result()
+            waiting.extend(pool.submit(read, part) for part in islice(remaining, 1))
+            yield batch
+
+    try:
+        yield in_order()
+    finally:
+        for batch in waiting:
+            batch.cancel()
+        # Threads that start later inherit this setting. It also runs after a batch that is being read.
+        last = pool.submit(torch.set_num_threads, threads)
+        try:
+            # `join` is not used: it treats the thread as ended if Ctrl-C interrupts it (CPython issue 90882).
+            wait([last])
+        except KeyboardInterrupt:
+            # An HDF5 file must not be read while the process ends.
+            wait([last])
+            raise
+        finally:
+            pool.shutdown()
+
+
+def _pinned(inputs: Inputs) -> Inputs:
+    if isinstance(inputs, Tensor):
+        return inputs.pin_memory()
+    return {name: tensor.pin_memory() for name, tensor in inputs.items()}
+
+
 def names_of(split: Split) -> Sequence[str] | None:
     """Return the names of the samples of a split, such as files in its folder; None if they have none."""
     return getattr(split, "names", None)
@@ -270,27 +367,3 @@ def described_size(shape: tuple[int, ...], size_source: str, channels_source: st
     if len(shape) != 3:
         return f"shape {tuple(shape)} ({size_source})"
     return f"size {shape[1]}×{shape[2]} ({size_source}), channels {shape[0]} ({channels_source})"
-
-
-def stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Divide samples at random into two parts with the same fraction of every class.
-
-    Args:
-        labels: Label of each sample, shape (N,).
-        fraction: Fraction of each class in the second part.
-        seed: Seed of the random choice.
-
-    Returns:
-        Sorted indices of the first and of the second part.
-
-    Raises:
-        DataError: If the fraction is not between 0 and 1.
-    """
-    if not 0 < fraction < 1:
-        raise DataError(f"test_fraction: expected a number between 0 and 1, found {fraction}")
-    generator = np.random.default_rng(seed)
-    second = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        second[generator.permutation(members)[: round(fraction * len(members))]] = True
-    return np.flatnonzero(~second), np.flatnonzero(second)

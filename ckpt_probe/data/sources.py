@@ -1,7 +1,6 @@
 """Load labelled data by name: builtin sources, files, entry points of packages, and functions of users."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +14,7 @@ from ckpt_probe.data.arrays import CHOICES, choose_samples, read_digits, read_h5
 from ckpt_probe.data.dataset import DatasetSplit, default_workers, transforms_labels
 from ckpt_probe.data.labels import BY_NAME, BY_ORDER, MATCH, RelabelledSplit
 from ckpt_probe.data.samples import LEFT_OUT, ArraySplit, LabelledData, Split, of_splits
-from ckpt_probe.errors import CkptProbeError, DataError, UsageError, error_context, last_line, listed
+from ckpt_probe.errors import CkptProbeError, DataError, UsageError, last_line, listed
 from ckpt_probe.plugins import is_function_name, load_function, registered
 
 ENTRY_POINTS = "ckpt_probe.data"
@@ -87,15 +86,18 @@ def load_data(
         DataError: If a file, or the return value of a function, is not such data.
     """
     arguments = dict(arguments or {})
-    with _named(name, arguments):
-        match = arguments.pop(MATCH, None)
+    match, unlabelled = arguments.pop(MATCH, None), arguments.pop(WITHOUT_LABELS, False)
+    try:
         if match not in (None, BY_NAME, BY_ORDER):
             raise UsageError(f"{MATCH}: expected {BY_NAME} or {BY_ORDER}, found {match!r}")
-        unlabelled = arguments.pop(WITHOUT_LABELS, False)
         if not isinstance(unlabelled, bool):
             raise UsageError(f"{WITHOUT_LABELS}: expected true or false, found {unlabelled!r}")
         load = _load_unlabelled if unlabelled else _load
         data = load(name, arguments, hints or ModelHints(), workers)
+    except CkptProbeError as error:
+        raise type(error)(f"data {name}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"data {name}: cannot be loaded with arguments {arguments}: {error}") from error
     return replace(data, arguments={**data.arguments, MATCH: BY_ORDER}) if match == BY_ORDER else data
 
 
@@ -106,7 +108,7 @@ def functions_named(name: str) -> list[str]:
         name: Name of the data.
     """
     kind, _, location = name.partition(":")
-    if is_address(location):
+    if location and is_address(location):
         return [name]
     builtin = _is_arrays(name) or kind in FILES or _replacement(name, {}) is not None
     return [] if builtin or not is_function_name(name) or name in registered(ENTRY_POINTS) else [name]
@@ -192,16 +194,6 @@ def _load_unlabelled(name: str, arguments: dict[str, Any], hints: ModelHints, wo
 def _is_arrays(name: str) -> bool:
     kind, _, location = name.partition(":")
     return name == "digits" or (kind != "digits" and kind in ARRAYS and location != "")
-
-
-@contextmanager
-def _named(name: str, arguments: Mapping[str, Any]) -> Iterator[None]:
-    """Add the name of the data to errors."""
-    with error_context(f"data {name}: "):
-        try:
-            yield
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"cannot be loaded with arguments {arguments}: {error}") from error
 
 
 def _function(name: str) -> Callable[..., Any]:

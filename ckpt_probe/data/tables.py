@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ckpt_probe.budget import Budget
 from ckpt_probe.data.arguments import ModelHints, as_list, require_known, suggestion
+from ckpt_probe.data.arrays import stratified
 from ckpt_probe.data.columns import (
     ENCODING,
     Columns,
@@ -24,7 +25,7 @@ from ckpt_probe.data.columns import (
 from ckpt_probe.data.dataset import LABEL_NAMES
 from ckpt_probe.data.directories import is_system_name
 from ckpt_probe.data.labels import class_labels
-from ckpt_probe.data.samples import ArraySplit, LabelledData, Split, of_splits, stratified
+from ckpt_probe.data.samples import ArraySplit, LabelledData, Split, of_splits
 from ckpt_probe.data.text import MAX_LENGTH, TOKENIZER, TextSplit, padding_of, tokenization
 from ckpt_probe.errors import DataError, UsageError, last_line, listed
 from ckpt_probe.files import require_regular

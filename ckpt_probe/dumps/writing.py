@@ -181,8 +181,6 @@ class DumpWriter:
     @interrupts_delayed()
     def leave_out(self, name: str, count: int) -> None:
         """Reduce the number of rows announced for a split by `count`, whose samples could not be read."""
-        if not count:
-            return
         self._file[name].attrs["unreadable"] = count
         announced = self._announced.get(name)
         if announced is not None:

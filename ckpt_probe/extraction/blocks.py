@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ckpt_probe.data import UNLABELLED
 from ckpt_probe.metrics.rows import as_tensor
-from ckpt_probe.models import Backbone, Head
 from ckpt_probe.moments.quality import Scored, classes_at_once
 
 FEATURES, LABELS, LOGITS, LAYER = "features", "labels", "logits", "layer/"
@@ -59,14 +58,6 @@ class Block:
             scores = Scored(tensors[PREDICTION], tensors[LOSS], tensors.get(CONFIDENCE))
         layers = {name.removeprefix(LAYER): rows for name, rows in tensors.items() if name.startswith(LAYER)}
         return cls(tensors[FEATURES], tensors[LABELS], scores, layers, tensors.get(DOCUMENTS), tensors.get(POSITIONS))
-
-
-def is_scored(head: Head | Backbone, classes: int) -> bool:
-    """Return whether predictions and losses are stored in place of logits.
-
-    That is the case if every position of a sample is a row, and there are more logits than features per row.
-    """
-    return head.positions == "every" and classes > sum(part.width for part in head.parts)
 
 
 def score_rows(features: Tensor, labels: Tensor, parameters: tuple[Tensor, Tensor | None]) -> Scored:

@@ -2,21 +2,20 @@
 
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_probe.checkpoints import Checkpoint, fingerprint, step_of
-from ckpt_probe.dumps import Provenance, read_provenance
+from ckpt_probe.dumps import Provenance, read_provenance, require_split_name
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.extraction.blocks import is_scored
-from ckpt_probe.extraction.config import Setup, Storage
+from ckpt_probe.extraction.building import build_subject
+from ckpt_probe.extraction.config import FORWARD_DTYPES, Setup, Storage
 from ckpt_probe.extraction.plausibility import Outcome, Tally, stated_accuracies
-from ckpt_probe.extraction.subject import Subject, build_subject
-from ckpt_probe.extraction.writer import Scores, StoreWriter, choose_rows, require_storable
+from ckpt_probe.extraction.subject import Subject
+from ckpt_probe.extraction.writer import Scores, choose_rows, store_writer
 from ckpt_probe.models import Backbone
 from ckpt_probe.progress import Progress
 from ckpt_probe.scheduling import Busy, Failed, claimed, joint_error
@@ -69,7 +68,7 @@ class Extracted:
 
 def extract_here(
     job: Job,
-    arrivals: Iterable[Sequence[Member]],
+    members: Sequence[Member],
     progress: Progress,
     subject: Subject | None = None,
     shared: "SharedForward | None" = None,
@@ -80,7 +79,7 @@ def extract_here(
 
     Args:
         job: Settings.
-        arrivals: Lists of checkpoints, which may appear over time.
+        members: Checkpoints.
         progress: Where progress and messages go.
         subject: Model and data; those of the first checkpoint if None.
         shared: Workers that forward large splits.
@@ -88,11 +87,9 @@ def extract_here(
     Raises:
         DataError: If checkpoints cannot be extracted, after all others; at once if it is the first that can be opened.
     """
-    waiting: deque[Member] = deque()
+    waiting, extracted = deque(members), 0
     failed: dict[str, Failed] = {}
-    extracted = 0
-    for members in chain(arrivals, _pauses(waiting)):
-        waiting += members
+    while waiting:
         for _ in range(len(waiting)):
             member, opened = waiting.popleft(), False
             try:
@@ -112,15 +109,10 @@ def extract_here(
             else:
                 extracted += 1
                 yield member, result
+        if waiting:
+            time.sleep(PAUSE)
     if failed:
         raise joint_error(failed, extracted + len(failed))
-
-
-def _pauses(waiting: Sequence[Member]) -> Iterator[list[Member]]:
-    """Yield an empty list after a pause as long as checkpoints wait for another process."""
-    while waiting:
-        time.sleep(PAUSE)
-        yield []
 
 
 def open_checked_subject(checkpoint: Checkpoint, job: Job, progress: Progress) -> Subject:
@@ -130,8 +122,20 @@ def open_checked_subject(checkpoint: Checkpoint, job: Job, progress: Progress) -
         UsageError: If the results cannot be stored; also as in `build_subject`.
         DataError: As in `build_subject`.
     """
-    subject = build_subject(checkpoint, job.setup)
-    if warning := require_storable(subject, job.storage):
+    subject, storage = build_subject(checkpoint, job.setup), job.storage
+    for name in subject.splits:
+        require_split_name(name)
+    if storage.dtype == "float64" and subject.device.type == "mps":
+        raise UsageError("`dtype='float64'`: not supported by MPS; add `device='cpu'`, or use float32")
+    head, (classes, features), scored = subject.head, subject.weights.shape, subject.scored
+    if isinstance(head, Backbone):
+        classes = max(1, subject.data.classes)
+    elif not storage.with_logits and not scored and head.shows_logits:
+        raise UsageError(
+            f"the model's logits are {head.reading}, so that features and weights do not give its loss: they have to "
+            "be stored"
+        )
+    if warning := storage.require_fitting(classes, features, positions=scored):
         progress.message(warning)
     return subject
 
@@ -159,16 +163,16 @@ def extract_checkpoint(
         DataError: If the checkpoint does not fit the model, or a sample cannot be forwarded.
     """
     path = job.out / f"{member.name}.h5"
+    weights_fingerprint = fingerprint(checkpoint)
     provenance = subject.provenance(
         member.name,
-        checkpoint.size,
-        checkpoint.content_hash(),
         step=step_of(checkpoint, member.name)[0] if member.step is None else member.step,
+        size=checkpoint.size,
+        sha256=checkpoint.content_hash(),
         epoch=checkpoint.metadata.epoch,
         storage=job.storage,
         request=dict(job.request),
     )
-    weights_fingerprint = fingerprint(checkpoint)
     if _is_complete(path, provenance, job):
         return Extracted(False, weights_fingerprint, subject.notes)
     with claimed(path) as claim:
@@ -194,26 +198,23 @@ def _write_dump(
     shared: "SharedForward | None",
 ) -> dict[str, Tally]:
     """Write the dump of the checkpoint whose weights are loaded; return the counted predictions of each split."""
-    storage, tallies = job.storage, {}
+    storage, labelled, tallies = job.storage, subject.data.labelled, {}
     counts = {name: subject.rows_of(name, storage.limit) for name in subject.splits}
     unknown = next((name for name, count in counts.items() if count is None), None)
     if unknown is not None and storage.max_rows is not None:
         raise UsageError(
             f"`max_rows={storage.max_rows}`: the number of rows of split {unknown} is not known before it was read"
         )
-    weights, bias = subject.parameters()
     scores: Scores = "logits" if storage.with_logits and not isinstance(subject.head, Backbone) else "none"
-    if is_scored(subject.head, len(weights)):
-        scores = "scored"
-    labelled = subject.data.labelled
+    scores = "scored" if subject.scored else scores
     with (
         progress.task(path.stem, sum(count or 0 for count in counts.values()), "rows") as bar,
-        StoreWriter(
+        store_writer(
             path,
             provenance,
             storage,
-            weights,
-            bias,
+            subject.weights,
+            subject.bias,
             taps=subject.taps,
             classes=subject.data.classes,
             class_names=subject.data.class_names,
@@ -225,7 +226,7 @@ def _write_dump(
                 forwarded = shared.blocks(job, subject, member, name, path, bar)
             else:
                 forwarded = subject.forward(
-                    name, dtype=storage.forward_dtype, limit=storage.limit, progress=progress, bar=bar
+                    name, dtype=FORWARD_DTYPES[storage.dtype], limit=storage.limit, progress=progress, bar=bar
                 )
             chosen = None if count is None else choose_rows(count, storage.max_rows, storage.rows_seed)
             # If the writer fails, the thread that prepares batches ends here and not at garbage collection.

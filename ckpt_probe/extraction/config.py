@@ -19,12 +19,7 @@ from ckpt_probe.moments import MEMORY
 from ckpt_probe.moments.grouping import SUBSET_ROWS
 from ckpt_probe.remote import resolve
 
-FORWARD_DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
+FORWARD_DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "float16", "bfloat16")}
 
 
 @dataclass(frozen=True)
@@ -67,7 +62,8 @@ class Setup:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "splits", as_sequence(self.splits))
-        object.__setattr__(self, "layers", layer_names(self.layers))
+        object.__setattr__(self, "layers", ",".join(as_sequence(self.layers) or ()))
+        object.__setattr__(self, "batch_size", whole_number("batch_size", self.batch_size, 1))
         if self.model is not None and not isinstance(self.model, str):
             raise UsageError(
                 '`model`: expected a name such as "timm:resnet18" or "path/to/file.py:function", found a '
@@ -78,7 +74,6 @@ class Setup:
         if self.base is not None and is_address(self.base):
             # The fields are those of the call, so a local path stays as it is.
             object.__setattr__(self, "base", resolve(self.base))
-        object.__setattr__(self, "batch_size", whole_number("batch_size", self.batch_size, 1))
 
     def open(self, path: Path) -> AbstractContextManager[Checkpoint]:
         """Open a checkpoint, within a `with` block; see `open_checkpoint`."""
@@ -88,11 +83,6 @@ class Setup:
         """Return the hash of a checkpoint's content, which does not depend on its format."""
         with self.open(path) as checkpoint:
             return checkpoint.content_hash()
-
-
-def layer_names(layers: str | Sequence[str]) -> str:
-    """Return the choice of layers as text: several names are joined by commas."""
-    return ",".join(as_sequence(layers) or ())
 
 
 @dataclass(frozen=True)
@@ -135,11 +125,6 @@ class Storage:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise UsageError(f"`{name}={getattr(self, name)!r}`: expected one of {', '.join(known)}")
-
-    @property
-    def forward_dtype(self) -> torch.dtype:
-        """Precision of the forward pass as a torch dtype."""
-        return FORWARD_DTYPES[self.dtype]
 
     def require_fitting(self, classes: int, features: int, *, positions: bool = False) -> str | None:
         """Check that class moments fit the memory limit.

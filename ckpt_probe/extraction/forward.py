@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from ckpt_probe.data import LEFT_OUT, UNLABELLED, Split, ready_batches, split_lengths
 from ckpt_probe.errors import DataError, last_line
-from ckpt_probe.extraction.blocks import Block, is_scored, score_logits, score_rows
+from ckpt_probe.extraction.blocks import Block, score_logits, score_rows
 from ckpt_probe.models import (
     Backbone,
     Batch,
     Head,
     Taps,
     described,
+    is_scored,
     on_device,
     padding_mask,
     part_of,
@@ -196,9 +197,11 @@ class _Runner:
         self._every = head.positions == "every"
         self._taps = taps
         self._part: int | None = None
-        weights, bias = head.parameters(model)
-        self._parameters = weights.detach(), None if bias is None else bias.detach()
-        self._scored = is_scored(head, len(self._parameters[0]))
+        self._scored = False
+        if self._every:
+            weights, bias = head.parameters(model)
+            self._parameters = weights.detach(), None if bias is None else bias.detach()
+            self._scored = is_scored(head, len(weights))
         self.left_out = 0
         self._progress = progress
         self._samples = first
@@ -207,7 +210,7 @@ class _Runner:
         self, batches: Iterable[tuple[Batch, Tensor]], device: torch.device, dtype: torch.dtype
     ) -> Iterator[Block]:
         for batch, labels in batches:
-            plain, lengths, places = split_lengths(batch)
+            plain, lengths, places = (batch, None, None) if isinstance(batch, Tensor) else split_lengths(batch)
             inputs = on_device(plain, device, dtype)
             if places is None and self._every:
                 samples = torch.arange(self._samples, self._samples + len(labels))

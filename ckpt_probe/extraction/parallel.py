@@ -12,8 +12,10 @@ from ckpt_probe.checkpoints import Checkpoint, CheckpointMetadata, open_checkpoi
 from ckpt_probe.data import Streaming
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction.blocks import Block
+from ckpt_probe.extraction.building import open_subject
 from ckpt_probe.extraction.checkpoint import Extracted, Job, extract_checkpoint, extract_here, open_checked_subject
-from ckpt_probe.extraction.subject import Subject, open_subject
+from ckpt_probe.extraction.config import FORWARD_DTYPES
+from ckpt_probe.extraction.subject import Subject
 from ckpt_probe.files import parts_of
 from ckpt_probe.progress import MessageLog, Progress, Task
 from ckpt_probe.scheduling import Busy, Team, Workers, in_turn, made_once, results
@@ -33,7 +35,7 @@ def extract_in_parallel(
         with Team(staff, progress.message) as team:
             shared = SharedForward(rows_per_task, team, progress)
             if any(shared.divides(subject, split, job.storage.limit) for split in subject.splits):
-                yield from extract_here(job, [members], progress, subject, shared)
+                yield from extract_here(job, members, progress, subject, shared)
                 return
     names = [member.name for member in members]
     run = partial(_extract_in_worker, job)
@@ -176,7 +178,7 @@ def _forward(job: Job, part: SampleRange) -> Forwarded:
             subject.load(checkpoint.state_dict(), str(part.member.path), checkpoint.extra_state())
     storage, (start, stop) = job.storage, (part.start, part.stop)
     within = {"limit": storage.limit, "start": start, "stop": stop}
-    with closing(subject.forward(part.split, dtype=storage.forward_dtype, progress=log, **within)) as blocks:
+    with closing(subject.forward(part.split, dtype=FORWARD_DTYPES[storage.dtype], progress=log, **within)) as blocks:
         _write(part.file, blocks)
     samples = subject.data.split(part.split)
     left_out = samples.left_out if isinstance(samples, Streaming) else {}

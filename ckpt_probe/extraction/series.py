@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckpt_probe.addresses import as_path, is_address
+from ckpt_probe.addresses import Address, as_path
 from ckpt_probe.checkpoints import Arrivals, RepeatedWeights, is_run, open_series, unopened_member
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.extraction.checkpoint import Extracted, Job, extract_here, open_checked_subject
@@ -142,22 +142,22 @@ def extract_series(
             raise UsageError("`follow` extracts one checkpoint at a time: leave out workers and `rows_per_task`")
         progress = DeduplicatedProgress(progress or NullProgress())
         return _follow(as_path(source), Path(out), setup, storage, overwrite, until, every, progress)
+    source, out = resolve(source), Path(out)
     if runs := _runs_below(source, progress):
-        return _extract_runs(runs, Path(source), Path(out), keywords)
-    staff, out = Workers(workers, scheduler), Path(out)
+        return _extract_runs(runs, source, out, keywords)
+    staff = None if workers == 1 and scheduler is None else Workers(workers, scheduler)
     progress = DeduplicatedProgress(progress or NullProgress())
-    source = resolve(source)
-    job = Job(setup, storage, out, overwrite, request_of([as_path(source)], out, setup, storage))
+    job = Job(setup, storage, out, overwrite, request_of([source], out, setup, storage))
+    results = _Results(job, progress)
     lone = unopened_member(source)
     members = open_series(source, state_key=state_key, base=setup.base) if lone is None else [lone]
     _require_distinct_names(members)
-    if staff.alone:
-        extracted = extract_here(job, [members], progress)
+    if staff is None:
+        extracted = extract_here(job, members, progress)
     else:
         from ckpt_probe.extraction.parallel import extract_in_parallel
 
         extracted = extract_in_parallel(job, members, staff, rows_per_task, progress)
-    results = _Results(job, progress)
     with progress.task("checkpoints", len(members), "checkpoints") as bar:
         for _ in results.of(members, extracted):
             bar.advance()
@@ -206,11 +206,11 @@ class _Results:
             self._progress.message(note)
 
 
-def _runs_below(source: Path | str, progress: Progress | None) -> list[GroupedRun]:
+def _runs_below(source: Path, progress: Progress | None) -> list[GroupedRun]:
     """Return the runs in a directory of runs or of groups of runs; none for a run itself, or a remote one."""
-    if is_address(source) or not Path(source).is_dir() or is_run(Path(source)):
+    if isinstance(source, Address) or not source.is_dir() or is_run(source):
         return []
-    runs = find_runs(Path(source), is_run, "a run: a directory of checkpoints", (progress or NullProgress()).message)
+    runs = find_runs(source, is_run, "a run: a directory of checkpoints", (progress or NullProgress()).message)
     return [run for run in runs if run.seed is not None or run.group is not None]
 
 
@@ -258,7 +258,7 @@ def _follow(
                     if members and (subject is None or subject[0] != path):
                         with setup.open(members[0].path) as checkpoint:
                             subject = path, open_checked_subject(checkpoint, results.job, progress)
-                    extracted = extract_here(results.job, [members], progress, subject and subject[1])
+                    extracted = extract_here(results.job, members, progress, subject and subject[1])
                     for member, result in results.of(members, extracted):
                         if result.written:
                             progress.message(f"{results.job.out / member.name}.h5: written")

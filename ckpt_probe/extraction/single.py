@@ -11,14 +11,25 @@ from torch import Tensor, nn
 from ckpt_probe.data import LEFT_OUT
 from ckpt_probe.dumps import require_split_name
 from ckpt_probe.errors import DataError, UsageError, listed
-from ckpt_probe.extraction.blocks import is_scored
-from ckpt_probe.extraction.config import Storage, layer_names
+from ckpt_probe.extraction.building import SAMPLE
+from ckpt_probe.extraction.config import Storage
 from ckpt_probe.extraction.forward import forward_batches
-from ckpt_probe.extraction.subject import SAMPLE, head_parameters
-from ckpt_probe.extraction.writer import StoreWriter
+from ckpt_probe.extraction.writer import store_writer
 from ckpt_probe.files import refuse_existing
+from ckpt_probe.keywords import as_sequence
 from ckpt_probe.metrics.rows import as_labels, as_tensor
-from ckpt_probe.models import Batch, choose_device, choose_taps, evaluating, find_head, on_device, part_of, unsteadiness
+from ckpt_probe.models import (
+    Batch,
+    choose_device,
+    choose_taps,
+    evaluating,
+    find_head,
+    head_parameters,
+    is_scored,
+    on_device,
+    part_of,
+    unsteadiness,
+)
 from ckpt_probe.moments import MEMORY
 from ckpt_probe.progress import NullProgress, Progress
 
@@ -82,13 +93,13 @@ def extract(
         head = find_head(model, sample, classifier)
         if note := unsteadiness(model, sample):
             (progress or NullProgress()).message(note)
-        taps = choose_taps(model, sample, head, layer_names(layers), pooling)
+        taps = choose_taps(model, sample, head, ",".join(as_sequence(layers) or ()), pooling)
         weights, bias = head_parameters(model, head)
         scored = is_scored(head, len(weights))
         storage.require_fitting(*weights.shape, positions=scored)
         known = _of_classes(chain([first], batches), weights.shape[0])
         blocks = forward_batches(model, head, known, device=target, dtype=dtype, taps=taps)
-        with StoreWriter(path, None, storage, weights, bias, taps=taps, overwrite=overwrite) as writer:
+        with store_writer(path, None, storage, weights, bias, taps=taps, overwrite=overwrite) as writer:
             writer.write_split(split, blocks, scores="scored" if scored else "logits")
     return path
 

@@ -1,25 +1,24 @@
 """Write the blocks of forward passes to a dump: rows, class moments or both, of every layer that is stored."""
 
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ckpt_probe.data import LEFT_OUT
-from ckpt_probe.dumps import PENULTIMATE, DumpWriter, Provenance, as_stored, require_split_name
-from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.extraction.blocks import Block, is_scored
+from ckpt_probe.dumps import PENULTIMATE, DumpWriter, Provenance, as_stored
+from ckpt_probe.errors import DataError
+from ckpt_probe.extraction.blocks import Block
 from ckpt_probe.extraction.config import Storage
 from ckpt_probe.extraction.plausibility import Tally
-from ckpt_probe.extraction.subject import Subject
 from ckpt_probe.metrics.rows import as_tensor
-from ckpt_probe.models import Backbone, Taps
+from ckpt_probe.models import Taps
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.documents import Documents
 from ckpt_probe.moments.quality import Gathering, LinearHead, Scored
@@ -29,13 +28,22 @@ Scores = Literal["logits", "scored", "none"]
 """Arrays of a split beside its rows: logits, or prediction and loss of each row, or neither."""
 
 
-class StoreWriter:
-    """Write one dump: its classifier, and the rows of each split, their class moments, or both.
+@contextmanager
+def store_writer(
+    path: Path,
+    provenance: Provenance | None,
+    storage: Storage,
+    weights: Tensor,
+    bias: Tensor | None = None,
+    *,
+    taps: Taps | None = None,
+    classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+    overwrite: bool = False,
+) -> "Iterator[StoreWriter]":
+    """Write one dump within the `with` block, first its classifier; an error leaves no file.
 
-    Moments are computed from features rounded to the stored precision, of all rows, so that both kinds of dump give
-    the same numbers. An error within the `with` leaves no file.
-
-        with StoreWriter(path, provenance, storage, weights, bias) as writer:
+        with store_writer(path, provenance, storage, weights, bias) as writer:
             writer.write_split("test", blocks, rows=450)
 
     Args:
@@ -49,46 +57,39 @@ class StoreWriter:
         class_names: Names of the first classes.
         overwrite: Whether to replace an existing file.
     """
+    count, width, dtype = len(weights) or classes or 0, weights.shape[1], storage.feature_dtype
+    with DumpWriter(path, provenance, classes=count, features=width, feature_dtype=dtype, overwrite=overwrite) as dump:
+        if len(weights):
+            dump.write_classifier(weights, bias)
+        if names := (class_names or ())[:count]:
+            dump.write_class_names(names)
+        yield StoreWriter(dump, storage, count, weights, bias, taps or Taps())
 
-    def __init__(
-        self,
-        path: Path,
-        provenance: Provenance | None,
-        storage: Storage,
-        weights: Tensor,
-        bias: Tensor | None = None,
-        *,
-        taps: Taps | None = None,
-        classes: int | None = None,
-        class_names: Sequence[str] | None = None,
-        overwrite: bool = False,
-    ) -> None:
-        self._storage, self._weights, self._bias, self._taps = storage, weights, bias, taps or Taps()
-        self._classes = len(weights) or classes or 0
-        self._class_names = (class_names or ())[: self._classes]
-        self._dump = DumpWriter(
-            path,
-            provenance,
-            classes=self._classes,
-            features=weights.shape[1],
-            feature_dtype=storage.feature_dtype,
-            overwrite=overwrite,
-        )
-        self._stored: dict[str, int] = {}
-        self._stack = ExitStack()
 
-    def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            stack.enter_context(self._dump)
-            if len(self._weights):
-                self._dump.write_classifier(self._weights, self._bias)
-            if self._class_names:
-                self._dump.write_class_names(self._class_names)
-            self._stack = stack.pop_all()
-        return self
+@dataclass
+class StoreWriter:
+    """Write the rows of each split of a dump, their class moments, or both.
 
-    def __exit__(self, *error: object) -> None:
-        self._stack.__exit__(*error)  # pyright: ignore[reportArgumentType]
+    Moments are computed from features rounded to the stored precision, of all rows, so that both kinds of dump give
+    the same numbers.
+
+    Attributes:
+        dump: The dump.
+        storage: Contents of the dump.
+        classes: Number of classes.
+        weights: Weights of the classifier, shape (C, D); C is 0 without a classifier.
+        bias: Bias of the classifier, shape (C,), if it has one.
+        taps: Layers whose rows are stored beside the classifier's input.
+        stored: Number of stored rows of each split.
+    """
+
+    dump: DumpWriter
+    storage: Storage
+    classes: int
+    weights: Tensor
+    bias: Tensor | None
+    taps: Taps
+    stored: dict[str, int] = field(default_factory=dict)
 
     def write_split(
         self,
@@ -118,13 +119,13 @@ class StoreWriter:
         Raises:
             DataError: If the number of rows is unknown and no row comes, or as in `DumpWriter.append`.
         """
-        stores_rows, tally = self._storage.store != "moments", Tally()
+        stores_rows, tally = self.storage.store != "moments", Tally()
         # The first block has what all of them have.
         blocks = iter(blocks)
         first = next(blocks, None)
         documents, positions = (None, None) if first is None else (first.documents, first.positions)
         if stores_rows:
-            self._dump.start_split(
+            self.dump.start_split(
                 name,
                 rows if chosen is None else None,
                 logits=scores == "logits",
@@ -133,17 +134,12 @@ class StoreWriter:
                 documents=documents is not None,
                 positions=positions is not None,
             )
-        by_document = positions is not None and (chosen is not None or self._storage.store != "features")
-        group = _GroupWriter(
-            self._dump,
-            name,
-            self._gathering(labelled, scores),
-            stores_rows,
-            labelled,
-            self._subset(),
-            Documents(self._storage.memory) if by_document else None,
-        )
-        layers = self._start_layers(name, labelled, positions is not None) if self._taps.layers else {}
+        storage = self.storage
+        by_document = positions is not None and (chosen is not None or storage.store != "features")
+        computes_logits = storage.store != "features" and labelled and scores == "none" and len(self.weights)
+        head = LinearHead.of(self.weights, self.bias) if computes_logits else None
+        group = self._group(name, storage.store, storage.memory, labelled, by_document, head)
+        layers = self._start_layers(name, labelled, positions is not None) if self.taps.layers else {}
         seen = stored = 0
         for block in () if first is None else chain([first], blocks):
             _count_predictions(block, tally)
@@ -161,56 +157,61 @@ class StoreWriter:
         if not seen and rows is None:
             raise DataError(f"split {name}: no row: every label is {LEFT_OUT}, or there is no sample")
         group.finish(with_quality=True)
-        self._stored[name] = stored
-        self._dump.leave_out(name, 0 if rows is None else rows - seen)
+        self.stored[name] = stored
+        if rows is not None and rows != seen:
+            self.dump.leave_out(name, rows - seen)
         if chosen is not None and stores_rows:
-            self._dump.count_not_stored(name, seen - stored)
+            self.dump.count_not_stored(name, seen - stored)
         for layer in layers.values():
             layer.finish()
         arrays = {array.removeprefix(PREFIX): values for array, values in group.subset.state().items()}
         # Without moments of the split, halves are those of the moments of its layers.
-        if self._storage.store == "features" and self._storage.layer_store != "features":
+        if self.storage.store == "features" and self.storage.layer_store != "features":
             arrays["halves"] = next((layer.subset.halves for layer in layers.values()), arrays["halves"])
         features = {layer: written.subset.features for layer, written in layers.items()}
-        self._dump.write_subset(name, arrays, group.subset.seed, features)
+        self.dump.write_subset(name, arrays, group.subset.seed, features)
         return tally
 
     def _start_layers(self, split: str, labelled: bool, positions: bool) -> "dict[str, _GroupWriter]":
         """Create the tapped layers of a split; return their writers by layer."""
         # Each layer has an equal share of the memory.
-        storage, memory = self._storage, self._storage.memory // len(self._taps.layers)
+        storage, memory = self.storage, self.storage.memory // len(self.taps.layers)
         layers: dict[str, _GroupWriter] = {}
-        for tap in self._taps.layers:
+        for tap in self.taps.layers:
             width = tap.width if storage.layer_store != "moments" else None
-            name = self._dump.start_layer(
+            name = self.dump.start_layer(
                 split, tap.layer, depth=tap.depth, pooling=tap.pooling, labelled=labelled, width=width
             )
-            gathering = documents = None
-            if storage.layer_store != "features":
-                gathering = Gathering(_moments(self._classes, storage, memory, labelled))
-                documents = Documents(memory) if positions else None
-            layers[tap.layer] = _GroupWriter(
-                self._dump, name, gathering, width is not None, labelled, self._subset(), documents
-            )
-        self._dump.start_layer(split, PENULTIMATE, depth=1.0, pooling="features")
+            by_document = positions and storage.layer_store != "features"
+            layers[tap.layer] = self._group(name, storage.layer_store, memory, labelled, by_document)
+        self.dump.start_layer(split, PENULTIMATE, depth=1.0, pooling="features")
         return layers
 
-    def _subset(self) -> RowSubset:
-        return RowSubset(self._storage.subset_rows, self._storage.subset_seed)
+    def _group(
+        self, name: str, store: str, memory: int, labelled: bool, by_document: bool, head: LinearHead | None = None
+    ) -> "_GroupWriter":
+        """Return the writer of a split or a layer; `head` computes accuracy and loss where no scores are stored."""
+        storage, gathering = self.storage, None
+        subset: RowSubset | None = None
+        if store != "features":
+            moments = Moments(
+                self.classes if labelled else None,
+                memory=memory,
+                only=None if labelled else ["sample", "spectrum"],
+                halves=True,
+                subset=storage.subset_rows,
+                seed=storage.subset_seed,
+            )
+            gathering, subset = Gathering(moments, head), moments.subset
+        subset = RowSubset(storage.subset_rows, storage.subset_seed) if subset is None else subset
+        documents = Documents(memory) if by_document else None
+        return _GroupWriter(self.dump, name, gathering, store != "moments", labelled, subset, documents)
 
     def write_sample_names(self, name: str, names: Sequence[str], chosen: Tensor | None = None) -> None:
         """Write the names of the samples of a split, each of which has one row; see `write_split` for `chosen`."""
         of_rows = names if chosen is None else [names[int(row)] for row in chosen.tolist() if row < len(names)]
-        if self._storage.store != "moments" and len(of_rows) == self._stored[name]:
-            self._dump.write_sample_names(name, of_rows)
-
-    def _gathering(self, labelled: bool, scores: Scores) -> Gathering | None:
-        """Return the class moments of a split, with accuracy and loss; None if only rows are stored."""
-        if self._storage.store == "features":
-            return None
-        computes_logits = labelled and scores == "none" and len(self._weights)
-        head = LinearHead.of(self._weights, self._bias) if computes_logits else None
-        return Gathering(_moments(self._classes, self._storage, self._storage.memory, labelled), head)
+        if self.storage.store != "moments" and len(of_rows) == self.stored[name]:
+            self.dump.write_sample_names(name, of_rows)
 
 
 @dataclass
@@ -236,10 +237,6 @@ class _GroupWriter:
     subset: RowSubset
     documents: Documents | None = None
     seen: int = 0
-
-    def __post_init__(self) -> None:
-        if self.gathering is not None and self.gathering.moments.subset is not None:
-            self.subset = self.gathering.moments.subset
 
     def append(self, block: Block, chosen: Tensor | None = None, *, scores: Scores = "none") -> None:
         """Add rows, with scores unless they are "none"; `chosen` are the indices of the rows that are stored."""
@@ -278,31 +275,6 @@ class _GroupWriter:
             self.dump.write_moments(self.name, moments.state_dict(), numbers, labelled=self.labelled)
 
 
-def require_storable(subject: Subject, storage: Storage) -> str | None:
-    """Check that the results of a subject can be stored.
-
-    Returns:
-        A warning if class moments were reduced to fit the memory limit, else None.
-
-    Raises:
-        UsageError: If they cannot be stored.
-    """
-    for name in subject.splits:
-        require_split_name(name)
-    if storage.dtype == "float64" and subject.device.type == "mps":
-        raise UsageError("`dtype='float64'`: not supported by MPS; add `device='cpu'`, or use float32")
-    with torch.no_grad():
-        classes, features = subject.head.parameters(subject.model)[0].shape
-    if isinstance(subject.head, Backbone):
-        classes = max(1, subject.data.classes)
-    elif subject.head.shows_logits and not storage.with_logits and not is_scored(subject.head, classes):
-        raise UsageError(
-            f"the model's logits are {subject.head.reading}, so that features and weights do not give its loss: they "
-            "have to be stored"
-        )
-    return storage.require_fitting(classes, features, positions=is_scored(subject.head, classes))
-
-
 def choose_rows(rows: int, most: int | None, seed: int) -> Tensor | None:
     """Draw a uniform sample of row indices without replacement.
 
@@ -330,17 +302,6 @@ def _count_predictions(block: Block, tally: Tally) -> None:
     counts = torch.bincount(block.labels[known], minlength=len(tally.per_class))
     counts[: len(tally.per_class)] += torch.tensor(tally.per_class, dtype=torch.int64)
     tally.per_class = tuple(counts.tolist())
-
-
-def _moments(classes: int, storage: Storage, memory: int, labelled: bool) -> Moments:
-    return Moments(
-        classes if labelled else None,
-        memory=memory,
-        only=None if labelled else ["sample", "spectrum"],
-        halves=True,
-        subset=storage.subset_rows,
-        seed=storage.subset_seed,
-    )
 
 
 def _take_rows(array: Tensor | Scored | None, rows: Tensor) -> Any:

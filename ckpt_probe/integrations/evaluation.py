@@ -8,10 +8,11 @@ from torch import Tensor
 
 from ckpt_probe.analysis import Record, Settings, compute_from_moments, in_order
 from ckpt_probe.errors import CkptProbeError, UsageError
-from ckpt_probe.extraction import is_scored, labels_of_rows, score_logits
+from ckpt_probe.extraction import labels_of_rows, score_logits
 from ckpt_probe.integrations.ranks import gathered, is_first, on_first, rank_and_size
 from ckpt_probe.integrations.tap import Tap
 from ckpt_probe.metrics.rows import as_labels
+from ckpt_probe.models import is_scored
 from ckpt_probe.moments.quality import Gathering, Quality
 
 Share = tuple[dict[str, Tensor], dict[str, Any]]

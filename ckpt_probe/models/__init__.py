@@ -15,7 +15,7 @@ from ckpt_probe.models.calling import (
     unknown_index,
     unsteadiness,
 )
-from ckpt_probe.models.classifier import find_head
+from ckpt_probe.models.classifier import find_head, find_rows
 from ckpt_probe.models.description import (
     describe_backbone,
     describe_head,
@@ -24,9 +24,9 @@ from ckpt_probe.models.description import (
     format_layers,
     made_up_inputs,
 )
-from ckpt_probe.models.fitting import is_opaque, load_weights, require_classes
-from ckpt_probe.models.head import Head, Part, Rows
-from ckpt_probe.models.pooling import HEADLESS, POOLINGS, Backbone, backbone_of, is_backbone, padding_mask
+from ckpt_probe.models.fitting import fill_model, load_weights
+from ckpt_probe.models.head import Head, Part, Rows, head_parameters, is_scored
+from ckpt_probe.models.pooling import POOLINGS, Backbone, padding_mask
 from ckpt_probe.models.sources import (
     arguments_taken,
     assumed_arguments,
@@ -38,4 +38,4 @@ from ckpt_probe.models.sources import (
     model_beside,
 )
 from ckpt_probe.models.taps import PENULTIMATE, LayerTap, Taps, choose_taps
-from ckpt_probe.wrappers import fitting_names, is_extra_state, unwrapped, wrapper_note
+from ckpt_probe.wrappers import fitting_names, unwrapped

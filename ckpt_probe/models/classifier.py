@@ -1,6 +1,6 @@
 """Search for a model's head by running it: the layers whose output is, or determines, the model's output."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.models.calling import Batch, Call, forward_once, results_of, samples_in, tapping
 from ckpt_probe.models.head import CONVOLUTIONS, Head, Part, kind_of, only_call, rows_by_position
+from ckpt_probe.models.pooling import HEADLESS, STATE, Backbone, backbone_of
 from ckpt_probe.models.relation import relation_to
 
 SHOWN = 8
@@ -38,10 +39,56 @@ def find_head(model: nn.Module, inputs: Batch, override: str | None = None) -> H
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise UsageError("a TorchScript module, whose layers cannot be observed; pass the module that it was made from")
-    linears = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, *CONVOLUTIONS))]
+    linears = _linear_layers(model)
     if override is not None:
         return _named(model, inputs, override.split("+"), linears)
-    calls, output = _run(model, linears, inputs)
+    return _searched(model, inputs, linears, *_run(model, linears, inputs))
+
+
+def find_rows(
+    model: nn.Module, inputs: Batch, named: str | None, pooling: str | None, *, tapped: bool = False
+) -> Head | Backbone:
+    """Return a model's head, or its backbone if it has no head; see `is_backbone`.
+
+    Args:
+        model: Model.
+        inputs: Inputs of two samples.
+        named: Name of the last linear layer, or "none" for a model without a head; None to find it.
+        pooling: Pooling of the tokens of a model without a head, and of other layers.
+        tapped: Whether other layers are stored too.
+
+    Raises:
+        UsageError: If pooling is set for a model with a head and no other layer is stored; also as in `find_head` and
+            `backbone_of`.
+    """
+    linears = _linear_layers(model)
+    calls, output = _run(model, linears, inputs) if named is None else ({}, None)
+    if named == HEADLESS or is_backbone(output):
+        return backbone_of(model, inputs, pooling)
+    if pooling is not None and not tapped:
+        raise UsageError(f"`pooling={pooling!r}`: the model has a head, and its rows are the classifier's inputs")
+    if named is not None or isinstance(model, torch.jit.ScriptModule):
+        return find_head(model, inputs, named)
+    return _searched(model, inputs, linears, calls, output)
+
+
+def is_backbone(output: Any) -> bool:
+    """Return whether the output of a model, like those of transformers without a head, is only its last hidden state.
+
+    A feature pooled from it is accepted beside it, because no classifier follows.
+    """
+    if not isinstance(output, Mapping) or STATE not in output:
+        return False
+    tensors = [name for name, value in output.items() if isinstance(value, Tensor)]
+    return all(name == "pooler_output" or name.endswith(STATE) for name in tensors)
+
+
+def _linear_layers(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, *CONVOLUTIONS))]
+
+
+def _searched(model: nn.Module, inputs: Batch, linears: Sequence[str], calls: Calls, output: Any) -> Head:
+    """Return the head from the calls of all linear layers and the output of one pass; see `find_head`."""
     results = results_of(output)
     returned = _returned(model, calls, results, samples_in(inputs))
     if returned is not None:

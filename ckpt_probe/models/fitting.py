@@ -1,7 +1,7 @@
 """Loading a checkpoint's tensors into a model, with exact messages if they do not fit."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,10 +10,42 @@ from torch.nn.parameter import is_lazy
 
 from ckpt_probe.errors import DataError, last_line, listed
 from ckpt_probe.plugins import loaded_by_transformers
-from ckpt_probe.wrappers import COUNTER, fitting_prefixes, is_extra_state, trained_first, unwrapped
+from ckpt_probe.wrappers import COUNTER, extra_states, fitting_prefixes, trained_first, unwrapped, wrapper_note
 
 QUANTISED = (".qweight", ".weight_packed", ".weight.absmax", ".SCB", ".weight_scale_inv")
 """Endings of tensor names that occur only in quantised checkpoints."""
+
+
+def fill_model(
+    model: nn.Module,
+    target: torch.device,
+    state: Mapping[str, Tensor],
+    source: str,
+    extra: Mapping[str, Any] | None = None,
+    state_key: str | None = None,
+) -> tuple[torch.device, torch.dtype, tuple[str, ...]]:
+    """Move a model to its device, and to the dtype that represents a checkpoint's weights exactly, and load them.
+
+    Args:
+        model: The model, changed in place.
+        target: Device of the forward passes.
+        state: Tensors by name.
+        source: Path of the checkpoint.
+        extra: Extra state of modules.
+        state_key: Key of the tensors in the checkpoint.
+
+    Returns:
+        Device and dtype of the model, and the notes of `load_weights`.
+
+    Raises:
+        DataError: If the weights do not fit.
+    """
+    double = any(tensor.dtype == torch.float64 for tensor in state.values())
+    device = torch.device("cpu") if double and target.type == "mps" else target
+    dtype = torch.float64 if double else torch.float32
+    # The last forward pass may have left the model in a narrower dtype.
+    model.to(device).to(dtype)
+    return device, dtype, load_weights(model, state, source=source, extra=extra, state_key=state_key)
 
 
 def load_weights(
@@ -38,14 +70,13 @@ def load_weights(
         state_key: Key of the state dict in the file, for messages.
 
     Returns:
-        Notes for the user, one sentence each.
+        Notes for the user, one sentence each: about changed names, values that are left out, and tied tensors.
 
     Raises:
         DataError: For names that are missing or unexpected, other shapes, quantised weights, values that a module
             refuses, or if the names fit after several prefixes. The message lists them.
     """
     state = model.state_dict()
-    wanted = {name: tensor for name, tensor in state.items() if not is_extra_state(name)}
     prefixes = fitting_prefixes(state_dict, set(state))
     if len(prefixes) > 1:
         keys = trained_first(".".join(filter(None, [state_key, prefix.rstrip(".")])) for prefix in prefixes)
@@ -54,8 +85,14 @@ def load_weights(
             f"with `state_key={keys[0]!r}`"
         )
     entries = unwrapped({**state_dict, **(extra or {})}, set(state))
-    settings, opaque = _extra_states(entries)
-    tensors = _translate_names(model, {name: tensor for name, tensor in entries.items() if not is_extra_state(name)})
+    expected, settings = extra_states(state), extra_states(entries)
+    notes = [wrapper_note(state_dict, set(state))]
+    bytes_of = [name for name, value in extra_states({**state_dict, **(extra or {})}).items() if _is_opaque(value)]
+    if bytes_of:
+        notes.append(f"extra state that is bytes, which a module may unpickle, is left out: {listed(bytes_of)}")
+    opaque = {name for name, value in settings.items() if _is_opaque(value)}
+    wanted = {name: tensor for name, tensor in state.items() if name not in expected}
+    tensors = _translate_names(model, {name: tensor for name, tensor in entries.items() if name not in settings})
     _require_floats(wanted, tensors, source)
     tensors = {**_absent(wanted, tensors), **tensors}
     misshapen = [
@@ -63,30 +100,23 @@ def load_weights(
         for name in sorted(set(wanted) & set(tensors))
         if not is_lazy(wanted[name]) and tensors[name].shape != wanted[name].shape
     ]
-    notes: tuple[str, ...] = ()
     if misshapen:
         missing, unexpected = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
     else:
-        notes = _untie(model, tensors)
-        missing, unexpected = _load(model, {**tensors, **settings}, source)
-        missing = [name for name in missing if not is_extra_state(name) or (extra is not None and name not in opaque)]
+        notes += _untie(model, tensors)
+        passed = {name: value for name, value in settings.items() if name not in opaque}
+        missing, unexpected = _load(model, {**tensors, **passed}, source)
+        missing = [name for name in missing if name not in expected or (extra is not None and name not in opaque)]
     faults = [("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)]
     listings = [f"{len(names)} {fault}: {listed(sorted(names))}" for fault, names in faults if names]
     if listings:
         raise DataError(f"{source}: the model does not fit the checkpoint; {'; '.join(listings)}")
-    return notes
+    return tuple(filter(None, notes))
 
 
-def is_opaque(value: Any) -> bool:
+def _is_opaque(value: Any) -> bool:
     """Return whether a module's extra state is bytes; Transformer Engine would unpickle them, which may run code."""
     return isinstance(value, bytes) or (isinstance(value, Tensor) and value.dtype == torch.uint8 and value.ndim == 1)
-
-
-def require_classes(logits: int, classes: int, names: Sequence[str] | None = None) -> None:
-    """Raise DataError, with the names of the classes, if a model gives fewer logits than its data have classes."""
-    if logits < classes:
-        which = f" ({listed(names)})" if names else ""
-        raise DataError(f"the model gives {logits} logits, fewer than the data's {classes} classes{which}")
 
 
 def _load(model: nn.Module, state: Mapping[str, Any], source: str) -> tuple[list[str], list[str]]:
@@ -97,13 +127,6 @@ def _load(model: nn.Module, state: Mapping[str, Any], source: str) -> tuple[list
         # Hooks and extra state run the model's code, which may raise anything.
         raise DataError(f"{source}: the model refuses the checkpoint ({last_line(error)})") from error
     return list(result.missing_keys), list(result.unexpected_keys)
-
-
-def _extra_states(entries: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
-    """Return the extra state that may be passed to modules, and the names of opaque entries that may not."""
-    extra = {name: value for name, value in entries.items() if is_extra_state(name)}
-    opaque = {name for name, value in extra.items() if is_opaque(value)}
-    return {name: value for name, value in extra.items() if name not in opaque}, opaque
 
 
 def _absent(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from torch.nn import functional as F
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.models.calling import Batch, Call, call, evaluating, results_of, samples_in, stopped_at, tapping
+
+if TYPE_CHECKING:
+    from ckpt_probe.models.pooling import Backbone
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 PROBED_AT_ONCE = 1024
@@ -288,9 +291,6 @@ class Head:
 
     def _rows(self, model: nn.Module, part: Part, calls: Sequence[Call], samples: int, result: Tensor | None) -> Rows:
         received, output = only_call(part.layer, calls)
-        flat = received.ndim == output.ndim == 2 and received.shape[0] == output.shape[0] == samples
-        if flat and part.kind == "linear" and part.positions == "one":
-            return Rows(received, output)
         layer = model.get_submodule(part.layer)
         features, logits = rows_by_position(layer, received, output, samples)
         features = as_rows(part.kind, features)
@@ -309,6 +309,30 @@ class Head:
                 "per sample is needed"
             )
         return Rows(features[:, 0], logits[:, 0])
+
+
+def head_parameters(model: nn.Module, head: "Head | Backbone") -> tuple[Tensor, Tensor | None]:
+    """Return weights (C, D) and bias (C,) of a model's head on the CPU, as float64, which represents them exactly.
+
+    Args:
+        model: The model.
+        head: Its head, or the pooling of a model without one, which has no classes.
+    """
+    with torch.no_grad():
+        weights, bias = head.parameters(model)
+    return weights.detach().cpu().double(), None if bias is None else bias.detach().cpu().double()
+
+
+def is_scored(head: "Head | Backbone", classes: int) -> bool:
+    """Return whether predictions and losses are computed in place of logits.
+
+    That is the case if every position of a sample is a row, and there are more logits than features per row.
+
+    Args:
+        head: The head, or the pooling of a model without one.
+        classes: Number of classes.
+    """
+    return head.positions == "every" and classes > sum(part.width for part in head.parts)
 
 
 def only_call(layer: str, calls: Sequence[Call]) -> Call:

@@ -240,18 +240,6 @@ def backbone_of(model: nn.Module, inputs: Batch, pooling: str | None = None) -> 
     return Backbone(pooling or ("features" if state.ndim == 2 else "mean"), state.shape[-1])
 
 
-def is_backbone(model: nn.Module, inputs: Batch) -> bool:
-    """Return whether a model, like those of transformers without a head, returns only its last hidden state.
-
-    A feature pooled from it is accepted beside it, because no classifier follows.
-    """
-    output = forward_once(model, inputs)
-    if not isinstance(output, Mapping) or STATE not in output:
-        return False
-    tensors = [name for name, value in output.items() if isinstance(value, Tensor)]
-    return all(name == "pooler_output" or name.endswith(STATE) for name in tensors)
-
-
 def _state(output: Any) -> Tensor:
     state = output
     if isinstance(output, Mapping):

@@ -1,28 +1,19 @@
 """Sizes of a model from the shapes of a checkpoint's tensors: number of classes, input channels, side of images."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules import module as modules
 from torch.nn.parameter import is_lazy
 
-from ckpt_probe.budget import ENTRY, Budget, OverBudget
+from ckpt_probe.budget import OverBudget
 from ckpt_probe.wrappers import unwrapped
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of a checkpoint's tensors, by name."""
-
-ITEM = 4
-"""Bytes of a number of a model."""
-OBJECTS = 16
-"""Entries that are counted for a parameter with its share of a module."""
-COUNTED = 2**20
-"""Bytes that are counted before they are spent from the budget."""
 
 Build = Callable[[dict[str, Any]], nn.Module]
 """Arguments → a model."""
@@ -35,34 +26,6 @@ class SizeNames:
     classes: str | None = None
     channels: str | None = None
     side: str | None = None
-
-
-@contextmanager
-def budgeted(model: str, tensors: Shapes | None) -> Iterator[None]:
-    """Limit the memory of models that are built within the context to the budget of a checkpoint of these tensors.
-
-    A configuration or metadata may ask for any size; a parameter is counted before it is filled.
-
-    Args:
-        model: Name of the model, for the message.
-        tensors: Shapes of the checkpoint's tensors; None for no limit.
-    """
-    if tensors is None:
-        yield
-        return
-    budget, counted = Budget(f"model {model}", ITEM * sum(map(math.prod, tensors.values()))), 0
-
-    def count(_module: nn.Module, _name: str, tensor: torch.Tensor | None) -> None:
-        nonlocal counted
-        if tensor is not None and not nn.parameter.is_lazy(tensor):
-            counted += tensor.numel() * tensor.element_size() + ENTRY * OBJECTS
-        if counted > COUNTED:
-            budget.spend(counted)
-            counted = 0
-
-    parameters = modules.register_module_parameter_registration_hook(count)
-    with parameters, modules.register_module_buffer_registration_hook(count):
-        yield
 
 
 def outline(build: Build, arguments: dict[str, Any]) -> nn.Module:

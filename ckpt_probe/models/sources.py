@@ -1,21 +1,24 @@
 """Models by name: builtin, from a framework, from an entry point, or from a user's function."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules import module as modules
 from torch.overrides import TorchFunctionMode
 
+from ckpt_probe.budget import ENTRY, Budget
 from ckpt_probe.errors import CkptProbeError, UsageError, last_line
 from ckpt_probe.files import read_object
 from ckpt_probe.models.builtin import BUILTIN
 from ckpt_probe.models.hugging_face import hugging_face_arguments, hugging_face_model
 from ckpt_probe.models.image_models import OF_WEIGHTS, image_model_arguments, timm_model, torchvision_model
-from ckpt_probe.models.sizing import Shapes, SizeNames, budgeted, outline, sizes_from_tensors
+from ckpt_probe.models.sizing import Shapes, SizeNames, outline, sizes_from_tensors
 from ckpt_probe.plugins import is_function_name, load_function, registered
 
 ENTRY_POINTS = "ckpt_probe.models"
@@ -38,41 +41,40 @@ DRAWN = frozenset({torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.erf
 TIMM_SHOWN = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "label_names", "fixed_input_size")
 """Entries of timm's configuration on images and classes; the origin of weights is left out."""
 
+ITEM = 4
+"""Bytes of a number of a model."""
+OBJECTS = 16
+"""Entries that are counted for a parameter with its share of a module."""
+COUNTED = 2**20
+"""Bytes that are counted before they are spent from the budget."""
 
-def build_model(
-    name: str,
-    arguments: Mapping[str, Any] | None = None,
-    *,
-    input_shape: Sequence[int] | None = None,
-    classes: int | None = None,
-    initialised: bool = True,
-    tensors: Shapes | None = None,
-) -> nn.Module:
+
+def build_model(name: str, arguments: Mapping[str, Any] | None = None, *, tensors: Shapes | None = None) -> nn.Module:
     """Build a network by name.
 
     Args:
         name: Name of the model: builtin, `timm:NAME`, `torchvision:NAME`, `hf:DIR`, an entry point,
             `package.module:function` or `path/to/file.py:function`.
-        arguments: Arguments of the model.
-        input_shape: Shape of one sample, passed to functions that accept it.
-        classes: Number of classes, passed to functions that accept it.
-        initialised: Whether to draw initial parameters; False if a checkpoint replaces all of them.
-        tensors: Shapes of the checkpoint's tensors, beside which the model may not be far too large.
+        arguments: Complete arguments of the model, as `model_arguments` returns them.
+        tensors: Shapes of the checkpoint's tensors that will fill the model: parameters of frameworks are then not
+            initialised, and the model may not be far larger. None to draw initial parameters.
 
     Raises:
         UsageError: For an unknown name, invalid arguments, or a function that raises or returns no module.
         DataError: If the model needs more memory than the budget of the checkpoint.
     """
-    complete = model_arguments(name, arguments, input_shape=input_shape, classes=classes)
+    complete = dict(arguments or {})
     framework, reference = _of_framework(name)
     if framework is None:
-        with budgeted(name, tensors):
+        with _budgeted(name, tensors):
             return _called(name, _function(name), complete)
-    if tensors is not None and framework is hugging_face_model:
+    if tensors is None:
+        return framework(reference, complete)
+    if framework is hugging_face_model:
         # Buffers are computed before they are counted, so the first model has no memory.
-        with budgeted(name, tensors):
+        with _budgeted(name, tensors):
             outline(lambda arguments: hugging_face_model(reference, arguments), complete)
-    with nullcontext() if initialised else _Unfilled(), budgeted(name, tensors):
+    with _Unfilled(), _budgeted(name, tensors):
         return framework(reference, complete)
 
 
@@ -99,27 +101,28 @@ def model_arguments(
         UsageError: If there is no such model, or it does not take such arguments.
     """
     complete = dict(arguments or {})
-    with budgeted(name, tensors):
-        framework, reference = _of_framework(name)
-        if framework is hugging_face_model:
-            return hugging_face_arguments(reference, complete, classes=classes, padding=padding, tensors=tensors)
-        if framework is not None:
+    framework, reference = _of_framework(name)
+    if framework is not None:
+        with _budgeted(name, tensors):
+            if framework is hugging_face_model:
+                return hugging_face_arguments(reference, complete, classes=classes, padding=padding, tensors=tensors)
             library = name.partition(":")[0]
             return image_model_arguments(
                 library, reference, complete, input_shape=input_shape, classes=classes, tensors=tensors
             )
-        function = _function(name)
-        parameters = _parameters(function)
-        if input_shape is not None and "input_shape" in parameters:
-            complete.setdefault("input_shape", list(input_shape))
-        called = next((parameter for parameter in CLASSES if parameter in parameters), None)
-        if called is None or classes is None or called in complete:
-            return complete
-        sizes: Mapping[str, int] = {}
-        if tensors is not None:
-            model = outline(lambda arguments: _called(name, function, arguments), {**complete, called: classes})
-            sizes = sizes_from_tensors(model, tensors, SizeNames(called), classes)
-        return {**complete, called: classes, **sizes}
+    function = _function(name)
+    parameters = _parameters(function)
+    if input_shape is not None and "input_shape" in parameters:
+        complete.setdefault("input_shape", list(input_shape))
+    called = next((parameter for parameter in CLASSES if parameter in parameters), None)
+    if called is None or classes is None or called in complete:
+        return complete
+    sized = {**complete, called: classes}
+    if tensors is None:
+        return sized
+    with _budgeted(name, tensors):
+        model = outline(lambda arguments: _called(name, function, arguments), sized)
+    return {**sized, **sizes_from_tensors(model, tensors, SizeNames(called), classes)}
 
 
 def assumed_arguments(name: str) -> Mapping[str, Any]:
@@ -158,6 +161,34 @@ def arguments_taken(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """
     taken = _parameters(_function(name)) if functions_named(name) else set()
     return {key: value for key, value in values.items() if key in taken}
+
+
+@contextmanager
+def _budgeted(model: str, tensors: Shapes | None) -> Iterator[None]:
+    """Limit the memory of models that are built within the context to the budget of a checkpoint of these tensors.
+
+    A configuration or metadata may ask for any size; a parameter is counted before it is filled.
+
+    Args:
+        model: Name of the model, for the message.
+        tensors: Shapes of the checkpoint's tensors; None for no limit.
+    """
+    if tensors is None:
+        yield
+        return
+    budget, counted = Budget(f"model {model}", ITEM * sum(map(math.prod, tensors.values()))), 0
+
+    def count(_module: nn.Module, _name: str, tensor: torch.Tensor | None) -> None:
+        nonlocal counted
+        if tensor is not None and not nn.parameter.is_lazy(tensor):
+            counted += tensor.numel() * tensor.element_size() + ENTRY * OBJECTS
+        if counted > COUNTED:
+            budget.spend(counted)
+            counted = 0
+
+    parameters = modules.register_module_parameter_registration_hook(count)
+    with parameters, modules.register_module_buffer_registration_hook(count):
+        yield
 
 
 class _Unfilled(TorchFunctionMode):

@@ -17,7 +17,7 @@ from ckpt_probe.analysis.entries import BIAS, STDERR
 from ckpt_probe.analysis.record import Context, accumulate, compute_from_blocks
 from ckpt_probe.checkpoints import State
 from ckpt_probe.errors import DataError, UsageError, error_context
-from ckpt_probe.extraction import Block, Setup, Storage, StoreWriter, Subject, is_scored, open_subject
+from ckpt_probe.extraction import Block, Setup, Storage, StoreWriter, Subject, open_subject, store_writer
 from ckpt_probe.metrics.rows import double
 from ckpt_probe.models import unwrapped
 from ckpt_probe.moments.errors import RecordWithErrors
@@ -160,8 +160,7 @@ class Survey:
             DataError: If the features have no record.
         """
         samples = self.subject.rows_of(split, None) or len(self.subject.data.split(split))
-        weights, bias = self.subject.parameters()
-        scored = is_scored(self.subject.head, len(weights))
+        weights, bias, scored = self.subject.weights, self.subject.bias, self.subject.scored
         fits = samples * sum(weights.shape) * 4 <= CACHE_BYTES
         passes = 1 if fits else 2 if writer is None else 3
         # Every forward pass is closed on leaving, which ends the thread behind it.
@@ -244,12 +243,14 @@ class Survey:
                 digest.update(key.encode())
                 digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
         name, step = f"{' to '.join(file.stem for file in job.files)}, {label}", round(position[0] * 1e6)
-        provenance = subject.provenance(name, size, digest.hexdigest(), step=step, epoch=None, storage=Storage())
-        weights, bias = subject.parameters()
+        provenance = subject.provenance(
+            name, step=step, size=size, sha256=digest.hexdigest(), epoch=None, storage=Storage()
+        )
+        file, names = job.ledger.dump(*position), subject.data.class_names
         # A position with a dump but no record is evaluated again.
-        names = subject.data.class_names
-        file = job.ledger.dump(*position)
-        return StoreWriter(file, provenance, Storage(), weights, bias, class_names=names, overwrite=True)
+        return store_writer(
+            file, provenance, Storage(), subject.weights, subject.bias, class_names=names, overwrite=True
+        )
 
 
 @contextmanager

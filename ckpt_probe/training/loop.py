@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ckpt_probe.checkpoints import CheckpointMetadata, library_versions, save_checkpoint
 from ckpt_probe.config import TrainingConfig, load_config
-from ckpt_probe.data import LabelledData, Split, load_data, one_tensor
+from ckpt_probe.data import LabelledData, Split, load_data, one_tensor, require_classes
 from ckpt_probe.errors import DataError, error_context, listed
 from ckpt_probe.models import (
     build_model,
@@ -23,7 +23,6 @@ from ckpt_probe.models import (
     logits_of,
     model_arguments,
     on_device,
-    require_classes,
     run_once,
     unknown_index,
 )
@@ -143,6 +142,7 @@ class _Stage:
     config: TrainingConfig
     data: LabelledData
     model: nn.Module
+    model_arguments: dict[str, Any]
     optimizer: torch.optim.Optimizer
     objective: Objective
     start: int
@@ -160,7 +160,9 @@ def _stage(config: TrainingConfig, data: LabelledData, device: torch.device) -> 
         data.split(name)
     torch.manual_seed(config.seed)
     settings = config.model
-    model = build_model(settings.name, settings.arguments, input_shape=data.input_shape, classes=data.classes)
+    sizes: dict[str, Any] = {"input_shape": data.input_shape, "classes": data.classes}
+    arguments = model_arguments(settings.name, settings.arguments, **sizes)
+    model = build_model(settings.name, arguments)
     # Two samples, because some layers do not accept a single one in training mode.
     sample = one_tensor(data.split("train").batch(slice(0, 2))[0], "training")
     _require_fit(config, data, model, sample)
@@ -171,7 +173,7 @@ def _stage(config: TrainingConfig, data: LabelledData, device: torch.device) -> 
     objective = build_objective(config.loss, model, sample.to(device))
     masks = {name: mask.to(device) for name, mask in masks.items()}
     optimizer = build_optimizer(config.optimizer, model.parameters())
-    return _Stage(config, data, model, optimizer, objective, start, masks, device, per_epoch, total)
+    return _Stage(config, data, model, arguments, optimizer, objective, start, masks, device, per_epoch, total)
 
 
 def _require_fit(config: TrainingConfig, data: LabelledData, model: nn.Module, sample: Tensor) -> None:
@@ -181,7 +183,7 @@ def _require_fit(config: TrainingConfig, data: LabelledData, model: nn.Module, s
             raise DataError(
                 f"logits of shape {tuple(logits.shape)} for {len(sample)} samples; expected one row per sample"
             )
-        require_classes(logits.shape[1], data.classes, data.class_names)
+        require_classes(data, logits.shape[1])
 
 
 def _step(stage: _Stage, rows: Tensor, step: int) -> tuple[float, Tensor, Tensor, Tensor]:
@@ -235,13 +237,10 @@ def _keep(run: RunDirectory, stage: _Stage, step: int, log: IO[str]) -> None:
         _require_finite(numbers["loss"], step, f"the loss on {name}")
     for name, numbers in metrics.items():
         _write(log, {"step": step, "epoch": epoch, "split": name, **numbers})
-    settings = config.model
     zeros, entries = count_zeros(model.state_dict(), list(stage.masks))
     metadata = CheckpointMetadata(
-        model=settings.name,
-        model_arguments=model_arguments(
-            settings.name, settings.arguments, input_shape=data.input_shape, classes=data.classes
-        ),
+        model=config.model.name,
+        model_arguments=stage.model_arguments,
         data=config.data.name,
         data_arguments=config.data.arguments,
         step=step,

@@ -119,13 +119,13 @@ class Decoder(nn.Module):
 
 
 MODELS = {
-    "mlp": (lambda: build_model("mlp", {"hidden": [24, 12]}, input_shape=(1, 8, 8), classes=10), (4, 1, 8, 8)),
+    "mlp": (lambda: build_model("mlp", {"hidden": [24, 12], "input_shape": [1, 8, 8], "classes": 10}), (4, 1, 8, 8)),
     "cnn": (
-        lambda: build_model("cnn", {"channels": [6, 8], "hidden": 12}, input_shape=(1, 8, 8), classes=10),
+        lambda: build_model("cnn", {"channels": [6, 8], "hidden": 12, "input_shape": [1, 8, 8], "classes": 10}),
         (4, 1, 8, 8),
     ),
     "resnet": (
-        lambda: build_model("resnet", {"blocks": [2, 1], "width": 6}, input_shape=(3, 8, 8), classes=10),
+        lambda: build_model("resnet", {"blocks": [2, 1], "width": 6, "input_shape": [3, 8, 8], "classes": 10}),
         (4, 3, 8, 8),
     ),
     "everything": (AllLayers, (4, 3, 4, 4)),

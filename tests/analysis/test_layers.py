@@ -11,7 +11,7 @@ import torch
 import ckpt_probe as cp
 from ckpt_probe.analysis import Settings, read_series
 from ckpt_probe.errors import DataError
-from ckpt_probe.extraction import Block, Storage, StoreWriter
+from ckpt_probe.extraction import Block, Storage, store_writer
 from ckpt_probe.metrics.regression import line_through
 from ckpt_probe.metrics.stochastic import Sampling
 from ckpt_probe.models import LayerTap, Taps
@@ -42,7 +42,7 @@ def write(path: Path, layer_store: str, *, dead: str | None = None, **options: A
         Block(features[part], labels[part], logits[part], {name: values[part] for name, values in layers.items()})
         for part in torch.arange(SAMPLES).split(40)
     ]
-    with StoreWriter(path, None, storage, weights, taps=taps) as writer:
+    with store_writer(path, None, storage, weights, taps=taps) as writer:
         writer.write_split("test", blocks, rows=SAMPLES)
     return path
 

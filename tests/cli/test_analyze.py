@@ -12,7 +12,7 @@ import pytest
 
 from ckpt_probe.analysis import analyze_features
 from ckpt_probe.cli.app import run
-from ckpt_probe.extraction import Block, Storage, StoreWriter
+from ckpt_probe.extraction import Block, Storage, store_writer
 from ckpt_probe.moments.registry import FAMILIES, METRICS
 
 Analyze = Callable[..., tuple[int, list[dict], str]]
@@ -243,7 +243,7 @@ def write_stored(path: Path, store: str, datasets: dict[str, np.ndarray], **opti
     features, labels = torch.tensor(datasets["test/features"]), torch.tensor(datasets["test/labels"])
     parts = [slice(start, start + 7) for start in range(0, len(labels), 7)]
     blocks = [Block(features[part], labels[part], (features[part] @ weights.T).float()) for part in parts]
-    with StoreWriter(path, None, Storage(store=store, feature_dtype="float64", **options), weights) as writer:
+    with store_writer(path, None, Storage(store=store, feature_dtype="float64", **options), weights) as writer:
         writer.write_split("test", blocks, rows=len(labels))
     return path
 

@@ -14,7 +14,7 @@ import torch
 from ckpt_probe.analysis import analyze
 from ckpt_probe.dumps import open_dump
 from ckpt_probe.errors import DataError
-from ckpt_probe.extraction import Block, Storage, StoreWriter
+from ckpt_probe.extraction import Block, Storage, store_writer
 
 CASES, SECONDS = 10, 300
 
@@ -61,7 +61,7 @@ print(json.dumps(ends))
 def write(path: Path, store: str) -> Path:
     generator = torch.Generator().manual_seed(0)
     features, weights = torch.randn(40, 5, generator=generator), torch.randn(3, 5, generator=generator).double()
-    with StoreWriter(path, None, Storage(store=store), weights, torch.zeros(3).double()) as writer:
+    with store_writer(path, None, Storage(store=store), weights, torch.zeros(3).double()) as writer:
         writer.write_split("test", [Block(features, torch.arange(40) % 3, features @ weights.float().T)], rows=40)
     return path
 

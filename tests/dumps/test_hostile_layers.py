@@ -11,7 +11,7 @@ import torch
 
 import ckpt_probe as cp
 from ckpt_probe.errors import DataError
-from ckpt_probe.extraction import Block, Storage, StoreWriter
+from ckpt_probe.extraction import Block, Storage, store_writer
 from ckpt_probe.models import LayerTap, Taps
 
 
@@ -25,7 +25,7 @@ def write(path: Path) -> Path:
     )
     taps = Taps((LayerTap("body", 0.0, "mean", (4, 2, 2), 4, 1),))
     storage = Storage(layer_store="both", subset_rows=5)
-    with StoreWriter(path, None, storage, torch.eye(2, 3).double(), taps=taps) as writer:
+    with store_writer(path, None, storage, torch.eye(2, 3).double(), taps=taps) as writer:
         writer.write_split("test", [Block(features, labels, torch.zeros(12, 2), {"body": rows})], rows=12)
     return path
 

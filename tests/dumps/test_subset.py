@@ -9,7 +9,7 @@ import torch
 
 import ckpt_probe as cp
 from ckpt_probe.errors import DataError
-from ckpt_probe.extraction import Block, Storage, StoreWriter
+from ckpt_probe.extraction import Block, Storage, store_writer
 from ckpt_probe.models import LayerTap, Taps
 
 CLASSES, ROWS, SUBSET = 4, 300, 40
@@ -27,7 +27,7 @@ def dump_of(path: Path, at_once: int = 50, chosen: torch.Tensor | None = None, *
     ]
     taps = Taps((LayerTap("body", 0.0, "features", (3,), 3),))
     settings = Storage(subset_rows=SUBSET, **storage)  # pyright: ignore[reportArgumentType]
-    with StoreWriter(path, None, settings, WEIGHTS, taps=taps) as writer:
+    with store_writer(path, None, settings, WEIGHTS, taps=taps) as writer:
         writer.write_split("test", blocks, rows=ROWS, chosen=chosen)
     return path
 

@@ -17,7 +17,7 @@ from ckpt_probe.checkpoints import open_checkpoint, save_checkpoint
 from ckpt_probe.data import load_data
 from ckpt_probe.dumps import open_dump
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.extraction import Block, Storage, StoreWriter, extract, extract_series
+from ckpt_probe.extraction import Block, Storage, extract, extract_series, store_writer
 from ckpt_probe.models import build_model
 from ckpt_probe.moments.registry import METRICS, SECOND_PASS, TRAIN_MEANS
 
@@ -112,7 +112,7 @@ def test_moments_beyond_the_memory_budget_are_refused_before_the_forward_pass(ru
 
 
 def test_a_foreign_checkpoint_needs_a_model_and_data(run: Path, tmp_path: Path) -> None:
-    model = build_model("mlp", {"hidden": [16]}, input_shape=(1, 8, 8), classes=10)
+    model = build_model("mlp", {"hidden": [16], "input_shape": [1, 8, 8], "classes": 10})
     wrapped = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
     save_checkpoint(tmp_path / "foreign" / "model-7.safetensors", wrapped)
     with pytest.raises(UsageError, match="does not name its data; use `data=`"):
@@ -165,7 +165,7 @@ def test_an_interruption_leaves_no_dump_and_no_thread(run: Path, tmp_path: Path)
 
 def test_more_rows_than_announced_are_refused_and_leave_no_file(tmp_path: Path) -> None:
     block = Block(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), torch.zeros(2, 2))
-    writing = StoreWriter(tmp_path / "a.h5", None, Storage(), torch.zeros(2, 3))
+    writing = store_writer(tmp_path / "a.h5", None, Storage(), torch.zeros(2, 3))
     with pytest.raises(DataError, match="more rows"), writing as writer:
         writer.write_split("test", [block] * 100, rows=4)
     assert list(tmp_path.iterdir()) == []

@@ -94,7 +94,7 @@ def write_pictures(directory: Path, damaged: tuple[int, ...]) -> Path:
 
 def checkpoint(directory: Path) -> Path:
     torch.manual_seed(0)
-    network = build_model("mlp", {"hidden": [4]}, input_shape=(3, 8, 8), classes=2)
+    network = build_model("mlp", {"hidden": [4], "input_shape": [3, 8, 8], "classes": 2})
     metadata = CheckpointMetadata(step=1, model="mlp", model_arguments={"hidden": [4]})
     save_checkpoint(directory / "step-000001.safetensors", network.state_dict(), metadata, overwrite=True)
     return directory / "step-000001.safetensors"

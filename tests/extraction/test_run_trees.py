@@ -16,7 +16,7 @@ RUNS = ("plain/seed-0", "plain/seed-1", "decay/seed-0")
 
 def save(run: Path, step: int) -> None:
     """Add a checkpoint to a run."""
-    model = build_model("mlp", {"hidden": [4]}, input_shape=(1, 8, 8), classes=10)
+    model = build_model("mlp", {"hidden": [4], "input_shape": [1, 8, 8], "classes": 10})
     metadata = CheckpointMetadata(
         model="mlp", model_arguments={"hidden": [4]}, data="digits", data_arguments={}, step=step
     )

@@ -150,7 +150,7 @@ def test_pruning_calls_no_function_of_the_file(checkpoint: Callable[..., Path], 
 def test_only_names_with_a_module_are_functions() -> None:
     assert model_functions("mlp") == []
     assert model_functions("a.b:c") == ["a.b:c"]
-    assert build_model("mlp", input_shape=[4], classes=2) is not None
+    assert build_model("mlp", {"input_shape": [4], "classes": 2}) is not None
     for name in ("digits", "idx:mnist", "npz:file", "modular:p=7,op=add,fraction=0.5", "modular:seed"):
         assert data_functions(name) == []
 

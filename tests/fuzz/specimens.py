@@ -21,7 +21,7 @@ from ckpt_probe.data import load_data
 from ckpt_probe.data.images.pictures import Unreadable, read_picture
 from ckpt_probe.dumps import open_dump_series
 from ckpt_probe.errors import DataError
-from ckpt_probe.extraction import Block, Storage, StoreWriter
+from ckpt_probe.extraction import Block, Storage, store_writer
 from ckpt_probe.extraction.config import Setup
 from ckpt_probe.inspection import inspect_model
 from ckpt_probe.paths import evaluate_path, evaluate_plane
@@ -95,7 +95,7 @@ def write_dump(folder: Path, store: str = "features") -> None:
     generator = torch.Generator().manual_seed(0)
     features, weights = torch.randn(24, 4, generator=generator), torch.randn(3, 4, generator=generator).double()
     path = folder / "step-000003.h5"
-    with StoreWriter(path, None, Storage(store=store), weights, torch.zeros(3).double()) as writer:
+    with store_writer(path, None, Storage(store=store), weights, torch.zeros(3).double()) as writer:
         writer.write_split("test", [Block(features, torch.arange(24) % 3, features @ weights.float().T)], rows=24)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ckpt_probe.models import build_model, load_weights
+from ckpt_probe.models.sizing import shapes_of
 
 SMALL = {"num_classes": 5}
 MODELS: dict[str, tuple[dict[str, Any], int]] = {
@@ -37,7 +38,7 @@ def test_an_uninitialised_model_with_a_checkpoints_weights_equals_the_saved_mode
     arguments, side = MODELS[name]
     torch.manual_seed(0)
     saved = build_model(name, arguments).eval()
-    model = build_model(name, arguments, initialised=False).eval()
+    model = build_model(name, arguments, tensors=shapes_of(saved)).eval()
     assert any(bool(weights.isnan().any()) for weights in model.parameters())
     load_weights(model, saved.state_dict(), source="saved")
     inputs = torch.randn(2, 3, side, side)
@@ -63,7 +64,7 @@ def test_an_uninitialised_transformers_model_with_saved_weights_equals_the_saved
     config.save_pretrained(tmp_path)
     arguments = {"task": "audio-classification"}
     saved = build_model(f"hf:{tmp_path}", arguments).eval()
-    model = build_model(f"hf:{tmp_path}", arguments, initialised=False).eval()
+    model = build_model(f"hf:{tmp_path}", arguments, tensors=shapes_of(saved)).eval()
     load_weights(model, saved.state_dict(), source="saved")
     inputs = torch.randn(2, 400)
     with torch.no_grad():
@@ -72,8 +73,9 @@ def test_an_uninitialised_transformers_model_with_saved_weights_equals_the_saved
 
 def test_an_uninitialised_model_draws_no_random_numbers() -> None:
     pytest.importorskip("timm")
+    shapes = shapes_of(build_model("timm:resnet10t", SMALL))
     before = torch.get_rng_state()
-    build_model("timm:resnet10t", SMALL, initialised=False)
+    build_model("timm:resnet10t", SMALL, tensors=shapes)
     assert torch.equal(torch.get_rng_state(), before)
     build_model("timm:resnet10t", SMALL)
     assert not torch.equal(torch.get_rng_state(), before)
@@ -83,5 +85,5 @@ def test_a_models_function_of_the_user_initialises_as_usual() -> None:
     torch.manual_seed(0)
     expected = torch.nn.Linear(3, 2)
     torch.manual_seed(0)
-    model = build_model("torch.nn:Linear", {"in_features": 3, "out_features": 2}, initialised=False)
+    model = build_model("torch.nn:Linear", {"in_features": 3, "out_features": 2}, tensors=shapes_of(expected))
     assert torch.equal(model.weight, expected.weight)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.models import fitting_names, load_weights, wrapper_note
+from ckpt_probe.models import fitting_names, load_weights
+from ckpt_probe.wrappers import wrapper_note
 
 WIDTH = {"vocab_size": 12, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
 SEQUENCES = {"vocab_size": 12, "d_model": 8, "encoder_attention_heads": 2, "decoder_attention_heads": 2}

@@ -338,4 +338,4 @@ def test_a_configuration_of_a_larger_model_than_the_checkpoint_is_refused(
     usual = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 10, "n_layer": 1, "n_head": 2}
     (tmp_path / "config.json").write_text(json.dumps({**usual, "n_embd": 8, "n_positions": 4, **entries}))
     with pytest.raises(DataError, match=r"^model hf:.*: unpacks to [\d,]+ bytes or more"):
-        build_model(f"hf:{tmp_path}", initialised=False, tensors={"transformer.wte.weight": (10, 8)})
+        build_model(f"hf:{tmp_path}", tensors={"transformer.wte.weight": (10, 8)})

@@ -42,12 +42,12 @@ def test_the_head_of_a_builtin_model_gives_its_output(name: str, arguments: dict
     assert isinstance(layer, nn.Linear)
     assert layer.out_features == 10
     torch.manual_seed(0)
-    again = build_model(name, arguments, **SHAPE)
+    again = build_model(name, {**arguments, **SHAPE})
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
 def test_finding_the_head_does_not_change_the_mode_of_the_model() -> None:
-    model = build_model("resnet", {}, **SHAPE)
+    model = build_model("resnet", {**SHAPE})
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train()
     # A backbone that its owner froze stays in evaluation mode during training.
@@ -161,18 +161,19 @@ def test_a_models_function_of_the_user_is_called_and_its_result_checked(
     (tmp_path / "my_models_for_tests.py").write_text(source)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path.copy())
-    assert build_model("my_models_for_tests:net", {"width": 5}, **SHAPE).weight.shape == (10, 5)
+    name = "my_models_for_tests:net"
+    assert build_model(name, model_arguments(name, {"width": 5}, **SHAPE)).weight.shape == (10, 5)
     with pytest.raises(UsageError, match="returned int"):
         build_model("my_models_for_tests:wrong")
     with pytest.raises(UsageError, match="cannot be built with arguments"):
-        build_model("my_models_for_tests:net", {"depth": 5}, **SHAPE)
+        build_model(name, {"depth": 5, "classes": 10})
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(UsageError, match=r"no model called 'vgg'; there are: mlp, cnn, resnet, timm:NAME"):
         build_model("vgg")
     with pytest.raises(UsageError, match="activation: expected one of relu, gelu, tanh"):
-        build_model("mlp", {"activation": "swish"}, **SHAPE)
+        build_model("mlp", {"activation": "swish", **SHAPE})
 
 
 def test_devices_are_chosen_by_name_and_invalid_ones_refused() -> None:

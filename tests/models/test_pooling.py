@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.models import backbone_of, is_backbone
-from ckpt_probe.models.pooling import TOKEN_POOLINGS, cls, last, mean, tokens
+from ckpt_probe.models.classifier import is_backbone
+from ckpt_probe.models.pooling import TOKEN_POOLINGS, backbone_of, cls, last, mean, tokens
 
 
 def test_poolings_equal_hand_computed_rows() -> None:
@@ -53,7 +53,7 @@ def test_the_output_of_a_model_without_a_head_becomes_one_row_per_sample() -> No
 
 def test_only_outputs_without_logits_are_a_backbones() -> None:
     state = torch.zeros(2, 3, 4)
-    assert is_backbone(ConstantModel({"last_hidden_state": state, "pooler_output": state[:, 0]}), state)
-    assert not is_backbone(ConstantModel({"last_hidden_state": state, "logits": state}), state)
-    assert not is_backbone(ConstantModel({"last_hidden_state": state, "image_embeds": state}), state)
-    assert not is_backbone(ConstantModel(state), state)
+    assert is_backbone({"last_hidden_state": state, "pooler_output": state[:, 0]})
+    assert not is_backbone({"last_hidden_state": state, "logits": state})
+    assert not is_backbone({"last_hidden_state": state, "image_embeds": state})
+    assert not is_backbone(state)

@@ -54,7 +54,7 @@ def values_of_rows(ends: tuple[Path, Path], alpha: float) -> dict[str, np.ndarra
     for end in ends:
         with open_checkpoint(end) as checkpoint:
             states.append(checkpoint.state_dict())
-    model = build_model("mlp", {"hidden": [16]}, input_shape=(1, 8, 8), classes=10)
+    model = build_model("mlp", {"hidden": [16], "input_shape": [1, 8, 8], "classes": 10})
     model.load_state_dict(linear(states[0], states[1], alpha))
     split = load_data("digits").splits["test"]
     inputs, labels = split.batch(slice(0, len(split)))

@@ -96,12 +96,12 @@ def test_the_ends_of_curves_are_exact_and_equal_points_give_the_same_point(curve
 @pytest.mark.parametrize("curve", CURVES)
 def test_a_training_batch_uses_the_network_at_one_position(curve: str) -> None:
     base = {"input_shape": (1, 4, 4), "classes": 3}
-    nets = [build_model("mlp", {"hidden": [5]}, **base) for _ in range(3)]
+    nets = [build_model("mlp", {"hidden": [5], **base}) for _ in range(3)]
     a, middle, b = ({name: t.clone() for name, t in net.state_dict().items()} for net in nets)
     net, inputs = CurveNet(nets[1], (a, b), curve), torch.randn(6, 1, 4, 4)
     assert [name.removeprefix("middle.") for name, _ in net.named_parameters()] == list(middle)
     assert set(net.state_dict()) == {f"middle.{name}" for name in middle}
-    plain = build_model("mlp", {"hidden": [5]}, **base)
+    plain = build_model("mlp", {"hidden": [5], **base})
     torch.manual_seed(3)
     drawn = [torch.rand(()).item() for _ in range(4)]
     torch.manual_seed(3)
@@ -150,7 +150,7 @@ def test_a_trained_midpoint_can_be_used_again(mlps: tuple[Path, Path], tmp_path:
         assert (middle.metadata.step, middle.metadata.metrics) == (None, {})
         assert json.loads(middle.raw_metadata["ckpt_probe.path"])["path"] == "bezier"
         state = on_curve("bezier", first.state_dict(), middle.state_dict(), read(mlps[1]), 0.5)
-    model = build_model("mlp", MLP["arguments"], input_shape=(1, 8, 8), classes=10)
+    model = build_model("mlp", {**MLP["arguments"], "input_shape": [1, 8, 8], "classes": 10})
     model.load_state_dict(state)
     inputs, labels = load_data("digits").split("train").batch(slice(None))
     loss = nn.functional.cross_entropy(model(inputs).double(), labels).item()

@@ -64,7 +64,7 @@ def test_the_middle_has_the_numbers_of_the_model_with_interpolated_weights(mlp: 
     for end in ends(mlp):
         with open_checkpoint(end) as checkpoint:
             states.append(checkpoint.state_dict())
-    model = build_model("mlp", {"hidden": [16]}, input_shape=(1, 8, 8), classes=10)
+    model = build_model("mlp", {"hidden": [16], "input_shape": [1, 8, 8], "classes": 10})
     model.load_state_dict(linear(*states, 0.5))
     inputs, labels = load_data("digits").split("test").batch(slice(None))
     with torch.no_grad():

@@ -80,7 +80,7 @@ def test_a_grid_point_has_the_numbers_of_the_model_with_its_weights(mlp: list[Pa
     u = (b - a) / (b - a).norm()
     v = (c - a) - (c - a).dot(u) * u
     v /= v.norm()
-    model = build_model("mlp", {"hidden": [16]}, input_shape=(1, 8, 8), classes=10)
+    model = build_model("mlp", {"hidden": [16], "input_shape": [1, 8, 8], "classes": 10})
     inputs, labels = load_data("digits").split("test").batch(slice(None))
     for point in result.points[:: len(result.points) // 3]:
         theta, start, moved = a + point["x"] * u + point["y"] * v, 0, {}

@@ -15,7 +15,7 @@ from ckpt_probe.cli.app import run
 from ckpt_probe.data import load_data
 from ckpt_probe.dumps import open_dump, read_provenance
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.extraction import Setup, Storage, StoreWriter
+from ckpt_probe.extraction import Setup, Storage, store_writer
 from ckpt_probe.models import build_model
 from ckpt_probe.paths import evaluate_path
 from ckpt_probe.paths import survey as survey_module
@@ -69,7 +69,7 @@ def test_a_dump_states_its_provenance(ends: tuple[Path, Path], tmp_path: Path) -
     for end in ends:
         with open_checkpoint(end) as checkpoint:
             states.append(checkpoint.state_dict())
-    model = build_model("resnet", {"blocks": [1], "width": 6}, input_shape=(1, 8, 8), classes=10).eval()
+    model = build_model("resnet", {"blocks": [1], "width": 6, "input_shape": [1, 8, 8], "classes": 10}).eval()
     model.load_state_dict(linear(*states, 0.5))
     inputs, labels = load_data("digits").split("test").batch(slice(None))
     with torch.no_grad(), open_dump(file) as dump:
@@ -154,7 +154,7 @@ def test_a_failed_evaluation_leaves_no_thread(
     # The raised exception keeps its traceback and all local variables alive, so that garbage collection ends no thread.
     with (
         pytest.raises(DataError, match="NaN" if failure == "features" else "`feature_dtype='float32'`") as error,
-        StoreWriter(tmp_path / "a.h5", None, storage, *subject.parameters()) as writer,
+        store_writer(tmp_path / "a.h5", None, storage, subject.weights, subject.bias) as writer,
     ):
         survey.record("test", NullProgress(), writer=writer if failure == "writer" else None)
     assert error.tb is not None

@@ -53,7 +53,7 @@ def tokenise(captions: list[list[str]]) -> torch.Tensor:
 
 def build(**changes: Any) -> Any:
     torch.manual_seed(0)
-    return build_model(NAME, {**SMALL, **changes}, **SHAPE)
+    return build_model(NAME, {**SMALL, **SHAPE, **changes})
 
 
 def images(count: int = 7) -> torch.Tensor:
@@ -86,7 +86,7 @@ def test_both_encoders_give_unit_rows_of_one_width(channels: list[int]) -> None:
 
 
 def test_models_with_one_encoder_are_not_two_source() -> None:
-    assert not isinstance(build_model("cnn", **SHAPE), TwoSource)
+    assert not isinstance(build_model("cnn", SHAPE), TwoSource)
 
 
 def encode_caption(text: nn.Module, caption: str) -> torch.Tensor:
@@ -226,7 +226,7 @@ def test_invalid_captions_and_shapes_are_refused(arguments: dict[str, Any], mess
 
 def test_missing_captions_are_an_error() -> None:
     with pytest.raises(UsageError, match="missing 1 required positional argument: 'captions'"):
-        build_model(NAME, **SHAPE)
+        build_model(NAME, SHAPE)
 
 
 TEXT_LAYERS = ("classifier.text.words", "classifier.text.hidden", "classifier.text.projection")

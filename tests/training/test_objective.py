@@ -32,7 +32,7 @@ def batch(classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_mir_and_hdr_losses_use_the_classifiers_input() -> None:
     torch.manual_seed(0)
-    model = build_model("mlp", {"hidden": [6]}, input_shape=(1, 8, 8), classes=3)
+    model = build_model("mlp", {"hidden": [6], "input_shape": [1, 8, 8], "classes": 3})
     inputs, labels = batch()
     loss, logits = build_objective(settings(mir=0.5, hdr=2.0, label_smoothing=0.1), model, inputs)(inputs, labels)
     features = model[:-1](inputs)  # pyright: ignore[reportIndexIssue]
@@ -48,7 +48,9 @@ def test_mir_and_hdr_losses_use_the_classifiers_input() -> None:
 
 def test_two_sources_are_trained_contrastively_or_by_classification_with_cma(study: Callable[[str], str]) -> None:
     torch.manual_seed(0)
-    model = build_model(study(TWO_SOURCE), {"captions": CAPTIONS, "channels": []}, input_shape=(1, 8, 8), classes=3)
+    model = build_model(
+        study(TWO_SOURCE), {"captions": CAPTIONS, "channels": [], "input_shape": [1, 8, 8], "classes": 3}
+    )
     assert isinstance(model, TwoSource)
     model.eval()  # The captions are then the anchors, and nothing is random.
     inputs, labels = batch()
@@ -63,12 +65,12 @@ def test_two_sources_are_trained_contrastively_or_by_classification_with_cma(stu
 
 def test_a_loss_that_needs_another_model_is_refused(study: Callable[[str], str]) -> None:
     inputs, _ = batch()
-    mlp = build_model("mlp", {"hidden": [6]}, input_shape=(1, 8, 8), classes=3)
+    mlp = build_model("mlp", {"hidden": [6], "input_shape": [1, 8, 8], "classes": 3})
     for values_of_loss in ({"cma": 0.1}, {"task": "contrastive"}):
         with pytest.raises(UsageError, match="need a model with two encoders"):
             build_objective(settings(**values_of_loss), mlp, inputs)
     two_encoders = build_model(
-        study(TWO_SOURCE), {"captions": CAPTIONS, "channels": []}, input_shape=(1, 8, 8), classes=3
+        study(TWO_SOURCE), {"captions": CAPTIONS, "channels": [], "input_shape": [1, 8, 8], "classes": 3}
     )
     with pytest.raises(UsageError, match="cannot be combined with cma"):
         build_objective(settings(cma=0.1, mir=0.1), two_encoders, inputs)
@@ -152,7 +154,9 @@ def test_the_contrastive_loss_learns_digits_from_captions(study: Callable[[str],
     data = load_data("digits")
     torch.manual_seed(0)
     arguments = {"captions": captions, "channels": [8, 16], "features": 16, "text_width": 16}
-    model: Any = build_model(study("cma/two_source.py:two_source"), arguments, input_shape=data.input_shape, classes=10)
+    model: Any = build_model(
+        study("cma/two_source.py:two_source"), {**arguments, "input_shape": list(data.input_shape), "classes": 10}
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for step in range(100):
         images, labels = data.split("train").batch(slice(step % 10 * 128, step % 10 * 128 + 128))

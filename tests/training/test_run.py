@@ -26,7 +26,7 @@ SHAPE = {"input_shape": (1, 8, 8), "classes": 10}
 
 
 def network(classes: int = 10) -> torch.nn.Module:
-    return build_model("mlp", {"hidden": [6]}, input_shape=(1, 8, 8), classes=classes)
+    return build_model("mlp", {"hidden": [6], "input_shape": [1, 8, 8], "classes": classes})
 
 
 def saved(path: Path, classes: int = 10, **facts: object) -> Path:

@@ -34,9 +34,6 @@ ORIENTATION = 0x0112
 MODES = {1: "L", 3: "RGB"}
 """Pillow's pixel modes, by number of channels."""
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 LARGEST = 16_384
 """Maximum side of a prepared image in pixels."""
 
@@ -97,8 +94,6 @@ def _decoded(image: "Image", upright: bool, mode: str | None) -> "Image":
 
 def _eight_bits(image: "Image", images: Any) -> "Image":
     if image.mode.startswith("I;16"):
-        import numpy as np
-
         return images.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in {"I", "F"}:
         raise ValueError("32-bit pixels, whose range is not known; convert it to 8 or 16 bits")

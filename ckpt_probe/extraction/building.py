@@ -1,21 +1,130 @@
-"""Choose model and data of a checkpoint: the settings take precedence over the checkpoint's metadata."""
+"""Build the subject of an extraction from an open checkpoint: the model that it names, its weights, and the data."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
+from pathlib import Path
 from typing import Any
+
+from torch import Tensor, nn
 
 from ckpt_probe.checkpoints import Checkpoint, likely_heads
 from ckpt_probe.checkpoints.folders import snapshot_in
-from ckpt_probe.data import LabelledData, ModelHints, load_data, recorded_arguments
+from ckpt_probe.data import (
+    LabelledData,
+    ModelHints,
+    described_inputs,
+    first_samples,
+    in_model_order,
+    in_width,
+    load_data,
+    recorded_arguments,
+)
 from ckpt_probe.data import functions_named as data_functions
 from ckpt_probe.data.sources import WITHOUT_LABELS
-from ckpt_probe.errors import UsageError
+from ckpt_probe.errors import CkptProbeError, UsageError
 from ckpt_probe.extraction.config import Setup
-from ckpt_probe.models import arguments_taken, assumed_arguments, is_recorded_model, model_arguments, model_beside
+from ckpt_probe.extraction.subject import Subject
+from ckpt_probe.models import (
+    PENULTIMATE,
+    Backbone,
+    Batch,
+    Taps,
+    arguments_taken,
+    assumed_arguments,
+    build_model,
+    choose_device,
+    choose_taps,
+    class_names,
+    fill_model,
+    find_rows,
+    head_parameters,
+    is_recorded_model,
+    is_scored,
+    model_arguments,
+    model_beside,
+    on_device,
+    part_of,
+    run_once,
+    unsteadiness,
+)
 from ckpt_probe.models import functions_named as model_functions
 from ckpt_probe.plugins import functions_within, require_named
 from ckpt_probe.remote import local_data, local_texts
+
+SAMPLE = 2
+"""Number of samples on which a model is run to find its head."""
+
+
+def open_subject(path: Path, setup: Setup) -> Subject:
+    """Open a checkpoint, and build its model and open its data; see `build_subject`."""
+    with setup.open(path) as checkpoint:
+        return build_subject(checkpoint, setup)
+
+
+def build_subject(checkpoint: Checkpoint, setup: Setup) -> Subject:
+    """Build the model of an open checkpoint with its weights, find the classifier, and open the data.
+
+    Model and data are named by the settings, or else by the checkpoint's metadata. A user's function is called only if
+    the settings name it, because the metadata of an untrusted file could name any function.
+
+    Args:
+        checkpoint: Open checkpoint.
+        setup: Model and data.
+
+    Raises:
+        UsageError: If neither names model and data, or only the metadata name a user's function; also as in
+            `choose_taps`.
+        DataError: If the checkpoint does not fit the model, the model does not accept the data, a split does not exist,
+            or the classifier cannot be found; also as in `choose_taps`.
+    """
+    path = checkpoint.path
+    choice = choose_model(checkpoint, setup)
+    data = open_data(checkpoint, setup, choice)
+    splits = tuple(dict.fromkeys(setup.splits or data.splits))
+    for split in splits:
+        data.split(split)
+    target = choose_device(setup.device)
+    name, arguments = complete_model(checkpoint, setup, choice, data)
+    model = build_model(name, arguments, tensors=checkpoint.shapes)
+    state, extra = checkpoint.state_dict(), checkpoint.extra_state()
+    device, dtype, load_notes = fill_model(model, target, state, str(path), extra, checkpoint.state_key)
+    named = setup.classifier or checkpoint.metadata.classifier
+    inputs = None
+    try:
+        data = in_model_order(data, class_names(model))
+        sample = part_of(first_samples(next(iter(data.splits.values())), SAMPLE)[0], slice(0, SAMPLE))
+        inputs = on_device(sample, device, dtype)
+        tapped = setup.layers != PENULTIMATE
+        head = find_rows(model, inputs, named, setup.pooling, tapped=tapped)
+        taps = choose_taps(model, inputs, head, setup.layers, setup.pooling) if tapped else Taps()
+        notes = (*choice.notes, *load_notes, unsteadiness(model, inputs))
+        weights, bias = head_parameters(model, head)
+        scored = is_scored(head, len(weights))
+        if not isinstance(head, Backbone):
+            data = in_width(data, len(weights))
+    except CkptProbeError as error:
+        hint = _channels_hint(model, inputs, data)
+        raise type(error)(f"{path}: model {name}, data {data.name}: {error}{hint}") from error
+    return Subject(
+        model,
+        choice.recorded_name or name,
+        arguments,
+        data,
+        splits,
+        head,
+        weights,
+        bias,
+        scored,
+        f"inputs: {data.name}: {described_inputs(data)}",
+        sample,
+        setup,
+        target,
+        tuple(filter(None, notes)),
+        taps,
+        loaded_from=str(path),
+    )
 
 
 @dataclass(frozen=True)
@@ -28,6 +137,7 @@ class ModelChoice:
         explicit: Arguments from the settings, which take precedence.
         assumed: Arguments that the model's library sets for pretrained weights, and that no file records.
         notes: Notes about arguments that the user did not state.
+        recorded_name: Name for the provenance if it differs: with an address in place of the local copy.
     """
 
     name: str | None
@@ -35,6 +145,7 @@ class ModelChoice:
     explicit: Mapping[str, Any]
     assumed: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    recorded_name: str | None = None
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
@@ -48,10 +159,12 @@ def choose_model(checkpoint: Checkpoint, setup: Setup) -> ModelChoice:
     If the settings name another model than the metadata, the arguments are those hyperparameters of a Lightning module
     that the model accepts.
     """
-    metadata, explicit, notes = checkpoint.metadata, setup.model_arguments or {}, []
+    metadata, explicit, notes, recorded = checkpoint.metadata, setup.model_arguments or {}, [], None
     if setup.model is None and metadata.model is None:
         directory = checkpoint.config_directory
-        name, stated = model_beside(checkpoint.path if directory is None else local_texts(directory)) or (None, {})
+        copy = None if directory is None else local_texts(directory)
+        name, stated = model_beside(copy or checkpoint.path) or (None, {})
+        recorded = None if name is None or copy is None else name.replace(str(copy), str(directory))
     elif setup.model is None or is_recorded_model(setup.model, metadata.model):
         name, stated = setup.model or metadata.model, dict(metadata.model_arguments)
     else:
@@ -65,7 +178,7 @@ def choose_model(checkpoint: Checkpoint, setup: Setup) -> ModelChoice:
             f"model {name}: {used} is assumed, as its library sets it for pretrained weights; no file records it: "
             "state it among the model's arguments if the network was trained otherwise"
         )
-    return ModelChoice(name, stated, explicit, assumed, tuple(notes))
+    return ModelChoice(name, stated, explicit, assumed, tuple(notes), recorded)
 
 
 def complete_model(
@@ -118,9 +231,12 @@ def open_data(checkpoint: Checkpoint, setup: Setup, model: ModelChoice) -> Label
 
 def _hints(checkpoint: Checkpoint, model: ModelChoice, arguments_source: str) -> ModelHints:
     """Return information about the model for the data, which may ask for sizes of the checkpoint's tensors."""
-    complete = None
-    if model.name is not None and not model_functions(model.name):
-        complete = partial(model_arguments, model.name, model.arguments, tensors=checkpoint.shapes)
+
+    def complete() -> dict[str, Any]:
+        if model.name is None or model_functions(model.name):
+            return model.arguments
+        return model_arguments(model.name, model.arguments, tensors=checkpoint.shapes)
+
     path = checkpoint.path
     directory = local_texts(snapshot_in(path) if path.is_dir() else path.parent)
     return ModelHints(model.name, model.arguments, directory, complete=complete, arguments_source=arguments_source)
@@ -129,3 +245,19 @@ def _hints(checkpoint: Checkpoint, model: ModelChoice, arguments_source: str) ->
 def _listed(arguments: Mapping[str, Any], others: Mapping[str, Any]) -> str:
     """List the arguments that are not among others."""
     return ", ".join(f"{name}={value}" for name, value in arguments.items() if name not in others)
+
+
+def _channels_hint(model: nn.Module, inputs: Batch | None, data: LabelledData) -> str:
+    """Return how to give a model images of as many channels as it takes, "" if it fails for another reason."""
+    if not isinstance(inputs, Tensor) or inputs.ndim != 4 or inputs.shape[1] not in (1, 3):
+        return ""
+    channels, wanted = inputs.shape[1], 4 - inputs.shape[1]
+    try:
+        run_once(model, inputs)
+    except CkptProbeError:
+        with suppress(CkptProbeError):
+            run_once(model, inputs[:, :1].expand(-1, wanted, -1, -1))
+            plural = "channel" if wanted == 1 else "channels"
+            advice = f"; add `data_arguments={ {'channels': wanted} }`" if data.preparation else ""
+            return f"; the model takes images of {wanted} {plural}, not {channels}{advice}"
+    return ""
