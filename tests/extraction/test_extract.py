@@ -259,7 +259,7 @@ def test_a_label_beyond_the_classifier_is_refused_before_the_forward_pass_of_its
     message = "batch 1: the label of sample 2 is 3, outside 0 … 2, though the classifier gives 3 logits"
     with pytest.raises(DataError, match=message):
         extract(nn.Sequential(Counting(4, 3)), batches, tmp_path / "a.h5", device="cpu", store=store)
-    assert Counting.seen == 2 + 4, "two samples to find the classifier, and the first batch"
+    assert Counting.seen == 2 + (2 + 2 + 1) + 4, "samples to find the classifier, to compare runs, and the first batch"
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(DataError, match=r"batch 0: labels: expected numbers of classes, .* found 'a'"):
         extract(nn.Sequential(nn.Linear(4, 3)), [(inputs[:2], ["a", "b"])], tmp_path / "a.h5", device="cpu")
