@@ -17,8 +17,7 @@ from ckpt_probe.files import code_hash
 from ckpt_probe.keywords import whole_number
 
 if TYPE_CHECKING:
-    from ckpt_probe.scheduling.cluster import Cluster
-    from ckpt_probe.scheduling.processes import Processes
+    from ckpt_probe.scheduling.backends import Cluster, Processes
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -213,14 +212,11 @@ class Team:
 
     def backend(self) -> "Cluster | Processes | None":
         """Return the backend that runs tasks, which the first call starts; None for this process itself."""
-        if self._backend is None and self._workers.scheduler is not None:
-            from ckpt_probe.scheduling.cluster import Cluster
+        scheduler = self._workers.scheduler
+        if self._backend is None and (scheduler is not None or self._count > 1):
+            from ckpt_probe.scheduling.backends import Cluster, Processes
 
-            self._backend = Cluster(self._workers.scheduler, self._say)
-        elif self._backend is None and self._count > 1:
-            from ckpt_probe.scheduling.processes import Processes
-
-            self._backend = Processes(self._count)
+            self._backend = Processes(self._count) if scheduler is None else Cluster(scheduler, self._say)
         return self._backend
 
     def close(self) -> None:

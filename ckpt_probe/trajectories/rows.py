@@ -14,7 +14,6 @@ from ckpt_probe.progress import Progress
 from ckpt_probe.remote import resolve
 from ckpt_probe.series import natural
 from ckpt_probe.trajectories.layout import WeightOptions, block_of
-from ckpt_probe.trajectories.motion import Route
 from ckpt_probe.trajectories.series import WeightSeries, measured_series, sentence
 from ckpt_probe.trajectories.spectra import Spectra, Spectrum, group_numbers, spectra_of_series
 
@@ -108,14 +107,11 @@ class RecordBuilder:
         self._series, self._parts, self._by = series, parts, by
         self._index = {member.path: t for t, member in enumerate(series.parameters.members)}
         measured, partial = series.measured, series.parameters.partial
-        parameters = () if measured is None else measured.names[: measured.parameters]
-        self._groups = _grouped([*parameters, *partial], by)
-        self._rows, self._routes = dict[str, list[int]](), dict[str, Route]()
-        for group, names in self._groups.items():
-            compared = [name for name in names if name not in partial]
-            if measured is not None and compared:
-                self._rows[group] = [measured.names.index(name) for name in compared]
-                self._routes[group] = measured.route(self._rows[group])
+        row_of = {} if measured is None else {measured.names[row]: row for row in range(measured.parameters)}
+        self._groups = _grouped([*row_of, *partial], by)
+        rows = {group: [row_of[name] for name in names if name in row_of] for group, names in self._groups.items()}
+        self._rows = {group: of_group for group, of_group in rows.items() if of_group}
+        self._routes = {} if measured is None else {group: measured.route(rows) for group, rows in self._rows.items()}
         self._motion = {group: route.numbers() for group, route in self._routes.items()} if "motion" in parts else {}
 
     def records(self, member: Member, spectra: Spectra, extra: Record) -> Iterator[Record]:
