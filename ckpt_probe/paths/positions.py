@@ -52,9 +52,7 @@ def evenly(points: int, span: tuple[float, float] = (0.0, 1.0)) -> list[float]:
     return sorted({*(_rounded(alpha) for alpha in spaced), 0.0, 1.0})
 
 
-def refined(
-    alphas: Sequence[float], curves: Sequence[Sequence[float]], grains: Sequence[float] | None = None
-) -> list[float]:
+def refined(alphas: Sequence[float], curves: Sequence[Sequence[float]], grains: Sequence[float]) -> list[float]:
     """Return midpoints of the intervals in which a curve may rise above its largest excess over the chord.
 
     The possible rise inside an interval of width h is estimated by its bend, |second difference| · h² / 8.
@@ -63,7 +61,7 @@ def refined(
         alphas: Increasing positions from 0 to 1.
         curves: Lists of values at each position.
         grains: Smallest step of each curve, such as one row of a share of rows, beside which a smaller rise is not
-            refined: the curve jumps, and its bend grows with every new position. 0 if None.
+            refined: the curve jumps, and its bend grows with every new position.
 
     Returns:
         New positions; an empty list if the barriers are known to 1 %, or to the grain.
@@ -71,7 +69,7 @@ def refined(
     if len(alphas) >= MOST:
         return []
     wanted = set()
-    for values, grain in zip(curves, grains or [0.0] * len(curves), strict=True):
+    for values, grain in zip(curves, grains, strict=True):
         excess = [v - (1 - a) * values[0] - a * values[-1] for a, v in zip(alphas, values, strict=True)]
         highest = max(*excess, 0.0)
         enough = max(KNOWN * highest, FLAT * max(abs(v) for v in values), grain)

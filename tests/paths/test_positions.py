@@ -21,7 +21,7 @@ def test_even_positions_include_both_ends() -> None:
 
 def refined_positions(*curves) -> list[float]:
     alphas = evenly(5)
-    while more := refined(alphas, [[curve(alpha) for alpha in alphas] for curve in curves]):
+    while more := refined(alphas, [[curve(alpha) for alpha in alphas] for curve in curves], [0] * len(curves)):
         assert not set(more) & set(alphas)
         alphas = sorted({*alphas, *more})
     return alphas
