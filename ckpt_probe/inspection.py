@@ -58,12 +58,12 @@ def inspect(
     """
     chosen = {"model": model, "model_arguments": model_arguments, "data": data, "data_arguments": data_arguments}
     chosen |= {"classifier": classifier, "data_workers": data_workers}
+    path, base, progress = resolve(path), resolve(base), progress or NullProgress()
     setup = None
     if any(value is not None for value in chosen.values()):
         from ckpt_probe.extraction import Setup
 
         setup = Setup(device="cpu", state_key=state_key, base=base, **chosen)
-    path, base, progress = resolve(path), resolve(base), progress or NullProgress()
     if path.suffix in DUMP_SUFFIXES:
         if statistics or any(value is not None for value in (setup, state_key, base)):
             raise UsageError(f"{path}: a dump; only `verify` applies to it")
@@ -109,26 +109,30 @@ def inspect_checkpoint(
     from ckpt_probe.checkpoints import likely_heads, open_checkpoint, quantised
 
     with open_checkpoint(file, state_key=state_key, base=base) as checkpoint:
-        metadata = {**asdict(checkpoint.metadata), "step": None, "epoch": None}
+        ours, trainer, config_directory = checkpoint.metadata, checkpoint.facts, checkpoint.config_directory
+        size, parameters = checkpoint.size, checkpoint.parameters()
+        metadata = {name: value for name, value in asdict(ours).items() if name not in ("step", "epoch")}
         foreign = {k: v for k, v in checkpoint.raw_metadata.items() if not k.startswith("ckpt_probe.")}
+        head = _head(checkpoint, setup)
+        heads, packed = likely_heads(checkpoint.layout), quantised(checkpoint.layout)
         return {
             "file": str(file),
             "kind": "checkpoint",
             "whole": True,
             "format": checkpoint.format,
             "files": [part.name for part in checkpoint.files],
-            "bytes": checkpoint.size,
+            "bytes": size,
             **_of_a_run(checkpoint),
-            "parameters": checkpoint.parameters(),
+            "parameters": parameters,
             "state_key": checkpoint.state_key,
             "other_state_dicts": list(checkpoint.others),
             "not_tensors": list(checkpoint.dropped),
-            "config_directory": str(checkpoint.config_directory) if checkpoint.config_directory else None,
+            "config_directory": str(config_directory) if config_directory else None,
             "metadata": {**{k: v for k, v in metadata.items() if v not in (None, {}, [])}, **foreign},
-            "trainer": checkpoint.facts,
-            **_head(checkpoint, setup),
-            "likely_heads": [asdict(head) for head in likely_heads(checkpoint.layout)],
-            "quantised": quantised(checkpoint.layout),
+            "trainer": trainer,
+            **head,
+            "likely_heads": [asdict(head) for head in heads],
+            "quantised": packed,
             "tensors": list(_tensors(checkpoint, statistics, progress or NullProgress())),
         }
 

@@ -38,7 +38,7 @@ class ClassifierRecords:
     classifier: str | None = None
     orders: tuple[float, ...] = ()
     state_key: str | None = None
-    base: Path | str | None = None
+    base: Path | None = None
     cache: bool = False
     required: bool = False
     warnings: dict[str, None] = field(default_factory=dict)

@@ -34,6 +34,7 @@ PIPELINE = "model_index.json"
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+ADAPTER, SHARDS = "adapter", "shards"
 INDICES = (".safetensors.index.json", ".bin.index.json")
 
 NUMBERED = re.compile(r"(.*?)([-_.]?)(\d+)([-_]of[-_])(\d+)((?:\.\w+)+)", re.IGNORECASE)
@@ -176,6 +177,28 @@ def opening_file(file: Path) -> Path:
     if shards is None:
         require_whole(file.parent, (entry.name for entry in file.parent.iterdir() if is_part(entry.name)))
     return file if shards is None else shards[0]
+
+
+def kind_of(file: Path) -> str:
+    """Return how a file is opened by its name: ADAPTER, DISTRIBUTED, one of INDICES, SHARDS and its suffix, or that."""
+    if is_adapter(file):
+        return ADAPTER
+    if file.name == DISTRIBUTED:
+        return DISTRIBUTED
+    index = next((suffix for suffix in INDICES if file.name.endswith(suffix)), None)
+    return index or (f"{SHARDS}{file.suffix}" if shard_name(file.name) else file.suffix)
+
+
+def model_name(file: Path) -> str:
+    """Return the name of the model in a file by which it is opened: without suffix and number of a shard."""
+    if file.name == DISTRIBUTED:
+        return file.parent.name
+    if file.name.endswith(".index.json"):
+        return file.name.partition(".")[0]
+    if shard := shard_name(file.name):
+        return shard[1]
+    known = (suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if file.name.endswith(suffix))
+    return file.name.removesuffix(next(known, file.suffix))
 
 
 def snapshot_in(folder: Path) -> Path:

@@ -7,17 +7,17 @@ from collections.abc import Iterable, Iterator, Sized
 from dataclasses import replace
 from pathlib import Path
 
-from ckpt_probe.addresses import as_path
+from ckpt_probe.checkpoints.checkpoint import Checkpoint
 from ckpt_probe.checkpoints.folders import (
     DISTRIBUTED,
     INDICES,
     SUFFIXES,
     checkpoints_in,
     is_further_model,
-    shard_name,
+    model_name,
     snapshot_in,
 )
-from ckpt_probe.checkpoints.reading import Checkpoint, open_checkpoint
+from ckpt_probe.checkpoints.formats import open_checkpoint
 from ckpt_probe.checkpoints.tensors import BITS
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import Stamp, stamp_of
@@ -41,7 +41,7 @@ FIRST = 256
 """Number of bytes that are read of a sampled tensor."""
 
 
-def open_series(path: Path | str, *, state_key: str | None = None, base: Path | str | None = None) -> list[Member]:
+def open_series(path: Path, *, state_key: str | None = None, base: Path | None = None) -> list[Member]:
     """List the checkpoints at a path, ordered by step; see `step_of`.
 
     A checkpoint whose name has no step, such as `last.ckpt`, and whose weights are identical to those of another is
@@ -59,9 +59,8 @@ def open_series(path: Path | str, *, state_key: str | None = None, base: Path | 
         DataError: If there is no checkpoint, or none of them can be opened.
         UsageError: As in `open_checkpoint`.
     """
-    path = as_path(path)
     if path.is_file():
-        return [member_of(path, _stem(path), state_key, base)]
+        return [member_of(path, model_name(path), state_key, base)]
     if not path.is_dir():
         raise DataError(f"{path}: no such file or directory")
     files = checkpoint_files(snapshot_in(path))
@@ -81,12 +80,12 @@ def open_series(path: Path | str, *, state_key: str | None = None, base: Path | 
 
 def unopened_member(path: Path) -> Member | None:
     """Return the entry of a single file, whose step is found once it is open; None for anything else."""
-    return Member(path, _stem(path), None) if path.is_file() else None
+    return Member(path, model_name(path), None) if path.is_file() else None
 
 
 def checkpoint_files(path: Path) -> list[tuple[Path, str]]:
     """Return the files by which the checkpoints of a directory are opened, with their names; none is opened."""
-    files = [(file, _stem(file) if file.parent == path else path.name) for file in checkpoints_in(path)]
+    files = [(file, model_name(file) if file.parent == path else path.name) for file in checkpoints_in(path)]
     files += _nested(_run_directories(path, files))
     if not files and (path / "checkpoints").is_dir():
         return checkpoint_files(path / "checkpoints")
@@ -111,13 +110,13 @@ def is_run(path: Path) -> bool:
         return True
 
 
-def is_series(path: Path | str) -> bool:
+def is_series(path: Path) -> bool:
     """Return whether `path` is a directory of checkpoints, and not a file or a directory that holds one checkpoint.
 
     Raises:
         DataError: For parts of a model, as `checkpoints_in`.
     """
-    folder = snapshot_in(as_path(path))
+    folder = snapshot_in(path)
     files = checkpoints_in(folder) if folder.is_dir() else []
     return folder.is_dir() and (len(files) != 1 or bool(_run_directories(folder, files)))
 
@@ -141,7 +140,7 @@ def step_of(checkpoint: Checkpoint, name: str | None = None) -> tuple[int | None
         name: Its name; that of its file or directory if None.
     """
     if name is None:
-        stem = _stem(checkpoint.file)
+        stem = model_name(checkpoint.file)
         folder = checkpoint.file.resolve().parent.name
         stem = re.sub(r"_\d+$", "", stem) if is_further_model(checkpoint.file) else stem
         name = folder if named_step(stem) is None and RUN_DIRECTORY.fullmatch(folder) else stem
@@ -155,7 +154,7 @@ def step_of(checkpoint: Checkpoint, name: str | None = None) -> tuple[int | None
     return (None, None) if named is None else named
 
 
-def member_of(path: Path, name: str, state_key: str | None, base: Path | str | None) -> Member:
+def member_of(path: Path, name: str, state_key: str | None, base: Path | None) -> Member:
     """Return a checkpoint as a member of a series; raise DataError if it cannot be opened."""
     with open_checkpoint(path, state_key=state_key, base=base) as checkpoint:
         step, source = step_of(checkpoint, name)
@@ -175,8 +174,8 @@ class Arrivals:
         base: As in `open_checkpoint`.
     """
 
-    def __init__(self, path: Path | str, *, state_key: str | None = None, base: Path | str | None = None) -> None:
-        self._path = Path(path)
+    def __init__(self, path: Path, *, state_key: str | None = None, base: Path | None = None) -> None:
+        self._path = path
         self._state_key, self._base = state_key, base
         self._returned: set[Path] = set()
         self._seen: dict[Path, Stamp] = {}
@@ -227,7 +226,7 @@ class Arrivals:
 class RepeatedWeights:
     """Search for members of a series whose weights are those of an earlier member."""
 
-    def __init__(self, state_key: str | None, base: Path | str | None) -> None:
+    def __init__(self, state_key: str | None, base: Path | None) -> None:
         self._state_key, self._base = state_key, base
         self._seen: dict[str, list[Member]] = {}
 
@@ -263,7 +262,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()
 
 
-def have_same_weights(a: Member, b: Member, state_key: str | None, base: Path | str | None) -> bool:
+def have_same_weights(a: Member, b: Member, state_key: str | None, base: Path | None) -> bool:
     """Return whether two checkpoints have identical weights; both are read up to the first difference."""
     if a.path.resolve() == b.path.resolve():
         return True
@@ -280,11 +279,11 @@ def _nested(folders: Iterable[Path]) -> list[tuple[Path, str]]:
     files = []
     for folder in folders:
         inside = checkpoints_in(folder)
-        files += [(file, folder.name if len(inside) == 1 else f"{folder.name}-{_stem(file)}") for file in inside]
+        files += [(file, folder.name if len(inside) == 1 else f"{folder.name}-{model_name(file)}") for file in inside]
     return files
 
 
-def _without_twins(members: list[Member], state_key: str | None, base: Path | str | None) -> list[Member]:
+def _without_twins(members: list[Member], state_key: str | None, base: Path | None) -> list[Member]:
     """Leave out members whose names have no step if another has identical weights, and name them in `also` of it."""
     listed = [member for member in members if named_step(member.name) is not None]
     if not listed:
@@ -306,17 +305,6 @@ def _without_twins(members: list[Member], state_key: str | None, base: Path | st
 def _address(file: Path) -> Path:
     """Return the path by which a checkpoint is opened: a distributed one by its directory."""
     return file.parent if file.name == DISTRIBUTED else file
-
-
-def _stem(file: Path) -> str:
-    if file.name == DISTRIBUTED:
-        return file.parent.name
-    if file.name.endswith(".index.json"):
-        return file.name.partition(".")[0]
-    if shard := shard_name(file.name):
-        return shard[1]
-    suffix = next((suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if file.name.endswith(suffix)), None)
-    return file.stem if suffix is None else file.name.removesuffix(suffix)
 
 
 def _run_directories(path: Path, files: Sized) -> list[Path]:

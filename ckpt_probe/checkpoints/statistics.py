@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_probe.checkpoints.reading import Checkpoint
+from ckpt_probe.checkpoints.checkpoint import Checkpoint
 from ckpt_probe.checkpoints.tensors import BITS, TORCH_NAMES, decode
 
 ENTRIES = 2**18

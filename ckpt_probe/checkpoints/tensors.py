@@ -1,10 +1,7 @@
-"""Dtypes, layouts and bytes of tensors; parts of them are copied and decoded without torch."""
+"""Dtypes and layouts of tensors; parts of them are decoded without torch."""
 
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
-
-from ckpt_probe.checkpoints.header import tensor_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,29 +38,6 @@ def dtype_name(dtype: object) -> str:
 def layout_of(tensors: "Mapping[str, Tensor]") -> Layout:
     """Return dtype and shape of each tensor."""
     return {name: (dtype_name(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()}
-
-
-def filler(read: "Callable[[str], Tensor]") -> Callable[[str, int, memoryview], None]:
-    """Return a function that copies bytes of a tensor in C order, from an offset, into a whole buffer.
-
-    The last two tensors are cached, since several threads request the blocks of one tensor after another.
-
-    Args:
-        read: Function that returns a tensor by its name.
-    """
-    lock = threading.Lock()
-    cached: dict[str, memoryview] = {}
-
-    def fill(name: str, offset: int, into: memoryview) -> None:
-        with lock:
-            if name not in cached:
-                for oldest in list(cached)[:-1]:
-                    del cached[oldest]
-                cached[name] = tensor_bytes(read(name))
-            data = cached[name]
-        into[:] = data[offset : offset + len(into)]
-
-    return fill
 
 
 def exact_dtype(dtype: str) -> "type[np.floating]":

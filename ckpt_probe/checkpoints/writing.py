@@ -7,14 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from ckpt_probe.checkpoints.header import (
-    CheckpointMetadata,
-    piece_digests,
-    tensor_bytes,
-    tensor_hash,
-    with_hashes,
-    without_hashes,
-)
+from ckpt_probe.checkpoints.formats.safe import piece_digests, tensor_bytes, tensor_hash, with_hashes, without_hashes
+from ckpt_probe.checkpoints.metadata import CheckpointMetadata
 from ckpt_probe.checkpoints.tensors import BITS, Layout, dtype_name
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.files import replacing

@@ -5,15 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ckpt_probe.cli.flags import explicit_options, require_follow
 from ckpt_probe.cli.options import (
     DTYPES,
     FORWARD_SETTINGS,
-    explicit_options,
     flag,
     option,
     option_group,
     out_option,
-    require_follow,
     setting_group,
     subject_options,
     verb,

@@ -10,6 +10,9 @@ from importlib import import_module
 from typing import Any
 
 import click
+from click.core import ParameterSource
+
+from ckpt_probe.errors import UsageError
 
 AGAIN = re.compile(r"\b(extract|train) (?:(?:it |them )?again )?with ")
 """Advice to run another command, whose flags the keywords after it become."""
@@ -74,6 +77,30 @@ def nearest_option(text: str, command: click.Command) -> str:
     names = spelled | {spelling.lstrip("-").replace("-", "_"): (None, spelling) for _, spelling in spelled.values()}
     near = get_close_matches(text.strip().lstrip("-").replace("-", "_"), names, n=1)
     return f"did you mean {names[near[0]][1]}?" if near else ""
+
+
+def explicit_options() -> dict[str, str]:
+    """Return what the command line sets: names of parameters, and how the command line spells them."""
+    context = click.get_current_context()
+    default = (None, ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
+    return {
+        name: spelling
+        for name, (_, spelling) in parameters_of(context.command).items()
+        if spelling.startswith("-") and context.get_parameter_source(name) not in default
+    }
+
+
+def require_batchnorm_samples(batchnorm: str) -> None:
+    """Raise UsageError if `batchnorm_samples` is set although no statistics are recomputed."""
+    if batchnorm != "recompute" and "batchnorm_samples" in explicit_options():
+        raise UsageError("--set batchnorm_samples=N needs --set batchnorm=recompute")
+
+
+def require_follow(follow: bool, *names: str) -> None:
+    """Raise UsageError if a setting of --follow is set without it."""
+    unused = [spelling for name, spelling in explicit_options().items() if name in names]
+    if unused and not follow:
+        raise UsageError(f"{unused[0]} needs --follow")
 
 
 def flags_for_keywords(message: str, command: click.Command | None = None) -> str:

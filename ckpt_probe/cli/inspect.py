@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
+from ckpt_probe.cli.flags import flags_for_keywords
 from ckpt_probe.cli.options import MODEL_SETTINGS, flag, model_options, option_group, setting_group, verb
-from ckpt_probe.cli.output import bars, show
+from ckpt_probe.cli.output import bars
 from ckpt_probe.cli.values import PATH
 from ckpt_probe.errors import DataError, in_json, listed, printable
 
@@ -42,36 +43,43 @@ def command(path: Path, statistics: bool, verify: bool, json: bool, **options: A
         facts = inspect(path, statistics=statistics, verify=verify, progress=progress, **options)
     if json:
         click.echo(in_json(dumps(facts, ensure_ascii=False, allow_nan=False)))
-    elif facts["kind"] == "series":
-        _print_series(facts)
     else:
-        _print(facts, statistics)
-    if verify:
-        _require_undamaged(path, facts["verified"])
+        lines, columns, rows, notes = _series(facts) if facts["kind"] == "series" else _single(facts, statistics)
+        notes += _verification(facts["verified"]) if verify else []
+        notes += [facts["audit"]["verdict"]] if "audit" in facts else []
+        click.echo("\n".join([*map(printable, lines), *_table(columns, rows), *map(printable, notes)]))
+    damaged = facts["verified"]["damaged"] if verify else ()
+    if damaged:
+        count, tensors = len(damaged), facts["verified"]["tensors"]
+        raise DataError(f"{path}: {count} of {tensors} tensors {'is' if count == 1 else 'are'} damaged")
     if unreadable := list(facts.get("unreadable", {}).values()):
         count = len(unreadable) + len(facts["checkpoints"])
         raise DataError(f"{path}: {len(unreadable)} of {count} checkpoints cannot be opened: {listed(unreadable, 3)}")
 
 
-def _print(facts: dict[str, Any], statistics: bool) -> None:
-    click.echo(printable(f"{facts['file']}: a whole {facts['kind']}, {facts['bytes']:,} bytes"))
-    for line in _lines(facts):
-        show(line)
+STATISTICS = ("norm", "mean", "spread", "zeros", "nan", "inf")
+Page = tuple[list[str], list[str], list[list[str]], list[str]]
+"""Lines of text, the columns and rows of a table, and the lines below it."""
+
+
+def _single(facts: dict[str, Any], statistics: bool) -> Page:
+    """Return the page of a checkpoint or a dump."""
+    lines = [flags_for_keywords(line) for line in list(_lines(facts))]
     more = STATISTICS if statistics else ()
     rows = []
     for tensor in facts["tensors"]:
         shape = " × ".join(map(str, tensor["shape"])) or "scalar"
         rows.append([tensor["name"], tensor["dtype"], shape, *(_cell(tensor.get(name)) for name in more)])
-    _print_table(["tensor", "dtype", "shape", *more], rows)
-    _print_verified(facts)
+    title = f"{facts['file']}: a whole {facts['kind']}, {facts['bytes']:,} bytes"
+    return [title, *lines], ["tensor", "dtype", "shape", *more], rows, []
 
 
-def _print_verified(facts: dict[str, Any]) -> None:
-    for line in _verification_lines(facts["verified"]) if "verified" in facts else ():
-        click.echo(printable(line))
-
-
-STATISTICS = ("norm", "mean", "spread", "zeros", "nan", "inf")
+def _series(facts: dict[str, Any]) -> Page:
+    """Return the page of a directory of checkpoints."""
+    columns = ["checkpoint", "step", "from", "epoch", "format", "bytes", "tensors", "parameters", "also"]
+    names = ["checkpoint", "step", "step_source", "epoch", "format", "bytes", "tensors", "parameters", "same_weights"]
+    rows = [[_cell(row[name]) for name in names] for row in facts["checkpoints"]]
+    return [f"{facts['file']}: {len(rows)} checkpoints, in order"], columns, rows, [*facts["warnings"]]
 
 
 def _lines(facts: dict[str, Any]) -> Iterator[str]:
@@ -119,17 +127,6 @@ def _trainer_lines(trainer: dict[str, Any]) -> Iterator[str]:
         yield f"  {name}: {text if len(text) <= 300 else f'{text[:300]}…'}"
 
 
-def _print_series(facts: dict[str, Any]) -> None:
-    click.echo(printable(f"{facts['file']}: {len(facts['checkpoints'])} checkpoints, in order"))
-    columns = ["checkpoint", "step", "from", "epoch", "format", "bytes", "tensors", "parameters", "also"]
-    names = ["checkpoint", "step", "step_source", "epoch", "format", "bytes", "tensors", "parameters", "same_weights"]
-    _print_table(columns, [[_cell(row[name]) for name in names] for row in facts["checkpoints"]])
-    for warning in facts["warnings"]:
-        click.echo(printable(warning))
-    _print_verified(facts)
-    click.echo(printable(facts["audit"]["verdict"]))
-
-
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
@@ -140,7 +137,8 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _print_table(columns: list[str], rows: list[list[str]]) -> None:
+def _table(columns: list[str], rows: list[list[str]]) -> list[str]:
+    """Return the lines of a table."""
     from rich.cells import cell_len  # characters as wide as a terminal shows them
 
     cells = [columns, *[list(map(printable, row)) for row in rows]]
@@ -152,29 +150,19 @@ def _print_table(columns: list[str], rows: list[list[str]]) -> None:
             space = " " * (width - cell_len(cell))
             padded.append(cell + space if name in LEFT else space + cell)
         lines.append("  ".join(padded).rstrip())
-    lines[0] = click.style(lines[0], bold=True)
-    click.echo("\n".join(lines))
+    return [click.style(lines[0], bold=True), *lines[1:]]
 
 
 LEFT = frozenset({"tensor", "dtype", "shape", "checkpoint", "from", "format", "also"})
 
 
-def _verification_lines(result: dict[str, Any]) -> Iterator[str]:
-    """Yield a line for each damaged tensor and a summary."""
-    for line in result["damaged"]:
-        yield f"damaged: {line}"
-    without = result["tensors"] - result["checked"]
-    if not result["checked"]:
-        yield f"verified: all {result['tensors']:,} tensors were read; there are no hashes to check them against"
-    elif without:
-        yield f"verified: {result['checked']:,} of {result['tensors']:,} tensors; the other {without:,} carry no hash"
+def _verification(result: dict[str, Any]) -> list[str]:
+    """Return a line for each damaged tensor and a summary."""
+    count, checked, damaged = result["tensors"], result["checked"], result["damaged"]
+    if not checked:
+        summary = f"all {count:,} tensors were read; there are no hashes to check them against"
+    elif checked < count:
+        summary = f"{checked:,} of {count:,} tensors; the other {count - checked:,} carry no hash"
     else:
-        intact = result["checked"] - len(result["damaged"])
-        yield f"verified: {intact:,} of {result['tensors']:,} tensors are as written"
-
-
-def _require_undamaged(path: Path, result: dict[str, Any]) -> None:
-    """Raise DataError if a tensor is damaged."""
-    if result["damaged"]:
-        count = len(result["damaged"])
-        raise DataError(f"{path}: {count} of {result['tensors']} tensors {'is' if count == 1 else 'are'} damaged")
+        summary = f"{checked - len(damaged):,} of {count:,} tensors are as written"
+    return [*(f"damaged: {line}" for line in damaged), f"verified: {summary}"]

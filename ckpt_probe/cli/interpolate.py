@@ -6,14 +6,13 @@ from typing import Any
 
 import click
 
+from ckpt_probe.cli.flags import explicit_options, require_batchnorm_samples
 from ckpt_probe.cli.options import (
     FORWARD_SETTINGS,
-    explicit_options,
     flag,
     option,
     option_group,
     out_option,
-    require_batchnorm_samples,
     setting_group,
     subject_options,
     verb,

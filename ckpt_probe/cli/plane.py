@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ckpt_probe.cli.flags import require_batchnorm_samples
 from ckpt_probe.cli.options import (
     FORWARD_SETTINGS,
     flag,
     option,
     option_group,
     out_option,
-    require_batchnorm_samples,
     setting_group,
     subject_options,
     verb,

@@ -4,7 +4,8 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.options import option, option_group, require_follow, setting_group, verb
+from ckpt_probe.cli.flags import require_follow
+from ckpt_probe.cli.options import option, option_group, setting_group, verb
 from ckpt_probe.cli.output import Output, bars, takes_output
 from ckpt_probe.cli.values import WHOLE
 

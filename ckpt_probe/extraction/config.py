@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from ckpt_probe.addresses import is_address
 from ckpt_probe.checkpoints import Checkpoint, open_checkpoint
 from ckpt_probe.dumps import FEATURE_DTYPES, STORES
 from ckpt_probe.errors import UsageError
@@ -51,7 +50,7 @@ class Setup:
     data_arguments: Mapping[str, Any] | None = None
     classifier: str | None = None
     state_key: str | None = None
-    base: Path | str | None = None
+    base: Path | None = None
     splits: Sequence[str] | None = None
     batch_size: int = 256
     device: str = "auto"
@@ -71,9 +70,7 @@ class Setup:
             )
         if self.pooling is not None and self.pooling not in POOLINGS:
             raise UsageError(f"`pooling={self.pooling!r}`: expected one of {', '.join(POOLINGS)}")
-        if self.base is not None and is_address(self.base):
-            # The fields are those of the call, so a local path stays as it is.
-            object.__setattr__(self, "base", resolve(self.base))
+        object.__setattr__(self, "base", resolve(self.base))
 
     def open(self, path: Path) -> AbstractContextManager[Checkpoint]:
         """Open a checkpoint, within a `with` block; see `open_checkpoint`."""

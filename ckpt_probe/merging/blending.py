@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ckpt_probe.checkpoints import Checkpoint
-from ckpt_probe.checkpoints.header import piece_digests, tensor_hash
+from ckpt_probe.checkpoints.formats.safe import piece_digests, require_hash, tensor_hash
 from ckpt_probe.checkpoints.tensors import TORCH_NAMES, Layout
 from ckpt_probe.errors import DataError
 
@@ -208,7 +208,9 @@ class Digests:
     def require_sources(self) -> None:
         """Raise DataError, naming file and tensor, if bytes that were read do not match the stored hash."""
         for (number, name), digests in _in_order(self._read):
-            self._sources[number].require_digests(name, digests)
+            source = self._sources[number]
+            computed = tensor_hash(source.layout[name], digests)
+            require_hash(source.path, name, computed, source.stated_hashes.get(name))
 
     def hashes(self, layout: Layout) -> dict[str, str]:
         """Return the hash of every tensor that was written."""

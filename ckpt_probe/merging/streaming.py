@@ -20,9 +20,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ckpt_probe.checkpoints import Checkpoint, open_checkpoint, quantised
-from ckpt_probe.checkpoints.contents import Shard
+from ckpt_probe.checkpoints.checkpoint import Shard
 from ckpt_probe.checkpoints.folders import companions
-from ckpt_probe.checkpoints.header import with_hashes, without_hashes
+from ckpt_probe.checkpoints.formats.safe import with_hashes, without_hashes
 from ckpt_probe.checkpoints.statistics import MOST_THREADS
 from ckpt_probe.checkpoints.tensors import BITS, ITEM_BYTES, decode, exact_dtype
 from ckpt_probe.checkpoints.writing import header

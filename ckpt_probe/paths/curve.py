@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ckpt_probe.addresses import as_path
 from ckpt_probe.checkpoints import CheckpointMetadata, State, open_checkpoint, open_series, save_checkpoint
 from ckpt_probe.config import OptimizerSettings, TrainingConfig
 from ckpt_probe.errors import DataError
@@ -174,7 +173,7 @@ def _configuration(job: Job[PathOptions], subject: Subject, trained_by: Mapping[
         # Aligned B is our own file, without keys.
         net["state_keys"] = [None if end == job.ledger.aligned else setup.state_key for end in job.files]
     if setup.base is not None:
-        net["base"] = str(as_path(setup.base).resolve())
+        net["base"] = str(setup.base.resolve())
     values = {
         "data": {"name": subject.data.name, "arguments": subject.data.arguments},
         "model": {"name": NET, "arguments": {**net, "a": a, "b": b}},

@@ -204,7 +204,7 @@ def _of_trajectory(job: PlaneJob, names: set[str]) -> Plane:
     """Return the plane of a series; its parameters are read twice, for their distances and for the directions."""
     files, setup = job.files, job.setup
     members = [Member(file, file.stem, None) for file in files]
-    options = WeightOptions(parts=("motion",), state_key=setup.state_key, base=resolve(setup.base))
+    options = WeightOptions(parts=("motion",), state_key=setup.state_key, base=setup.base)
     series = measured_series(members, options, NullProgress())
     outside = [failure.message for failure in series.failed.values()]
     outside += [f"{name} is of another network" for name in series.parameters.excluded]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ckpt_probe.addresses import without_credentials
-from ckpt_probe.checkpoints.header import library_versions
+from ckpt_probe.checkpoints.metadata import library_versions
 from ckpt_probe.errors import UsageError, printable
 from ckpt_probe.files import refuse_existing, write_text
 from ckpt_probe.groups import Sources

@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ckpt_probe.checkpoints import CheckpointMetadata, CheckpointWriter, open_checkpoint, save_checkpoint
-from ckpt_probe.checkpoints.formats.safe import read_header
-from ckpt_probe.checkpoints.header import HASHES, PIECE, hash_of, piece_digests, tensor_hash
+from ckpt_probe.checkpoints.formats.safe import HASHES, PIECE, hash_of, piece_digests, read_header, tensor_hash
 from ckpt_probe.errors import DataError
 from ckpt_probe.merging import average, interpolate
 

@@ -1,12 +1,12 @@
 """Formats of checkpoints, one module each: a new format is a module and an entry in the list below."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 
-from ckpt_probe.checkpoints.contents import Contents
-from ckpt_probe.checkpoints.folders import DISTRIBUTED, INDICES, checkpoint_in, is_adapter, opening_file, shard_name
+from ckpt_probe.checkpoints.checkpoint import Checkpoint
+from ckpt_probe.checkpoints.folders import ADAPTER, DISTRIBUTED, INDICES, SHARDS, checkpoint_in, kind_of, opening_file
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import require_regular
 
@@ -40,34 +40,52 @@ def is_safetensors(head: bytes) -> bool:
     return len(head) > 8 and head[8:9] == b"{" and head[6:8] == b"\0\0"
 
 
-FORMATS: tuple[tuple[Callable[[Path, bytes], bool], str], ...] = (
-    (lambda path, head: is_adapter(path), "adapters:open_adapter"),
-    (lambda path, head: path.name == DISTRIBUTED, "distributed:open_distributed"),
+FORMATS: tuple[tuple[Callable[[str, bytes], bool], str], ...] = (
+    (lambda kind, head: kind == ADAPTER, "adapters:open_adapter"),
+    (lambda kind, head: kind == DISTRIBUTED, "distributed:open_distributed"),
+    (lambda kind, head: kind == INDICES[0] or (kind.startswith(SHARDS) and is_safetensors(head)), "safe:open_shards"),
     (
-        lambda path, head: path.name.endswith(INDICES[0]) or (is_safetensors(head) and bool(shard_name(path.name))),
-        "safe:open_shards",
-    ),
-    (
-        lambda path, head: path.name.endswith(INDICES[1]) or (head.startswith(ZIP) and bool(shard_name(path.name))),
+        lambda kind, head: kind == INDICES[1] or (kind.startswith(SHARDS) and head.startswith(ZIP)),
         "pickled:open_pickled_shards",
     ),
-    (lambda path, head: head.startswith((ZIP, STREAM)), "pickled:open_pickled"),
+    (lambda kind, head: head.startswith((ZIP, STREAM)), "pickled:open_pickled"),
     # A damaged file with this suffix is opened too, so that the error describes the damage.
-    (lambda path, head: is_safetensors(head) or path.suffix == ".safetensors", "safe:open_file"),
+    (lambda kind, head: is_safetensors(head) or kind.endswith(".safetensors"), "safe:open_file"),
 )
-"""Formats in the order in which they are tried: a function of a file's path and first bytes that recognises the format,
-and "module:function" of this package, imported when it is needed, which takes the arguments of `open_contents`."""
+"""Formats in the order in which they are tried: a function that recognises the format by `kind_of` a file and its first
+bytes, and "module:function" of this package, imported when it is needed, a context manager that takes the file, the
+`state_key` and the open base of an adapter, and yields the checkpoint."""
 
 
 @contextmanager
-def open_contents(path: Path, state_key: str | None = None, base: Contents | None = None) -> Iterator[Contents]:
-    """Open a file of any format, or a directory with one checkpoint, within a `with` block.
+def open_checkpoint(path: Path, *, state_key: str | None = None, base: Path | None = None) -> Iterator[Checkpoint]:
+    """Open a checkpoint, within a `with` block.
+
+    Args:
+        path: File, or directory with one checkpoint.
+        state_key: Key of the tensors in a pickled object with several mappings of tensors, joined by dots; also a
+            prefix of the names of tensors.
+        base: Checkpoint that an adapter is merged onto.
+
+    Yields:
+        The checkpoint.
 
     Raises:
-        DataError: If there is no checkpoint, several, or one of an unknown format; also as the format does.
-        UsageError: As the format does.
+        DataError: If there is no checkpoint, or it is damaged, claims more bytes than its files have, or needs classes
+            that could run code.
+        UsageError: If `state_key` or `base` is required, or does not fit.
     """
-    file = checkpoint_in(path) if path.is_dir() else opening_file(path)
+    with ExitStack() as stack:
+        merged = None if base is None else stack.enter_context(open_checkpoint(base, state_key=state_key))
+        file = checkpoint_in(path) if path.is_dir() else opening_file(path)
+        checkpoint = stack.enter_context(_opener(path, file)(file, state_key, merged))
+        checkpoint.path = path
+        yield checkpoint
+
+
+def _opener(path: Path, file: Path) -> Callable[..., AbstractContextManager[Checkpoint]]:
+    """Return the function that opens a file; `path` is the name of the checkpoint for messages."""
+    kind = kind_of(file)
     require_regular(file)
     try:
         with file.open("rb", buffering=0) as stream:
@@ -76,12 +94,11 @@ def open_contents(path: Path, state_key: str | None = None, base: Contents | Non
         raise DataError(f"{path}: no such file") from error
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
-    opener = next((opener for recognises, opener in FORMATS if recognises(file, head)), None)
+    opener = next((opener for recognises, opener in FORMATS if recognises(kind, head)), None)
     if opener is None:
         raise DataError(f"{file}: {_describe_unknown(head)}")
     module, _, function = opener.partition(":")
-    with getattr(import_module(f"{__name__}.{module}"), function)(file, state_key, base) as contents:
-        yield contents
+    return getattr(import_module(f"{__name__}.{module}"), function)
 
 
 def _describe_unknown(head: bytes) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckpt_probe.checkpoints.contents import Contents
+from ckpt_probe.checkpoints.checkpoint import Checkpoint
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import read_object
 
@@ -106,7 +106,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def merge(name: str, tensor: "Tensor", adapter: Contents, change: Change) -> "Tensor":
+def merge(name: str, tensor: "Tensor", adapter: Checkpoint, change: Change) -> "Tensor":
     """Return a weight or bias with its change, of its type, rounded where peft rounds.
 
     Args:
@@ -134,7 +134,7 @@ def merge(name: str, tensor: "Tensor", adapter: Contents, change: Change) -> "Te
 
 
 def read_changes(
-    path: Path, settings: Mapping[str, Any], adapter: Contents
+    path: Path, settings: Mapping[str, Any], adapter: Checkpoint
 ) -> tuple[dict[str, Change], dict[str, str]]:
     """Return the change of each module, and the adapter's tensors that replace the base's.
 
@@ -174,7 +174,7 @@ def read_changes(
 
 
 def _change(
-    path: Path, settings: Mapping[str, Any], adapter: Contents, module: str, parts: Mapping[str, str], alpha: float
+    path: Path, settings: Mapping[str, Any], adapter: Checkpoint, module: str, parts: Mapping[str, str], alpha: float
 ) -> Change:
     expected = {"a", "b"}
     expected |= {"magnitude"} if settings.get("use_dora") else set()

@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckpt_probe.checkpoints.contents import Contents
+from ckpt_probe.checkpoints.checkpoint import Checkpoint
 from ckpt_probe.checkpoints.folders import ADAPTER_CONFIG, CONFIG, config_beside
 from ckpt_probe.checkpoints.formats import STREAM, ZIP
 from ckpt_probe.checkpoints.formats.adapter_changes import NOT_MERGED, Change, merge, read_changes, read_settings
-from ckpt_probe.checkpoints.formats.pickled import open_pickled
+from ckpt_probe.checkpoints.formats.pickled import filler, open_pickled
 from ckpt_probe.checkpoints.formats.safe import open_file
-from ckpt_probe.checkpoints.tensors import TORCH_NAMES, Layout, filler
+from ckpt_probe.checkpoints.tensors import TORCH_NAMES, Layout
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import read_object, require_regular
 from ckpt_probe.plugins import load_pretrained, loaded_by_transformers, require_extra
@@ -31,7 +31,7 @@ MOST_ALIKE = 8
 
 
 @contextmanager
-def open_adapter(path: Path, state_key: str | None = None, base: Contents | None = None) -> Iterator[Contents]:
+def open_adapter(path: Path, state_key: str | None = None, base: Checkpoint | None = None) -> Iterator[Checkpoint]:
     """Open an adapter's weights merged onto `base`, which is any checkpoint.
 
     The base that the configuration names is only mentioned, never opened by itself.
@@ -68,12 +68,12 @@ def open_adapter(path: Path, state_key: str | None = None, base: Contents | None
             _require_fit(path, base, name, layout[name], adapter, changes[module])
         _require_untied(path, layout, names, changed, unchanged)
         changes = _oriented(path, settings, layout, adapter, changes)
-        yield Contents(
-            path=path,
+        yield Checkpoint(
+            file=path,
             format=f"PEFT adapter merged onto {base.format}",
             files=(path.parent / ADAPTER_CONFIG, *adapter.files, *base.files),
             layout=layout,
-            read=read,
+            reader=read,
             fill=filler(read),
             extras={"adapter": _summary(settings, changes, replaced, base)},
             state_key=base.state_key,
@@ -82,14 +82,14 @@ def open_adapter(path: Path, state_key: str | None = None, base: Contents | None
         )
 
 
-def _opened(path: Path) -> AbstractContextManager[Contents]:
+def _opened(path: Path) -> AbstractContextManager[Checkpoint]:
     require_regular(path)
     with path.open("rb", buffering=0) as file:
         head = file.read(len(STREAM))
     return open_pickled(path) if head.startswith((ZIP, STREAM)) else open_file(path)
 
 
-def _names(path: Path, base: Contents, changed: list[str]) -> dict[str, str]:
+def _names(path: Path, base: Checkpoint, changed: list[str]) -> dict[str, str]:
     """Return the base's names by those of the adapter's model: equal, or one has a first part that the other lacks.
 
     A model with a head calls its backbone "bert.…", which saved by itself has no such name, and the reverse. Where a
@@ -109,15 +109,15 @@ def _names(path: Path, base: Contents, changed: list[str]) -> dict[str, str]:
     if all(name in today for name in changed):
         return today
     missing = [name for name in changed if name not in base.layout]
-    raise DataError(f"{path}: does not fit its base {base.path}, which has no {listed(missing)}")
+    raise DataError(f"{path}: does not fit its base {base.file}, which has no {listed(missing)}")
 
 
-def _no_longer_tied(base: Contents, names: Mapping[str, str], replaced: set[str]) -> dict[str, str]:
+def _no_longer_tied(base: Checkpoint, names: Mapping[str, str], replaced: set[str]) -> dict[str, str]:
     """Return other names of the base's embeddings that an adapter replaces, as transformers ties them.
 
     peft replaces the module of one name; the others keep the base's weights, which one name in its file stands for.
     """
-    directory = config_beside(base.path)
+    directory = config_beside(base.file)
     files = {names[name] for name in replaced if name in names and len(base.layout[names[name]][1]) == 2}
     if directory is None or not files:
         return {}
@@ -129,7 +129,7 @@ def _no_longer_tied(base: Contents, names: Mapping[str, str], replaced: set[str]
     return {name: file for name, file in _present_names(base).items() if file in files} if files else {}
 
 
-def _layout(base: Contents, names: Mapping[str, str], adapter: Contents, replaced: Mapping[str, str]) -> Layout:
+def _layout(base: Checkpoint, names: Mapping[str, str], adapter: Checkpoint, replaced: Mapping[str, str]) -> Layout:
     layout = {name: base.layout[file] for name, file in names.items()}
     for name, file in replaced.items():
         dtype, shape = adapter.layout[file]
@@ -138,11 +138,11 @@ def _layout(base: Contents, names: Mapping[str, str], adapter: Contents, replace
 
 
 def _require_fit(
-    path: Path, base: Contents, name: str, entry: tuple[str, tuple[int, ...]], adapter: Contents, change: Change
+    path: Path, base: Checkpoint, name: str, entry: tuple[str, tuple[int, ...]], adapter: Checkpoint, change: Change
 ) -> None:
     dtype, shape = entry
     if dtype not in FLOATING:
-        raise DataError(f"{base.path}: tensor {name!r} is {dtype}: an adapter cannot be merged onto quantised weights")
+        raise DataError(f"{base.file}: tensor {name!r} is {dtype}: an adapter cannot be merged onto quantised weights")
     sides = {role: adapter.layout[part][1] for role, part in change.parts.items()}
     a, b = sides["a"], sides["b"]
     fit = len(a) == len(b) >= 2 and b[1] == change.rank > 0 and set(b[2:]) <= {1}
@@ -150,7 +150,7 @@ def _require_fit(
     if len(a) == 2 and not name.endswith(".bias"):
         wanted = [(a[1], b[0])] if change.embedding else [*wanted, (a[1], b[0])]
     if not fit or shape not in wanted or math.prod(sides.get("magnitude", b[:1])) != b[0]:
-        raise DataError(f"{path}: changes {name!r} by {wanted[0]}, which in its base {base.path} has shape {shape}")
+        raise DataError(f"{path}: changes {name!r} by {wanted[0]}, which in its base {base.file} has shape {shape}")
 
 
 def _require_untied(
@@ -182,7 +182,7 @@ def _module(name: str) -> str:
 
 
 def _oriented(
-    path: Path, settings: Mapping[str, Any], layout: Layout, adapter: Contents, changes: Mapping[str, Change]
+    path: Path, settings: Mapping[str, Any], layout: Layout, adapter: Checkpoint, changes: Mapping[str, Change]
 ) -> dict[str, Change]:
     """Return changes with the axis of the inputs: as shapes show it; of square weights, as the configuration does.
 
@@ -216,7 +216,7 @@ def _oriented(
 
 
 def _summary(
-    settings: Mapping[str, Any], changes: Mapping[str, Change], replaced: Mapping[str, str], base: Contents
+    settings: Mapping[str, Any], changes: Mapping[str, Change], replaced: Mapping[str, str], base: Checkpoint
 ) -> dict[str, Any]:
     ranks = sorted({change.rank for change in changes.values()})
     return {
@@ -225,17 +225,17 @@ def _summary(
         "alpha": settings["lora_alpha"],
         "changed": len(changes),
         "replaced": sorted(replaced),
-        "base": str(base.path),
+        "base": str(base.file),
     }
 
 
-def _present_names(contents: Contents) -> dict[str, str]:
+def _present_names(checkpoint: Checkpoint) -> dict[str, str]:
     """Return present names of tensors in transformers with their names in the checkpoint, for unchanged tensors.
 
     Files of some models have the names of earlier versions. The result is empty if there is no `config.json` beside the
     checkpoint, if transformers is not installed, or if it does not have the model.
     """
-    directory = config_beside(contents.path)
+    directory = config_beside(checkpoint.file)
     if directory is None:
         return {}
     try:
@@ -246,15 +246,17 @@ def _present_names(contents: Contents) -> dict[str, str]:
         return {}
     if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
         return {}
-    return _names_by_loading(model_class, config, contents)
+    return _names_by_loading(model_class, config, checkpoint)
 
 
-def _names_by_loading(model_class: Any, config: Any, contents: Contents) -> dict[str, str]:
+def _names_by_loading(model_class: Any, config: Any, checkpoint: Checkpoint) -> dict[str, str]:
     """Return names found by loading a distinct number in place of each tensor, repeated without using memory."""
     import torch
 
-    names = list(contents.layout)
-    numbered = {name: torch.tensor(float(number)).expand(contents.layout[name][1]) for number, name in enumerate(names)}
+    names = list(checkpoint.layout)
+    numbered = {
+        name: torch.tensor(float(number)).expand(checkpoint.layout[name][1]) for number, name in enumerate(names)
+    }
     loaded, _ = loaded_by_transformers(model_class, config, numbered)
     ranges = {name: tensor.aminmax() for name, tensor in loaded.items() if tensor.numel()}
     return {name: names[int(low)] for name, (low, high) in ranges.items() if low == high}

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_probe.addresses import local_path
 from ckpt_probe.budget import Budget
-from ckpt_probe.checkpoints.contents import Contents
+from ckpt_probe.checkpoints.checkpoint import Checkpoint
 from ckpt_probe.checkpoints.formats.nesting import EXTRA_STATE, choose
 from ckpt_probe.checkpoints.formats.pickle_checks import check_file
-from ckpt_probe.checkpoints.formats.pickled import load_checked
+from ckpt_probe.checkpoints.formats.pickled import filler, load_checked
 from ckpt_probe.checkpoints.formats.scanning import scan
 from ckpt_probe.checkpoints.formats.stand_ins import STAND_INS, plain
-from ckpt_probe.checkpoints.tensors import dtype_name, filler
+from ckpt_probe.checkpoints.tensors import dtype_name
 from ckpt_probe.errors import CkptProbeError, DataError, last_line
 from ckpt_probe.files import require_regular
 
@@ -48,7 +48,7 @@ CLASSES = {
 
 
 @contextmanager
-def open_distributed(path: Path, state_key: str | None = None, base: Contents | None = None) -> Iterator[Contents]:
+def open_distributed(path: Path, state_key: str | None = None, base: Checkpoint | None = None) -> Iterator[Checkpoint]:
     """Open a directory by its `.metadata`.
 
     Raises:
@@ -78,15 +78,15 @@ def open_distributed(path: Path, state_key: str | None = None, base: Contents | 
         except (AttributeError, TypeError, ValueError) as error:
             raise DataError(f"{path}: {NO_METADATA} ({error})") from error
 
-    yield Contents(
-        path=path,
+    yield Checkpoint(
+        file=path,
         format="torch distributed",
         files=(path, *sorted({piece.file for parts in pieces.values() for piece in parts})),
         layout={name: (dtype_name(leaf.dtype), leaf.shape) for name, leaf in leaves.items()},
-        read=read,
+        reader=read,
         fill=filler(read),
         extras=plain(_extras(metadata, pieces)),
-        extra=extra,
+        extra_state=extra,
         state_key=choice.taken.key or None,
         others=tuple(map(str, choice.others)),
     )

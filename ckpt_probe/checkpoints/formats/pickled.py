@@ -4,21 +4,23 @@
 data, for names, dtypes and shapes, and again for the numbers when a tensor is read, memory-mapped if it is an archive.
 """
 
+import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ckpt_probe.addresses import local_path
-from ckpt_probe.checkpoints.contents import MONITORED, Contents, with_prefix
+from ckpt_probe.checkpoints.checkpoint import MONITORED, Checkpoint
 from ckpt_probe.checkpoints.folders import require_listed, shards_of
 from ckpt_probe.checkpoints.formats import ZIP
 from ckpt_probe.checkpoints.formats.nesting import OF_TRAINING, Choice, choose
 from ckpt_probe.checkpoints.formats.pickle_checks import check_file
+from ckpt_probe.checkpoints.formats.safe import tensor_bytes
 from ckpt_probe.checkpoints.formats.stand_ins import STAND_INS, NeedsData, plain
-from ckpt_probe.checkpoints.tensors import filler, layout_of
+from ckpt_probe.checkpoints.tensors import layout_of
 from ckpt_probe.errors import CkptProbeError, DataError, last_line
 from ckpt_probe.files import require_regular
 
@@ -30,7 +32,7 @@ LISTING_DEVICE = "meta"
 
 
 @contextmanager
-def open_pickled(path: Path, state_key: str | None = None, base: Contents | None = None) -> Iterator[Contents]:
+def open_pickled(path: Path, state_key: str | None = None, base: Checkpoint | None = None) -> Iterator[Checkpoint]:
     """Open a file of torch.save.
 
     Raises:
@@ -50,15 +52,15 @@ def open_pickled(path: Path, state_key: str | None = None, base: Contents | None
     def read(name: str) -> "Tensor":
         return pickled.loaded[2][name]
 
-    yield Contents(
-        path=path,
+    yield Checkpoint(
+        file=path,
         format="torch zip" if pickled.archive else "torch stream",
         files=(path,),
         layout=layout_of(tensors),
-        read=read,
+        reader=read,
         fill=filler(read),
         extras=extras,
-        extra=lambda: pickled.loaded[1].taken.extra if choice.taken.extra else {},
+        extra_state=lambda: pickled.loaded[1].taken.extra if choice.taken.extra else {},
         state_key=choice.taken.key or None,
         others=tuple(map(str, choice.others)),
         dropped=choice.taken.dropped,
@@ -66,7 +68,9 @@ def open_pickled(path: Path, state_key: str | None = None, base: Contents | None
 
 
 @contextmanager
-def open_pickled_shards(path: Path, state_key: str | None = None, base: Contents | None = None) -> Iterator[Contents]:
+def open_pickled_shards(
+    path: Path, state_key: str | None = None, base: Checkpoint | None = None
+) -> Iterator[Checkpoint]:
     """Open the shards of an index, or those without an index of which this is one, memory-mapped.
 
     Raises:
@@ -85,23 +89,23 @@ def open_pickled_shards(path: Path, state_key: str | None = None, base: Contents
             names[file.name] = sorted(shard.layout)
             layout |= shard.layout
             tensors |= {name: shard.read(name) for name in shard.layout}
-            extra |= shard.extra()
+            extra |= shard.extra_state()
             extras = extras or shard.extras
             keys.add(shard.state_key)
     require_listed(path, wanted, names)
-    contents = Contents(
-        path=path,
+    checkpoint = Checkpoint(
+        file=path,
         format=f"torch zip, {len(files)} shards" if len(files) > 1 or wanted is not None else "torch zip",
         files=tuple(files) if wanted is None else (path, *files),
         layout=layout,
-        read=tensors.__getitem__,
+        reader=tensors.__getitem__,
         fill=filler(tensors.__getitem__),
         extras=extras,
-        extra=lambda: extra,
+        extra_state=lambda: extra,
         state_key=keys.pop() if len(keys) == 1 else None,
     )
-    inner = state_key not in {None, contents.state_key}
-    yield with_prefix(contents, str(state_key)) if inner else contents
+    inner = state_key not in {None, checkpoint.state_key}
+    yield checkpoint.below(str(state_key)) if inner else checkpoint
 
 
 class _PickledFile:
@@ -139,6 +143,29 @@ class _PickledFile:
         except CkptProbeError as error:
             raise type(error)(f"{path}: {error}") from error
         return tree, choice, tensors
+
+
+def filler(read: "Callable[[str], Tensor]") -> Callable[[str, int, memoryview], None]:
+    """Return a function that copies bytes of a tensor in C order, from an offset, into a whole buffer.
+
+    The last two tensors are cached, since several threads request the blocks of one tensor after another.
+
+    Args:
+        read: Function that returns a tensor by its name.
+    """
+    lock = threading.Lock()
+    cached: dict[str, memoryview] = {}
+
+    def fill(name: str, offset: int, into: memoryview) -> None:
+        with lock:
+            if name not in cached:
+                for oldest in list(cached)[:-1]:
+                    del cached[oldest]
+                cached[name] = tensor_bytes(read(name))
+            data = cached[name]
+        into[:] = data[offset : offset + len(into)]
+
+    return fill
 
 
 def load_checked(

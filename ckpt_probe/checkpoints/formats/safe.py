@@ -1,9 +1,13 @@
-"""Safetensors files: one file, or shards with their index. Their headers are read without torch and safetensors."""
+"""Safetensors files: one file, or shards with their index. Their headers are read without torch and safetensors.
 
+Our files state a hash of each tensor, so that a flipped bit is an error and not another number.
+"""
+
+import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +16,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ckpt_probe.addresses import Address
 from ckpt_probe.budget import Budget
-from ckpt_probe.checkpoints.contents import Contents, Shard, with_prefix
+from ckpt_probe.checkpoints.checkpoint import Checkpoint, Shard
 from ckpt_probe.checkpoints.folders import require_listed, shards_of
-from ckpt_probe.checkpoints.header import HASHES, hash_of, require_hash, stated_hashes
+from ckpt_probe.checkpoints.metadata import PREFIX
 from ckpt_probe.checkpoints.tensors import BITS
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import require_regular
@@ -25,6 +29,16 @@ if TYPE_CHECKING:
 
 MOST_AXES = 64
 """Largest number of axes, as in torch."""
+HASHES = f"{PREFIX}sha256"
+"""Entry of the metadata of a safetensors header: a JSON object of names → hexadecimal hashes."""
+METADATA_KEY = "__metadata__"
+"""Key of that object for the hash of our other entries; safetensors does not allow a tensor of this name."""
+
+PIECE = 2**18
+"""Number of bytes with a hash of their own, so that several threads can hash one tensor, in any order."""
+
+Kind = tuple[str, tuple[int, ...]]
+"""Dtype, by safetensors' name, and shape."""
 
 
 @dataclass(frozen=True)
@@ -95,19 +109,99 @@ def read_header(path: Path) -> Header:
     return Header(path, ordered, {name: text for name, text in metadata.items() if name != HASHES}, hashes)
 
 
+def piece_digests(data: Any) -> list[bytes]:
+    """Return the SHA-256 of each `PIECE` bytes of a buffer; the last piece may be shorter."""
+    view = memoryview(data).cast("B")
+    return [hashlib.sha256(view[start : start + PIECE]).digest() for start in range(0, len(view), PIECE)]
+
+
+def tensor_hash(kind: Kind, digests: Iterable[bytes]) -> str:
+    """Return the SHA-256 of dtype, shape and the digests of all pieces of a tensor, in their order, in hexadecimal."""
+    dtype, shape = kind
+    combined = hashlib.sha256(f"{dtype} {list(shape)}\n".encode())
+    for digest in digests:
+        combined.update(digest)
+    return combined.hexdigest()
+
+
+def hash_of(kind: Kind, tensor: "Tensor") -> str:
+    """Return the `tensor_hash` of a tensor on the CPU."""
+    return tensor_hash(kind, piece_digests(tensor_bytes(tensor)))
+
+
+def tensor_bytes(tensor: "Tensor") -> Any:
+    """Return the bytes of a tensor in C order, without a copy if it is contiguous and on the CPU."""
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+
+
+def with_hashes(metadata: Mapping[str, str], hashes: Mapping[str, str]) -> dict[str, str]:
+    """Return metadata with the hashes of tensors by name and a hash of our other entries."""
+    others = {name: text for name, text in metadata.items() if name != HASHES}
+    return {**others, HASHES: json.dumps({METADATA_KEY: _metadata_hash(others), **hashes}, separators=(",", ":"))}
+
+
+def without_hashes(metadata: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
+    """Return metadata of the length that `with_hashes` will have, for tensors whose hashes are not known yet."""
+    return with_hashes(metadata, dict.fromkeys(names, "0" * 64))
+
+
+def stated_hashes(path: Path, metadata: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
+    """Return the hashes of tensors in the metadata of a file; empty if it has none.
+
+    Args:
+        path: File, for messages.
+        metadata: Texts of its header.
+        names: Names of its tensors.
+
+    Raises:
+        DataError: If the hashes are those of other tensors, or our other entries have changed.
+    """
+    changed = f"{path}: damaged, or changed by another program that kept its hashes"
+    if HASHES not in metadata:
+        # The key of the hashes itself may be damaged.
+        if any(METADATA_KEY in text for text in metadata.values()):
+            raise DataError(f"{changed}: its hashes are not in the entry {HASHES}; copy the file again")
+        return {}
+    try:
+        hashes = json.loads(metadata[HASHES])
+        intact = isinstance(hashes, dict) and hashes.pop(METADATA_KEY) == _metadata_hash(metadata)
+    except (ValueError, KeyError, RecursionError) as error:
+        raise DataError(f"{changed}: {HASHES} is not an object of hashes") from error
+    if not intact:
+        raise DataError(f"{changed}: its metadata differs from the metadata that was written; copy the file again")
+    unmatched = sorted(hashes.keys() ^ set(names))
+    if unmatched:
+        raise DataError(f"{changed}: tensor {unmatched[0]!r} has no hash, or a hash and no tensor; copy the file again")
+    return hashes
+
+
+def require_hash(path: Path, name: str, computed: str, stated: str | None) -> None:
+    """Raise DataError if the hash of a tensor differs from the stated one, unless no hash is stated."""
+    if stated is not None and computed != stated:
+        raise DataError(f"{path}: tensor {name!r} is damaged: its bytes are not those written; copy the file again")
+
+
+def _metadata_hash(metadata: Mapping[str, str]) -> str:
+    ours = sorted((name, text) for name, text in metadata.items() if name.startswith(PREFIX) and name != HASHES)
+    return hashlib.sha256(json.dumps(ours).encode()).hexdigest()
+
+
 @contextmanager
-def open_file(path: Path, state_key: str | None = None, base: Contents | None = None) -> Iterator[Contents]:
+def open_file(path: Path, state_key: str | None = None, base: Checkpoint | None = None) -> Iterator[Checkpoint]:
     """Open a safetensors file.
 
     Raises:
         DataError: As in `read_header`.
     """
-    with _contents(path, state_key, [read_header(path)], None) as contents:
-        yield contents
+    with _checkpoint(path, state_key, [read_header(path)], None) as checkpoint:
+        yield checkpoint
 
 
 @contextmanager
-def open_shards(path: Path, state_key: str | None = None, base: Contents | None = None) -> Iterator[Contents]:
+def open_shards(path: Path, state_key: str | None = None, base: Checkpoint | None = None) -> Iterator[Checkpoint]:
     """Open the shards of an index, or those without an index of which this is one.
 
     Raises:
@@ -116,31 +210,31 @@ def open_shards(path: Path, state_key: str | None = None, base: Contents | None 
     files, wanted = shards_of(path)
     headers = [read_header(file) for file in files]
     require_listed(path, wanted, {header.file.name: header.tensors for header in headers})
-    with _contents(path, state_key, headers, None if wanted is None else path) as contents:
-        yield contents
+    with _checkpoint(path, state_key, headers, None if wanted is None else path) as checkpoint:
+        yield checkpoint
 
 
 @contextmanager
-def _contents(path: Path, state_key: str | None, headers: list[Header], index: Path | None) -> Iterator[Contents]:
+def _checkpoint(path: Path, state_key: str | None, headers: list[Header], index: Path | None) -> Iterator[Checkpoint]:
     homes = {name: header for header in headers for name in header.tensors}
     files = tuple(header.file for header in headers)
     with ExitStack() as stack:
-        contents = Contents(
-            path=path,
+        checkpoint = Checkpoint(
+            file=path,
             format="safetensors" if len(files) == 1 and index is None else f"safetensors, {len(files)} shards",
             files=files if index is None else (index, *files),
             layout={name: (header.tensors[name].dtype, header.tensors[name].shape) for name, header in homes.items()},
-            read=_reader(homes, stack),
+            reader=_reader(homes, stack),
             fill=_filler(homes, stack),
-            metadata={name: text for header in reversed(headers) for name, text in header.metadata.items()},
-            hashes={name: text for header in headers for name, text in header.hashes.items()},
+            raw_metadata={name: text for header in reversed(headers) for name, text in header.metadata.items()},
+            stated_hashes={name: text for header in headers for name, text in header.hashes.items()},
             # Copies of shards without an index are written as one file.
             shards=()
             if index is None and len(files) > 1
             else tuple(Shard(h.file.name, tuple(h.tensors), h.metadata) for h in headers),
             index=index,
         )
-        yield contents if state_key is None else with_prefix(contents, state_key)
+        yield checkpoint if state_key is None else checkpoint.below(state_key)
 
 
 def _reader(homes: Mapping[str, Header], stack: ExitStack) -> "Callable[[str], Tensor]":

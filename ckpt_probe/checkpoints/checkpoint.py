@@ -1,23 +1,19 @@
-"""Open a checkpoint of any format and read its tensors by name; pickles are never executed."""
+"""An open checkpoint of any format: its tensors by name, its metadata, and the information that a trainer states."""
 
 import difflib
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckpt_probe.addresses import as_path
-from ckpt_probe.checkpoints.contents import Contents, renamed
 from ckpt_probe.checkpoints.folders import config_beside
-from ckpt_probe.checkpoints.formats import open_contents
-from ckpt_probe.checkpoints.header import LARGEST, CheckpointMetadata, require_hash, tensor_hash
+from ckpt_probe.checkpoints.metadata import LARGEST, CheckpointMetadata
 from ckpt_probe.checkpoints.tensors import Layout
-from ckpt_probe.errors import DataError
+from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import content_hash, read_object
 
 if TYPE_CHECKING:
@@ -26,6 +22,8 @@ if TYPE_CHECKING:
 State = Mapping[str, "Tensor"]
 """A state dict that is not changed."""
 
+MONITORED = "monitored"
+"""Entry of `Checkpoint.extras` with the scores by which a trainer selects checkpoints."""
 STEPS = (
     "global_step", "global_steps", "step", "steps", "iteration", "iter", "num_updates", "n_iter", "current_iter",
     "train_step", "trainer_step", "ss_steps",
@@ -63,34 +61,68 @@ class TrainerInfo:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Shard:
+    """One of the safetensors files that the tensors are stored in.
+
+    Attributes:
+        name: Name of the file.
+        tensors: Names of its tensors, in the order of their bytes.
+        metadata: Texts of its header.
+    """
+
+    name: str
+    tensors: tuple[str, ...]
+    metadata: Mapping[str, str]
+
+
+@dataclass(eq=False)
 class Checkpoint:
     """An open checkpoint: names, shapes and dtypes of its tensors, which are read one at a time.
 
+    Each format creates one; `path` is set by `open_checkpoint`.
+
     Attributes:
-        path: File or directory that was opened.
-        names: Names of the tensors, sorted.
-        layout: Dtype and shape of each tensor by name, in the order of the file.
-        raw_metadata: Texts of a safetensors header; empty for other formats.
-        format: Description of the format.
         file: File that was opened: of several, the index or the metadata.
+        format: Description of the format.
         files: All files of the checkpoint, with those of an adapter's base.
-        shards: Safetensors files with the tensors, in their order; empty for other formats.
-        index: Index of safetensors shards, None without one.
-        stated_hashes: Hashes of tensors by name, as far as the file states them; every `read` checks against them.
+        layout: Dtype and shape of each tensor by name, in the order of the file.
+        reader: Function that returns a tensor on the CPU, checked against `stated_hashes`; callers use `read`.
+        fill: Function that copies bytes of a tensor in C order, from an offset, into a whole buffer; several threads
+            may call it at once. The bytes are not checked against a hash. Safetensors files are read without torch.
+        raw_metadata: Texts of a safetensors header; empty for other formats.
+        stated_hashes: Hashes of tensors by name, as far as the file states them.
+        extras: Objects that were pickled with the tensors, as plain values.
+        extra_state: Function that returns the values of modules' `get_extra_state` that are no tensors, by name.
         state_key: Key of the tensors in the pickled object, joined by dots; None if they are not nested.
         others: Other mappings of tensors in the file, which are not read, with their sizes.
         dropped: Entries among the tensors that are not tensors, and are not read.
+        shards: Safetensors files with the tensors, if copies should be divided in the same way.
+        index: Index of safetensors shards, None without one.
+        path: File or directory that was opened.
     """
 
-    def __init__(self, path: Path, contents: Contents) -> None:
-        self.path = path
-        self.names: list[str] = sorted(contents.layout)
-        self.layout: Layout = contents.layout
-        self.raw_metadata: dict[str, str] = dict(contents.metadata)
-        self.format, self.file, self.files = contents.format, contents.path, contents.files
-        self.shards, self.index, self.stated_hashes = contents.shards, contents.index, contents.hashes
-        self.state_key, self.others, self.dropped = contents.state_key, contents.others, contents.dropped
-        self._contents = contents
+    file: Path
+    format: str
+    files: tuple[Path, ...]
+    layout: Layout
+    reader: "Callable[[str], Tensor]"
+    fill: Callable[[str, int, memoryview], None]
+    raw_metadata: Mapping[str, str] = field(default_factory=dict)
+    stated_hashes: Mapping[str, str] = field(default_factory=dict)
+    extras: Mapping[str, Any] = field(default_factory=dict)
+    extra_state: Callable[[], Mapping[str, Any]] = dict
+    state_key: str | None = None
+    others: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    shards: tuple[Shard, ...] = ()
+    index: Path | None = None
+    path: Path = Path()
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Names of the tensors, sorted."""
+        return sorted(self.layout)
 
     @cached_property
     def metadata(self) -> CheckpointMetadata:
@@ -152,39 +184,46 @@ class Checkpoint:
             DataError: If there is no tensor of this name, or its bytes do not have the stated hash.
         """
         self._entry(name)
-        return self._contents.read(name)
-
-    def fill(self, name: str, offset: int, into: memoryview) -> None:
-        """Copy bytes of a tensor in C order into a whole buffer; several threads may call this at once.
-
-        The bytes are not checked against a hash; see `require_digests`. Safetensors files are read without torch.
-
-        Args:
-            name: Name of the tensor.
-            offset: Number of bytes of the tensor before the first that is copied.
-            into: Buffer.
-        """
-        self._contents.fill(name, offset, into)
+        return self.reader(name)
 
     def state_dict(self) -> "dict[str, Tensor]":
         """Return all tensors by name."""
-        return {name: self._contents.read(name) for name in self.names}
-
-    def extra_state(self) -> Mapping[str, Any]:
-        """Return the values of modules' `get_extra_state` that are no tensors, by name."""
-        return self._contents.extra()
+        return {name: self.reader(name) for name in self.names}
 
     def renamed(self, names: Mapping[str, str]) -> "Checkpoint":
         """Return this checkpoint with other names for its tensors: new name → present name; others are left out."""
-        return Checkpoint(self.path, renamed(self._contents, names))
+        return replace(
+            self,
+            layout={new: self.layout[old] for new, old in names.items()},
+            reader=lambda name: self.reader(names[name]),
+            fill=lambda name, offset, into: self.fill(names[name], offset, into),
+            stated_hashes={new: self.stated_hashes[old] for new, old in names.items() if old in self.stated_hashes},
+        )
+
+    def below(self, prefix: str) -> "Checkpoint":
+        """Return only the tensors whose names start with a prefix and a dot, without it: one of two networks in a file.
+
+        Raises:
+            UsageError: If no name starts with the prefix.
+        """
+        start = f"{prefix}."
+        names = {name.removeprefix(start): name for name in self.layout if name.startswith(start)}
+        if not names:
+            prefixes = list(dict.fromkeys(name.partition(".")[0] for name in self.layout))
+            raise UsageError(
+                f"{self.file}: `state_key={prefix!r}`: no tensor name starts with it; names start with "
+                f"{listed(prefixes)}"
+            )
+
+        def extra_state() -> dict[str, Any]:
+            return {name.removeprefix(start): v for name, v in self.extra_state().items() if name.startswith(start)}
+
+        # Copies of the shards would contain the other tensors too.
+        return replace(self.renamed(names), extra_state=extra_state, state_key=prefix, shards=(), index=None)
 
     def is_hashed(self, name: str) -> bool:
         """Return whether the file states a hash of a tensor, which `read` compares."""
         return name in self.stated_hashes
-
-    def require_digests(self, name: str, digests: Iterable[bytes]) -> None:
-        """Raise DataError if the `piece_digests` of a tensor's bytes do not have the stated hash."""
-        require_hash(self.path, name, tensor_hash(self._entry(name), digests), self.stated_hashes.get(name))
 
     def parameters(self) -> int:
         """Return the number of entries of all tensors."""
@@ -216,13 +255,13 @@ class Checkpoint:
     @cached_property
     def _ours(self) -> CheckpointMetadata:
         try:
-            return CheckpointMetadata.from_strings(self.raw_metadata)
+            return CheckpointMetadata.from_strings(dict(self.raw_metadata))
         except DataError as error:
             raise DataError(f"{self.path}: {error}") from error
 
     @cached_property
     def _trainer(self) -> TrainerInfo:
-        return _trainer_info(self._contents)
+        return _trainer_info(self)
 
     def _entry(self, name: str) -> tuple[str, tuple[int, ...]]:
         if name not in self.layout:
@@ -232,44 +271,18 @@ class Checkpoint:
         return self.layout[name]
 
 
-@contextmanager
-def open_checkpoint(
-    path: Path | str, *, state_key: str | None = None, base: Path | str | None = None
-) -> Iterator[Checkpoint]:
-    """Open a checkpoint, within a `with` block.
-
-    Args:
-        path: File, or directory with one checkpoint.
-        state_key: Key of the tensors in a pickled object with several mappings of tensors, joined by dots; also a
-            prefix of the names of tensors.
-        base: Checkpoint that an adapter is merged onto.
-
-    Yields:
-        The checkpoint.
-
-    Raises:
-        DataError: If there is no checkpoint, or it is damaged, claims more bytes than its files have, or needs classes
-            that could run code.
-        UsageError: If `state_key` or `base` is required, or does not fit.
-    """
-    with ExitStack() as stack:
-        merged = None if base is None else stack.enter_context(open_contents(as_path(base), state_key))
-        contents = stack.enter_context(open_contents(as_path(path), state_key, merged))
-        yield Checkpoint(as_path(path), contents)
-
-
-def _trainer_info(contents: Contents) -> TrainerInfo:
+def _trainer_info(checkpoint: Checkpoint) -> TrainerInfo:
     """Return the information in the checkpoint itself, or in the state file of Hugging Face's Trainer.
 
     Raises:
         DataError: If that file cannot be read.
     """
-    state = contents.path.parent / TRAINER_STATE
-    if contents.path.name.partition(".")[0] in WEIGHT_FILES and state.is_file():
-        return _from_state_file(state, contents)
-    extras = contents.extras
+    state = checkpoint.file.parent / TRAINER_STATE
+    if checkpoint.file.name.partition(".")[0] in WEIGHT_FILES and state.is_file():
+        return _from_state_file(state, checkpoint)
+    extras = checkpoint.extras
     meta = extras.get(META)
-    entries = {**contents.metadata, **(meta if isinstance(meta, dict) else {}), **extras}
+    entries = {**checkpoint.raw_metadata, **(meta if isinstance(meta, dict) else {}), **extras}
     numbers = {name: number for name in (*STEPS, *EPOCHS) if (number := _number(entries.get(name))) is not None}
     name = next((name for name in STEPS if name in numbers), None)
     epoch = next((numbers[name] for name in EPOCHS if name in numbers), None)
@@ -281,7 +294,7 @@ def _trainer_info(contents: Contents) -> TrainerInfo:
     return TrainerInfo(int(numbers[name]), f"{name} in the file", epoch, {}, facts)
 
 
-def _from_state_file(file: Path, contents: Contents) -> TrainerInfo:
+def _from_state_file(file: Path, checkpoint: Checkpoint) -> TrainerInfo:
     state = read_object(file, "a Trainer's state")
     step, epoch = _number(state.get("global_step")), _number(state.get("epoch"))
     logged = state.get("log_history") or []
@@ -298,7 +311,7 @@ def _from_state_file(file: Path, contents: Contents) -> TrainerInfo:
         None if step is None else TRAINER_STATE,
         epoch,
         {"eval": metrics} if metrics else {},
-        {**facts, **contents.extras},
+        {**facts, **checkpoint.extras},
     )
 
 
