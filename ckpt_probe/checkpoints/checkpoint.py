@@ -108,7 +108,7 @@ class Checkpoint:
     layout: Layout
     reader: "Callable[[str], Tensor]"
     fill: Callable[[str, int, memoryview], None]
-    raw_metadata: Mapping[str, str] = field(default_factory=dict)
+    raw_metadata: dict[str, str] = field(default_factory=dict)
     stated_hashes: Mapping[str, str] = field(default_factory=dict)
     extras: Mapping[str, Any] = field(default_factory=dict)
     extra_state: Callable[[], Mapping[str, Any]] = dict
@@ -255,7 +255,7 @@ class Checkpoint:
     @cached_property
     def _ours(self) -> CheckpointMetadata:
         try:
-            return CheckpointMetadata.from_strings(dict(self.raw_metadata))
+            return CheckpointMetadata.from_strings(self.raw_metadata)
         except DataError as error:
             raise DataError(f"{self.path}: {error}") from error
 
