@@ -407,7 +407,7 @@ def resident():
 from ckpt_probe.checkpoints import open_checkpoint
 from ckpt_probe.checkpoints.formats import pickled
 before = resident()
-with open_checkpoint(sys.argv[1]) as checkpoint:
+with open_checkpoint(Path(sys.argv[1])) as checkpoint:
     checkpoint.read("layer.3").sum()
     print(resident() - before)
 """
