@@ -78,14 +78,14 @@ def open_checkpoint(path: Path, *, state_key: str | None = None, base: Path | No
     with ExitStack() as stack:
         merged = None if base is None else stack.enter_context(open_checkpoint(base, state_key=state_key))
         file = checkpoint_in(path) if path.is_dir() else opening_file(path)
-        checkpoint = stack.enter_context(_opener(path, file)(file, state_key, merged))
+        kind = kind_of(file)
+        checkpoint = stack.enter_context(_opener(path, file, kind)(file, state_key, merged))
         checkpoint.path = path
         yield checkpoint
 
 
-def _opener(path: Path, file: Path) -> Callable[..., AbstractContextManager[Checkpoint]]:
+def _opener(path: Path, file: Path, kind: str) -> Callable[..., AbstractContextManager[Checkpoint]]:
     """Return the function that opens a file; `path` is the name of the checkpoint for messages."""
-    kind = kind_of(file)
     require_regular(file)
     try:
         with file.open("rb", buffering=0) as stream:
