@@ -37,14 +37,12 @@ class Alignment:
 
     Attributes:
         state: State dict of aligned B.
-        permutations: Permutation of each group.
         before: ‖A − B‖ before alignment.
         after: ‖A − B‖ after alignment.
         error: Largest change of an output of B, relative to the largest output.
     """
 
     state: dict[str, Tensor]
-    permutations: Permutations
     before: float
     after: float
     error: float
@@ -95,7 +93,7 @@ def proved(
             f"alignment: permuting the channels changes the network's outputs by {error:.1e} relative (at most "
             f"{SAME_OUTPUT:g} is allowed): the groups are no symmetries of this model; pass them with `align_spec=`"
         )
-    return Alignment(state, permutations, _distance(a, b), _distance(a, state), error)
+    return Alignment(state, _distance(a, b), _distance(a, state), error)
 
 
 def permuted(

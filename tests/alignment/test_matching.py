@@ -336,8 +336,6 @@ def test_arguments_of_the_search_are_used_and_the_error_is_the_change_of_the_out
     alignment = align(a, b, symmetry, model, inputs, restarts=2)
     assert alignment.error == output_change(model, b, alignment.state, inputs)
     assert 0 <= alignment.error < 1e-4
-    best = match_weights(a, b, symmetry, restarts=2)
-    assert all(torch.equal(alignment.permutations[group], order) for group, order in best.items())
     assert alignment.after < alignment.before == pytest.approx(distance(a, b))
     assert alignment.after == pytest.approx(distance(a, alignment.state))
 
