@@ -86,12 +86,7 @@ def inspect(
 
 
 def inspect_checkpoint(
-    file: Path,
-    state_key: str | None = None,
-    base: Path | None = None,
-    statistics: bool = False,
-    setup: "Setup | None" = None,
-    progress: Progress | None = None,
+    file: Path, state_key: str | None, base: Path | None, statistics: bool, setup: "Setup | None", progress: Progress
 ) -> dict[str, Any]:
     """Return a description of a checkpoint, as `inspect --json` prints it.
 
@@ -133,16 +128,12 @@ def inspect_checkpoint(
             **head,
             "likely_heads": [asdict(head) for head in heads],
             "quantised": packed,
-            "tensors": list(_tensors(checkpoint, statistics, progress or NullProgress())),
+            "tensors": list(_tensors(checkpoint, statistics, progress)),
         }
 
 
 def inspect_series(
-    path: Path,
-    members: "Sequence[Member]",
-    state_key: str | None = None,
-    base: Path | None = None,
-    progress: Progress | None = None,
+    path: Path, members: "Sequence[Member]", state_key: str | None, base: Path | None, progress: Progress
 ) -> dict[str, Any]:
     """Return a short description of each checkpoint of a directory, in order, with warnings and the audit.
 
@@ -183,7 +174,7 @@ def inspect_series(
         "checkpoints": descriptions,
         "unreadable": unreadable,
         "warnings": [*step_warnings(readable), *repeats],
-        "audit": _audit(readable, state_key, base, progress or NullProgress()),
+        "audit": _audit(readable, state_key, base, progress),
     }
 
 
@@ -322,11 +313,8 @@ def verify_files(
     read, checked, damaged = 0, 0, []
     with progress.task("verify", None, "tensors") as bar:
         for file in files:
-            if description["kind"].startswith("dump"):
-                results = _verify_dump(file)
-            else:
-                results = _verify_checkpoint(file, state_key, base)
-            for under_hash, error in results:
+            is_dump = description["kind"].startswith("dump")
+            for under_hash, error in _verify_dump(file) if is_dump else _verify_checkpoint(file, state_key, base):
                 bar.advance()
                 read, checked = read + 1, checked + under_hash
                 damaged += [] if error is None else [error]

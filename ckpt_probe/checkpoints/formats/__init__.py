@@ -43,14 +43,16 @@ def is_safetensors(head: bytes) -> bool:
 FORMATS: tuple[tuple[Callable[[str, bytes], bool], str], ...] = (
     (lambda kind, head: kind == ADAPTER, "adapters:open_adapter"),
     (lambda kind, head: kind == DISTRIBUTED, "distributed:open_distributed"),
-    (lambda kind, head: kind == INDICES[0] or (kind.startswith(SHARDS) and is_safetensors(head)), "safe:open_shards"),
     (
         lambda kind, head: kind == INDICES[1] or (kind.startswith(SHARDS) and head.startswith(ZIP)),
         "pickled:open_pickled_shards",
     ),
     (lambda kind, head: head.startswith((ZIP, STREAM)), "pickled:open_pickled"),
     # A damaged file with this suffix is opened too, so that the error describes the damage.
-    (lambda kind, head: is_safetensors(head) or kind.endswith(".safetensors"), "safe:open_file"),
+    (
+        lambda kind, head: kind == INDICES[0] or is_safetensors(head) or kind.endswith(".safetensors"),
+        "safe:open_safetensors",
+    ),
 )
 """Formats in the order in which they are tried: a function that recognises the format by `kind_of` a file and its first
 bytes, and "module:function" of this package, imported when it is needed, a context manager that takes the file, the

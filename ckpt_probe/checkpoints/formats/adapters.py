@@ -16,7 +16,7 @@ from ckpt_probe.checkpoints.folders import ADAPTER_CONFIG, CONFIG, config_beside
 from ckpt_probe.checkpoints.formats import STREAM, ZIP
 from ckpt_probe.checkpoints.formats.adapter_changes import NOT_MERGED, Change, merge, read_changes, read_settings
 from ckpt_probe.checkpoints.formats.pickled import filler, open_pickled
-from ckpt_probe.checkpoints.formats.safe import open_file
+from ckpt_probe.checkpoints.formats.safe import open_safetensors
 from ckpt_probe.checkpoints.tensors import TORCH_NAMES, Layout
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import read_object, require_regular
@@ -86,7 +86,7 @@ def _opened(path: Path) -> AbstractContextManager[Checkpoint]:
     require_regular(path)
     with path.open("rb", buffering=0) as file:
         head = file.read(len(STREAM))
-    return open_pickled(path) if head.startswith((ZIP, STREAM)) else open_file(path)
+    return open_pickled(path) if head.startswith((ZIP, STREAM)) else open_safetensors(path)
 
 
 def _names(path: Path, base: Checkpoint, changed: list[str]) -> dict[str, str]:

@@ -190,19 +190,8 @@ def _metadata_hash(metadata: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def open_file(path: Path, state_key: str | None = None, base: Checkpoint | None = None) -> Iterator[Checkpoint]:
-    """Open a safetensors file.
-
-    Raises:
-        DataError: As in `read_header`.
-    """
-    with _checkpoint(path, state_key, [read_header(path)], None) as checkpoint:
-        yield checkpoint
-
-
-@contextmanager
-def open_shards(path: Path, state_key: str | None = None, base: Checkpoint | None = None) -> Iterator[Checkpoint]:
-    """Open the shards of an index, or those without an index of which this is one.
+def open_safetensors(path: Path, state_key: str | None = None, base: Checkpoint | None = None) -> Iterator[Checkpoint]:
+    """Open a safetensors file, the shards of an index, or the shards without an index of which this file is one.
 
     Raises:
         DataError: If a shard is missing or has other tensors than the index states; also as in `read_header`.
@@ -210,19 +199,13 @@ def open_shards(path: Path, state_key: str | None = None, base: Checkpoint | Non
     files, wanted = shards_of(path)
     headers = [read_header(file) for file in files]
     require_listed(path, wanted, {header.file.name: header.tensors for header in headers})
-    with _checkpoint(path, state_key, headers, None if wanted is None else path) as checkpoint:
-        yield checkpoint
-
-
-@contextmanager
-def _checkpoint(path: Path, state_key: str | None, headers: list[Header], index: Path | None) -> Iterator[Checkpoint]:
+    index = None if wanted is None else path
     homes = {name: header for header in headers for name in header.tensors}
-    files = tuple(header.file for header in headers)
     with ExitStack() as stack:
         checkpoint = Checkpoint(
             file=path,
             format="safetensors" if len(files) == 1 and index is None else f"safetensors, {len(files)} shards",
-            files=files if index is None else (index, *files),
+            files=tuple(files) if index is None else (index, *files),
             layout={name: (header.tensors[name].dtype, header.tensors[name].shape) for name, header in homes.items()},
             reader=_reader(homes, stack),
             fill=_filler(homes, stack),
