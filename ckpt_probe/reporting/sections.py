@@ -36,8 +36,8 @@ from ckpt_probe.trajectories.rows import WeightSurvey
 OPEN = frozenset({"differences", "findings"})
 """Keys of the sections whose plots are open on a page that is drawn by group; all others are folded."""
 
-Headed = Iterable[tuple[str, Iterable[Plot | None]]]
-"""Plots under headings ("" for none), of which some may be missing."""
+Headed = Iterable[tuple[str, Iterable[Plot]]]
+"""Plots under headings ("" for none)."""
 
 
 @dataclass(frozen=True)
@@ -198,8 +198,8 @@ def _sections(material: Material, axis: str) -> Iterable[tuple[str, str, str, He
     yield "cosines", "Class means and classifier", lead, *_by_group(matrix_plots, material)
     lead = "Eigenvalues of each Gram matrix divided by its size: at the checkpoint of the slider, and over the run."
     yield "spectra", "Spectra", lead, *_by_group(spectrum_plots, material)
-    table, notes = class_table(material.runs)
-    yield "classes", "Classes", "Numbers of each class. Click a heading to sort.", [("", [table])], notes
+    tables, notes = class_table(material.runs)
+    yield "classes", "Classes", "Numbers of each class. Click a heading to sort.", [("", tables)], notes
     layers = [
         ("By layer and checkpoint", layer_maps(material.runs)),
         ("Similarity of layers", similarity_plots(material.similar)),
@@ -219,8 +219,8 @@ def _sections(material: Material, axis: str) -> Iterable[tuple[str, str, str, He
 
 def _groups(title: str, headed: Headed, folded: bool) -> tuple[Group, ...]:
     """Return the groups that have plots; if `folded`, one without a heading has the title of the section."""
-    drawn = ((heading, tuple(plot for plot in plots if plot is not None)) for heading, plots in headed)
-    return tuple(Group(heading or folded * title, plots, folded) for heading, plots in drawn if plots)
+    groups = (Group(heading or folded * title, tuple(plots), folded) for heading, plots in headed)
+    return tuple(group for group in groups if group.plots)
 
 
 def _weight_groups(weights: Mapping[str, WeightSurvey]) -> Headed:
@@ -229,7 +229,7 @@ def _weight_groups(weights: Mapping[str, WeightSurvey]) -> Headed:
             "By block and checkpoint": block_maps(
                 name, contents, "weights" if len(weights) == 1 else f"weights-{name}"
             ),
-            "Trajectory": [trajectory_plot(name, contents.network)],
+            "Trajectory": trajectory_plot(name, contents.network),
             "Spectra of weight matrices": spectrum_lines(name, contents),
         }
         for title, drawn in plots.items():
@@ -238,20 +238,16 @@ def _weight_groups(weights: Mapping[str, WeightSurvey]) -> Headed:
 
 def _examples(material: Material, axis: str) -> tuple[Headed, list[str]]:
     series = [each for run in material.predictions for each in run if len(each.members) > 1]
+    described = {
+        "By class": history_maps(series),
+        "By example": worst_table(series, material.data, material.data_arguments),
+        "From checkpoint to checkpoint": step_plots(series, axis),
+        "Every two checkpoints": disagreement_maps(series),
+        "Between runs": run_table(material.predictions),
+    }
+    notes = [note for _, notes in described.values() for note in notes]
     left_out = [reason for run in material.predictions for each in run for reason in each.left_out.values()]
-    pairs, notes_on_pairs = run_table(material.predictions)
-    worst, notes_on_samples = worst_table(series, material.data, material.data_arguments)
-    by_class, notes_on_classes = history_maps(series)
-    steps, notes_on_steps = step_plots(series, axis)
-    matrices, notes_on_matrices = disagreement_maps(series)
-    groups = [
-        ("By class", by_class),
-        ("By example", [worst]),
-        ("From checkpoint to checkpoint", steps),
-        ("Every two checkpoints", matrices),
-        ("Between runs", [pairs]),
-    ]
-    notes = [*notes_on_classes, *notes_on_samples, *notes_on_steps, *notes_on_matrices, *notes_on_pairs]
+    groups = [(title, plots) for title, (plots, _) in described.items()]
     return groups, [*material.without_predictions, *left_out, *notes]
 
 

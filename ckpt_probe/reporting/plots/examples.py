@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -16,7 +15,8 @@ from ckpt_probe.predictions.examples import counts_by_class, example_records, pa
 from ckpt_probe.predictions.matrices import step_matrices
 from ckpt_probe.predictions.samples import open_samples, pictures
 from ckpt_probe.predictions.series import Histories, common_splits
-from ckpt_probe.reporting.plots.description import Frames, LayerMap, LinePlot, RowTable, TableRows, evenly
+from ckpt_probe.reporting.plots.description import LayerMap, LinePlot, RowTable, TableRows, evenly
+from ckpt_probe.reporting.plots.layers import frames_of
 from ckpt_probe.reporting.plots.runs import metric_plots, run_of_records, spread_out
 
 MOST_CHECKPOINTS, MOST_CLASSES, MOST_EXAMPLES = 40, 40, 30
@@ -83,7 +83,7 @@ def step_plots(read: Sequence[Predictions], axis: str) -> tuple[list[LinePlot], 
 def history_maps(read: Sequence[Predictions]) -> tuple[list[LayerMap], list[str]]:
     """Describe histograms by class: when examples are learned for good, and how often they are forgotten."""
     notes: list[str] = []
-    learned, forgotten = [], []
+    learned, forgotten = {}, {}
     classes, steps, times = {}, {}, {}
     labelled = [each for each in read if each.labels is not None]
     for run, of_run in grouped_by(labelled, lambda each: each.run).items():
@@ -99,26 +99,26 @@ def history_maps(read: Sequence[Predictions]) -> tuple[list[LayerMap], list[str]
         for each, history in zip(of_run, numbers, strict=True):
             by_step = np.full((len(chosen), len(names) + 1), math.nan)
             positions = [*(names.index(name) for name in each.names), len(names)]
-            by_step[:, positions] = counts_by_class(history.first_learned, history.labels, labels, len(positions))[
-                chosen
-            ]
-            learned.append(Frames(run, each.split, (0,), by_step[None]))
-            by_times = counts_by_class(history.forgotten, history.labels, labels, most + 1)[chosen].astype(float)
-            forgotten.append(Frames(run, each.split, (0,), by_times[None]))
-    maps = [
-        LayerMap(f"examples-{key}", title, meaning, tuple(frames), classes, columns, False, "classes", across)
-        for key, title, meaning, frames, columns, across in (
+            counts = counts_by_class(history.first_learned, history.labels, labels, len(positions))
+            by_step[:, positions] = counts[chosen]
+            learned[run, each.split] = by_step
+            counts = counts_by_class(history.forgotten, history.labels, labels, most + 1)
+            forgotten[run, each.split] = counts[chosen].astype(float)
+    if not learned:
+        return [], notes
+    plots = [
+        LayerMap(f"examples-{key}", title, meaning, frames_of(cells), classes, columns, False, "classes", across)
+        for key, title, meaning, cells, columns, across in (
             ("learned", "Learned when", LEARNED, learned, steps, "first learned"),
             ("forgotten", "Forgotten how often", FORGOTTEN, forgotten, times, "times forgotten"),
         )
-        if frames
     ]
-    return maps, notes
+    return plots, notes
 
 
 def disagreement_maps(read: Sequence[Predictions]) -> tuple[list[LayerMap], list[str]]:
     """Describe matrices, checkpoint by checkpoint, of disagreement, divergence and agreement among errors."""
-    frames: dict[str, list[Frames]] = {measure: [] for measure in MATRICES}
+    cells: dict[str, dict[tuple[str, str], np.ndarray]] = {}
     names: dict[str, tuple[str, ...]] = {}
     counts: set[int] = set()
     notes = []
@@ -132,29 +132,21 @@ def disagreement_maps(read: Sequence[Predictions]) -> tuple[list[LayerMap], list
             # The diagonal has no information, and would set the scale.
             np.fill_diagonal(values, math.nan)
             if np.isfinite(values).any():
-                frames[matrix.measure].append(Frames(each.run, each.split, (0,), values[None]))
+                cells.setdefault(matrix.measure, {})[each.run, each.split] = values
                 counts |= {matrix.samples} if matrix.measure == "divergence" else set()
     on_rows = f", on {' or '.join(f'{count:,}' for count in sorted(counts))} rows"
-    maps = [
-        LayerMap(
-            f"examples-{measure}",
-            title,
-            meaning,
-            tuple(frames[measure]),
-            names,
-            names,
-            spread_out(*(frame.values for frame in frames[measure])),
-            *CHECKPOINTS,
-        )
-        for measure, (title, meaning) in MATRICES.items()
-        if frames[measure]
-    ]
-    return [replace(plot, meaning=plot.meaning + on_rows * plot.key.endswith("divergence")) for plot in maps], notes
+    plots = []
+    for measure, (title, meaning) in MATRICES.items():
+        if measure in cells:
+            meaning += on_rows if measure == "divergence" else ""
+            frames, log = frames_of(cells[measure]), spread_out(*cells[measure].values())
+            plots.append(LayerMap(f"examples-{measure}", title, meaning, frames, names, names, log, *CHECKPOINTS))
+    return plots, notes
 
 
 def worst_table(
     read: Sequence[Predictions], data: str | None, arguments: Mapping[str, Any] | None
-) -> tuple[RowTable | None, list[str]]:
+) -> tuple[list[RowTable], list[str]]:
     """Describe the table of the worst examples of every run and split, with pictures if the data are images.
 
     Args:
@@ -163,7 +155,7 @@ def worst_table(
         arguments: Arguments of the data; None for those in the dump if it names the same data.
 
     Returns:
-        The table, None without labels, and notes on missing pictures.
+        The table, none without labels, and notes on missing pictures.
     """
     notes: list[str] = []
     tables = []
@@ -186,28 +178,28 @@ def worst_table(
         rows = tuple(tuple(_cell(record, name) for name in COLUMNS) for record in records)
         tables.append(TableRows(predictions.run, predictions.split, _summary(predictions), rows, images))
     if not tables:
-        return None, notes
+        return [], notes
     meaning = (
         "never learned first, then those that were forgotten most often, then those that were learned latest; "
         "the command examples lists all"
     )
-    return RowTable("examples-worst", "The worst examples", meaning, tuple(COLUMNS.values()), tuple(tables)), notes
+    return [RowTable("examples-worst", "The worst examples", meaning, tuple(COLUMNS.values()), tuple(tables))], notes
 
 
-def run_table(runs: Sequence[Sequence[Predictions]]) -> tuple[RowTable | None, list[str]]:
-    """Describe the table of pairs of runs at their last checkpoints; None with a note if their rows differ."""
+def run_table(runs: Sequence[Sequence[Predictions]]) -> tuple[list[RowTable], list[str]]:
+    """Describe the table of pairs of runs at their last checkpoints; none with a note if their rows differ."""
     if len(runs) < 2:
-        return None, []
+        return [], []
     try:
         records = [record for ends in common_splits(runs) for record in pair_records(ends)]
     except DataError as error:
-        return None, [f"runs are not compared: {error}"]
+        return [], [f"runs are not compared: {error}"]
     rows = tuple(tuple(_cell(record, name) for name in PAIRS) for record in records)
     meaning = (
         "each pair of runs at their last checkpoints, on the same rows: equal accuracies may hide different errors"
     )
     table = RowTable("examples-runs", "Pairs of runs", meaning, tuple(PAIRS.values()), (TableRows("", "", "", rows),))
-    return table, []
+    return [table], []
 
 
 def _cell(record: Mapping[str, Any], name: str) -> str | float:

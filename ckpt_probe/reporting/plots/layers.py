@@ -54,6 +54,15 @@ OF_LAYERS = {
 """Title and meaning of the matrices of each measure; the meaning has a place for the number of rows."""
 
 
+Cells = Mapping[tuple[str, str], np.ndarray]
+"""Values (L, T) of a heat map by run and split, NaN for a missing one."""
+
+
+def frames_of(cells: Cells) -> tuple[Frames, ...]:
+    """Return the frames of a heat map."""
+    return tuple(Frames(run, split, (0,), values[None]) for (run, split), values in cells.items())
+
+
 def layer_maps(runs: Sequence[Run]) -> list[LayerMap]:
     """Describe a heat map, layer by checkpoint, of every metric of at least two layers."""
     descriptions = {metric.name: (metric.label, metric.meaning) for metric in all_metrics()}
@@ -64,16 +73,14 @@ def layer_maps(runs: Sequence[Run]) -> list[LayerMap]:
             for run in runs
             if any(isinstance(record.get(name), float) for record in run.layered)
         }
-        frames = tuple(
-            Frames(run, grid.split, (0,), np.array([grid.values], dtype=float))
-            for run, of_run in grids.items()
-            for grid in of_run
-        )
+        cells = {
+            (run, grid.split): np.array(grid.values, dtype=float) for run, of_run in grids.items() for grid in of_run
+        }
         layers = {run: of_run[0].layers for run, of_run in grids.items()}
         columns = {run: of_run[0].columns for run, of_run in grids.items()}
-        log = spread_out(*(frame.values for frame in frames))
         label, meaning = descriptions.get(name, (name, ""))
-        plots.append(LayerMap(f"layers-{name}", label, meaning, frames, layers, columns, log))
+        log = spread_out(*cells.values())
+        plots.append(LayerMap(f"layers-{name}", label, meaning, frames_of(cells), layers, columns, log))
     return plots
 
 
@@ -193,19 +200,17 @@ def block_maps(name: str, contents: WeightSurvey, prefix: str) -> list[LayerMap]
         )
         if np.isfinite(values).any(axis=1).sum() < 2 or np.nanmin(values) == np.nanmax(values):
             continue
-        frames = (Frames(name, "", (0,), values[None]),)
-        labels = {name: tuple(rows)}, {name: tuple(columns)}
-        plots.append(
-            LayerMap(f"{prefix}-{metric.name}", metric.label, metric.meaning, frames, *labels, spread_out(values))
-        )
+        key, frames = f"{prefix}-{metric.name}", frames_of({(name, ""): values})
+        names = {name: tuple(rows)}, {name: tuple(columns)}
+        plots.append(LayerMap(key, metric.label, metric.meaning, frames, *names, spread_out(values)))
     return plots
 
 
-def trajectory_plot(name: str, records: Sequence[Record]) -> ContourPlot | None:
-    """Describe the trajectory in the plane of its two main directions; None if the records have no positions."""
+def trajectory_plot(name: str, records: Sequence[Record]) -> list[ContourPlot]:
+    """Describe the trajectory in the plane of its two main directions; empty if the records have no positions."""
     known = [record for record in records if all(isinstance(record.get(axis), float) for axis in PLANE)]
     if len(known) < 3:
-        return None
+        return []
     x, y = ([float(record[axis]) for record in known] for axis in PLANE)
     shares = [known[0].get(f"motion.{kind}_share_{i}") for i in (1, 2) for kind in ("pca", "walk")]
     meaning = "the checkpoints in the plane of their two main directions"
@@ -214,7 +219,7 @@ def trajectory_plot(name: str, records: Sequence[Record]) -> ContourPlot | None:
         meaning += f"; shares of variance {first} and {second}, of a random walk as long {walk_first} and {walk_second}"
     named = set(evenly(len(known), MOST_NAMES))
     points = tuple(PlanePoint(_column(record) if i in named else "", x[i], y[i], "") for i, record in enumerate(known))
-    return ContourPlot(
+    plot = ContourPlot(
         key=f"weights-trajectory-{name}",
         title="Trajectory",
         meaning=meaning,
@@ -228,6 +233,7 @@ def trajectory_plot(name: str, records: Sequence[Record]) -> ContourPlot | None:
         points=points,
         joined=True,
     )
+    return [plot]
 
 
 def spectrum_lines(name: str, contents: WeightSurvey) -> list[LinePlot]:

@@ -92,12 +92,12 @@ def spectrum_plots(runs: Sequence[Run]) -> tuple[list[SpectrumPlot], list[str]]:
     return plots, notes
 
 
-def class_table(runs: Sequence[Run]) -> tuple[ClassTable | None, list[str]]:
-    """Describe the table of classes; return it, None without records of classes, and notes on omitted parts."""
+def class_table(runs: Sequence[Run]) -> tuple[list[ClassTable], list[str]]:
+    """Describe the table of classes; return it, none without records of classes, and notes on omitted parts."""
     rows = [row for run in runs for each in run.details for row in each.per_class]
     metrics = [m for m in CLASS_METRICS if m.name != NEAREST and any(m.name in row for row in rows)]
     if not metrics:
-        return None, []
+        return [], []
     classes = {run.name: sorted({int(row["class"] or 0) for d in run.details for row in d.per_class}) for run in runs}
 
     names = [metric.name for metric in metrics]
@@ -117,7 +117,7 @@ def class_table(runs: Sequence[Run]) -> tuple[ClassTable | None, list[str]]:
     columns = tuple(Column(m.name, m.label, m.meaning, places.get(m.name, -1)) for m in metrics)
     nearest = tuple(_nearest(runs, frame, classes[frame.run]) for frame in frames)
     meaning = "one row a class, of the checkpoint that the slider stands at"
-    return ClassTable("classes", "Classes", meaning, columns, frames, labels, nearest), notes
+    return [ClassTable("classes", "Classes", meaning, columns, frames, labels, nearest)], notes
 
 
 def _values(runs: Sequence[Run], array_of: Callable[[Run, DetailedRecord], np.ndarray | None]) -> list[Values]:
