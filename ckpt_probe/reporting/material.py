@@ -20,17 +20,7 @@ from ckpt_probe.progress import Progress
 from ckpt_probe.reporting.comparison import differences, grouped
 from ckpt_probe.reporting.plots.layers import GROUPS, OfRun, is_of_weights
 from ckpt_probe.reporting.plots.runs import Run, run_of_readings, run_of_records
-from ckpt_probe.reporting.sources import (
-    PATH,
-    PLANE,
-    RECORDS,
-    WEIGHTS,
-    PathContents,
-    Source,
-    read_path,
-    read_plane,
-    records_of,
-)
+from ckpt_probe.reporting.sources import PathContents, Source, read_path, read_plane, records_of
 from ckpt_probe.scheduling import Workers
 from ckpt_probe.trajectories.layout import WeightOptions
 from ckpt_probe.trajectories.rows import WeightSurvey, survey_weights
@@ -113,13 +103,13 @@ class Material:
 
 def read_source(source: Source, material: Material, progress: Progress) -> None:
     """Read a source into the material of a report; raise DataError if it cannot be read."""
-    if source.kind == PATH:
+    if source.kind == "path":
         material.paths[source.name] = read_path(source)
-    elif source.kind == PLANE:
+    elif source.kind == "plane":
         material.planes[source.name] = read_plane(source)
-    elif source.kind == RECORDS:
+    elif source.kind == "records":
         _read_records(source, material, progress)
-    elif source.kind == WEIGHTS:
+    elif source.kind == "checkpoints":
         measuring = WeightOptions(workers=Workers(material.workers), cache=material.cache)
         material.weights[source.name] = survey = survey_weights(source.path, measuring, progress)
         run = run_of_records(source.name, survey.network, material.class_names)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ckpt_probe.analysis import Record, read_records
 from ckpt_probe.analysis.entries import REFERENCES
@@ -22,7 +22,7 @@ from ckpt_probe.paths import PlaneResult
 from ckpt_probe.paths.ledger import CODE, PLAN_FILE, POINTS_FILE, REQUEST
 from ckpt_probe.paths.positions import barriers
 
-DUMP, RECORDS, PATH, PLANE, WEIGHTS = "dumps", "records", "path", "plane", "checkpoints"
+Kind = Literal["dumps", "records", "path", "plane", "checkpoints"]
 KINDS = (
     "dumps (.h5, or a directory of them), records (.jsonl, or a run's directory), checkpoints (a directory of them), "
     "the directory of a path or a plane"
@@ -35,7 +35,7 @@ PLAN_OR_SUMMARY = "the plan or summary of a path or a plane"
 class Source:
     """Source of a report: kind, path, name in the report, group and seed, and the checkpoints of a run with records."""
 
-    kind: str
+    kind: Kind
     path: Path
     name: str
     group: str | None = None
@@ -69,26 +69,20 @@ def open_sources(sources: Sources) -> list[Source]:
         UsageError: If two sources have the same name or the same path.
     """
     runs = group_runs(map(_without_files, named_sources(sources)), _is_source, KINDS)
-    paths = [Path(run.path) for run in runs]
-    kinds = [kind_of(path) for path in paths]
-    alone = runs[0].name or distinct_names([_naming_part(_source_path(kinds[0], paths[0]))])[0]
+    recognised = [_recognised(Path(run.path)) for run in runs]
+    alone = runs[0].name or distinct_names([_naming_part(recognised[0][1])])[0]
     return [
         Source(
-            kind,
-            _source_path(kind, path),
-            run.name or alone,
-            run.group if run.seed else None,
-            run.seed,
-            _checkpoints_beside(kind, path),
+            kind, path, run.name or alone, run.group if run.seed else None, run.seed, _checkpoints_beside(kind, path)
         )
-        for kind, path, run in zip(kinds, paths, runs, strict=True)
+        for (kind, path), run in zip(recognised, runs, strict=True)
     ]
 
 
 def _without_files(named: tuple[str | None, list[Path | str]]) -> tuple[str | None, list[Path | str]]:
     """Return a source with the directory of a path or of a run, by which it is named, in place of a file in it."""
     name, paths = named
-    return name, [_source_path(kind_of(Path(path)), Path(path)) if _is_source(Path(path)) else path for path in paths]
+    return name, [_recognised(Path(path))[1] if _is_source(Path(path)) else path for path in paths]
 
 
 def _is_source(path: Path) -> bool:
@@ -101,7 +95,7 @@ def _is_source(path: Path) -> bool:
         return False
 
 
-def kind_of(path: Path) -> str:
+def kind_of(path: Path) -> Kind:
     """Return the kind of a source by its content; raise DataError if it is not a source of a known kind."""
     if path.is_dir():
         return _kind_of_directory(path)
@@ -112,14 +106,14 @@ def kind_of(path: Path) -> str:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; expected {KINDS}") from error
     if start.startswith(HDF5) or has_dumps(path):
-        return DUMP
+        return "dumps"
     if not start.strip():
         raise DataError(f"{path}: is empty; expected {KINDS}")
     if not start.lstrip().startswith(b"{"):
         raise DataError(f"{path}: is neither HDF5 nor JSON Lines; expected {KINDS}")
     if path.name == POINTS_FILE and (path.parent / PLAN_FILE).exists():
         return _kind_of_directory(path.parent)
-    return PATH if b'"alpha"' in start.splitlines()[0] else RECORDS
+    return "path" if b'"alpha"' in start.splitlines()[0] else "records"
 
 
 def class_names(path: Path) -> tuple[str, ...]:
@@ -191,36 +185,38 @@ def plan_of(source: Source) -> Record:
     return read_object(plan, PLAN_OR_SUMMARY) if source.path.is_dir() and plan.exists() else {}
 
 
-def _source_path(kind: str, path: Path) -> Path:
-    if kind == RECORDS and path.is_dir():
-        return record_files(path)[0]
-    inside = kind in {PATH, PLANE} and path.name == POINTS_FILE and (path.parent / PLAN_FILE).exists()
-    return path.parent if inside else path
+def _recognised(path: Path) -> tuple[Kind, Path]:
+    """Return the kind of a source, and its path: the file of records of a run, the directory of a file of points."""
+    kind = kind_of(path)
+    if kind == "records" and path.is_dir():
+        return kind, record_files(path)[0]
+    inside = kind in ("path", "plane") and path.name == POINTS_FILE and (path.parent / PLAN_FILE).exists()
+    return kind, path.parent if inside else path
 
 
-def _kind_of_directory(path: Path) -> str:
+def _kind_of_directory(path: Path) -> Kind:
     contains_dumps = has_dumps(path)
     if (path / "plane.json").exists():
-        return PLANE
+        return "plane"
     if (path / "path.json").exists():
-        return PATH
+        return "path"
     if contains_dumps:
-        return DUMP
+        return "dumps"
     if (path / POINTS_FILE).exists() and (path / PLAN_FILE).exists():
         if "directions" in read_object(path / PLAN_FILE, PLAN_OR_SUMMARY):
             raise DataError(f"{path}: an unfinished plane; run its command again to finish it")
-        return PATH
+        return "path"
     if is_recorded(path):
-        return RECORDS
+        return "records"
     if _are_checkpoints(path):
-        return WEIGHTS
+        return "checkpoints"
     raise DataError(f"{path}: no source of a report in this directory; expected {KINDS}")
 
 
-def _checkpoints_beside(kind: str, path: Path) -> Path | None:
+def _checkpoints_beside(kind: Kind, path: Path) -> Path | None:
     """Return the directory of checkpoints of a run whose records are a source."""
-    directory = (path if path.is_dir() else path.parent) / "checkpoints"
-    return directory if kind == RECORDS and directory.is_dir() and has_checkpoints(directory) else None
+    directory = path.parent / "checkpoints"
+    return directory if kind == "records" and directory.is_dir() and has_checkpoints(directory) else None
 
 
 def _are_checkpoints(path: Path) -> bool:
@@ -286,11 +282,11 @@ class Origin:
 
 def origin_of(source: Source) -> Origin:
     """Return the provenance of a source; raise DataError if one of its files cannot be read."""
-    if source.kind == DUMP:
+    if source.kind == "dumps":
         return _of_dumps(source)
-    if source.kind == WEIGHTS:
+    if source.kind == "checkpoints":
         return Origin(source.name, source.kind, str(source.path), {}, (), "")
-    plan = plan_of(source) if source.kind in {PATH, PLANE} else {}
+    plan = plan_of(source) if source.kind in {"path", "plane"} else {}
     names = (PLAN_FILE, POINTS_FILE, f"{source.kind}.json")
     files = [source.path / name for name in names] if source.path.is_dir() else [source.path]
     facts = {
@@ -299,7 +295,7 @@ def origin_of(source: Source) -> Origin:
         if value not in (None, [], {}) and name not in {CODE, REQUEST}
     }
     present = tuple(_file(file) for file in files if file.exists())
-    verb = "interpolate" if source.kind == PATH else "plane"
+    verb = "interpolate" if source.kind == "path" else "plane"
     command = command_of(verb, plan[REQUEST], source.path) if REQUEST in plan else ""
     return Origin(source.name, source.kind, str(source.path), facts, present, command)
 
