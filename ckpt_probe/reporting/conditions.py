@@ -32,39 +32,34 @@ def conditions_of(
 ) -> tuple[Mapping[str, Runs], dict[str, list[Path]]]:
     """Return the records of each run of each condition, and the files of each condition if they were read from files.
 
+    Dumps that cannot be analyzed are left out, with a message.
+
     Args:
         records: Records, or files and directories of them; texts are read as by `open_conditions`.
         progress: Receives messages and a bar.
+
+    Raises:
+        DataError: If a file cannot be read or has no record.
     """
     if isinstance(records, Mapping):
         return {name: _runs(source) for name, source in records.items()}, {}
-    sources = as_sequence(records) or ()
+    sources, progress = as_sequence(records) or (), progress or NullProgress()
     if not all(isinstance(source, Path | str) for source in sources):
         return {"records": _runs(sources)}, {}
     files = open_conditions([*map(str, sources)])
-    return read_conditions(files, progress), files
-
-
-def read_conditions(files: Mapping[str, Sequence[Path]], progress: Progress | None = None) -> dict[str, list[Records]]:
-    """Read the records of every file of each condition; raise DataError if a file cannot be read or has no record.
-
-    Dumps that cannot be analyzed are left out, with a message.
-    """
-    progress = progress or NullProgress()
-    records: dict[str, list[Records]] = {}
+    conditions: dict[str, list[Records]] = {}
     with progress.task("records", sum(map(len, files.values())), "files") as bar:
-        for label, paths in files.items():
-            for path in paths:
-                rows = records_of(path, progress)
-                curves = of_penultimate(rows)
-                if len(curves) < len(rows):
-                    progress.message(
-                        f"{path}: {len(rows) - len(curves)} records of other layers than the penultimate are left out"
-                    )
-                for (group, _), part in by_run(curves).items():
-                    records.setdefault(label if group is None else group, []).append(Records(part))
-                bar.advance()
-    return records
+        for label, path in ((label, path) for label, paths in files.items() for path in paths):
+            rows = records_of(path, progress)
+            curves = of_penultimate(rows)
+            if len(curves) < len(rows):
+                progress.message(
+                    f"{path}: {len(rows) - len(curves)} records of other layers than the penultimate are left out"
+                )
+            for (group, _), part in by_run(curves).items():
+                conditions.setdefault(label if group is None else group, []).append(Records(part))
+            bar.advance()
+    return conditions, files
 
 
 def open_conditions(texts: Sequence[str]) -> dict[str, list[Path]]:

@@ -12,7 +12,7 @@ from ckpt_probe.analysis.records import grouped_by
 from ckpt_probe.errors import DataError, printable
 from ckpt_probe.findings import Findings
 from ckpt_probe.progress import NullProgress, Progress
-from ckpt_probe.reporting.findings import event_plots
+from ckpt_probe.reporting.findings import event_plot
 from ckpt_probe.reporting.line_figure import (
     DASHES,
     LEVEL,
@@ -294,10 +294,9 @@ def draw_events(findings: Findings, path: Path | str, *, overwrite: bool = False
     """
     path = Path(path)
     require_drawable(path, overwrite=overwrite)
-    plots = list(event_plots({"": findings}))
-    if not plots:
+    plot = event_plot("", findings)
+    if plot is None:
         raise DataError(f"{path}: no event to draw")
-    [plot] = plots
     runs = len({(event["group"], event["seed"]) for event in findings})
     heights = [HEIGHT_OF_ROW * len(plot.rows) + 0.3, HEIGHT_OF_METRICS]
 

@@ -144,26 +144,21 @@ def _cut(name: str, most: int) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
-def event_plots(findings: Mapping[str, Findings]) -> Iterable[IntervalPlot]:
-    """Yield a plot of the events of each run or group that has any.
+def event_plot(run: str, findings: Findings) -> IntervalPlot | None:
+    """Describe the plot of the events of a run or group; None without events.
 
     Args:
-        findings: Findings by the name of the run or group.
+        run: Name of the run or group.
+        findings: Its findings.
     """
-    for run, of_run in findings.items():
-        if not of_run:
-            continue
-        by_name = grouped_by(of_run, name_of)
-        several = len({(event["group"], event["seed"]) for event in of_run}) > 1
-        bars = (
-            Bar(name_of(e), e["kind"], e["from_step"], e["to_step"], event_sentence(e, of_runs=several)) for e in of_run
-        )
-        steps = sorted({float(step) for series in of_run.series for step in series.steps})
-        yield IntervalPlot(
-            f"events-{run}",
-            run,
-            f"Each interval contains a change, with an error of {of_run.level:.0%} for all of them.",
-            axis_along("step", steps),
-            tuple(sorted(by_name, key=lambda name: _onset(by_name[name]))),
-            tuple(bars),
-        )
+    if not findings:
+        return None
+    by_name = grouped_by(findings, name_of)
+    several = len({(event["group"], event["seed"]) for event in findings}) > 1
+    bars = (
+        Bar(name_of(e), e["kind"], e["from_step"], e["to_step"], event_sentence(e, of_runs=several)) for e in findings
+    )
+    steps = sorted({float(step) for series in findings.series for step in series.steps})
+    meaning = f"Each interval contains a change, with an error of {findings.level:.0%} for all of them."
+    rows = tuple(sorted(by_name, key=lambda name: _onset(by_name[name])))
+    return IntervalPlot(f"events-{run}", run, meaning, axis_along("step", steps), rows, tuple(bars))

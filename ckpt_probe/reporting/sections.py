@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import starmap
 from typing import Any
 
 from ckpt_probe.errors import DataError, listed
 from ckpt_probe.findings.sentences import read_findings, read_group
 from ckpt_probe.progress import DeduplicatedProgress, NullProgress, Progress
 from ckpt_probe.reporting.comparison import TOP, difference_sentences, difference_table, grouped
-from ckpt_probe.reporting.findings import event_plots
+from ckpt_probe.reporting.findings import event_plot
 from ckpt_probe.reporting.material import Material, read_source
 from ckpt_probe.reporting.plots.description import Axis, Plot
 from ckpt_probe.reporting.plots.examples import (
@@ -187,7 +188,7 @@ def _sections(material: Material, axis: str) -> Iterable[tuple[str, str, str, He
         yield "differences", "Differences", lead, headed, ()
         groups = [(title, [plot for plot in plots if plot.key not in clearest]) for title, plots in groups]
     lead = "When metrics change: an interval of steps for each event, the earliest onset first."
-    findings = "findings", "Findings", lead, [("", event_plots(material.findings))], ()
+    findings = "findings", "Findings", lead, [("", filter(None, starmap(event_plot, material.findings.items())))], ()
     lead = (
         "Every number of every checkpoint. Solid and filled: train; dashed and hollow: test; dotted: at collapse; "
         "shaded: 95 % intervals."
