@@ -126,60 +126,47 @@ ARRAYS = {
 }
 """Types of fields that are arrays of numbers. Positions may be steps, which float32 cannot represent exactly."""
 
+WITH_SHAPE = {(Frames, "values"), (TableRows, "pictures")}
+"""Fields of arrays whose shape is encoded beside them."""
+
 
 def encoded(contents: Contents, more: Mapping[str, Any]) -> str:
-    """Encode a report and further values as JSON that is safe inside a script element."""
-    arrays = _Arrays()
-    data = {**arrays.object(contents), **{name: arrays.value(value) for name, value in more.items()}}
-    text = json.dumps({**data, "arrays": arrays.texts}, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    """Encode a report and further values as JSON that is safe inside a script element.
+
+    A dataclass becomes an object of its fields and the name of its class ("kind"). Arrays are collected in base64,
+    equal ones once.
+    """
+    arrays: dict[str, int] = {}
+
+    def array(values: Any, kind: str) -> dict[str, Any]:
+        """Encode numbers as little-endian bytes, rounded to the precision of `kind`."""
+        with np.errstate(over="ignore"):
+            text = base64.b64encode(np.asarray(values, dtype=f"<{kind}").tobytes()).decode("ascii")
+        return {"array": arrays.setdefault(text, len(arrays)), "type": kind}
+
+    def value(item: Any) -> Any:
+        if isinstance(item, str):
+            return _text(item)
+        if isinstance(item, np.ndarray):
+            return array(item, "f4")
+        if is_dataclass(item):
+            result: dict[str, Any] = {"kind": type(item).__name__}
+            for name in (field.name for field in fields(item)):
+                kind, part = ARRAYS.get((type(item), name)), getattr(item, name)
+                result[name] = value(part) if kind is None or part is None else array(part, kind)
+                if (type(item), name) in WITH_SHAPE and part is not None:
+                    result["shape"] = list(part.shape)
+            return result
+        if isinstance(item, Mapping):
+            return {_text(str(name)): value(part) for name, part in item.items()}
+        return [value(part) for part in item] if isinstance(item, Sequence) else item
+
+    data = {**value(contents), **{name: value(item) for name, item in more.items()}}
+    text = json.dumps({**data, "arrays": [*arrays]}, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     # Escape everything that could be a tag, a comment or an entity of HTML; the JSON value is the same.
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
-
-
-class _Arrays:
-    """Encoder of dataclasses that collects arrays in base64, equal arrays once."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self._indices: dict[str, int] = {}
-
-    def object(self, instance: Any) -> dict[str, Any]:
-        """Encode a dataclass as its fields and the name of its class ("kind")."""
-        result: dict[str, Any] = {"kind": type(instance).__name__}
-        for field in fields(instance):
-            kind = ARRAYS.get((type(instance), field.name))
-            value = getattr(instance, field.name)
-            result[field.name] = self.value(value) if kind is None or value is None else self.array(value, kind)
-        if isinstance(instance, Frames):
-            result["shape"] = list(instance.values.shape)
-        if isinstance(instance, TableRows) and instance.pictures is not None:
-            result["shape"] = list(instance.pictures.shape)
-        return result
-
-    def value(self, value: Any) -> Any:
-        """Encode a value of the contents for JSON."""
-        if isinstance(value, str):
-            return _text(value)
-        if isinstance(value, np.ndarray):
-            return self.array(value, "f4")
-        if is_dataclass(value):
-            return self.object(value)
-        if isinstance(value, Mapping):
-            return {_text(str(name)): self.value(part) for name, part in value.items()}
-        if isinstance(value, Sequence):
-            return [self.value(part) for part in value]
-        return value
-
-    def array(self, values: Any, kind: str) -> dict[str, Any]:
-        """Encode numbers as little-endian bytes, rounded to the precision of `kind`."""
-        with np.errstate(over="ignore"):
-            text = base64.b64encode(np.asarray(values, dtype=f"<{kind}").tobytes()).decode("ascii")
-        index = self._indices.setdefault(text, len(self.texts))
-        if index == len(self.texts):
-            self.texts.append(text)
-        return {"array": index, "type": kind}
 
 
 def _text(text: str) -> str:
