@@ -1,8 +1,10 @@
 """Tables of records: of `analyze`, fitted to the width of the terminal, and of `examples`; the list of all metrics."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
@@ -16,7 +18,7 @@ from ckpt_probe.analysis.entries import (
     split_reasons,
 )
 from ckpt_probe.analysis.records import grouped_by
-from ckpt_probe.errors import printable
+from ckpt_probe.errors import listed, printable
 from ckpt_probe.moments.registry import (
     DEFAULT,
     FAMILIES,
@@ -98,11 +100,8 @@ def records_table(records: Sequence[Record], *, width: int | None = None) -> Tab
 
 def footnotes(records: Sequence[Record]) -> list[str]:
     """Return notes below a table, without repetition: samples and classes left out, and reasons of missing values."""
-    notes: dict[str, list[str]] = {}
-    for record in records:
-        for note in _notes(record):
-            notes.setdefault(note, []).append(_where(record))
-    plain = [f"{note} [{_listed(rows)}]" for note, rows in notes.items()]
+    notes = grouped_by(((note, _where(record)) for record in records for note in _notes(record)), itemgetter(0))
+    plain = [f"{note} [{listed([where for _, where in pairs], 3)}]" for note, pairs in notes.items()]
     return [*plain, *_notes_of_errors(records)]
 
 
@@ -120,7 +119,7 @@ def _notes_of_errors(records: Sequence[Record]) -> list[str]:
                 rows.setdefault(reason, {})[_where(record)] = None
     notes = grouped_by(kinds, lambda key: (" or ".join(kinds[key]).replace("or no ", "or "), key[0]))
     return [
-        f"{MISSING} {kind} of {', '.join(label_of(name) for _, name in keys)}: {reason} [{_listed([*rows[reason]])}]"
+        f"{MISSING} {kind} of {', '.join(label_of(name) for _, name in keys)}: {reason} [{listed([*rows[reason]], 3)}]"
         for (kind, reason), keys in notes.items()
     ]
 
@@ -169,11 +168,13 @@ def _fitting(
     records: Sequence[Record], identifiers: list[str], metrics: list[Metric], width: int | None
 ) -> dict[str, list[str]]:
     """Return the texts of the columns of highest priority that fit into the width, by name of the metric."""
-    used = sum(max([len(name), 6, *(len(_identifier(r.get(name))) for r in records)]) + PADDING for name in identifiers)
+    used = sum(
+        max([len(name), 6, *(cell_len(_identifier(r.get(name))) for r in records)]) + PADDING for name in identifiers
+    )
     columns = {}
     for metric in sorted(metrics, key=lambda metric: metric.priority):
         cells = _cells(records, metric)
-        used += max(map(len, [metric.label, *cells])) + PADDING
+        used += max(map(cell_len, [metric.label, *cells])) + PADDING
         if width is not None and used > width:
             break
         columns[metric.name] = cells
@@ -222,10 +223,6 @@ def _where(record: Record) -> str:
         for name in (*GROUP_AND_SEED, "checkpoint", "split", "block", "tensor", "layer")
         if record.get(name) is not None
     )
-
-
-def _listed(rows: list[str]) -> str:
-    return ", ".join(rows[:3]) + (f" and {len(rows) - 3} more" if len(rows) > 3 else "")
 
 
 def metrics_list() -> str:

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from ckpt_probe.analysis import analyze_features, in_order
@@ -42,6 +43,15 @@ def test_a_table_fits_its_width_and_counts_the_columns_left_out(width: int) -> N
     assert max(len(line.rstrip()) for line in text.splitlines()) <= width
     assert "more columns with --wide" in text
     assert "acc" in text
+
+
+def test_a_table_with_wide_characters_in_names_fits_and_cuts_none() -> None:
+    names = ("検査点" * 6, "第二の" * 6)
+    rows = [{**record, "step": 880, "checkpoint": name} for record, name in zip(records(), names, strict=True)]
+    text = printed_table(rows, 80)
+    assert max(cell_len(line.rstrip()) for line in text.splitlines()) <= 80
+    assert all(name in text for name in names)
+    assert "…" not in text
 
 
 def test_checkpoints_of_the_same_step_are_shown_by_name() -> None:

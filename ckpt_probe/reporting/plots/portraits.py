@@ -7,6 +7,7 @@ import numpy as np
 
 from ckpt_probe.analysis.entries import STDERR
 from ckpt_probe.analysis.records import grouped_by
+from ckpt_probe.errors import listed
 from ckpt_probe.metrics.theory import simplex_exists
 from ckpt_probe.moments.record import DetailedRecord
 from ckpt_probe.moments.registry import CLASS_METRICS
@@ -229,5 +230,4 @@ def _named_confusion(run: Run, confusion: str) -> str:
     """Return a confusion such as `3:41 5:2` with the names of the first few classes."""
     parts = [part.partition(":") for part in confusion.split()]
     named = [(run.label(int(label)) if label.isdecimal() else label, count) for label, _, count in parts]
-    more = f" and {len(named) - MOST_NEAREST} more" if len(named) > MOST_NEAREST else ""
-    return ", ".join(f"{label}: {count}" for label, count in named[:MOST_NEAREST]) + more
+    return listed([f"{label}: {count}" for label, count in named], MOST_NEAREST)
