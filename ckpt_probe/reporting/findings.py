@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from rich.cells import cell_len, set_cell_size
 from rich.table import Table
 
 from ckpt_probe.analysis.records import grouped_by
@@ -109,7 +110,7 @@ def findings_drawing(findings: Findings, width: int = 100) -> list[str]:
         (float(series.steps[series.steps > 0][0]) for series in findings.series if series.steps[-1] > 0), default=1
     )
     names = {key: _cut(" ".join(_names(rows[0], several)), MOST_NAME) for key, rows in by_series.items()}
-    margin = max(map(len, names.values())) + 2
+    margin = max(map(cell_len, names.values())) + 2
     axis = max(LEAST_AXIS, width - margin)
     low, high = (math.log(max(step, 0) + first) for step in (min(steps), max(steps)))
 
@@ -124,7 +125,7 @@ def findings_drawing(findings: Findings, width: int = 100) -> list[str]:
                 if event["kind"] == kind:
                     start, stop = column(event["from_step"]), column(event["to_step"])
                     characters[start : stop + 1] = mark * (stop - start + 1)
-        lines.append(f"{names[key]:{margin}}{''.join(characters)}")
+        lines.append(f"{set_cell_size(names[key], margin)}{''.join(characters)}")
     start, end = f"step {min(steps):g}", f"{max(steps):g}"
     lines.append(f"{'':{margin}}{start}{end:>{max(1, axis - len(start))}}")
     legend = "█ onset   ▒ end   ─ change; step on a logarithmic axis"
