@@ -8,7 +8,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.table import Table
 
 from ckpt_probe.analysis.records import grouped_by
-from ckpt_probe.errors import listed
+from ckpt_probe.errors import listed, printable
 from ckpt_probe.findings import Findings
 from ckpt_probe.findings.detection import name_of
 from ckpt_probe.findings.order import FEWEST_SEEDS
@@ -109,7 +109,7 @@ def findings_drawing(findings: Findings, width: int = 100) -> list[str]:
     first = min(
         (float(series.steps[series.steps > 0][0]) for series in findings.series if series.steps[-1] > 0), default=1
     )
-    names = {key: _cut(" ".join(_names(rows[0], several)), MOST_NAME) for key, rows in by_series.items()}
+    names = {key: _cut(printable(" ".join(_names(rows[0], several))), MOST_NAME) for key, rows in by_series.items()}
     margin = max(map(cell_len, names.values())) + 2
     axis = max(LEAST_AXIS, width - margin)
     low, high = (math.log(max(step, 0) + first) for step in (min(steps), max(steps)))
