@@ -90,7 +90,7 @@ class Records(Sequence[Record]):
         names = sorted(metric_names(records), key=lambda name: priorities.get(name, LAST))
         header = ["metric", *(f"{split or ''} {part}".strip() for split in splits for part in ("", "first", "last"))]
         rows = [_row(name, metrics.get(name), records, splits) for name in names[:MOST_ROWS]]
-        steps = [step for record in records if (step := _finite(record.get("step"))) is not None]
+        steps = [step for record in records if (step := finite(record.get("step"))) is not None]
         caption = f"{len(records)} records" + (f", step {min(steps):g} to {max(steps):g}" if steps else "")
         if len(names) > MOST_ROWS:
             caption += f"; {len(names) - MOST_ROWS} more metrics in to_dataframe(records)"
@@ -221,9 +221,9 @@ def number(record: Mapping[str, Any], name: str, source: str) -> float | None:
     value = record.get(name)
     if value is None:
         return None
-    if not _is_number(value) or not _is_finite(value):
+    if (known := finite(value)) is None:
         raise DataError(f"{source}: {name} is {value!r}, expected a number")
-    return float(value)
+    return known
 
 
 def _parse(line: str, source: str) -> Record:
@@ -241,7 +241,7 @@ def _row(name: str, metric: Metric | None, records: Sequence[Record], splits: Se
     label = f"{metric.label} ({name})" if metric and metric.label != name else name
     cells = [text(f"{label}, {metric.unit}" if metric and metric.unit else label)]
     for split in splits:
-        values = [_finite(record.get(name)) for record in records if record.get("split") == split]
+        values = [finite(record.get(name)) for record in records if record.get("split") == split]
         first, last = (_short(values[index] if values else None) for index in (0, -1))
         cells += [sparkline(values, f"{name} {split or ''}: {first} to {last}") if len(values) > 1 else ""]
         cells += [text(first), text(last)]
@@ -254,7 +254,8 @@ def _short(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
-def _finite(value: Any) -> float | None:
+def finite(value: Any) -> float | None:
+    """Return a finite number as a float; None for anything else, also for a truth value."""
     return float(value) if _is_number(value) and _is_finite(value) else None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ckpt_probe.analysis.paired import holm
+from ckpt_probe.analysis.records import grouped_by
 from ckpt_probe.errors import UsageError
 from ckpt_probe.findings.intervals import MOST_SPLITS, Family, Interval, families, first_departure, narrowest
 from ckpt_probe.findings.noise import COEFFICIENTS, MEDIAN_OF_NORMAL, Noise, NoiseModel, contrasts
@@ -228,10 +229,7 @@ def at_rest(values: np.ndarray, start: int, scale: float) -> int | None:
 
 def analyses(series: Sequence[Series]) -> Iterator[Analysis]:
     """Yield the analysis of each series, those on one grid of steps together."""
-    by_grid: dict[tuple[float, ...], list[Series]] = {}
-    for each in series:
-        by_grid.setdefault(tuple(positions(each.steps).tolist()), []).append(each)
-    for x, members in by_grid.items():
+    for x, members in grouped_by(series, lambda each: tuple(positions(each.steps).tolist())).items():
         model, level, line = models = families(x)
         values = np.array([each.values for each in members])
         noise = model.estimate(values)

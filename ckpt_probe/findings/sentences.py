@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
-from ckpt_probe.analysis.records import grouped_by, metric_names
+from ckpt_probe.analysis.records import finite, grouped_by, metric_names
 from ckpt_probe.errors import DataError, listed
 from ckpt_probe.findings.detection import FEWEST, LEVEL, name_of
 from ckpt_probe.findings.findings import Findings, findings_of
@@ -26,7 +26,7 @@ def main_findings(name: str, runs: Mapping[str, Iterable[Record]], level: float 
     """
     series = {}
     for seed, records in runs.items():
-        stepped = [record for record in records if isinstance(record.get("step"), int | float)]
+        stepped = [record for record in records if finite(record.get("step")) is not None]
         if not stepped:
             continue
         present = metric_names(stepped)

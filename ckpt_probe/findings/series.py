@@ -1,7 +1,6 @@
 """Series of checkpoints: the values of every metric of a run by training step, from records, dumps or CSV files."""
 
 import csv
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ckpt_probe.analysis.entries import BIAS, bias_is_reliable
-from ckpt_probe.analysis.records import RECORD_FILES, metric_names
+from ckpt_probe.analysis.records import RECORD_FILES, finite, grouped_by, metric_names
 from ckpt_probe.analysis.series import read_series, records_of, without_failed
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import has_dumps
@@ -81,7 +80,7 @@ def read_runs(sources: Sources, groups: Sources, progress: Progress) -> dict[tup
         for run in members:
             name = run.group or seed_names([run.path])[0]
             records = _records_of(Path(run.path), progress)
-            if without := sum(_number(record.get("step")) is None for record in records):
+            if without := sum(finite(record.get("step")) is None for record in records):
                 progress.message(f"{run.path}: {without} of {len(records)} records have no step and are left out")
             for record in records:
                 group = record.get("group") or name
@@ -112,7 +111,7 @@ def series_of(
         DataError: If no record has a step, or two records of one subject have the same step.
         UsageError: If no record is of a requested split.
     """
-    stepped = [record for record in records if _number(record.get("step")) is not None]
+    stepped = [record for record in records if finite(record.get("step")) is not None]
     label = seed if seed == group or not group else f"{group}: {seed}"
     if not stepped:
         raise DataError(f"{label}: no record has a step; expected a number called step in each")
@@ -131,7 +130,7 @@ def series_of(
             kept_rows = [(row["step"], value) for row, value in zip(rows, values, strict=True) if value is not None]
             if kept_rows:
                 steps, numbers = np.array(kept_rows, dtype=float).T
-                absent, samples = len(rows) - len(steps), _number(rows[0].get("samples")) or 0
+                absent, samples = len(rows) - len(steps), finite(rows[0].get("samples")) or 0
                 counts = numbers * samples
                 is_share = samples > 0 and bool(np.allclose(counts, counts.round(), rtol=0, atol=1e-6))
                 grain = 1 / samples if is_share else 0.0
@@ -171,7 +170,7 @@ def read_csv(path: Path) -> list[Record]:
         record = {name: _cell(text) for name, text in row.items() if isinstance(text, str | None)}
         if len(record) < len(row):
             raise DataError(f"{path}: line {line} has more cells than the header has columns ({len(names)})")
-        if _number(record["step"]) is None:
+        if finite(record["step"]) is None:
             raise DataError(f"{path}: line {line}: step {row['step']!r}, expected a number")
         records.append(record)
     return records
@@ -209,10 +208,9 @@ def _by_subject(records: Sequence[Record], label: str) -> dict[tuple[tuple[str, 
     texts = dict.fromkeys(name for record in records for name, value in record.items() if isinstance(value, str))
     further = [name for name in texts if name not in NOT_SUBJECT and name not in SUBJECT]
     for names in (SUBJECT, (*SUBJECT, *further)):
-        divided: dict[tuple[tuple[str, str], ...], list[Record]] = {}
-        for record in records:
-            subject = tuple((name, str(record[name])) for name in names if record.get(name) is not None)
-            divided.setdefault(subject, []).append(record)
+        divided = grouped_by(
+            records, lambda each, names=names: tuple((n, str(each[n])) for n in names if each.get(n) is not None)
+        )
         repeated = [rows for rows in divided.values() if len({float(row["step"]) for row in rows}) < len(rows)]
         if not repeated:
             return divided
@@ -231,24 +229,15 @@ def _merged(rows: Sequence[Record]) -> list[Record] | None:
     for row in rows:
         record = by_step.setdefault(float(row["step"]), {})
         values = {name: value for name, value in row.items() if value is not None}
-        if any(_number(value) is not None and record.get(name, value) != value for name, value in values.items()):
+        if any(finite(value) is not None and record.get(name, value) != value for name, value in values.items()):
             return None
         record |= values
     return [*by_step.values()]
 
 
 def _corrected(record: Record, name: str) -> float | None:
-    value, bias = _number(record.get(name)), _number(record.get(f"{name}{BIAS}"))
+    value, bias = finite(record.get(name)), finite(record.get(f"{name}{BIAS}"))
     return value if value is None or bias is None or not bias_is_reliable(record, name) else value - bias
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
 
 
 def _cell(text: str | None) -> Any:
