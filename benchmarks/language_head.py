@@ -153,7 +153,7 @@ def nearest(folder: Path, view, rows: int) -> str:
                 _ = part @ some.T
     bare = time.perf_counter() - started
     started = time.perf_counter()
-    counted = count_nearest(blocks, means, Predictions(None))
+    (counted,) = count_nearest(blocks, [means], Predictions(None))
     spent = time.perf_counter() - started
     ratio = f"{spent:.1f} s for {counted.samples:,} rows, {spent / bare:.2f} × the bare product"
     return f"nearest: {ratio}; NC4 {counted.disagreement:.4f}, nearest mean accuracy {counted.accuracy:.4f}"

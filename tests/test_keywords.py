@@ -13,7 +13,7 @@ import ckpt_probe as cp
 from ckpt_probe.analysis.comparison import Interval
 from ckpt_probe.extraction.config import Setup, Storage
 from ckpt_probe.keywords import as_sequence, from_arguments, matching, suggestion
-from ckpt_probe.metrics import information
+from ckpt_probe.metrics import entropy
 from ckpt_probe.moments import Moments
 from ckpt_probe.paths.options import PathOptions, PlaneOptions
 
@@ -99,8 +99,8 @@ def test_public_names_are_pickled_by_name() -> None:
 
 
 def test_the_package_calls_its_functions_without_the_check() -> None:
-    assert inspect.unwrap(cp.mir) is information.mir
-    assert not hasattr(information.mir, "__wrapped__")
+    assert inspect.unwrap(cp.mir) is entropy.mir
+    assert not hasattr(entropy.mir, "__wrapped__")
     assert issubclass(type("Own", (cp.Moments,), {}), Moments)
 
 

@@ -1,8 +1,8 @@
 """Compute the records of a dump: one for each split, or one for each layer of a split."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ from ckpt_probe.analysis.record import (
     NEEDS_FEATURES,
     Block,
     Context,
+    FirstPass,
+    accumulate,
     centred_entropies,
-    compute_from_blocks,
     compute_from_moments,
 )
 from ckpt_probe.analysis.settings import Settings
@@ -81,9 +82,8 @@ def compute_dump(
     Raises:
         DataError: If a split is missing or contains invalid values; the message names file, split and row.
     """
-    names = dict.fromkeys(splits or dump.splits)
-    train_means = cache(partial(_train_means, dump, settings))
-    return [detailed for name in names for detailed in _compute_split(dump, dump[name], settings, shared, train_means)]
+    names, means = dict.fromkeys(splits or dump.splits), {}
+    return [detailed for name in names for detailed in _compute_split(dump, dump[name], settings, shared, means)]
 
 
 def outside_dump(dump: Dump, outside: Path | str) -> Path:
@@ -112,15 +112,18 @@ def _compute_split(
     view: SplitView,
     settings: Settings,
     shared: SharedSplits | None,
-    train_means: Callable[[str], Tensor | None],
+    train_means: dict[str, Tensor | None],
 ) -> list[DetailedRecord]:
+    """Compute the records of a split, and read or store the class means (C, D) of the training split by layer."""
     outside = None if settings.outside is None else _mean_of_outside(outside_dump(dump, settings.outside), view)
     layers = [layer for layer in view.layers if layer.name != PENULTIMATE] if settings.layers else []
     shared = shared if shared is not None and shared.contains(view) else None
 
     def context(layer: SplitView) -> Context:
         of_train, name = view.name == TRAIN, PENULTIMATE if layer is view else layer.name
-        means = None if of_train or "nc4" not in settings.families else train_means(name)
+        if not of_train and "nc4" in settings.families and name not in train_means:
+            train_means[name] = _train_means(dump, settings, name)
+        means = None if of_train else train_means.get(name)
         read = None if shared is None or layer is not view else partial(shared.documents, dump, view, settings)
         beside = documents_of(view, layer, settings, read)
         return replace(beside, outside_mean=outside, training=of_train, train_means=means)
@@ -128,8 +131,11 @@ def _compute_split(
     try:
         if not view.samples:
             raise DataError("no samples; choose the other splits with `splits=`")
-        last = _compute_penultimate(dump, view, settings, context(view), shared)
-        records = [_compute_layer(dump, layer, settings, context(layer), labelled=view.labelled) for layer in layers]
+        last = _compute_penultimate(dump, view, settings, context(view), shared, train_means)
+        records = [
+            _compute_layer(dump, layer, settings, context(layer), train_means, labelled=view.labelled)
+            for layer in layers
+        ]
     except DataError as error:
         raise DataError(f"{dump.path}: {view.name}: {error}") from error
     records.append(_with_fitted_line(last, records, settings) if layers else last)
@@ -137,31 +143,46 @@ def _compute_split(
 
 
 def _compute_penultimate(
-    dump: Dump, view: SplitView, settings: Settings, context: Context, shared: SharedSplits | None
+    dump: Dump,
+    view: SplitView,
+    settings: Settings,
+    context: Context,
+    shared: SharedSplits | None,
+    train_means: dict[str, Tensor | None],
 ) -> DetailedRecord:
     if not view.labelled:
         return _compute_unlabelled(view, settings, context)
     weights, bias, rows = dump.weights, dump.bias, _rows_at_once(view, settings)
     if view.features is None:
-        moments, numbers = _stored_moments(view, settings, None if weights is None else len(weights))
+        blocks, (moments, numbers) = None, _stored_moments(view, settings, None if weights is None else len(weights))
         try:
-            quality = Quality.from_numbers(numbers)
+            first = FirstPass(moments, Quality.from_numbers(numbers))
         except (KeyError, ValueError, TypeError, OverflowError) as error:
             raise DataError("stored moments: scored, right and summed_loss are missing; extract again") from error
-        return compute_from_moments(moments, quality, weights, bias, settings=settings, context=context)
-    first = None if shared is None else shared.accumulate(dump, view, settings, rows)
-    return compute_from_blocks(Pass(view, rows), weights, bias, settings, context, first)
+    else:
+        blocks = Pass(view, rows)
+        accumulated = None if shared is None else shared.accumulate(dump, view, settings, rows)
+        first = accumulated or accumulate(blocks, weights, bias, settings)
+    if context.training:
+        train_means[PENULTIMATE] = first.moments.means_of_classes(settings.min_samples).cpu()
+    return compute_from_moments(first, weights, bias, settings=settings, blocks=blocks, context=context)
 
 
 def _compute_layer(
-    dump: Dump, layer: LayerView, settings: Settings, context: Context, *, labelled: bool
+    dump: Dump,
+    layer: LayerView,
+    settings: Settings,
+    context: Context,
+    train_means: dict[str, Tensor | None],
+    *,
+    labelled: bool,
 ) -> DetailedRecord:
     """Compute the record of a layer of any width; at sample level the classifier weights stand for the labels."""
     position = {"layer": layer.name, "depth": layer.depth}
     try:
         if not labelled:
             detailed = _compute_unlabelled(layer, settings, context)
-            return replace(detailed, record=in_order({**position, **detailed.record}))
+            return replace(detailed, record={**position, **detailed.record})
         families, weights = settings.families & OF_LAYERS, dump.weights
         narrowed = replace(settings, only=tuple(families) or ("quality",), centred=False)
         classes = None if weights is None else len(weights)
@@ -171,23 +192,19 @@ def _compute_layer(
             blocks, moments = Pass(layer, _rows_at_once(layer, settings), scores=False), narrowed.moments(classes)
             for features, labels, _ in blocks():
                 moments.update(features, labels)
+        if context.training:
+            train_means[layer.name] = moments.means_of_classes(settings.min_samples).cpu()
+        first = FirstPass(moments, second=blocks and partial(_count_nearest, blocks))
         detailed = compute_from_moments(
-            moments,
-            None,
-            None,
-            settings=narrowed,
-            blocks=blocks,
-            context=context,
-            second=blocks and partial(_count_nearest, blocks),
-            label_rows=weights,
+            first, None, settings=narrowed, blocks=blocks, context=context, label_rows=weights
         )
     except DataError as error:
         raise DataError(f"layer {layer.name}: {error}") from error
     per_class = [{**position, **row} for row in detailed.per_class]
-    return replace(detailed, record=in_order({**position, **detailed.record}), per_class=per_class, portrait=None)
+    return replace(detailed, record={**position, **detailed.record}, per_class=per_class, portrait=None)
 
 
-def _count_nearest(blocks: Pass, class_means: Tensor, confusion: bool) -> NearestCounts:
+def _count_nearest(blocks: Pass, class_means: Sequence[Tensor], confusion: bool) -> list[NearestCounts]:
     return count_nearest(blocks, class_means, Predictions(None), confusion=confusion)
 
 
@@ -201,7 +218,7 @@ def _with_fitted_line(last: DetailedRecord, layers: Sequence[DetailedRecord], se
         record |= {SLOPE: None if fit is None else fit.slope, FIT: None if fit is None else fit.r2}
         if fit is None:
             record["missing"] = join_reasons(record["missing"], f"{SLOPE}, {FIT}: {FEW_LAYERS}")
-    return replace(last, record=in_order(record), per_class=[{**position, **row} for row in last.per_class])
+    return replace(last, record=record, per_class=[{**position, **row} for row in last.per_class])
 
 
 def _compute_unlabelled(view: SplitView, settings: Settings, context: Context) -> DetailedRecord:
@@ -216,7 +233,8 @@ def _compute_unlabelled(view: SplitView, settings: Settings, context: Context) -
     else:
         for features, labels, _ in _one_class(rows()):
             moments.update(features, labels)
-    computed = compute_record(moments.inputs(orders=settings.orders, details=settings.spectra))
+    options = replace(settings.options, families=moments.families, details=settings.spectra)
+    computed = compute_record(moments.inputs(options=options))
     metrics = [metric for metric in METRICS if metric.family in settings.families and not metric.of_weights]
     names = [metric.name for metric in metrics if not {SERIES, DOCUMENTS, TRAIN_MEANS} & set(metric.requires)]
     record: Record = dict.fromkeys((*COUNTS, *names, *REFERENCES))
@@ -239,7 +257,7 @@ def _compute_unlabelled(view: SplitView, settings: Settings, context: Context) -
         record["missing"] += f"; {CENTRED_RANK}: {reason}"
     of_documents = _record_of_documents(moments, context, settings)
     record |= {**of_documents, "missing": join_reasons(record["missing"], of_documents["missing"])}
-    return replace(computed, record=in_order(settled(record)), per_class=[])
+    return replace(computed, record=settled(record), per_class=[])
 
 
 def _record_of_documents(moments: Moments, context: Context, settings: Settings) -> Record:
@@ -269,7 +287,7 @@ def _train_means(dump: Dump, settings: Settings, layer: str) -> Tensor | None:
     else:
         for features, labels, _ in view.blocks(_rows_at_once(view, settings), scores=False):
             moments.update(features, labels)
-    return double(moments.means_of_classes(settings.min_samples))
+    return moments.means_of_classes(settings.min_samples).cpu()
 
 
 def _stored_moments(view: SplitView, settings: Settings, classes: int | None) -> tuple[Moments, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ckpt_probe.analysis.entries import STDERR
 from ckpt_probe.dumps import Pass
-from ckpt_probe.metrics.collapse import NearestMean
-from ckpt_probe.metrics.decisions import LinearDecision
+from ckpt_probe.metrics.decisions import LinearDecision, NearestMean
 from ckpt_probe.metrics.rows import Array, as_labels, as_tensor
 from ckpt_probe.moments.class_errors import NEAREST_OWN
 from ckpt_probe.moments.errors import Sample
@@ -56,10 +55,6 @@ class Predictions:
             self._blocks.append(prediction.to(torch.int32))
         else:
             self._blocks = None
-
-    def restart(self) -> None:
-        """Begin another second pass."""
-        self._position = 0
 
     def next_block(self, features: Array, scores: Array | Scored | None) -> Tensor | None:
         """Return the predicted classes (n,) of the next block of the second pass, or None if nothing predicts them."""
@@ -111,6 +106,27 @@ class NearestCounts:
         for label, counts in (other.confusion or {}).items():
             self.add_confusion(label, counts)
 
+    def compare(self, nearest: Tensor, labels: Tensor, present: Tensor, predicted: Tensor | None) -> None:
+        """Count more samples.
+
+        Args:
+            nearest: Class of the nearest mean of each sample, (n,).
+            labels: Labels, (n,).
+            present: Whether each class has a mean, (C,).
+            predicted: Predicted classes, (n,), or None.
+        """
+        self.samples += len(labels)
+        if predicted is not None:
+            self.predicted += len(labels)
+            self.disagreeing += int((nearest != predicted).sum())
+        labelled = present[labels.clamp(max=len(present) - 1)]
+        self.labelled += int(labelled.sum())
+        self.correct += int((nearest == labels)[labelled].sum())
+        if self.confusion is not None:
+            pairs, numbers = torch.unique(torch.stack([labels, nearest], dim=1), dim=0, return_counts=True)
+            for (label, other), number in zip(pairs.tolist(), numbers.tolist(), strict=True):
+                self.add_confusion(label, {other: number})
+
     def add_confusion(self, label: int, counts: dict[int, int]) -> None:
         """Add the number of samples of one class that are nearest to each mean."""
         assert self.confusion is not None
@@ -142,35 +158,27 @@ class NearestCounts:
 
 
 def count_nearest(
-    blocks: "Blocks", class_means: Tensor, predictions: Predictions, *, confusion: bool = False
-) -> NearestCounts:
-    """Find the nearest class mean of every row.
+    blocks: "Blocks", class_means: Sequence[Tensor], predictions: Predictions, *, confusion: bool = False
+) -> list[NearestCounts]:
+    """Find the nearest class mean of every row, of each of some sets of class means.
 
     Args:
         blocks: Called without arguments, returns a new pass over the rows.
-        class_means: Class means (C, D), NaN for a class without samples.
+        class_means: Sets of class means (C, D), NaN for a class without samples.
         predictions: Source of predicted classes.
-        confusion: Whether to count each class separately.
+        confusion: Whether to count each class separately, for the first set.
+
+    Returns:
+        Counts for each set.
     """
-    counts = NearestCounts(confusion={} if confusion else None)
-    predictions.restart()
-    nearest_mean, present = NearestMean(class_means), ~class_means[:, 0].isnan()
+    results = [NearestCounts(confusion={} if confusion and not number else None) for number in range(len(class_means))]
+    nearest_means = [NearestMean(means) for means in class_means]
     for features, labels, scores in (without_scores(blocks) if predictions.remembered else blocks)():
+        rows, numbers = as_tensor(features, "features").detach().cpu(), as_labels(labels).cpu().to(torch.int64)
         predicted = predictions.next_block(features, scores)
-        nearest = nearest_mean.of(as_tensor(features, "features").detach().cpu())
-        labels = as_labels(labels).cpu().to(torch.int64)
-        counts.samples += len(labels)
-        if predicted is not None:
-            counts.predicted += len(labels)
-            counts.disagreeing += int((nearest != predicted).sum())
-        labelled = present[labels.clamp(max=len(present) - 1)]
-        counts.labelled += int(labelled.sum())
-        counts.correct += int((nearest == labels)[labelled].sum())
-        if confusion:
-            pairs, numbers = torch.unique(torch.stack([labels, nearest], dim=1), dim=0, return_counts=True)
-            for (label, other), number in zip(pairs.tolist(), numbers.tolist(), strict=True):
-                counts.add_confusion(label, {other: number})
-    return counts
+        for counts, nearest_mean in zip(results, nearest_means, strict=True):
+            counts.compare(nearest_mean.of(rows), numbers, nearest_mean.present, predicted)
+    return results
 
 
 def without_scores(blocks: "Blocks") -> "Blocks":

@@ -1,6 +1,6 @@
 """Share a split among workers, who make both passes over ranges of its rows; results are added in order of the rows."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -78,14 +78,15 @@ class SharedSplits:
         return FirstPass(moments, quality, predicted, partial(self._count_nearest, dump, view, at_once))
 
     def _count_nearest(
-        self, dump: Dump, view: SplitView, at_once: int, class_means: Tensor, confusion: bool
-    ) -> NearestCounts:
+        self, dump: Dump, view: SplitView, at_once: int, class_means: Sequence[Tensor], confusion: bool
+    ) -> list[NearestCounts]:
         """Make the second pass."""
-        counts = NearestCounts(confusion={} if confusion else None)
         work = partial(_count_nearest, class_means, confusion)
-        for part in self._map(work, dump, view, at_once, "nearest class means"):
-            counts.add(part)
-        return counts
+        first, *others = self._map(work, dump, view, at_once, "nearest class means")
+        for part in others:
+            for counts, more in zip(first, part, strict=True):
+                counts.add(more)
+        return first
 
     def documents(self, dump: Dump, view: SplitView, settings: Settings) -> DocumentNumbers:
         """Compute the numbers of documents in ranges that begin with a document."""
@@ -135,6 +136,7 @@ def _accumulate(settings: Settings, part: Range) -> tuple[dict[str, Tensor], dic
             first = accumulate(part.blocks(dump), dump.weights, dump.bias, settings, before)
         except DataError as error:
             raise _located(error, part) from error
+        assert first.quality is not None
         return first.moments.state_dict(), first.quality.to_numbers(), first.predicted
 
 
@@ -144,7 +146,7 @@ def _documents(memory: int, part: Range) -> DocumentNumbers:
         return numbers_of_rows(view, view, memory, part.start, part.stop, part.at_once)
 
 
-def _count_nearest(class_means: Tensor, confusion: bool, part: Range) -> NearestCounts:
+def _count_nearest(class_means: Sequence[Tensor], confusion: bool, part: Range) -> list[NearestCounts]:
     with open_dump(part.dump) as dump:
         predictions = Predictions(LinearHead.of(dump.weights, dump.bias))
         try:

@@ -19,11 +19,11 @@ from ckpt_probe.analysis.nearest import (
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.errors import DataError
 from ckpt_probe.keywords import from_arguments
-from ckpt_probe.metrics.rows import Array, as_labels, as_tensor, double
+from ckpt_probe.metrics.rows import Array, as_labels, as_tensor
 from ckpt_probe.metrics.stochastic import MOST
 from ckpt_probe.moments import MEMORY, DetailedRecord, Moments, registry
-from ckpt_probe.moments.accumulator import rows_at_once
 from ckpt_probe.moments.centred import centred_levels
+from ckpt_probe.moments.class_sums import rows_at_once
 from ckpt_probe.moments.documents import DocumentNumbers
 from ckpt_probe.moments.entropies import LevelEntropies
 from ckpt_probe.moments.errors import RecordWithErrors, Sample
@@ -47,8 +47,9 @@ Blocks = Callable[[], Iterable[Block]]
 """Function that starts a new pass over the blocks of rows, which have the same order in each pass. It may have the
 attributes `start`, the index of the first row, and `documents(start, stop)`, the documents (n,) of the last rows."""
 
-SecondPass = Callable[[Tensor, bool], NearestCounts]
-"""Function that compares every row with class means (C, D); the second argument requests counts per class."""
+SecondPass = Callable[[Sequence[Tensor], bool], list[NearestCounts]]
+"""Function that compares every row with some sets of class means (C, D), and returns the counts of each; the second
+argument requests counts per class for the first set."""
 
 
 class FirstPass(NamedTuple):
@@ -56,15 +57,15 @@ class FirstPass(NamedTuple):
 
     Attributes:
         moments: Class moments.
-        quality: Accuracy and loss.
+        quality: Accuracy and loss; None for a layer before the classifier's input.
         predicted: Whether the second pass knows the predicted classes.
-        second: Makes the second pass.
+        second: Makes the second pass; None if the rows are not available.
     """
 
     moments: Moments
-    quality: Quality
-    predicted: bool
-    second: SecondPass
+    quality: Quality | None = None
+    predicted: bool = False
+    second: SecondPass | None = None
 
 
 ROWS_AT_ONCE = 8192
@@ -199,7 +200,6 @@ def compute_from_blocks(
     bias: Array | None = None,
     settings: Settings | None = None,
     context: Context | None = None,
-    first: FirstPass | None = None,
 ) -> DetailedRecord:
     """Compute the record of a stream of blocks in two passes: one for the moments, one against the class means.
 
@@ -211,24 +211,13 @@ def compute_from_blocks(
         bias: Classifier bias, shape (C,).
         settings: Options of the analysis.
         context: What the record takes from elsewhere.
-        first: Results of the first pass, if it was made already.
 
     Raises:
         DataError: As `analyze_features`.
     """
     settings = settings or Settings()
-    first = first or accumulate(blocks, weights, bias, settings)
-    return compute_from_moments(
-        first.moments,
-        first.quality,
-        weights,
-        bias,
-        settings=settings,
-        blocks=blocks,
-        context=context,
-        predicted=first.predicted,
-        second=first.second,
-    )
+    first = accumulate(blocks, weights, bias, settings)
+    return compute_from_moments(first, weights, bias, settings=settings, blocks=blocks, context=context)
 
 
 def accumulate(
@@ -246,11 +235,11 @@ def accumulate(
     Raises:
         DataError: If a row is invalid.
     """
-    head, families, all_blocks = LinearHead.of(weights, bias), settings.families, blocks
+    head, quality, families, all_blocks = LinearHead.of(weights, bias), Quality(), settings.families, blocks
     moments = settings.moments(None if head is None else len(head.weights))
     if before is not None:
         moments.follow(before)
-    quality, predictions = Quality(), Predictions(head, settings.memory // PREDICTED_SHARE)
+    predictions = Predictions(head, settings.memory // PREDICTED_SHARE)
     if head is not None and not SCORED & families:
         blocks = without_scores(blocks)
     for features, labels, scores, indices, documents in _with_origin(blocks, wanted=settings.errors):
@@ -260,16 +249,14 @@ def accumulate(
         if "quality" not in families:
             predicted = predicted_classes(scores)
             quality.unpredicted += 0 if predicted is None else int((predicted < 0).sum())
-        elif isinstance(scores, Scored):
-            predicted = quality.update_scored(scores, labels)
-        elif scores is not None:
-            predicted = quality.update(double(scores), labels)
+        elif scores is None and head is not None:
+            predicted = quality.update_head(head, features, labels)
         else:
-            predicted = None if head is None else quality.update_head(head, features, labels)
+            predicted = quality.update_scores(scores, labels)
         if predicted is not None and "nc4" in families:
             predictions.remember(predicted)
 
-    def second(means: Tensor, confusion: bool) -> NearestCounts:
+    def second(means: Sequence[Tensor], confusion: bool) -> list[NearestCounts]:
         return count_nearest(all_blocks, means, predictions, confusion=confusion)
 
     return FirstPass(moments, quality, predictions.available, second)
@@ -287,60 +274,50 @@ def _with_origin(
 
 
 def compute_from_moments(
-    moments: Moments,
-    quality: Quality | None,
+    first: FirstPass,
     weights: Array | None,
     bias: Array | None = None,
     *,
     settings: Settings | None = None,
     blocks: Blocks | None = None,
     context: Context | None = None,
-    predicted: bool = False,
-    second: SecondPass | None = None,
     label_rows: Array | None = None,
 ) -> DetailedRecord:
     """Compute the record of accumulated moments; values that need the features are None without `blocks`.
 
     Args:
-        moments: Class moments.
-        quality: Accuracy and loss; None for a layer before the classifier's input.
+        first: Results of the first pass.
         weights: Classifier weights, shape (C, D).
         bias: Classifier bias, shape (C,).
         settings: Options of the analysis.
         blocks: Called without arguments, starts a new pass over the rows; used if a joint entropy needs them.
         context: What the record takes from elsewhere.
-        predicted: Whether the second pass knows the predicted classes.
-        second: Makes the second pass; None if the rows are not available.
         label_rows: Rows (C, E) that stand for the labels at sample level in place of `weights`.
 
     Raises:
         DataError: As `analyze_features`, and if a matrix has no eigenvalues.
     """
+    moments, quality = first.moments, first.quality
     settings, context = settings or Settings(), context or Context()
-    families, rows = settings.families, None if blocks is None else without_scores(blocks)
+    families = settings.families
     inputs = moments.inputs(
         weights,
         bias,
-        rows=None if rows is None else lambda: ((features, labels) for features, labels, _ in rows()),
-        orders=settings.orders,
-        sampling=settings.sampling,
-        details=settings.per_class or settings.spectra or settings.portrait,
+        settings.options,
+        rows=None if blocks is None else lambda: ((rows, labels) for rows, labels, _ in without_scores(blocks)()),
         label_rows=label_rows,
-        only=families,
-        min_samples=settings.min_samples,
-        exact_limit=settings.exact_limit,
         errors=settings.errors,
     )
     context.add_to(inputs)
     dead = 0 if inputs.unit is None or quality is not None else inputs.unit.left_out
-    if 2 * dead > moments.samples:
+    if 2 * dead > inputs.samples:
         # A dead layer does not keep the other layers from their records.
-        inputs.unavailable[registry.UNIT_ROWS] = f"{dead} of {moments.samples} rows have zero length"
+        inputs.unavailable[registry.UNIT_ROWS] = f"{dead} of {inputs.samples} rows have zero length"
     inputs.provided.add(SECOND_PASS)
     if quality is not None:
         inputs.provided |= {LOGITS, registry.CENTRED, OUTSIDE}
         inputs.quality, inputs.outside_mean = quality, context.outside_mean
-        if not (predicted or quality.samples):
+        if not (first.predicted or quality.samples):
             inputs.unavailable[LOGITS] = registry.NO_SCORES
         if context.outside_mean is None:
             inputs.unavailable[OUTSIDE] = NO_OUTSIDE
@@ -348,12 +325,7 @@ def compute_from_moments(
             add_values_by_means(inputs.sample, context.train_means)
     counts = NearestCounts()
     if "nc4" in families:
-        reason = LAYER_NEEDS_FEATURES if quality is None else NEEDS_FEATURES
-        if second is not None:
-            counts, reason = _compare_with_means(second, moments, settings, predicted=predicted)
-        inputs.nearest = counts
-        inputs.unavailable |= {SECOND_PASS: reason} if reason else {}
-        _compare_with_train_means(inputs, context, second, counts, reason)
+        counts = _compare_with_means(inputs, context, first, settings)
     if "centred" in families:
         try:
             if blocks is None:
@@ -375,23 +347,6 @@ def compute_from_moments(
     return replace(detailed, record=record, per_class=per_class)
 
 
-def _compare_with_train_means(
-    inputs: Inputs, context: Context, second: SecondPass | None, counts: NearestCounts, reason: str | None
-) -> None:
-    """Provide the nearest class means of the training split, in another second pass unless this is that split."""
-    if not context.training and context.train_means is None:
-        return
-    inputs.provided.add(TRAIN_MEANS)
-    means = context.train_means
-    if context.training or means is None:
-        inputs.nearest_train = counts
-    elif reason is None and bool(means[:, 0].isnan().all()):
-        reason = FEW_SAMPLES
-    elif reason is None and second is not None:
-        inputs.nearest_train = second(means, False)
-    inputs.unavailable |= {TRAIN_MEANS: reason} if reason else {}
-
-
 def _require_labels(features: Array, labels: Array, scores: Array | Scored | None, moments: Moments) -> None:
     numbers = as_labels(labels)
     if features.ndim != 2 or numbers.ndim != 1 or not len(numbers) or scores is None or isinstance(scores, Scored):
@@ -403,22 +358,38 @@ def _require_labels(features: Array, labels: Array, scores: Array | Scored | Non
         raise DataError(f"labels: row {moments.samples + row} is {highest}, but logits have shape {shape}")
 
 
-def _compare_with_means(
-    second: SecondPass, moments: Moments, settings: Settings, *, predicted: bool
-) -> tuple[NearestCounts, str | None]:
-    """Make the second pass, and return its counts and the reasons for the values that are missing."""
-    # Without predictions and rows of classes nothing is compared, unless the family was named.
-    if not (predicted or settings.per_class or settings.only is not None):
-        return NearestCounts(), "needs a second pass, which only nc4 asks for here"
-    means = double(moments.means_of_classes(settings.min_samples))
-    if bool(means[:, 0].isnan().all()):
-        return NearestCounts(), FEW_SAMPLES
-    if moments.coincide(settings.min_samples):
-        return NearestCounts(), COINCIDE
-    counts = second(means, settings.per_class)
-    if counts.samples != moments.samples:
-        raise DataError(f"the data changed between two passes: {moments.samples} rows, then {counts.samples}")
-    return counts, None
+def _compare_with_means(inputs: Inputs, context: Context, first: FirstPass, settings: Settings) -> NearestCounts:
+    """Provide the nearest class means of all rows, of this split and of the training split, by the second pass.
+
+    Returns:
+        Counts of the nearest class means of this split.
+    """
+    counts, of_train, means = NearestCounts(), None, context.train_means
+    missing = of_train_missing = None
+    if first.second is None:
+        missing = LAYER_NEEDS_FEATURES if inputs.quality is None else NEEDS_FEATURES
+    elif not (first.predicted or settings.per_class or settings.only is not None):
+        # Without predictions and rows of classes nothing is compared, unless the family was named.
+        missing = "needs a second pass, which only nc4 asks for here"
+    elif not len(inputs.present):
+        missing = FEW_SAMPLES
+    elif inputs.coincide:
+        missing = COINCIDE
+    else:
+        if means is not None and bool(means[:, 0].isnan().all()):
+            means, of_train_missing = None, FEW_SAMPLES
+        counts, *others = first.second(
+            [inputs.all_means.cpu(), *([] if means is None else [means])], settings.per_class
+        )
+        of_train = others[0] if others else None
+        if counts.samples != inputs.samples:
+            raise DataError(f"the data changed between two passes: {inputs.samples} rows, then {counts.samples}")
+    inputs.nearest, inputs.nearest_train = counts, counts if context.training else of_train
+    inputs.unavailable |= {SECOND_PASS: missing} if missing else {}
+    if context.training or context.train_means is not None:
+        inputs.provided.add(TRAIN_MEANS)
+        inputs.unavailable |= {TRAIN_MEANS: reason} if (reason := missing or of_train_missing) else {}
+    return counts
 
 
 def centred_entropies(
@@ -442,7 +413,4 @@ def centred_entropies(
         for features, labels, _, _, documents in _with_origin(rows, wanted=sample is not None):
             yield features, labels, documents
 
-    def empty() -> Moments:
-        return Moments(moments.classes, memory=settings.memory, only=["sample"], precision=settings.precision)
-
-    return centred_levels(moments, weights, with_documents, empty, settings.sampling, settings.exact_limit, sample)
+    return centred_levels(moments, weights, with_documents, settings.options, sample)

@@ -11,8 +11,9 @@ from ckpt_probe.metrics.entropy import require_order
 from ckpt_probe.metrics.stochastic import MOST, Sampling
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.accumulator import MEMORY, checked_precision
-from ckpt_probe.moments.grouping import SUBSET_ROWS
+from ckpt_probe.moments.entropies import Options
 from ckpt_probe.moments.registry import chosen_families, package_functions
+from ckpt_probe.moments.subset import SUBSET_ROWS
 
 LEAST_MEMORY = 2**16
 """Memory limit below which sampling would go through the rows again for each few vectors, in bytes."""
@@ -89,6 +90,14 @@ class Settings:
         """Families of metrics to compute, including those of other packages."""
         implied = {"centred": self.centred, "nc5": self.outside is not None, "documents": self.reference is not None}
         return chosen_families(self.only) | {name for name, is_set in implied.items() if is_set}
+
+    @property
+    def options(self) -> Options:
+        """Options of the record of class moments."""
+        details = self.per_class or self.spectra or self.portrait
+        return Options(
+            self.orders, self.memory, self.sampling, self.families, self.min_samples, self.exact_limit, details
+        )
 
     def moments(self, classes: int | None) -> Moments:
         """Return an empty accumulator for the families of metrics; functions of packages need all moments."""

@@ -12,9 +12,9 @@ from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.checkpoints import Checkpoint, Member, likely_heads, open_checkpoint
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.metrics import collapse, effective_rank, matrix_entropy, reference_values
+from ckpt_probe.metrics.collapse import simplex_exists, without_simplex
 from ckpt_probe.metrics.entropy import renyi_name
 from ckpt_probe.metrics.rows import Array, to_rows
-from ckpt_probe.metrics.theory import simplex_exists, without_simplex
 from ckpt_probe.moments import DetailedRecord
 from ckpt_probe.progress import Progress
 from ckpt_probe.scheduling import Busy

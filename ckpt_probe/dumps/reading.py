@@ -234,8 +234,8 @@ def open_dump(path: Path | str) -> Iterator[Dump]:
     before = _state(path)
     try:
         with opened(path) as file:
-            with bounded_reads(path):
-                state = _require_sound(path, file)
+            with bounded_reads(path) as budget:
+                state = _require_sound(path, file, budget)
                 dump = Dump(path, file, consistent=state is not None and _checked.get(state, False))
                 _checked.update({} if state is None else {state: True})
             yield dump
@@ -252,8 +252,8 @@ def read_provenance(path: Path | str) -> Provenance | None:
         DataError: As in `open_dump`.
     """
     path = Path(path)
-    with opened(path) as file, bounded_reads(path):
-        _require_sound(path, file)
+    with opened(path) as file, bounded_reads(path) as budget:
+        _require_sound(path, file, budget)
         return _provenance(path, file)
 
 
@@ -275,7 +275,7 @@ def open_dump_series(path: Path | str) -> list[Member]:
     Raises:
         DataError: If there is no dump, or one of them cannot be read.
     """
-    return in_order(_member(file) for file in _files(as_path(path)))
+    return in_order([_member(file) for file in _files(as_path(path))])
 
 
 def _files(path: Path) -> list[Path]:
@@ -290,12 +290,12 @@ def _files(path: Path) -> list[Path]:
 
 
 def _member(path: Path) -> Member:
-    spelled = named_step(path.stem)
-    if isinstance(path, Address) and spelled is not None and spelled[1] == "name":
+    spelled = named_step(path.stem) if isinstance(path, Address) else None
+    if spelled is not None and spelled[1] == "name":
         # A remote dump is not downloaded only for its step, which `extract` writes into the name.
         return Member(path, path.stem, spelled[0])
-    with opened(path) as file, bounded_reads(path):
-        _require_sound(path, file)
+    with opened(path) as file, bounded_reads(path) as budget:
+        _require_sound(path, file, budget)
         return Member(path, path.stem, _step(path, file))
 
 
@@ -311,7 +311,7 @@ def _require_same(path: Path, before: State | None, error: Exception | None = No
         raise DataError(f"{path}: changed while it was read; try again when no program writes to it") from error
 
 
-def _require_sound(path: Path, file: h5py.File) -> State | None:
+def _require_sound(path: Path, file: h5py.File, budget: Budget) -> State | None:
     """Check that a dump is not damaged and may be opened; a file that has not changed is checked only once.
 
     The numbers are covered by HDF5's checksums, which are verified whenever they are read.
@@ -325,12 +325,12 @@ def _require_sound(path: Path, file: h5py.File) -> State | None:
     state = settled_state(file)
     if state not in _checked:
         if schema.text(file.attrs.get("format")) == schema.FORMAT:
-            _check_format(path, file)
+            _check_format(path, file, budget)
         _checked.update({} if state is None else {state: False})
     return state
 
 
-def _check_format(path: Path, file: h5py.File) -> None:
+def _check_format(path: Path, file: h5py.File, budget: Budget) -> None:
     attributes: Any = file.attrs
     version = int(attributes.get("format_version", 0))
     if version > schema.FORMAT_VERSION:
@@ -342,7 +342,6 @@ def _check_format(path: Path, file: h5py.File) -> None:
         raise DataError(f"{path}: incomplete: writing it was interrupted (no completion mark); extract it again")
     if version < schema.FIRST_HASHED:
         return
-    budget = Budget(path, path.stat().st_size)
     if schema.text(file.attrs.get("structure_sha256")) != structure_hash(file, budget):
         raise DataError(f"{path}: damaged: names or attributes differ from those that were written; extract it again")
 

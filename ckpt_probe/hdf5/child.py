@@ -8,7 +8,7 @@ from pathlib import Path
 
 import h5py
 
-from ckpt_probe.hdf5.files import items, opened_here
+from ckpt_probe.hdf5.files import items, opened
 
 MEMORY = 2 * 2**30
 LARGEST_TEST = 2**26
@@ -32,7 +32,7 @@ def main() -> None:
 
 def walk_through(path: Path) -> None:
     """Read all objects and attributes of a file, and the first and last row of each dataset."""
-    with opened_here(path) as file:
+    with opened(path, in_child=True) as file:
         for _, item in items(file):
             for name in item.attrs:
                 with suppress(Exception):

@@ -66,32 +66,28 @@ _largest_chunks: dict[State, int] = {}
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[h5py.File]:
+def opened(path: Path, *, in_child: bool = False) -> Iterator[h5py.File]:
     """Open a file for reading, within a `with` block.
 
-    If the structure of the file has no checksums, a child process opens it first (`lookover`).
+    Args:
+        path: File. If its structure has no checksums, a child process opens it first (`lookover`).
+        in_child: Whether this is that process.
 
     Raises:
         DataError: If the file is missing, a directory, truncated or not HDF5, if the child process did not survive it,
             or as in `_check`.
     """
-    if path.is_file():
-        look_over(path, state_of(local_path(path).stat()))
-    with opened_here(path) as file:
-        yield file
-
-
-@contextmanager
-def opened_here(path: Path) -> Iterator[h5py.File]:
-    """Open a file without the check by a child process; otherwise like `opened`."""
     if not path.exists():
         raise DataError(f"{path}: no such file")
     if path.is_dir():
         raise DataError(f"{path}: a directory; expected one file")
     if not path.is_file():
         raise DataError(f"{path}: a pipe, a socket or a device, not a file; copy its contents into a file first")
+    local = local_path(path)
+    if not in_child:
+        look_over(path, local, state_of(local.stat()))
     try:
-        file = h5py.File(local_path(path), "r")
+        file = h5py.File(local, "r")
     except BROKEN as error:
         if path.name.endswith(CHECKPOINTS):
             raise DataError(f"{path}: a checkpoint, not a dump; extract it first (ckpt-probe extract)") from error
@@ -100,13 +96,13 @@ def opened_here(path: Path) -> Iterator[h5py.File]:
         state = settled_state(file)
         largest = None if state is None else _largest_chunks.get(state)
         if largest is None:
-            with bounded_reads(path):
-                largest = _check(path, file)
+            with bounded_reads(path) as budget:
+                largest = _check(path, file, budget)
             _largest_chunks.update({} if state is None else {state: largest})
         if not CHUNK_CACHE < largest <= MEMORY:
             yield file
             return
-    with h5py.File(local_path(path), "r", rdcc_nbytes=largest) as file:
+    with h5py.File(local, "r", rdcc_nbytes=largest) as file:
         yield file
 
 
@@ -126,16 +122,20 @@ def own_reads(path: Path, name: str | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def bounded_reads(path: Path) -> Iterator[None]:
+def bounded_reads(path: Path) -> Iterator[Budget]:
     """Like `own_reads`, for attributes: a list of texts may lead to one large text many times.
 
     The memory of the whole process is limited meanwhile (`Budget.enforced`).
+
+    Yields:
+        The budget of the file.
     """
-    with own_reads(path), Budget(path, path.stat().st_size).enforced():
-        yield
+    budget = Budget(path, path.stat().st_size)
+    with own_reads(path), budget.enforced():
+        yield budget
 
 
-def _check(path: Path, file: h5py.File) -> int:
+def _check(path: Path, file: h5py.File, budget: Budget) -> int:
     """Check that a file refers to no other file, is as large as it claims and within its budget; read no dataset.
 
     Returns:
@@ -146,7 +146,7 @@ def _check(path: Path, file: h5py.File) -> int:
             datasets other than numbers (class names may be texts of one length), shapes larger than the stored bytes,
             and datasets that unpack to more than the budget of the file.
     """
-    budget, sizes, largest = Budget(path, path.stat().st_size), {"": 0}, 0
+    sizes, largest = {"": 0}, 0
     for name, item in items(file, budget):
         if isinstance(item, h5py.Dataset):
             compressed = _require_plain(f"{path}: {name.strip('/')}", item, "biufS" if name.endswith(TEXTS) else "biuf")

@@ -9,7 +9,6 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from ckpt_probe.addresses import local_path
 from ckpt_probe.children import start_module
 from ckpt_probe.errors import DataError
 
@@ -28,23 +27,28 @@ _survived: set[tuple[int, ...]] = set()
 _turn = threading.Lock()
 
 
-def look_over(path: Path, state: tuple[int, ...]) -> None:
+def look_over(path: Path, local: Path, state: tuple[int, ...]) -> None:
     """Have the child walk through a file if its metadata has no checksums, once for each state of a file.
 
     Other errors are not reported here, because opening the file afterwards raises them again.
+
+    Args:
+        path: File, for messages.
+        local: The file on this machine.
+        state: State of the file.
 
     Raises:
         DataError: If the library crashed, or needed more than `PROCESSOR_SECONDS` or more memory than allowed.
     """
     with _turn:
-        if state not in _survived and not _has_checksums(path):
-            _ask(path)
+        if state not in _survived and not _has_checksums(local):
+            _ask(path, local)
             _survived.add(state)
 
 
 def _has_checksums(path: Path) -> bool:
     """Return whether superblock and root group are of a version with checksums."""
-    with suppress(OSError, OverflowError, ValueError), local_path(path).open("rb") as file:
+    with suppress(OSError, OverflowError, ValueError), path.open("rb") as file:
         start = file.read(48)
         if start[:8] != SIGNATURE or len(start) < 48 or start[8] < FIRST_WITH_CHECKSUMS or start[9] != 8:
             return False
@@ -54,12 +58,12 @@ def _has_checksums(path: Path) -> bool:
     return False
 
 
-def _ask(path: Path) -> None:
+def _ask(path: Path, local: Path) -> None:
     child = _running()
     advice = "it is damaged, or was made to do this; get it again from its source"
     try:
         assert child.stdin is not None
-        child.stdin.write(os.fsencode(path.absolute()).hex().encode() + b"\n")
+        child.stdin.write(os.fsencode(local.absolute()).hex().encode() + b"\n")
         child.stdin.flush()
         answered, _, _ = select.select([child.stdout], [], [], WAITED_SECONDS)
         alive = bool(answered) and bool(child.stdout and child.stdout.readline())

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ckpt_probe.analysis import Record, Settings, compute_from_moments, in_order
+from ckpt_probe.analysis import FirstPass, Record, Settings, compute_from_moments, in_order
 from ckpt_probe.errors import CkptProbeError, UsageError
 from ckpt_probe.extraction import labels_of_rows, score_logits
 from ckpt_probe.integrations.ranks import gathered, is_first, on_first, rank_and_size
@@ -152,7 +152,9 @@ class Evaluation:
         total = self._gathering or Gathering(self._settings.moments(len(weights)))
         for share in filter(None, others):
             merge_share(total, share, self._settings)
-        return compute_from_moments(total.moments, total.quality, weights, bias, settings=self._settings).record
+        return compute_from_moments(
+            FirstPass(total.moments, total.quality), weights, bias, settings=self._settings
+        ).record
 
 
 def share_of(gathering: Gathering) -> Share:

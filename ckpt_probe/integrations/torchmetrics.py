@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ckpt_probe.analysis import Settings, compute_from_moments
+from ckpt_probe.analysis import FirstPass, Settings, compute_from_moments
 from ckpt_probe.analysis.records import metric_names
 from ckpt_probe.data import LEFT_OUT
 from ckpt_probe.errors import DataError, UsageError
@@ -112,9 +112,8 @@ class RecordMetric(Metric):
         gathering = self._gathering or self._empty()
         gathering.finish()
         weights, bias = self._classifier_parameters()
-        record = compute_from_moments(
-            gathering.moments, gathering.quality, weights, bias, settings=self._settings
-        ).record
+        first = FirstPass(gathering.moments, gathering.quality)
+        record = compute_from_moments(first, weights, bias, settings=self._settings).record
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         names = [name for name in metric_names([record], errors=True) if record[name] is not None]
         return {name: torch.tensor(record[name], dtype=dtype, device=self.device) for name in names}

@@ -1,12 +1,11 @@
 """Pure mathematics on tensors: Gram matrices, matrix entropy, mutual information, similarity, neural collapse."""
 
 from ckpt_probe.metrics import similarity
-from ckpt_probe.metrics.collapse import nc5, nearest_means
+from ckpt_probe.metrics.collapse import nc5, reference_values, simplex_etf
 from ckpt_probe.metrics.covariance import alpha_req, participation_ratio, rankme
-from ckpt_probe.metrics.entropy import effective_rank, erank_difference, matrix_entropy
-from ckpt_probe.metrics.information import hdr, mir, mutual_information
+from ckpt_probe.metrics.decisions import nearest_means
+from ckpt_probe.metrics.entropy import effective_rank, erank_difference, hdr, matrix_entropy, mir, mutual_information
 from ckpt_probe.metrics.rows import gram
-from ckpt_probe.metrics.theory import reference_values, simplex_etf
 
 __all__ = [
     "alpha_req",

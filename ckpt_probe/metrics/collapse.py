@@ -1,4 +1,6 @@
-"""Neural collapse NC1 to NC5 (Papyan, Han and Donoho 2020; Ammar et al. 2024) and CDNV from class means and scatter.
+"""Neural collapse NC1 to NC5 and CDNV from class means and scatter, and the values of metrics at collapse.
+
+Papyan, Han and Donoho 2020; Ammar et al. 2024.
 
 M are centred class means (C, D): row m_c = μ_c − μ_G, with μ_G the mean of the class means. All tensors are float64.
 With many classes no C × C matrix is stored.
@@ -13,18 +15,15 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics import pairs
-from ckpt_probe.metrics.decisions import LinearDecision
 from ckpt_probe.metrics.rows import (
     EPSILON,
     Array,
     as_tensor,
-    largest,
     near_one,
-    number,
-    power_of_two,
     row_lengths,
     smaller_gram,
     to_rows,
+    unit_or_zero,
     without_rounding,
 )
 
@@ -34,7 +33,7 @@ MANY_ENTRIES = 2**21
 
 def trace_along(axes: Tensor, within: Tensor, M: Tensor) -> float | Tensor:
     """Return tr(Σ_W Σ_B⁺)/C for the axes (r, D) of Σ_B⁺ that `between_axes` computes from M (C, D), with gradient."""
-    return number(_TraceOfPseudoInverse.apply(axes, within, M))
+    return _number(_TraceOfPseudoInverse.apply(axes, within, M))
 
 
 class _TraceOfPseudoInverse(torch.autograd.Function):
@@ -88,14 +87,14 @@ def quotient(variances: Tensor, counts: Tensor, M: Tensor) -> Tensor | None:
     return within / between if bool(between.detach() > 0) else None
 
 
-def separation(nc1: float | Tensor | None, classes: int) -> float | Tensor | None:
-    """Return log tr(Σ_W Σ_B⁺), the separation fuzziness of He and Su (PNAS 2023), from nc1 = tr(Σ_W Σ_B⁺)/C.
+def separation(nc1: float | Tensor | None, M: Tensor) -> float | Tensor | None:
+    """Return log tr(Σ_W Σ_B⁺), the separation fuzziness of He and Su (PNAS 2023), from nc1 and M (C, D).
 
     In a trained network it falls about linearly with depth. None if classes have no spread, or equal means.
     """
     if nc1 is None or not nc1 > 0:
         return None
-    return (classes * nc1).log() if isinstance(nc1, Tensor) else math.log(classes * nc1)
+    return (len(M) * nc1).log() if isinstance(nc1, Tensor) else math.log(len(M) * nc1)
 
 
 def cdnv(variances: Tensor, means: Tensor, *, dist_exp: float = 1.0) -> float | Tensor | None:
@@ -114,7 +113,7 @@ def cdnv(variances: Tensor, means: Tensor, *, dist_exp: float = 1.0) -> float | 
     M = means - means.mean(dim=0)
     sizes = len(means) * EPSILON * row_lengths(means)
     quantity = pairs.Cdnv(variances, means, row_lengths(M), sizes, exponent=dist_exp)
-    pairs.visit(pairs.unit_or_zero(M), [quantity])
+    pairs.visit(unit_or_zero(M), [quantity])
     return quantity.value
 
 
@@ -122,7 +121,7 @@ def equinorm(rows: Tensor) -> float | Tensor | None:
     """Return NC2: standard deviation over mean of the lengths of rows (C, D), 0 at collapse; None if all are zero."""
     lengths = row_lengths(near_one(rows))
     mean = lengths.mean()
-    return number(lengths.std(correction=0) / mean) if mean > 0 else None
+    return _number(lengths.std(correction=0) / mean) if mean > 0 else None
 
 
 def lognorm_variance(rows: Tensor) -> Tensor | None:
@@ -136,7 +135,7 @@ def lognorm_variance(rows: Tensor) -> Tensor | None:
 
 def equiangular(rows: Tensor) -> float | Tensor | None:
     """Return NC2: mean over pairs of |cos(row_c, row_c') + 1/(C−1)|, 0 at collapse; None if a row has zero length."""
-    unit = pairs.unit_or_zero(rows)
+    unit = unit_or_zero(rows)
     quantity = pairs.Equiangular(unit)
     pairs.visit(unit, [quantity])
     return quantity.value
@@ -148,7 +147,7 @@ def uniformity(rows: Tensor) -> tuple[float | Tensor | None, float | Tensor | No
     This is the hyperspherical energy of Liu et al. 2023 (arXiv 2303.06484), which is smallest for evenly spread rows,
     also if C > D + 1, so that no simplex exists. (None, None) if a row has no direction, or two have the same one.
     """
-    unit = pairs.unit_or_zero(rows)
+    unit = unit_or_zero(rows)
     quantity = pairs.Uniformity(unit, torch.zeros_like(unit[:, 0]))
     pairs.visit(unit, [quantity])
     return quantity.mean, quantity.spread
@@ -167,12 +166,12 @@ def etf_distance(M: Tensor) -> float | Tensor | None:
         # Both matrices are zero on the vector of ones, and E is the identity elsewhere: eigenvalues determine the norm.
         values = torch.linalg.eigvalsh(gram)[-(classes - 1) :] / size
         absent = classes - 1 - len(values)
-        return number(((values - 1 / length).square().sum() + absent / length**2).sqrt())
+        return _number(((values - 1 / length).square().sum() + absent / length**2).sqrt())
     difference = M @ M.T / size
     others = ~torch.eye(classes, dtype=torch.bool, device=M.device)
     difference[others] += 1 / classes / length
     difference[~others] -= (1 - 1 / classes) / length
-    return number(difference.square().sum().sqrt())
+    return _number(difference.square().sum().sqrt())
 
 
 def duality(weights: Tensor, M: Tensor) -> float | Tensor | None:
@@ -182,7 +181,7 @@ def duality(weights: Tensor, M: Tensor) -> float | Tensor | None:
     if not bool(torch.stack(sizes).min() > 0):
         return None
     parts = [torch.linalg.matrix_norm(weights[rows] / sizes[0] - M[rows] / sizes[1]) for rows in _parts(M)]
-    return number(torch.linalg.vector_norm(torch.stack(parts)))
+    return _number(torch.linalg.vector_norm(torch.stack(parts)))
 
 
 def simplex_duality(weights: Tensor, M: Tensor) -> Tensor | None:
@@ -210,11 +209,11 @@ def duality_uniformity(weights: Tensor, M: Tensor) -> float | Tensor | None:
     """
     cosines = []
     for rows in _parts(M):
-        first, second = pairs.unit_or_zero(weights[rows]), pairs.unit_or_zero(M[rows])
+        first, second = unit_or_zero(weights[rows]), unit_or_zero(M[rows])
         if not bool((first.any(dim=1) & second.any(dim=1)).all()):
             return None
         cosines.append((first * second).sum(dim=1))
-    return number(torch.cat(cosines).std(correction=0))
+    return _number(torch.cat(cosines).std(correction=0))
 
 
 def nc5(class_means: Array, outside_mean: Array, *, centred: bool = False, samples: int = 4096) -> float | Tensor:
@@ -238,52 +237,98 @@ def nc5(class_means: Array, outside_mean: Array, *, centred: bool = False, sampl
     both = near_one(torch.cat([means, outside]))
     lengths = row_lengths(both)
     size = max(samples, len(means)) * EPSILON * float(lengths.detach().max())
-    away = pairs.unit_or_zero(without_rounding(both - both[:-1].mean(dim=0) if centred else both, size))
+    away = unit_or_zero(without_rounding(both - both[:-1].mean(dim=0) if centred else both, size))
     if not bool(away.any(dim=1).all()):
         reason = "equals the mean of the class means" if centred else "is zero"
         raise DataError(f"nc5: undefined, because a class mean or the outside mean {reason}")
-    return number((away[:-1] @ away[-1]).abs().mean())
+    return _number((away[:-1] @ away[-1]).abs().mean())
 
 
-class NearestMean:
-    """Finds the nearest class mean of samples.
+def reference_values(classes: int, features: int | None = None) -> dict[str, float | None]:
+    """Compute class-level entropy (nats), MIR and HDR at neural collapse (arXiv 2409.16767, theorem 1).
 
-    Args:
-        class_means: Class means, (C, D), with rows of NaN for absent classes.
-    """
-
-    def __init__(self, class_means: Tensor) -> None:
-        present = ~class_means.isnan().any(dim=1)
-        self._numbers = present.nonzero().squeeze(1)
-        # If all classes are present, a copy would double the memory.
-        means = class_means if bool(present.all()) else class_means[present]
-        self._unit = power_of_two(largest(means))
-        self._means = means if self._unit == 1 else means / self._unit
-        centre = self._means.mean(dim=0)
-        away = self._means - centre
-        # −‖z − μ‖² differs from 2 z·a − ‖a‖² − 2 c·a, with μ = c + a, by a term that is equal for all classes.
-        sizes = away.square().sum(dim=1) + 2 * (away @ centre)
-        self._decision = LinearDecision(away.mul_(2), -sizes, self._by_distance)
-
-    def of(self, features: Tensor) -> Tensor:
-        """Return the class of each of (n, D) features, (n,)."""
-        rows = features if self._unit == 1 else features.to(torch.float64) / self._unit
-        return self._numbers[self._decision.of(rows)]
-
-    def _by_distance(self, rows: Tensor) -> Tensor:
-        """Return the position of the mean nearest to each of (n, D) rows, (n,): slower, whatever the scales are."""
-        unit = power_of_two(largest(rows))
-        return torch.cdist(rows / unit, self._means / unit, compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
-
-
-def nearest_means(features: Tensor, class_means: Tensor) -> Tensor:
-    """Return the class of the nearest mean of each sample, (n,); NC4 is the share where it is not the predicted one.
+    Class means and weights are then aligned simplex equiangular tight frames, cos = −1/(C−1): H = log(C−1), HDR = 0,
+    MIR = 1/(C−1) + (C−2) log(C−2) / ((C−1) log(C−1)). With two classes H = 0 and both ratios are undefined. Without a
+    simplex (C > D + 1) H and MIR depend on how the classes are arranged, and only HDR = 0 follows from the alignment.
 
     Args:
-        features: Features, (n, D).
-        class_means: Class means, (C, D), with rows of NaN for absent classes.
+        classes: Their number C.
+        features: Their dimension D; None where it is large enough for a simplex.
+
+    Returns:
+        Values by their names in a record; None for a value that does not exist.
+
+    Raises:
+        DataError: If there are fewer than two classes.
     """
-    return NearestMean(class_means.to(torch.float64)).of(features)
+    if classes < 2:
+        raise DataError(f"neural collapse needs at least two classes, found {classes}")
+    if not simplex_exists(classes, features):
+        # In one dimension all directions are alike but for their sign, so that entropies are zero.
+        return {"reference.mir": None, "reference.hdr": None if features == 1 else 0.0, "reference.entropy": None}
+    if classes == 2:
+        return {"reference.mir": None, "reference.hdr": None, "reference.entropy": 0.0}
+    pairs = (classes - 2) * math.log(classes - 2) / ((classes - 1) * math.log(classes - 1))
+    return {
+        "reference.mir": 1 / (classes - 1) + pairs,
+        "reference.hdr": 0.0,
+        "reference.entropy": math.log(classes - 1),
+    }
+
+
+def simplex_exists(classes: int, features: int | None) -> bool:
+    """Return whether `classes` directions of as many dimensions as `features` can form a simplex: C ≤ D + 1."""
+    return features is None or classes <= features + 1
+
+
+def without_simplex(classes: int, features: int) -> str:
+    """Return the reason for a value at collapse that is missing where no simplex exists, with the bound that holds."""
+    bound = f"class entropies are at most log D = {math.log(features):.4g}"
+    return f"no simplex of {classes} classes exists in {features}-dimensional space (C > D + 1); {bound}"
+
+
+def uniformity_reference(classes: int, features: int) -> float | None:
+    """Return the value of gnc2.uniformity for evenly spread class means, as far as there is a closed form.
+
+    For C ≤ D + 1 this is the value of the simplex ETF, −½ log(2C/(C−1)). Otherwise it is the expectation over
+    directions that are uniform on the sphere, −log 2 + ½ (ψ(D−1) − ψ((D−1)/2)); evenly spread means have a lower value.
+    None for more than two classes in one dimension.
+    """
+    if simplex_exists(classes, features):
+        return -math.log(2 * classes / (classes - 1)) / 2
+    if features == 1:
+        return None
+    # The squared distance of two such directions is four times a Beta((D−1)/2, (D−1)/2) variable.
+    half = torch.tensor((features - 1) / 2, dtype=torch.float64)
+    return -math.log(2) + float(torch.digamma(2 * half) - torch.digamma(half)) / 2
+
+
+def simplex_etf(classes: int, features: int) -> Tensor:
+    """Return the rows of a simplex equiangular tight frame: unit length, cosine −1/(C−1) between any two.
+
+    Papyan, Han and Donoho 2020.
+
+    Args:
+        classes: Number of rows C.
+        features: Number of columns D.
+
+    Returns:
+        Rows (C, D), float64.
+
+    Raises:
+        DataError: If the frame does not exist, for C < 2 or C > D + 1.
+    """
+    if classes < 2 or not simplex_exists(classes, features):
+        raise DataError(f"a simplex of {classes} vertices does not exist in {features} dimensions (2 ≤ C ≤ D + 1)")
+    centred = torch.eye(classes, dtype=torch.float64) - 1 / classes
+    _, vectors = torch.linalg.eigh(centred)
+    rows = vectors[:, 1:] * math.sqrt(classes / (classes - 1))
+    return torch.nn.functional.pad(rows, (0, features - (classes - 1)))
+
+
+def _number(value: Tensor) -> float | Tensor:
+    """Return a value (0-d) as a float, or unchanged if it has a gradient."""
+    return value if value.requires_grad else float(value)
 
 
 def _right_singular(M: Tensor) -> tuple[Tensor, Tensor]:

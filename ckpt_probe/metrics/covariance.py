@@ -71,7 +71,7 @@ def participation_ratio(X: Array) -> float | Tensor:
     return as_given(_defined(participation(_smaller(_away(X))), EQUAL_ROWS), X)
 
 
-def rankme_of(second: Tensor, *, least: float = 0.0) -> Tensor | None:
+def rankme_of(second: Tensor, least: float = 0.0) -> Tensor | None:
     """Return RankMe of rows from their second moment ZᵀZ or Gram matrix ZZᵀ (m, m), of any scale; None if it is zero.
 
     Singular values are roots of eigenvalues, of which those that are rounding count as zero; `least` is that of the

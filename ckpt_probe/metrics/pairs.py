@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ckpt_probe.metrics.rows import EPSILON, row_lengths
+from ckpt_probe.metrics.rows import EPSILON
 
 TILE = 512
 """Rows and columns of a tile, whose 2 MB of cosines fit into the processor's cache."""
@@ -78,12 +78,6 @@ def visit(unit: Tensor, quantities: Sequence[Quantity]) -> None:
     for tile in _tiles(unit):
         for quantity in quantities:
             quantity.add(tile)
-
-
-def unit_or_zero(rows: Tensor) -> Tensor:
-    """Return rows (C, D) divided by their lengths; rows of length zero do not change."""
-    lengths = row_lengths(rows)[:, None]
-    return rows / torch.where(lengths > 0, lengths, 1.0)
 
 
 class Equiangular:

@@ -218,11 +218,6 @@ def second_moment(rows: Tensor) -> Tensor:
     return away.T @ away + len(rows) * mean.outer(mean)
 
 
-def number(value: Tensor) -> float | Tensor:
-    """Return a value (0-d) as a float, or unchanged if it has a gradient."""
-    return value if value.requires_grad else float(value)
-
-
 def without_rounding(rows: Tensor, sizes: float | Tensor) -> Tensor:
     """Return rows (n, D), with rows that are not longer than `sizes` (a number, or (n,)) replaced by zero."""
     present = row_lengths(rows.detach()) > sizes
@@ -243,6 +238,12 @@ def row_lengths(rows: Tensor) -> Tensor:
         return lengths
     scale = rows.abs().amax(dim=1)
     return torch.linalg.vector_norm(rows / torch.where(scale > 0, scale, 1.0)[:, None], dim=1) * scale
+
+
+def unit_or_zero(rows: Tensor) -> Tensor:
+    """Return rows (C, D) divided by their lengths; rows of length zero do not change."""
+    lengths = row_lengths(rows)[:, None]
+    return rows / torch.where(lengths > 0, lengths, 1.0)
 
 
 def largest(values: Tensor) -> float:

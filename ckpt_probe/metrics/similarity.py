@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.metrics.entropy import as_given
-from ckpt_probe.metrics.information import Directed, hdr, joint_entropies, mir, mutual_information
+from ckpt_probe.metrics.entropy import Directed, as_given, hdr, joint_entropies, mir, mutual_information
 from ckpt_probe.metrics.rows import EPSILON, Array, centred, near_one, to_rows
 
 __all__ = ["CKA", "cka", "cka_between", "cka_matrix", "hdr", "hsic", "mir", "mir_between", "mutual_information"]

@@ -20,24 +20,21 @@ from ckpt_probe.metrics.rows import (
     without_rounding,
 )
 from ckpt_probe.metrics.stochastic import FEWEST, Sampling
-from ckpt_probe.moments.class_sums import LOOP_ROWS, Scatter, UnitMoments
+from ckpt_probe.moments.class_sums import RowBlocks, Scatter, cached_rows, group, rows_at_once
 from ckpt_probe.moments.entropies import Options
 from ckpt_probe.moments.errors import RecordWithErrors, Sample
-from ckpt_probe.moments.grouping import RowBlocks, cached_rows, group
 from ckpt_probe.moments.inputs import Inputs
 from ckpt_probe.moments.record import Value, compute_record
 from ckpt_probe.moments.registry import SCATTER, UNIT_ROWS, chosen_families, requirements
 from ckpt_probe.moments.state import HALVES, Sums, divided_state, require_state, require_subset
 from ckpt_probe.moments.subset import RowSubset, halves_of
+from ckpt_probe.moments.unit_moments import UnitMoments
 
 AnyRows = Callable[[], Iterable[tuple[Array, Array]]]
 """Starts a new pass over blocks of features (n, D) and labels (n,), numpy or torch, with the same rows each time."""
 
 MEMORY = 2 * 2**30
 """Default memory budget of second moments, in bytes."""
-
-BLOCKS_AT_ONCE = 8
-"""With many classes, this number of cached blocks is sorted together, so that each has more rows per class."""
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 
@@ -86,6 +83,7 @@ class Moments:
         if self.classes is not None and self.classes < 2:
             raise DataError(f"neural collapse and mutual information need at least two classes, found {classes}")
         self.memory = whole_number("memory", memory, 0)
+        size, seed = whole_number("subset", subset, 0), whole_number("seed", seed)
         if self.classes is not None and (needed := 8 * self.classes) > (limit := max(self.memory, MEMORY)):
             raise DataError(
                 f"`classes={self.classes}`: the counts of these classes would take {needed:,} bytes, more than the "
@@ -93,11 +91,10 @@ class Moments:
             )
         self.families = chosen_families(only)
         self._requirements = requirements(self.families)
-        self._dtype = checked_precision(precision)
+        self.precision, self._dtype = precision, checked_precision(precision)
         self.device = torch.device(device) if device is not None else None
         if self.device is not None and self.device.type == "mps":
             raise DataError("moments are kept in float64, which MPS lacks: omit device, or pass device='cpu'")
-        size, seed = whole_number("subset", subset, 0), whole_number("seed", seed)
         self.halves = halves
         self.subset = RowSubset(size, seed) if size else None
         self._parts: list[Sums] = []
@@ -131,11 +128,6 @@ class Moments:
         means = torch.nn.functional.pad(scatter.means * scatter.unit, (0, 0, 0, more), value=torch.nan)
         means[: len(scatter.counts)][scatter.counts < least] = torch.nan
         return means
-
-    def coincide(self, least: int) -> bool:
-        """Return whether the means of all classes with at least `least` samples are equal up to rounding."""
-        inputs = Inputs(self._scatter(), None, None, options=Options(min_samples=least))
-        return len(inputs.present) > 1 and not bool(inputs.means.any())
 
     @property
     def mean(self) -> Tensor:
@@ -265,18 +257,12 @@ class Moments:
         Raises:
             DataError: If no rows were added, shapes do not match, or most rows have zero length.
         """
-        inputs = self.inputs(
-            weights,
-            bias,
-            rows=rows,
-            orders=as_sequence(orders) or (),
-            sampling=sampling,
-            only=only,
-            min_samples=min_samples,
-            label_rows=label_rows,
-            exact_limit=exact_limit,
-            errors=errors,
+        names = as_sequence(only)
+        chosen = self.families if only is None else chosen_families(names) if names else frozenset()
+        options = Options(
+            tuple(as_sequence(orders) or ()), self.memory, sampling or Sampling(), chosen, min_samples, exact_limit
         )
+        inputs = self.inputs(weights, bias, options, rows=rows, label_rows=label_rows, errors=errors)
         detailed = compute_record(inputs)
         return RecordWithErrors(detailed.record, detailed.influences) if errors else detailed.record
 
@@ -284,15 +270,10 @@ class Moments:
         self,
         weights: Array | None = None,
         bias: Array | None = None,
+        options: Options | None = None,
         *,
         rows: AnyRows | None = None,
-        orders: Sequence[float] = (),
-        sampling: Sampling | None = None,
-        details: bool = False,
-        only: str | Iterable[str] | None = None,
-        min_samples: int = 1,
         label_rows: Array | None = None,
-        exact_limit: int | None = None,
         errors: bool = False,
     ) -> Inputs:
         """Return the inputs of metrics, from which `compute_record` computes the record and its details.
@@ -300,53 +281,44 @@ class Moments:
         Args:
             weights: Classifier weights, (C, D).
             bias: Classifier bias, (C,).
+            options: Options of the record, whose families are computed as far as they were accumulated; all if None.
+                Its memory budget is that of this object.
             rows: Starts a new pass over the same rows.
-            orders: Orders of Rényi entropies, which are added as `renyi_2.class.mir` and so on.
-            sampling: Tolerance, budget and seed of sampling.
-            details: Whether to compute eigenvalues, numbers per class and the portrait.
-            only: Some of the families of metrics that were accumulated.
-            min_samples: Classes with fewer samples are left out of metrics that use class means.
             label_rows: Rows (C, E) of any width that stand for the labels at sample level in place of `weights`.
-            exact_limit: Largest side of a joint matrix that is solved exactly and not sampled; None for 12,000, or the
-                side that the memory allows.
             errors: Whether the record gets standard errors and biases.
 
         Raises:
             DataError: As `compute`.
         """
         sums = self._sums()
-        for order in orders:
+        options = options or Options(families=self.families)
+        options = replace(options, memory=self.memory, families=self.families & options.families)
+        for order in options.orders:
             require_order(order, "orders")
         heads = _checked_weights(weights, bias, self)
         classes = self.classes or (heads.shape[0] if heads is not None else len(sums.scatter.counts))
-        families = self.families
-        if only is not None:
-            names = as_sequence(only)
-            families = families & chosen_families(names) if names else frozenset()
-        options = Options(
-            tuple(orders), self.memory, sampling or Sampling(), families, min_samples, exact_limit, details
-        )
         blocks = None if rows is None else _as_tensors(rows)
         other_rows = None if label_rows is None else _checked_rows(label_rows, self, None)
 
-        # The bias needs far fewer digits than the value: parts of the rows are sampled by the fewest probes.
-        few = replace(options, sampling=replace(options.sampling, probes=FEWEST), details=False)
-
         def inputs_of(part: Sums, present: Tensor | None = None, blocks: RowBlocks | None = None) -> Inputs:
+            of_part = options
+            if present is not None:
+                # The bias needs far fewer digits than the value: parts of the rows are sampled by the fewest probes.
+                of_part = replace(options, sampling=replace(options.sampling, probes=FEWEST), details=False)
             return Inputs(
                 part.scatter,
                 part.unit,
                 heads,
                 label_rows=other_rows,
                 blocks=blocks,
-                options=options if present is None else few,
+                options=of_part,
                 all_classes=classes,
                 present=present,
             )
 
         if not errors:
             return inputs_of(sums, blocks=blocks)
-        sample = Sample.of(self.subset, sums.scatter.counts, min_samples)
+        sample = Sample.of(self.subset, sums.scatter.counts, options.min_samples)
         sample.head = heads, None if bias is None else as_tensor(bias).detach().to(self.device, torch.float64)
         inputs = inputs_of(sums if sample.reason else sums.along(sample), blocks=blocks)
         inputs.sample = sample
@@ -476,19 +448,20 @@ class Moments:
 
     def _checked(self, features: Array, labels: Array | Sequence[int]) -> tuple[Tensor, Tensor, float]:
         """Return rows, labels, and the largest absolute entry of the rows."""
+        before, width = self.samples, self.features
         rows, numbers = as_tensor(features, "features"), as_labels(labels)
         widthless = rows.ndim == 2 and len(rows) and not rows.shape[1]
         if rows.ndim != 2 or numbers.ndim != 1 or rows.shape[0] != numbers.shape[0] or widthless:
             shapes = f"{tuple(rows.shape)} and {tuple(numbers.shape)}"
             raise DataError(f"features and labels: expected (n, D) and (n,), found {shapes}")
-        if self.features is not None and rows.shape[1] != self.features:
-            raise DataError(f"features: this block has {rows.shape[1]} columns, earlier blocks had {self.features}")
+        if width is not None and rows.shape[1] != width:
+            raise DataError(f"features: this block has {rows.shape[1]} columns, earlier blocks had {width}")
         if numbers.dtype == torch.bool:
             raise DataError(f"labels: expected whole numbers, found {numbers.dtype}")
         rows = where_float64_is(rows.detach())
         self.device = self.device or rows.device
         rows, numbers = rows.to(self.device), numbers.to(self.device, torch.int64)
-        size = require_finite(rows, "features", self.samples)
+        size = require_finite(rows, "features", before)
         self._require_range(numbers, rows.shape[1])
         return rows, numbers, size
 
@@ -506,12 +479,6 @@ class Moments:
                 f"would take {needed:,} bytes, more than the memory budget of {limit:,}; number the classes 0 … C−1, "
                 "or raise the budget"
             )
-
-
-def rows_at_once(features: int, classes: int) -> int:
-    """Return the number of rows that `Moments.update` sorts together; more if each class has few rows."""
-    cached = cached_rows(features)
-    return cached if cached >= LOOP_ROWS * classes else BLOCKS_AT_ONCE * cached
 
 
 def checked_precision(name: str) -> torch.dtype:
@@ -548,12 +515,12 @@ def _checked_weights(weights: Array | None, bias: Array | None, moments: Moments
 
 def _checked_rows(weights: Array, moments: Moments, width: int | None) -> Tensor:
     """Return rows of classes as float64; raise DataError if they do not match the classes or a width."""
+    highest = max(moments.counts)
     rows = where_float64_is(as_tensor(weights, "classifier weights").detach()).to(moments.device, torch.float64)
     if rows.ndim != 2 or width not in (None, rows.shape[1]):
         expected = f"(classes, {width or 'features'})"
         raise DataError(f"classifier weights: expected shape {expected}, found {tuple(rows.shape)}")
     require_finite(rows, "classifier weights")
-    highest = max(moments.counts)
     if highest >= rows.shape[0] or moments.classes not in (None, rows.shape[0]):
         classes = f"labels go up to {highest}" if moments.classes is None else f"there are {moments.classes} classes"
         raise DataError(f"classifier weights have {rows.shape[0]} rows, but {classes}")

@@ -47,6 +47,9 @@ noisier, also the share of the bias."""
 
 Values = Mapping[str, Any]
 
+Bias = tuple[float | None, str | None]
+"""Bias and a reason: why it is missing, or why it cannot be relied on."""
+
 
 class ValuesOf(Protocol):
     """Computes the metrics of some names from inputs."""
@@ -56,194 +59,163 @@ class ValuesOf(Protocol):
         ...
 
 
-Bias = tuple[float | None, str | None]
-"""Bias and a reason: why it is missing, or why it cannot be relied on."""
-
-
-def values_of_halves(metrics: Mapping[str, Metric], inputs: "Inputs", values_of: ValuesOf) -> list[Values]:
-    """Return the metrics of each half of the rows; empty without halves.
+class Biases:
+    """Computes biases of metrics, and influences of rows on value minus bias, from values of parts of the rows.
 
     Args:
         metrics: Metrics by their names in the record.
-        inputs: Inputs of all rows, with a sample.
-        values_of: Computes the metrics of some names from other inputs.
-    """
-    if not inputs.halves or inputs.sample is None or inputs.sample.reason is not None:
-        return []
-    parts = [half(inputs.present) for half in inputs.halves]
-    if inputs.centred_parts is not None:
-        for part, entropies in zip(parts, inputs.centred_parts.halves, strict=False):
-            part.centred = entropies
-    return [_of_part(part, inputs, values_of, metrics) for part in parts]
-
-
-def influences_of_corrected(
-    metrics: Mapping[str, Metric],
-    values: Values,
-    inputs: "Inputs",
-    values_of: ValuesOf,
-    influences: Mapping[str, Tensor],
-    halves: list[Values],
-) -> dict[str, Tensor]:
-    """Return the influences (m,) of the rows on value minus bias of those metrics whose bias has an error that counts.
-
-    With the bias (f₁ + f₂)/2 − f of halves they are 2 IF − IF₁₂, IF₁₂ those on the mean over both halves. They count if
-    the bias exceeds its standard error, or fewer than `FEW_FOR_BIAS` rows decide; as half of the rows determine IF₁₂,
-    they contain what `Design.widening` adds for few rows. Arguments are those of `bias_of`.
-    """
-    sample, chosen = inputs.sample, []
-    assert sample is not None
-    for name in influences:
-        mean = _mean_of(name, halves) if metrics[name].family in WITH_ERROR else None
-        error = None if mean is None else sample.design.stderr(influences[name])
-        if mean is not None and error is not None:
-            few = sample.design.documents is None and sample.design.effective(influences[name]) < FEW_FOR_BIAS
-            chosen += [name] if few or abs(mean - float(values[name])) > error else []
-    if not chosen or inputs.halves_along is None:
-        return {}
-    parts = [values_of(part, chosen, gradient=True) for part in inputs.halves_along()]
-    results = {}
-    for name in chosen:
-        values_of_parts = [part[name] for part in parts if name in part]
-        tensors = [value for value in values_of_parts if isinstance(value, Tensor) and value.requires_grad]
-        if len(tensors) == len(parts):
-            (gradient,) = torch.autograd.grad(torch.stack(tensors).sum(), sample.weights, retain_graph=True)
-            corrected = 2 * influences[name] - sample.design.samples / len(parts) * gradient.cpu()
-            results |= {name: corrected} if bool(corrected.isfinite().all()) else {}
-    return results
-
-
-def bias_of(
-    metrics: Mapping[str, Metric],
-    values: Values,
-    inputs: "Inputs",
-    values_of: ValuesOf,
-    influences: Mapping[str, Tensor],
-    halves: list[Values],
-) -> dict[str, Bias]:
-    """Return the bias of each metric.
-
-    Args:
-        metrics: Metrics by their names in the record.
-        values: Values of all rows and their standard errors by name.
+        values: Values of all rows by name, to which standard errors may be added later.
         inputs: Inputs of all rows, with a sample.
         values_of: Computes the metrics of some names from other inputs.
         influences: Influences (m,) of the rows of the sample by name.
-        halves: Values of each half, of `values_of_halves`.
     """
-    sample = inputs.sample
-    assert sample is not None
-    biases: dict[str, Bias] = {}
-    for name, metric in metrics.items():
-        value, reason = values[name], sample.reason_of(metric)
+
+    def __init__(
+        self,
+        metrics: Mapping[str, Metric],
+        values: Values,
+        inputs: "Inputs",
+        values_of: ValuesOf,
+        influences: Mapping[str, Tensor],
+    ) -> None:
+        assert inputs.sample is not None
+        self._metrics, self._values, self._inputs, self._values_of = metrics, values, inputs, values_of
+        self._influences, self._sample = influences, inputs.sample
+        # Without halves there is no part, and a metric of no part has no value.
+        parts = [] if self._sample.reason is not None else [half(inputs.present) for half in inputs.halves]
+        if inputs.centred_parts is not None:
+            for part, entropies in zip(parts, inputs.centred_parts.halves, strict=False):
+                part.centred = entropies
+        self._halves = [self._of_part(part, metrics) for part in parts]
+
+    def influences_of_corrected(self) -> dict[str, Tensor]:
+        """Return the influences (m,) on value minus bias of those metrics whose bias has an error that counts.
+
+        With the bias (f₁ + f₂)/2 − f of halves they are 2 IF − IF₁₂, IF₁₂ those on the mean over both halves. They
+        count if the bias exceeds its standard error, or fewer than `FEW_FOR_BIAS` rows decide; as half of the rows
+        determine IF₁₂, they contain what `Design.widening` adds for few rows.
+        """
+        design, chosen = self._sample.design, []
+        for name, influences in self._influences.items():
+            mean = _mean_of(name, self._halves) if self._metrics[name].family in WITH_ERROR else None
+            error = None if mean is None else design.stderr(influences)
+            if mean is not None and error is not None:
+                few = design.documents is None and design.effective(influences) < FEW_FOR_BIAS
+                chosen += [name] if few or abs(mean - float(self._values[name])) > error else []
+        if not chosen or self._inputs.halves_along is None:
+            return {}
+        parts = [self._values_of(part, chosen, gradient=True) for part in self._inputs.halves_along()]
+        results = {}
+        for name in chosen:
+            values_of_parts = [part[name] for part in parts if name in part]
+            tensors = [value for value in values_of_parts if isinstance(value, Tensor) and value.requires_grad]
+            if len(tensors) == len(parts):
+                total = torch.stack(tensors).sum()
+                (gradient,) = torch.autograd.grad(total, self._sample.weights, retain_graph=True)
+                corrected = 2 * self._influences[name] - design.samples / len(parts) * gradient.cpu()
+                results |= {name: corrected} if bool(corrected.isfinite().all()) else {}
+        return results
+
+    def of_metrics(self) -> dict[str, Bias]:
+        """Return the bias of each metric."""
+        biases = {name: self._bias(name, metric) for name, metric in self._metrics.items()}
+        suspects = {}
+        for name, (bias, _) in biases.items():
+            error = self._values.get(f"{name}_stderr")
+            if bias is not None and error is not None and abs(bias) > error:
+                suspects[name] = (bias, error)
+        biases |= self._checked(suspects) if suspects else {}
+        for name, (bias, reason) in list(biases.items()):
+            # Biases of the joint entropy and of the others can cancel, but not for every N.
+            joint = re.sub(r"\.(mir|mutual_information)$", ".entropy_joint", name)
+            if reason is None and joint != name and biases.get(joint, (None, None))[1] == TOO_SMALL:
+                biases[name] = bias, TOO_SMALL
+        return biases
+
+    def _bias(self, name: str, metric: Metric) -> Bias:
+        value, reason = self._values[name], self._sample.reason_of(metric)
         if value is None or reason is not None:
-            biases[name] = None, reason
-        elif not inputs.halves:
-            biases[name] = None, NO_HALVES
-        else:
-            biases[name] = _bias(name, metric, value, inputs, halves)
-    suspects = {}
-    for name, (bias, _) in biases.items():
-        error = values.get(f"{name}_stderr")
-        if bias is not None and error is not None and abs(bias) > error:
-            suspects[name] = (bias, error)
-    biases |= _checked(suspects, metrics, values, inputs, values_of, influences)
-    for name, (bias, reason) in list(biases.items()):
-        # Biases of the joint entropy and of the others can cancel, but not for every N.
-        joint = re.sub(r"\.(mir|mutual_information)$", ".entropy_joint", name)
-        if reason is None and joint != name and biases.get(joint, (None, None))[1] == TOO_SMALL:
-            biases[name] = bias, TOO_SMALL
-    return biases
+            return None, reason
+        if not self._inputs.halves:
+            return None, NO_HALVES
+        if SECOND_PASS in metric.requires:
+            return self._of_nearest_means(name)
+        if TRAIN_MEANS in metric.requires:
+            # Means of other rows do not depend on the rows that are compared with them.
+            same_means = self._inputs.nearest_train is self._inputs.nearest
+            return self._of_nearest_means(name.removesuffix("_train_means")) if same_means else (0.0, None)
+        if name == "ece":
+            return None, OF_ABSOLUTE_VALUES
+        if LOGITS in metric.requires:
+            return 0.0, None
+        mean = _mean_of(name, self._halves)
+        return (None, NO_HALF) if mean is None else (mean - float(value), None)
 
+    def _of_nearest_means(self, name: str) -> Bias:
+        """Return the change of a share of rows if each row is compared with the class means of its own part."""
+        nearest, of_parts = self._inputs.nearest_of_sample, self._inputs.nearest_of_parts
+        if nearest is None or of_parts is None:
+            return None, NO_HALF
+        changes = self._sample.changes_of_rows(name, nearest, of_parts)
+        return (None, NOT_ACCUMULATED) if changes is None else (float(self._sample.design.shares @ changes.cpu()), None)
 
-def _bias(name: str, metric: Metric, value: Any, inputs: "Inputs", halves: list[Values]) -> Bias:
-    if SECOND_PASS in metric.requires:
-        return _of_nearest_means(name, inputs)
-    if TRAIN_MEANS in metric.requires:
-        # Means of other rows do not depend on the rows that are compared with them.
-        same_means = inputs.nearest_train is inputs.nearest
-        return _of_nearest_means(name.removesuffix("_train_means"), inputs) if same_means else (0.0, None)
-    if name == "ece":
-        return None, OF_ABSOLUTE_VALUES
-    if LOGITS in metric.requires:
-        return 0.0, None
-    mean = _mean_of(name, halves)
-    return (None, NO_HALF) if mean is None else (mean - float(value), None)
+    def _of_part(self, part: "Inputs", metrics: Mapping[str, Metric]) -> Values:
+        """Return some metrics of a part of the rows, without those that it does not determine as it lacks a class."""
+        if not part.samples:
+            return {}
+        names = [name for name, metric in metrics.items() if not (part.lacks_class and needs_classes(metric))]
+        part.provided = set(self._inputs.provided) - {LOGITS, SECOND_PASS, TRAIN_MEANS, DOCUMENTS}
+        part.provided -= {CENTRED} if part.centred is None else set()
+        part.unavailable = dict(self._inputs.unavailable)
+        part.outside_mean = self._inputs.outside_mean
+        try:
+            return self._values_of(part, frozenset(names))
+        except DataError:
+            return {}
 
+    def _checked(self, suspects: Mapping[str, tuple[float, float]]) -> dict[str, Bias]:
+        """Return biases that exceed their errors, with the reason if smaller parts of the rows do not agree."""
+        inputs, sample, parts = self._inputs, self._sample, self._quarters()
+        unchecked: dict[str, Bias] = {
+            name: (bias, UNCHECKED) for name, (bias, error) in suspects.items() if abs(bias) > MANY_ERRORS * error
+        }
+        if not parts or not all(map(len, parts)):
+            return unchecked
+        assert inputs.of_rows is not None
+        of_parts = []
+        for chosen in parts:
+            rows, labels = sample.features[chosen], sample.labels[chosen]
+            part = inputs.of_rows(rows, labels, inputs.present)
+            if inputs.centred_parts is not None:
+                part.centred = inputs.centred_parts.of_rows(rows, labels)
+            of_parts.append(self._of_part(part, {name: self._metrics[name] for name in suspects}))
+        ratio = inputs.samples / (sum(len(chosen) for chosen in parts) / len(parts))
+        checked: dict[str, Bias] = {}
+        for name, (bias, error) in suspects.items():
+            mean = _mean_of(name, of_parts)
+            if mean is None:
+                continue
+            # Rows of a part that happen to be high or low do not count as bias.
+            of_rows = self._influences[name] - sample.design.shares @ self._influences[name].nan_to_num()
+            by_chance = sum(float(of_rows[chosen].nanmean()) for chosen in parts) / len(parts)
+            excess = mean - float(self._values[name]) - by_chance
+            most = LEFT * error if len(parts) > 1 else max(LEFT * error, LEFT_OF_BIAS * abs(bias))
+            checked[name] = bias, TOO_SMALL if remaining_bias(bias, excess, ratio) > most else None
+        return unchecked | checked
 
-def _of_nearest_means(name: str, inputs: "Inputs") -> Bias:
-    """Return the change of a share of rows if each row is compared with the class means of its own part of the rows."""
-    sample = inputs.sample
-    assert sample is not None
-    nearest, of_parts = inputs.nearest_of_sample, inputs.nearest_of_parts
-    if nearest is None or of_parts is None:
-        return None, NO_HALF
-    changes = sample.changes_of_rows(name, nearest, of_parts)
-    return (None, NOT_ACCUMULATED) if changes is None else (float(sample.design.shares @ changes.cpu()), None)
+    def _quarters(self) -> list[Tensor]:
+        """Return positions in the sample of parts of all rows that check biases; empty if the sample is too small."""
+        counts = self._inputs.scatter.counts.cpu()
+        share = self._sample.share_of_part(counts)
+        if share * MOST_PARTS < 1:
+            return []
+        return self._sample.parts(counts, min(share, max(1 / MOST_PARTS, ENOUGH_ROWS / self._inputs.samples)))
 
 
 def _mean_of(name: str, parts: list[Values]) -> float | None:
     """Return the mean of a metric over parts of the rows; None if a part has no value, or there are no parts."""
     values = [float(part[name]) for part in parts if part.get(name) is not None]
     return sum(values) / len(values) if parts and len(values) == len(parts) else None
-
-
-def _of_part(part: "Inputs", inputs: "Inputs", values_of: ValuesOf, metrics: Mapping[str, Metric]) -> Values:
-    """Return some metrics of a part of the rows, without those that cannot be computed because it lacks a class."""
-    if not part.samples:
-        return {}
-    names = [name for name, metric in metrics.items() if not (part.lacks_class and needs_classes(metric))]
-    part.provided = set(inputs.provided) - {LOGITS, SECOND_PASS, TRAIN_MEANS, DOCUMENTS}
-    part.provided -= {CENTRED} if part.centred is None else set()
-    part.unavailable = dict(inputs.unavailable)
-    part.outside_mean = inputs.outside_mean
-    try:
-        return values_of(part, frozenset(names))
-    except DataError:
-        return {}
-
-
-def _checked(
-    suspects: Mapping[str, tuple[float, float]],
-    metrics: Mapping[str, Metric],
-    values: Values,
-    inputs: "Inputs",
-    values_of: ValuesOf,
-    influences: Mapping[str, Tensor],
-) -> dict[str, Bias]:
-    """Return the biases that are large, with the reason if smaller parts of the rows do not agree with them."""
-    if not suspects:
-        return {}
-    parts = _quarters(inputs)
-    unchecked: dict[str, Bias] = {
-        name: (bias, UNCHECKED) for name, (bias, error) in suspects.items() if abs(bias) > MANY_ERRORS * error
-    }
-    if not parts:
-        return unchecked
-    sample, of_parts = inputs.sample, []
-    assert sample is not None
-    assert inputs.of_rows is not None
-    for chosen in parts:
-        if not len(chosen):
-            return unchecked
-        rows, labels = sample.features[chosen], sample.labels[chosen]
-        part = inputs.of_rows(rows, labels, inputs.present)
-        if inputs.centred_parts is not None:
-            part.centred = inputs.centred_parts.of_rows(rows, labels)
-        of_parts.append(_of_part(part, inputs, values_of, {name: metrics[name] for name in suspects}))
-    ratio = inputs.samples / (sum(len(chosen) for chosen in parts) / len(parts))
-    checked: dict[str, Bias] = {}
-    for name, (bias, error) in suspects.items():
-        mean = _mean_of(name, of_parts)
-        if mean is None:
-            continue
-        # Rows of a part that happen to be high or low do not count as bias.
-        of_rows = influences[name] - sample.design.shares @ influences[name].nan_to_num()
-        by_chance = sum(float(of_rows[chosen].nanmean()) for chosen in parts) / len(parts)
-        excess = mean - float(values[name]) - by_chance
-        most = LEFT * error if len(parts) > 1 else max(LEFT * error, LEFT_OF_BIAS * abs(bias))
-        checked[name] = bias, TOO_SMALL if remaining_bias(bias, excess, ratio) > most else None
-    return unchecked | checked
 
 
 def remaining_bias(bias: float, excess: float, ratio: float) -> float:
@@ -268,13 +240,3 @@ def remaining_bias(bias: float, excess: float, ratio: float) -> float:
         p = (low + high) / 2
         low, high = (p, high) if (ratio**p - 1) < quotient * (2**p - 1) else (low, p)
     return abs(bias * (1 / (2**p - 1) - 1))
-
-
-def _quarters(inputs: "Inputs") -> list[Tensor]:
-    """Return positions in the sample of parts of all rows that check biases; empty if the sample is too small."""
-    sample, counts = inputs.sample, inputs.scatter.counts.cpu()
-    assert sample is not None
-    share = sample.share_of_part(counts)
-    if share * MOST_PARTS < 1:
-        return []
-    return sample.parts(counts, min(share, max(1 / MOST_PARTS, ENOUGH_ROWS / inputs.samples)))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,9 +9,9 @@ from torch import Tensor
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.rows import Array, as_labels, as_tensor
 from ckpt_probe.metrics.rows import centred as less_mean
-from ckpt_probe.metrics.stochastic import FEWEST, Sampling
+from ckpt_probe.metrics.stochastic import FEWEST
 from ckpt_probe.moments.accumulator import Moments
-from ckpt_probe.moments.entropies import LevelEntropies
+from ckpt_probe.moments.entropies import LevelEntropies, Options
 from ckpt_probe.moments.errors import Sample
 from ckpt_probe.moments.inputs import CentredParts
 from ckpt_probe.moments.subset import halves_of
@@ -25,9 +24,7 @@ def centred_levels(
     moments: Moments,
     weights: Array | None,
     blocks: RowsAndDocuments,
-    empty: Callable[[], Moments],
-    sampling: Sampling,
-    exact_limit: int | None = None,
+    options: Options,
     sample: Sample | None = None,
 ) -> tuple[LevelEntropies, CentredParts]:
     """Compute the entropies of all rows minus their mean, and of parts minus their own means if there is a sample.
@@ -39,14 +36,16 @@ def centred_levels(
         moments: Class moments of the rows, which contain their mean.
         weights: Classifier weights, (C, D), or None.
         blocks: Starts a new pass over the rows.
-        empty: Returns an empty accumulator of the family `sample` without halves and subset.
-        sampling: Options of sampling.
-        exact_limit: Largest side of a joint matrix that is solved exactly, or None for the usual one.
+        options: Options of the record, of which those of sampling matter.
         sample: Rows along whose weights the entropies get gradients, or None.
 
     Raises:
         DataError: If the centred features have no direction, as when all of them are equal.
     """
+
+    def empty() -> Moments:
+        return Moments(moments.classes, memory=moments.memory, only=["sample"], precision=moments.precision)
+
     with_errors = sample is not None and sample.reason is None
     halves = [0, 1] if with_errors and moments.halves else []
     of_all, *parts = [empty() for _ in (None, *halves)]
@@ -64,20 +63,21 @@ def centred_levels(
     def centred() -> Iterable[tuple[Tensor, Array]]:
         return ((moments.centred(features), labels) for features, labels, _ in blocks())
 
-    options: dict[str, Any] = {"sampling": replace(sampling, probes=FEWEST), "exact_limit": exact_limit}
+    options = replace(options, orders=(), families=frozenset({"sample"}), details=False)
+    of_parts = replace(options, sampling=replace(options.sampling, probes=FEWEST))
 
     def of_rows(rows: Tensor, labels: Tensor) -> LevelEntropies:
         part = empty()
         part.update(less_mean(rows), labels)
-        return part.inputs(weights, **options).sample_level
+        return part.inputs(weights, options=of_parts).sample_level
 
     try:
-        inputs = of_all.inputs(weights, rows=centred, sampling=sampling, exact_limit=exact_limit)
+        inputs = of_all.inputs(weights, options=options, rows=centred)
         if sample is not None and with_errors and inputs.unit is not None:
             away = moments.centred(sample.features)
             moved = replace(sample, features=away - sample.weights @ away / sample.design.samples)
             inputs.unit, inputs.sample = inputs.unit.along(moved), moved
-        of_halves = [part.inputs(weights, **options).sample_level if part.samples else None for part in parts]
+        of_halves = [part.inputs(weights, options=of_parts).sample_level if part.samples else None for part in parts]
         return inputs.sample_level, CentredParts(of_halves, of_rows)
     except DataError as error:
         raise DataError(f"less their mean, {error}") from error

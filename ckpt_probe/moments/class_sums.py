@@ -1,18 +1,26 @@
-"""Sums per class that are accumulated and merged exactly: means and within-class scatter, and unit rows."""
+"""Rows sorted by class, and their sums by class, accumulated and merged exactly: means and within-class scatter."""
 
 import copy
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ckpt_probe.metrics.rows import EPSILON, directions, largest, power_of_two, row_lengths
-from ckpt_probe.moments.grouping import Grouped, group
+from ckpt_probe.metrics.rows import largest, power_of_two, row_lengths
 
 if TYPE_CHECKING:
     from ckpt_probe.moments.errors import Sample
+
+RowBlocks = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+"""Starts a new pass over blocks of features (n, D) and labels (n,), with the same rows in the same order each time."""
+
+CACHED_BYTES = 2**24
+"""Bytes of float64 rows that are processed at a time; rows that fit into the processor's cache are twice as fast."""
+
+BLOCKS_AT_ONCE = 8
+"""With many classes, this number of cached blocks is sorted together, so that each has more rows per class."""
 
 STRIP = 96
 """Columns of a strip of `add_outer`, twice as many for more than 256 features; narrower strips are less efficient."""
@@ -26,11 +34,75 @@ SAFE = {torch.float64: 200, torch.float32: 8}
 FEW_ROWS = 32
 """With fewer rows, subtracting their mean would add much to the work of their product, which is then in float64."""
 
-DENSE_LIMIT = 12_000
-"""Largest side of a matrix for the dense eigensolver (about 1.2 GB and minutes)."""
 
-LEAST_LIMIT = 256
-"""Side of a matrix that is given to the dense eigensolver with any memory budget: half a megabyte."""
+@dataclass(frozen=True)
+class Grouped:
+    """Rows sorted by label.
+
+    Attributes:
+        rows: The rows, (n, D).
+        labels: Labels that occur, in increasing order, (k,).
+        sizes: Number of rows of each label, (k,).
+    """
+
+    rows: Tensor
+    labels: Tensor
+    sizes: Tensor
+
+    def by_class(self) -> list[Tensor]:
+        """Return views of the rows of each class, (n_c, D)."""
+        return list(self.rows.split(self.sizes.tolist()))
+
+    def each(self) -> Tensor:
+        """Return for every row the position of its class in `labels`, (n,)."""
+        return torch.repeat_interleave(torch.arange(len(self.labels), device=self.labels.device), self.sizes)
+
+    def to(self, dtype: torch.dtype) -> "Grouped":
+        """Return the rows in another precision."""
+        return Grouped(self.rows.to(dtype), self.labels, self.sizes)
+
+    def pieces(self) -> Iterator[slice]:
+        """Yield slices of the rows that are processed at a time."""
+        at_once = cached_rows(self.rows.shape[1])
+        for start in range(0, len(self.rows), at_once):
+            yield slice(start, min(start + at_once, len(self.rows)))
+
+    def split(self) -> "Iterator[Grouped]":
+        """Yield groups of at most the number of rows that are processed at a time."""
+        pieces = list(self.pieces())
+        if len(pieces) <= 1:
+            yield self
+            return
+        each = self.each()
+        for piece in pieces:
+            yield group(self.rows[piece], self.labels[each[piece]])
+
+    def where(self, mask: Tensor) -> "Grouped":
+        """Return the rows that a mask (n,) selects."""
+        if bool(mask.all()):
+            return self
+        return group(self.rows[mask], self.labels[self.each()[mask]])
+
+
+def cached_rows(features: int) -> int:
+    """Return the number of rows of D `features` that are processed at a time."""
+    return max(1, CACHED_BYTES // (8 * features))
+
+
+def rows_at_once(features: int, classes: int) -> int:
+    """Return the number of rows that `Moments.update` sorts together; more if each class has few rows."""
+    cached = cached_rows(features)
+    return cached if cached >= LOOP_ROWS * classes else BLOCKS_AT_ONCE * cached
+
+
+def group(rows: Tensor, labels: Tensor) -> Grouped:
+    """Sort rows (n, D) by their labels (n,); rows of one class stay in their order."""
+    if len(labels) > 1 and bool((labels[1:] < labels[:-1]).any()):
+        order = torch.argsort(labels, stable=True)
+        # Several times faster than rows[order] on the CPU.
+        rows, labels = rows.index_select(0, order), labels.index_select(0, order)
+    present, sizes = torch.unique_consecutive(labels, return_counts=True)
+    return Grouped(rows, present, sizes)
 
 
 def add_outer(total: Tensor, rows: Tensor) -> None:
@@ -52,20 +124,31 @@ def add_outer(total: Tensor, rows: Tensor) -> None:
             total[start:stop, :stop] += rows[:, start:stop].T @ rows[:, :stop]
 
 
+def add_outer_about_mean(total: Tensor, rows: Tensor, dtype: torch.dtype) -> float:
+    """Add rowsᵀ rows as the products of centred rows and of their mean, so that similar rows lose no digit.
+
+    Args:
+        total: Sum as of `add_outer`, (D, D), float64.
+        rows: Rows, (n, D), float64.
+        dtype: Precision of the products.
+
+    Returns:
+        Rounding of the trace by products in single precision.
+    """
+    if len(rows) < FEW_ROWS:
+        add_outer(total, rows)
+        return 0.0
+    mean = rows.mean(dim=0)
+    centred = rows - mean
+    add_outer(total, centred.to(dtype))
+    add_outer(total, mean[None] * len(rows) ** 0.5)
+    return 0.0 if dtype == torch.float64 else torch.finfo(dtype).eps * float(centred.square().sum())
+
+
 def symmetric(total: Tensor) -> Tensor:
     """Return the complete symmetric matrices (…, D, D) for lower triangles that `add_outer` has filled."""
     lower = total.tril()
     return lower + lower.tril(-1).mT
-
-
-def dense_limit(memory: int, limit: int | None = None) -> int:
-    """Return the largest side of a matrix for the dense eigensolver: two copies fit into the memory, at least 256.
-
-    Args:
-        memory: Memory budget in bytes.
-        limit: Limit in place of the default `DENSE_LIMIT`.
-    """
-    return min(DENSE_LIMIT if limit is None else limit, max(LEAST_LIMIT, math.isqrt(memory // 16)))
 
 
 class Scatter:
@@ -226,9 +309,9 @@ class Scatter:
         self.counts[labels] = total.to(torch.int64)
 
     def _grow(self, classes: int) -> None:
-        self.counts = _with_rows(self.counts, classes)
-        self.means = _with_rows(self.means, classes)
-        self.squares = _with_rows(self.squares, classes)
+        self.counts = with_rows(self.counts, classes)
+        self.means = with_rows(self.means, classes)
+        self.squares = with_rows(self.squares, classes)
 
 
 class _WithProducts(torch.autograd.Function):
@@ -245,185 +328,7 @@ class _WithProducts(torch.autograd.Function):
         return None, None, ((rows @ gradients[0]) * rows).sum(dim=1)
 
 
-class UnitMoments:
-    """Unit rows ẑ by class, stored as rows, as Σ ẑẑᵀ of each class, or only as the total Σ ẑẑᵀ.
-
-    Args:
-        features: Number of features D.
-        classes: Number of classes C, or None if unknown.
-        memory: Memory budget in bytes.
-        device: Device of the sums.
-        dtype: Precision of products of rows; rows and sums are float64.
-
-    Attributes:
-        kind: "rows" up to min(D·min(C, D), dense limit) rows, then "classes" if C·D² float64 numbers fit into the
-            memory, else "total".
-        counts: Number of rows with a direction in each class, (C,).
-        left_out: Number of rows without a direction.
-        rows: Blocks of unit rows, if `kind` is "rows".
-        second: Lower triangles of the sums, (C, D, D), or (1, D, D) if `kind` is "total".
-        rounding: Rounding of the trace of the sums by products in single precision.
-        sample: Unit rows, labels and weights of a sample of which spectra are functions, or None.
-    """
-
-    def __init__(
-        self,
-        features: int,
-        classes: int | None,
-        memory: int,
-        device: torch.device,
-        dtype: torch.dtype = torch.float64,
-    ) -> None:
-        self.kind = "rows"
-        self.counts = torch.zeros(classes or 0, dtype=torch.int64, device=device)
-        self.left_out = 0
-        self.rows: list[Grouped] = []
-        self.second = torch.zeros(0, features, features, dtype=torch.float64, device=device)
-        self._features = features
-        self._classes = classes
-        self._memory = memory
-        self._dtype = dtype
-        self.rounding = 0.0
-        self.sample: tuple[Tensor, Tensor, Tensor] | None = None
-
-    @property
-    def sizes(self) -> Tensor:
-        """Return the number of rows with a direction in each class, (C,), float64; with gradient after `along`."""
-        counts = self.counts.double()
-        if self.sample is None:
-            return counts
-        _, labels, weights = self.sample
-        return counts.index_add(0, labels, weights - weights.detach())
-
-    @property
-    def epsilon(self) -> float:
-        """Return the relative precision of the sums, which in single precision is that of the centred products."""
-        return max(EPSILON, self.rounding / max(1, int(self.counts.sum())))
-
-    def along(self, sample: "Sample") -> "UnitMoments":
-        """Return the moments with a sample of rows, along whose weights spectra have gradients."""
-        moved = copy.copy(self)
-        rows, directed = directions(sample.features)
-        weights = sample.weights
-        if rows.requires_grad:
-            # All rows move with their mean: those of the sample stand for all others.
-            weights = weights + sample.design.shares.to(weights) * sample.design.samples
-        moved.sample = (rows, sample.labels[directed], weights[directed])
-        return moved
-
-    def update(self, block: Grouped) -> None:
-        """Add a block of rows; rows of zero length are counted and left out."""
-        for piece in block.split():
-            unit, directed = directions(piece.rows.to(torch.float64))
-            self.left_out += len(directed) - len(unit)
-            complete = len(unit) == len(directed)
-            labels = piece.labels if complete else piece.labels[piece.each()[directed]]
-            self._add(Grouped(unit, labels, piece.sizes) if complete else group(unit, labels))
-            self._settle()
-
-    def merge(self, other: "UnitMoments") -> None:
-        """Add the rows of another object; the result has the coarser kind of both."""
-        self.left_out += other.left_out
-        self.rounding += other.rounding
-        device = self.counts.device
-        if other.kind == "rows":
-            for block in list(other.rows):
-                self._add(Grouped(block.rows.to(device), block.labels.to(device), block.sizes.to(device)))
-        else:
-            self._become("total" if "total" in (self.kind, other.kind) else "classes")
-            second = other.second.to(device)
-            self._grow(len(other.counts))
-            self.counts[: len(other.counts)] += other.counts.to(device)
-            if self.kind == "total":
-                self.second += second.sum(dim=0)
-            else:
-                self.second[: len(second)] += second
-        self._settle()
-
-    def all_rows(self) -> Grouped:
-        """Return all unit rows sorted by label, if `kind` is "rows"."""
-        if len(self.rows) > 1:
-            rows = torch.cat([block.rows for block in self.rows])
-            self.rows = [group(rows, torch.cat([block.labels[block.each()] for block in self.rows]))]
-        return self.rows[0]
-
-    def rows_where(self, mask: Tensor) -> Grouped:
-        """Return the unit rows of the classes that a mask (C,) selects, if `kind` is "rows"."""
-        rows = self.all_rows()
-        return rows.where(mask[rows.labels][rows.each()])
-
-    def of_classes(self, labels: Tensor) -> Tensor:
-        """Return Σ ẑẑᵀ of some classes, (k, D, D), if `kind` is "rows" or "classes"."""
-        if self.kind == "rows":
-            rows = self.all_rows()
-            by_label = dict(zip(rows.labels.tolist(), rows.by_class(), strict=True))
-            return torch.stack([by_label[label].T @ by_label[label] for label in labels.tolist()])
-        return symmetric(self.second[labels])
-
-    def total(self) -> Tensor:
-        """Return Σ ẑẑᵀ of all rows, (D, D), if `kind` is "classes" or "total"."""
-        return symmetric(self.second.sum(dim=0))
-
-    def needed(self) -> int:
-        """Return the number of bytes of one second moment per class."""
-        return 8 * self._features**2 * (self._classes or int((self.counts > 0).sum()))
-
-    def _add(self, block: Grouped) -> None:
-        if not len(block.rows):
-            return
-        self._grow(int(block.labels[-1]) + 1)
-        self.counts[block.labels] += block.sizes
-        if self.kind == "rows":
-            self.rows.append(block)
-        elif self.kind == "total":
-            self._add_outer(self.second[0], block.rows)
-        else:
-            for label, rows in zip(block.labels.tolist(), block.by_class(), strict=True):
-                self._add_outer(self.second[label], rows)
-
-    def _add_outer(self, total: Tensor, rows: Tensor) -> None:
-        """Add rowsᵀ rows, as the products of centred rows and of their mean, so that similar rows lose no digit."""
-        if len(rows) < FEW_ROWS:
-            add_outer(total, rows)
-            return
-        mean = rows.mean(dim=0)
-        centred = rows - mean
-        add_outer(total, centred.to(self._dtype))
-        add_outer(total, mean[None] * len(rows) ** 0.5)
-        if self._dtype != torch.float64:
-            self.rounding += torch.finfo(self._dtype).eps * float(centred.square().sum())
-
-    def _settle(self) -> None:
-        """Change to a coarser kind if the present one takes too much memory."""
-        if self.kind == "rows":
-            features, present = self._features, self._classes or int((self.counts > 0).sum())
-            if int(self.counts.sum()) > min(features * min(present, features), dense_limit(self._memory)):
-                self._become("classes")
-        if self.kind == "classes" and self.needed() > self._memory:
-            self._become("total")
-
-    def _become(self, kind: str) -> None:
-        if kind == self.kind:
-            return
-        if kind == "classes" and self.needed() > self._memory:
-            kind = "total"
-        if self.kind == "rows":
-            blocks, self.rows, self.kind = self.rows, [], kind
-            shape = (1 if kind == "total" else len(self.counts), self._features, self._features)
-            self.second = self.second.new_zeros(shape)
-            self.counts.zero_()
-            for block in blocks:
-                self._add(block)
-            return
-        self.kind, self.second = kind, self.second.sum(dim=0, keepdim=True)
-
-    def _grow(self, classes: int) -> None:
-        self.counts = _with_rows(self.counts, classes)
-        if self.kind == "classes":
-            self.second = _with_rows(self.second, len(self.counts))
-
-
-def _with_rows(values: Tensor, count: int) -> Tensor:
+def with_rows(values: Tensor, count: int) -> Tensor:
     """Return values with zero rows appended up to a number of rows."""
     missing = count - len(values)
     return torch.cat([values, values.new_zeros(missing, *values.shape[1:])]) if missing > 0 else values

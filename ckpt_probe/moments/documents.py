@@ -55,6 +55,14 @@ class DocumentNumbers:
         known = self.defined(name)
         return float(known.mean()) if len(known) else None
 
+    @property
+    def means(self) -> dict[str, float | str]:
+        """Return the mean over documents of each number, or the reason why it is undefined."""
+        if self.oversized:
+            return dict.fromkeys(NUMBERS, f"{self.oversized} documents have more rows than the memory budget allows")
+        means = {name: self.mean(name) for name in NUMBERS}
+        return {name: REASONS[name] if mean is None else mean for name, mean in means.items()}
+
     def effective_rank(self) -> float | None:
         """Return the exponential of the mean entropy of centred rows (Wei et al. 2024); None if no document has one."""
         mean = self.mean(CENTRED)

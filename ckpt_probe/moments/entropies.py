@@ -1,5 +1,6 @@
 """Entropies at sample, class and within-class level, for every requested order."""
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -7,17 +8,16 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.metrics.entropy import entropy_of_spectrum, without_small
-from ckpt_probe.metrics.information import Entropies
+from ckpt_probe.metrics.entropy import Entropies, entropy_of_spectrum, without_small
 from ckpt_probe.metrics.rows import EPSILON, directions, require_directions
 from ckpt_probe.metrics.stochastic import Estimate, Sampling, estimate_entropies
 from ckpt_probe.moments import spectra
-from ckpt_probe.moments.class_sums import UnitMoments, dense_limit
-from ckpt_probe.moments.grouping import Grouped, RowBlocks
+from ckpt_probe.moments.class_sums import Grouped, RowBlocks
 from ckpt_probe.moments.influences import InfluencesOfOrder, influences_of_rows, linear
 from ckpt_probe.moments.registry import COINCIDE, DEFAULT, Undefined
 from ckpt_probe.moments.sampling import JointOperator, MomentsOperator
 from ckpt_probe.moments.spectra import GRAM, MOMENTS, RANK_ONE, STOCHASTIC, Route, choose_route
+from ckpt_probe.moments.unit_moments import UnitMoments, dense_limit
 
 NO_WEIGHTS = "no classifier weights"
 UNRESOLVED = "sampling does not resolve the eigenvalues that decide this order"
@@ -81,39 +81,35 @@ class LevelEntropies:
     epsilon: float = EPSILON
 
     @cached_property
-    def values(self) -> dict[tuple[str, float], Tensor | str]:
+    def values(self) -> dict[str, dict[float, float | Tensor | str]]:
         """Return values by name and order, in nats, or the reasons why they do not exist.
 
-        Names are first, second and joint for the entropies of the matrices, and mutual_information, mir and hdr.
+        Names are first, second and joint for the entropies of the matrices; mutual_information, mir and hdr; and
+        entropy_joint_computing_error and mir_computing_error for the errors from sampling the joint entropy, which are
+        0 for mir if it is exact.
         """
-        values: dict[tuple[str, float], Tensor | str] = {}
-        side = max(map(len, self.eigenvalues.values()))
+        values: dict[str, dict[float, float | Tensor | str]] = defaultdict(dict)
+        side, errors = max(map(len, self.eigenvalues.values())), {} if self.estimate is None else self.estimate.stderrs
         for order, (first, second, joint) in self.entropies.items():
             unresolved = self.estimate is not None and order not in self.estimate.entropies
             reason = UNRESOLVED if unresolved else self.route.reason if self.route else NO_WEIGHTS
-            values["first", order] = first
-            values["second", order] = reason if second is None else second
-            values["joint", order] = reason if joint is None else joint
-            three = None if second is None or joint is None else Entropies(first, second, joint, side, self.epsilon)
-            values["mutual_information", order] = reason if three is None else three.mutual_information
-            values["mir", order] = reason if three is None else ZERO_ENTROPY if three.mir is None else three.mir
-            values["hdr", order] = reason if three is None else ZERO_ENTROPY if three.hdr is None else three.hdr
+            values["first"][order] = first
+            values["second"][order] = reason if second is None else second
+            values["joint"][order] = reason if joint is None else joint
+            values["entropy_joint_computing_error"][order] = errors.get(order, UNRESOLVED)
+            if second is None or joint is None:
+                for name in ("mutual_information", "mir", "hdr", "mir_computing_error"):
+                    values[name][order] = reason
+                continue
+            three = Entropies(first, second, joint, side, self.epsilon)
+            values["mutual_information"][order] = three.mutual_information
+            values["mir"][order] = mir = ZERO_ENTROPY if three.mir is None else three.mir
+            values["hdr"][order] = ZERO_ENTROPY if three.hdr is None else three.hdr
+            least = min(float(first.detach()), float(second.detach()))
+            values["mir_computing_error"][order] = (
+                mir if isinstance(mir, str) else 0.0 if self.estimate is None else errors[order] / least
+            )
         return values
-
-    def mir_computing_error(self, order: float) -> float:
-        """Return the error of the mutual information ratio from sampling its joint entropy, 0 if it is exact."""
-        if isinstance(reason := self.values["mir", order], str):
-            raise Undefined(reason)
-        first, second, _ = self.entropies[order]
-        if self.estimate is None or second is None:
-            return 0.0
-        return self.estimate.stderrs[order] / min(float(first.detach()), float(second.detach()))
-
-    def joint_computing_error(self, order: float) -> float:
-        """Return the error of a sampled joint entropy."""
-        if self.estimate is None or order not in self.estimate.stderrs:
-            raise Undefined(UNRESOLVED)
-        return self.estimate.stderrs[order]
 
 
 def sample_level(unit: UnitMoments, weights: Tensor | None, rows: RowBlocks | None, options: Options) -> LevelEntropies:
@@ -184,12 +180,12 @@ def class_level(means: Tensor, weights: Tensor | None, options: Options) -> Leve
             raise Undefined(COINCIDE)
         raise Undefined(f"{left_out} of {len(means)} class means or rows of classifier weights have zero length")
     unit_means, _ = directions(means[mask])
+    unit_weights = None if weights is None else directions(weights[mask])[0]
     labels = torch.arange(used, device=means.device)
     ones = torch.ones_like(labels)
     eigenvalues = {"means": spectra.of_label_rows(unit_means, ones)}
-    if weights is None:
+    if unit_weights is None:
         return _entropies_of(eigenvalues, options, left_out=left_out)
-    unit_weights, _ = directions(weights[mask])
     eigenvalues["weights"] = spectra.of_label_rows(unit_weights, ones)
     if (joint := _joint_of_rank_one(eigenvalues)) is not None:
         return _entropies_of(eigenvalues | {"joint": joint}, options, RANK_ONE, left_out=left_out)

@@ -308,8 +308,6 @@ class Sample:
                 `changes_of_rows`. The error is then that of the mean minus its bias.
             signs: Sign of the sum of confidence minus correctness in each bin of confidence, (bins,).
         """
-        if self.reason is not None:
-            return mean
         values = self.row_values.get(name)
         if values is None:
             values = self.values_of_rows(name, nearest, signs)

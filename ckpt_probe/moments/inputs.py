@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.metrics import collapse, covariance, pairs
-from ckpt_probe.metrics.rows import EPSILON, near_one, row_lengths, where_float64_is, without_rounding
-from ckpt_probe.moments.class_sums import Scatter, UnitMoments
+from ckpt_probe.metrics.decisions import nearest_means
+from ckpt_probe.metrics.rows import EPSILON, near_one, row_lengths, unit_or_zero, where_float64_is, without_rounding
+from ckpt_probe.moments.class_sums import RowBlocks, Scatter
 from ckpt_probe.moments.entropies import (
     NO_WEIGHTS,
     LevelEntropies,
@@ -29,8 +30,8 @@ from ckpt_probe.moments.errors import (
     Sample,
     extreme_value_index,
 )
-from ckpt_probe.moments.grouping import RowBlocks
 from ckpt_probe.moments.registry import ALL_ZERO, COINCIDE, FROM_MOMENTS, MEANS, UNIT_ROWS, WEIGHTS, Metric, Undefined
+from ckpt_probe.moments.unit_moments import UnitMoments
 
 if TYPE_CHECKING:
     from ckpt_probe.moments.documents import DocumentNumbers
@@ -180,10 +181,30 @@ class Inputs:
         """Return the means of the classes, (k, D)."""
         return _rows_at(self.scatter.means, self.present)
 
+    @property
+    def all_means(self) -> Tensor:
+        """Return the means of all classes in units of the rows, (C, D), without gradient; NaN for those left out."""
+        means = torch.full_like(self.scatter.means, torch.nan)
+        means[self.present] = self.class_means.detach() * self.scatter.unit
+        return means
+
     @cached_property
     def means(self) -> Tensor:
         """Return the class means minus their mean, (k, D); rows that are no longer than their rounding are zero."""
         return without_rounding(self.class_means - self.class_means.mean(dim=0), self._centred_sizes)
+
+    @property
+    def distinct_means(self) -> Tensor:
+        """Return `means`, which are undefined if all of them are equal."""
+        if self.coincide:
+            raise Undefined(COINCIDE)
+        return self.means
+
+    @property
+    def coincide(self) -> bool:
+        """Return whether there are several class means, which are equal up to rounding."""
+        with torch.enable_grad():
+            return len(self.present) > 1 and not bool(self.means.any())
 
     @cached_property
     def weights(self) -> Tensor:
@@ -230,22 +251,29 @@ class Inputs:
         within = torch.linalg.matrix_norm(self.scatter.covariance().detach())
         return SINGLE_ROUNDING * float(within / torch.linalg.matrix_norm(moment.detach()))
 
-    @property
+    @cached_property
     def row_second_moment(self) -> Tensor:
         """Return the second moment of all rows as they are, (1/N) Σ z zᵀ, (D, D)."""
         return self.row_covariance + torch.outer(self.row_mean, self.row_mean)
 
+    @property
+    def rounding_of_second_moment(self) -> float:
+        """Return the rounding in `row_second_moment`."""
+        return self.rounding_in(self.row_second_moment)
+
     @cached_property
     def pairs(self) -> Pairs:
         """Return the quantities of pairs of classes; each pair is visited once for all of them."""
-        unit, lengths = pairs.unit_or_zero(self.means), row_lengths(self.means)
+        unit, lengths = unit_or_zero(self.means), row_lengths(self.means)
+        variances, errors = self.variances, self._errors_of_cosines(unit, lengths)
         quantities = Pairs(
-            pairs.Cdnv(self.variances, self.class_means, lengths, self._sizes),
-            pairs.Equiangular(unit, self._errors_of_cosines(unit, lengths)),
+            pairs.Cdnv(variances, self.class_means, lengths, self._sizes),
+            pairs.Equiangular(unit, errors),
             pairs.Uniformity(unit, self._centred_sizes / torch.where(lengths > 0, lengths, 1.0)),
         )
-        of_families = {"nc1": [quantities.distances], "nc2": [quantities.angles, quantities.evenness]}
-        visitors = [each for name, some in of_families.items() if name in self.options.families for each in some]
+        visitors: list[pairs.Quantity] = []
+        visitors += [quantities.distances] if "nc1" in self.options.families else []
+        visitors += [quantities.angles, quantities.evenness] if "nc2" in self.options.families else []
         pairs.visit(unit, visitors)
         return quantities
 
@@ -269,9 +297,10 @@ class Inputs:
         return _spread_of_rows(axes, self.scatter, self._blocks) / len(self.means)
 
     def mean_of_rows(self, name: str, mean: float) -> float | Tensor:
-        """Return the mean of all rows of a value, with gradient if errors are requested and values of rows known."""
-        if self.sample is None or self.sample.reason is not None:
-            return mean
+        """Return the mean of all rows of a value, with gradient if the values of the rows of the sample are known."""
+        assert self.sample is not None
+        if self.nearest_train is self.nearest:
+            name = name.removesuffix("_train_means")
         signs = None if self.quality is None else self.quality.gaps.sign()
         nearest = None if self.nearest is None else self.nearest_of_sample
         of_parts = None if self.nearest is None else self.nearest_of_parts
@@ -305,7 +334,7 @@ class Inputs:
                 means = torch.zeros_like(self.scatter.means).index_add(0, labels, shares)
                 absent = torch.ones(len(means), dtype=torch.bool, device=means.device)
                 absent[self.present] = False
-                classes[part] = collapse.nearest_means(rows, means.masked_fill(absent[:, None], torch.nan))
+                classes[part] = nearest_means(rows, means.masked_fill(absent[:, None], torch.nan))
             of_parts = float(sum(sample.design.shares[part.cpu()].sum() for part in parts))
             return classes, 1 / ((self.samples * len(parts) / sum(map(len, parts)) - 1) * of_parts)
         halves = [half(self.present) for half in self.halves]
@@ -318,9 +347,7 @@ class Inputs:
 
     def nearest_means(self, features: Tensor) -> Tensor:
         """Return the class of the nearest class mean of each of the features (n, D), (n,)."""
-        means = torch.full_like(self.scatter.means, torch.nan)
-        means[self.present] = self.class_means.detach() * self.scatter.unit
-        return collapse.nearest_means(features, means)
+        return nearest_means(features, self.all_means)
 
     @cached_property
     def sample_level(self) -> LevelEntropies:
@@ -377,13 +404,14 @@ class Inputs:
         within = within_level(self.unit, self._blocks, self.options)
         return within.of(self.present) if within is not None and len(self.present) < len(within.labels) else within
 
-    def within(self, order: float) -> Tensor:
-        """Return the entropy of the rows of each class, (k,)."""
+    @property
+    def within(self) -> dict[float, Tensor]:
+        """Return the entropy of the rows of each class, (k,), by order."""
         if self.within_classes is None:
             raise Undefined(OVER_BUDGET)
         if not len(self.within_classes.labels):
             raise Undefined(FEW_CLASSES)
-        return self.within_classes.entropies[order]
+        return self.within_classes.entropies
 
     def doubt(self, metric: Metric) -> str | None:
         """Return the reason why intervals of a metric with a standard error do not hold 95 % of draws, or None."""
@@ -394,7 +422,7 @@ class Inputs:
             return HEAVY_TAILS
         if metric.name != "within.entropy_max":
             return None
-        lead = self.within(1.0).topk(min(2, len(self.present))).values.diff().neg().sum()
+        lead = self.within[1.0].topk(min(2, len(self.present))).values.diff().neg().sum()
         influences, _ = self.sample.influence(metric, lead)
         error = None if influences is None else self.sample.design.stderr(influences)
         return SEVERAL_MAXIMA if error is not None and float(lead.detach()) < 2 * error else None
@@ -414,7 +442,7 @@ class Inputs:
         away = self.sample.features / self.scatter.unit - self.scatter.means.detach()[self.sample.labels]
         return extreme_value_index(away.square().sum(dim=1)) > INDEX
 
-    @property
+    @cached_property
     def _shares(self) -> Tensor:
         """Return the share of each class in the rows, (C,)."""
         return self.class_sizes / self.class_sizes.sum()

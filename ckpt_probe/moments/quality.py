@@ -198,12 +198,15 @@ class Quality:
         self._add(prediction, numbers, float(losses.sum()), confidence)
         return prediction
 
-    def update_scores(self, scores: Array | Scored | None, labels: Array) -> None:
-        """Add samples with logits (n, C) of any dtype, or with predictions and losses; nothing without scores."""
+    def update_scores(self, scores: Array | Scored | None, labels: Array) -> Tensor | None:
+        """Add samples with logits (n, C) of any dtype, or with predictions and losses; nothing without scores.
+
+        Returns:
+            Predicted classes, (n,); None without scores.
+        """
         if isinstance(scores, Scored):
-            self.update_scored(scores, labels)
-        elif scores is not None:
-            self.update(double(scores), labels)
+            return self.update_scored(scores, labels)
+        return None if scores is None else self.update(double(scores), labels)
 
     def update_head(self, head: LinearHead, features: Array, labels: Array) -> Tensor:
         """Add features (n, D), whose logits a classifier computes for some rows or classes at a time.

@@ -4,15 +4,16 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ckpt_probe.metrics.collapse import reference_values, simplex_exists, uniformity_reference, without_simplex
 from ckpt_probe.metrics.covariance import FEW_DIRECTIONS, fit_range
 from ckpt_probe.metrics.entropy import renyi_name
 from ckpt_probe.metrics.rows import row_lengths
-from ckpt_probe.metrics.theory import reference_values, simplex_exists, uniformity_reference, without_simplex
-from ckpt_probe.moments.bias import bias_of, influences_of_corrected, values_of_halves
+from ckpt_probe.moments.bias import Biases
 from ckpt_probe.moments.class_errors import NEAREST_OWN, errors_of_classes, shares_of_classes
 from ckpt_probe.moments.documents import errors_of_documents
 from ckpt_probe.moments.entropies import NO_WEIGHTS, LevelEntropies
@@ -29,7 +30,7 @@ from ckpt_probe.moments.registry import (
     WEIGHTS,
     Metric,
     Undefined,
-    evaluate_metrics,
+    all_metrics,
 )
 
 Value = float | int | str | None
@@ -58,12 +59,47 @@ class RecordBuilder:
             self.reasons.setdefault(reason, []).append(name)
 
     def evaluate(self, inputs: Inputs, families: Collection[str], names: Collection[str] | None = None) -> None:
-        """Set the values of all metrics of some families, or of those with some names, or the reasons for absence."""
-        for name, (metric, value, reason) in evaluate_metrics(inputs, families, names).items():
-            self.metrics[name] = metric
+        """Set the values of all metrics that the inputs provide, or the reasons for their absence.
+
+        Args:
+            inputs: Inputs of the metrics.
+            families: Names of families.
+            names: Names of metrics in the record, if not all of the families are computed.
+        """
+        chosen, reasons = _chosen(inputs, families, names)
+        arguments: dict[str, list[Any]] = {}
+        values: dict[str, float | Tensor | None] = dict.fromkeys(chosen)
+        # The inputs of all metrics come first, then the metrics.
+        for name, (metric, order) in chosen.items():
+            if name in reasons:
+                continue
+            arguments[name] = [] if metric.inputs else [inputs, order][: 2 if metric.all_orders else 1]
+            try:
+                for path in metric.inputs:
+                    value: Any = inputs
+                    for part in path.split("."):
+                        value = value[part] if isinstance(value, Mapping) else getattr(value, part)
+                    value = value[order] if isinstance(value, Mapping) else value
+                    if isinstance(value, str):
+                        raise Undefined(value)
+                    arguments[name].append(value)
+            except Undefined as error:
+                reasons[name] = str(error)
+        for name, (metric, _) in chosen.items():
+            if name not in reasons:
+                try:
+                    values[name] = metric.function(*arguments[name]) if metric.function else arguments[name][0]
+                except Undefined as error:
+                    reasons[name] = str(error)
+        for name, (metric, _) in chosen.items():
+            value = values[name]
             if value is not None:
+                value = float(value) if metric.of_rows else value
+                if metric.of_rows and inputs.sample is not None and inputs.sample.reason is None:
+                    value = inputs.mean_of_rows(name, float(value))
                 self.tensors[name] = value
-            self.put(name, value, reason or "undefined here")
+            self.metrics[name] = metric
+            self.put(name, value, reasons.get(name) or metric.absent or "undefined here")
 
     def finish(self) -> dict[str, Value]:
         """Return the values with `missing`: names and reasons of the values that are None, or None."""
@@ -90,6 +126,30 @@ class DetailedRecord:
     influences: Influences | None = None
 
 
+def _chosen(
+    inputs: Inputs, families: Collection[str], names: Collection[str] | None
+) -> tuple[dict[str, tuple[Metric, float]], dict[str, str]]:
+    """Return metrics and orders of the entropy by name in the record, and why some of these metrics are absent."""
+    metrics = [
+        metric
+        for metric in all_metrics()
+        if metric.family in families
+        and (metric.function is not None or metric.inputs)
+        and inputs.provided.issuperset(metric.requires)
+        and (inputs.compares_means or not {MEANS, WEIGHTS} <= set(metric.requires))
+    ]
+    chosen, reasons = {}, {}
+    for order in inputs.options.all_orders:
+        prefix = "" if order == 1 else f"{renyi_name(order)}."
+        for metric in metrics:
+            name = f"{prefix}{metric.name}"
+            if (order == 1 or metric.all_orders) and (names is None or name in names):
+                chosen[name] = metric, order
+                absent = [need for need in metric.requires if need in inputs.unavailable]
+                reasons |= {name: inputs.unavailable[absent[0]]} if absent else {}
+    return chosen, reasons
+
+
 def compute_record(inputs: Inputs) -> DetailedRecord:
     """Compute all metrics of the requested families, with their errors if the inputs have a sample."""
     with torch.set_grad_enabled(inputs.sample is not None and inputs.sample.reason is None):
@@ -98,7 +158,7 @@ def compute_record(inputs: Inputs) -> DetailedRecord:
 
 def _computed(inputs: Inputs) -> DetailedRecord:
     record, families, counts = RecordBuilder(), inputs.options.families, inputs.scatter.counts
-    occurring = len(inputs.scatter.present)
+    occurring = int((counts > 0).sum())
     record.put("samples", inputs.samples)
     record.put("features", inputs.features)
     record.put("classes", inputs.all_classes)
@@ -167,8 +227,8 @@ def _put_errors(
         if reasons[name] is None:
             of_rows, reasons[name] = sample.influence(metric, record.tensors[name])
             influences |= {} if of_rows is None else {name: of_rows}
-    halves = values_of_halves(metrics, inputs, values_of)
-    corrected = influences_of_corrected(metrics, record.values, inputs, values_of, influences, halves)
+    biases = Biases(metrics, record.values, inputs, values_of, influences)
+    corrected = biases.influences_of_corrected()
     for name, metric in metrics.items():
         error, reason = None, reasons[name]
         if name in influences:
@@ -185,7 +245,7 @@ def _put_errors(
         if reason in (FIXED, NO_GRADIENT):
             without[name] = reason
         record.put(f"{name}_stderr", error, reason or "undefined here")
-    for name, (bias, reason) in bias_of(metrics, record.values, inputs, values_of, influences, halves).items():
+    for name, (bias, reason) in biases.of_metrics().items():
         if bias is None or name in without:
             record.put(f"{name}_bias", None, without.get(name) or reason or "undefined here")
         else:
@@ -204,9 +264,9 @@ def _computing_error(name: str, levels: Mapping[str, LevelEntropies]) -> float:
         for order in () if level.estimate is None else level.estimate.stderrs:
             start = prefix if order == 1 else f"{renyi_name(order)}.{prefix}"
             if name == f"{start}.mir":
-                return level.mir_computing_error(order)
+                return float(level.values["mir_computing_error"][order])
             if name in (f"{start}.entropy_joint", f"{start}.mutual_information"):
-                return level.joint_computing_error(order)
+                return float(level.values["entropy_joint_computing_error"][order])
     return 0.0
 
 
@@ -228,15 +288,11 @@ def _put_sampling(record: RecordBuilder, name: str, level: LevelEntropies, order
         return
     for order in orders:
         prefix = name if order == 1 else f"{renyi_name(order)}.{name}"
-        for quantity, function in (
-            ("entropy_joint_computing_error", level.joint_computing_error),
-            ("mir_computing_error", level.mir_computing_error),
-        ):
+        for quantity in ("entropy_joint_computing_error", "mir_computing_error"):
             if f"{prefix}.{quantity}" not in record.values:
-                try:
-                    record.put(f"{prefix}.{quantity}", function(order))
-                except Undefined as error:
-                    record.put(f"{prefix}.{quantity}", None, str(error))
+                error = level.values[quantity][order]
+                known, reason = (None, error) if isinstance(error, str) else (error, "")
+                record.put(f"{prefix}.{quantity}", known, reason)
     record.put(f"{name}.probes", level.estimate.probes)
     record.put(f"{name}.seed", level.estimate.seed)
 

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -17,15 +17,14 @@ from torch import Tensor
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.keywords import as_sequence, matching, suggestion
 from ckpt_probe.metrics import collapse, covariance
-from ckpt_probe.metrics.entropy import renyi_name
-from ckpt_probe.metrics.theory import simplex_exists
+from ckpt_probe.metrics.collapse import simplex_exists
 from ckpt_probe.moments.documents import CENTRED as CENTRED_ENTROPY
-from ckpt_probe.moments.documents import CURVATURE, ENTROPY, REASONS
+from ckpt_probe.moments.documents import REASONS
 from ckpt_probe.plugins import registered
 
 if TYPE_CHECKING:
-    from ckpt_probe.moments.entropies import LevelEntropies
-    from ckpt_probe.moments.inputs import Inputs, NearestMeans
+    from ckpt_probe.moments.documents import DocumentNumbers
+    from ckpt_probe.moments.inputs import Inputs
 
 ENTRY_POINTS = "ckpt_probe.metrics"
 INFINITE_LOGITS = "not finite, because logits are infinite or NaN"
@@ -105,9 +104,8 @@ class Metric:
         label: Short label for tables.
         meaning: Description of one line.
         family: Name of the family of metrics to which it belongs.
-        function: Returns the value for `Inputs`, or raises `Undefined` with the reason for its absence. With
-            `all_orders`, its second argument is the order of the entropy. None for a metric that compares several
-            records, or that only classifier weights determine.
+        function: Returns the value for `inputs`, or None, or raises `Undefined` with the reason for its absence. None
+            if the only one of the inputs is the value.
         requires: Requirements, such as `MEANS` or `UNIT_ROWS`.
         unit: Unit, empty for a plain number.
         direction: "up", "down", "toward reference", or empty if neither is better.
@@ -117,6 +115,12 @@ class Metric:
         all_orders: Whether the metric exists for every Rényi order.
         of_simplex: Whether the value at collapse exists only if the classes can form a simplex (C ≤ D + 1).
         of_weights: Whether only records of classifier weights alone have the metric.
+        inputs: Names of attributes of `Inputs`, or attributes and entries of these, such as "class_level.values.mir",
+            which are the arguments of `function`. Of values by order of the entropy it is that of the order. Without
+            names the argument is `Inputs`, and with `all_orders` the second one the order. A metric without function
+            and inputs compares several records, or only classifier weights determine it.
+        absent: Reason for the absence of a value that is None.
+        of_rows: Whether the value is the mean of a value of each row, from which its error follows.
     """
 
     name: str
@@ -124,7 +128,7 @@ class Metric:
     meaning: str
     family: str
     priority: int = 100
-    function: Callable[..., float | Tensor] | None = None
+    function: Callable[..., float | Tensor | None] | None = None
     requires: tuple[str, ...] = (MEANS,)
     unit: str = ""
     direction: str = ""
@@ -133,6 +137,9 @@ class Metric:
     all_orders: bool = False
     of_simplex: bool = False
     of_weights: bool = False
+    inputs: tuple[str, ...] = ()
+    absent: str = ""
+    of_rows: bool = False
 
 
 SAMPLED = "sampled with an error bar if that side exceeds 12,000 or the memory budget"
@@ -185,21 +192,6 @@ DEFAULT = tuple(family.name for family in FAMILIES if not family.on_request)
 """Families that are computed if none are named."""
 
 
-def _defined(value: float | Tensor | None, reason: str) -> float | Tensor:
-    """Return a value; raise `Undefined` with the reason if it is None."""
-    if value is None:
-        raise Undefined(reason)
-    return value
-
-
-def _of_level(level: "LevelEntropies", name: str, order: float = 1.0) -> Tensor:
-    """Return one of the values of a level; raise `Undefined` with the reason if it does not exist."""
-    value = level.values[name, order]
-    if isinstance(value, str):
-        raise Undefined(value)
-    return value
-
-
 COINCIDE = "class means coincide"
 SAME_DIRECTION = "two class means have the same direction"
 CENTRAL_MEAN = "a class mean equals the mean of the class means"
@@ -207,74 +199,40 @@ ALL_ZERO = "all classifier weights are zero"
 ZERO_WEIGHTS = "a row of classifier weights has zero length"
 NO_SCORES = "neither logits nor classifier weights"
 NO_CONFIDENCE = "largest probabilities are unknown: earlier versions stored predictions and losses alone; extract again"
+INFINITE_CONFIDENCE = "some probabilities are not finite"
 FEW_SAMPLES = "no class has as many samples as a class needs"
+NO_ANGLE = "the class means are orthogonal to the classifier weights, or one of them is zero"
+ZERO_LENGTH = "a class mean or a row of classifier weights has zero length"
+NO_SPREAD = "samples do not differ within their classes"
 
 
-def _mean_of_rows(inputs: "Inputs", name: str, mean: float | Tensor | None, reason: str) -> float | Tensor:
-    """Return the mean of all rows of a value, with gradient if errors are requested."""
-    mean = float(_defined(mean, reason))
-    return mean if inputs.sample is None else inputs.mean_of_rows(name, mean)
+def _of_predictions(value: float | None, unpredicted: int) -> float | None:
+    """Return a share of rows, which is undefined if a row has no prediction."""
+    if unpredicted:
+        raise Undefined(f"{unpredicted} rows have no prediction, because logits are NaN or all −∞")
+    return value
 
 
-def _without_prediction(inputs: "Inputs") -> str:
-    """Return the reason why a number that needs the prediction of every row is missing."""
-    count = 0 if inputs.quality is None else inputs.quality.unpredicted
-    return f"{count} rows have no prediction, because logits are NaN or all −∞" if count else NO_SCORES
-
-
-def _accuracy(inputs: "Inputs") -> float | Tensor:
-    return _mean_of_rows(inputs, "accuracy", inputs.quality and inputs.quality.accuracy, _without_prediction(inputs))
-
-
-def _loss(inputs: "Inputs") -> float | Tensor:
-    if inputs.quality is None or not inputs.quality.samples:
+def _loss(loss: float | None, samples: int) -> float | None:
+    if not samples:
         raise Undefined(NO_SCORES)
-    return _mean_of_rows(inputs, "loss", inputs.quality.loss, INFINITE_LOGITS)
+    return loss
 
 
-def _disagreement(inputs: "Inputs") -> float | Tensor:
-    return _mean_of_rows(inputs, "nc4.disagreement", *_disagreement_of(inputs, inputs.nearest))
+def _calibration(error: float | None, loss: float | None, samples: int) -> float:
+    if error is None:
+        raise Undefined(NO_SCORES if not samples else NO_CONFIDENCE if loss is not None else INFINITE_CONFIDENCE)
+    return error
 
 
-def _disagreement_of(inputs: "Inputs", nearest: "NearestMeans | None") -> tuple[float | None, str]:
-    """Return the disagreement with the predicted classes, None if a row has none, and the reason for that."""
-    unpredicted = inputs.quality is not None and inputs.quality.unpredicted > 0
-    value = None if nearest is None or unpredicted else nearest.disagreement
-    return value, _without_prediction(inputs)
+def _normalized(entropy: Tensor, samples: int, left_out: int, features: int) -> Tensor:
+    side = min(samples - left_out, features)
+    if side < 2:
+        raise Undefined("one sample or one feature has one direction")
+    return entropy / math.log(side)
 
 
-def _nearest_mean_accuracy(inputs: "Inputs") -> float | Tensor:
-    accuracy = None if inputs.nearest is None else inputs.nearest.accuracy
-    return _mean_of_rows(inputs, "nearest_mean_accuracy", accuracy, FEW_SAMPLES)
-
-
-def _of_train_means(inputs: "Inputs", name: str) -> float | Tensor:
-    nearest = inputs.nearest_train
-    assert nearest is not None
-    is_nearest = name.startswith("nearest")
-    value, reason = (nearest.accuracy, FEW_SAMPLES) if is_nearest else _disagreement_of(inputs, nearest)
-    own_means = nearest is inputs.nearest
-    return _mean_of_rows(inputs, name.removesuffix("_train_means") if own_means else name, value, reason)
-
-
-def _calibration(inputs: "Inputs") -> float | Tensor:
-    if inputs.quality is None or not inputs.quality.samples:
-        raise Undefined(NO_SCORES)
-    reason = NO_CONFIDENCE if inputs.quality.loss is not None else "some probabilities are not finite"
-    return _mean_of_rows(inputs, "ece", inputs.quality.calibration_error, reason)
-
-
-def _rankme(inputs: "Inputs") -> float | Tensor:
-    moment = inputs.row_second_moment
-    value = covariance.rankme_of(moment, least=inputs.rounding_in(moment))
-    return _defined(value, covariance.NO_ROWS)
-
-
-def _quotient(inputs: "Inputs") -> float | Tensor:
-    return _defined(collapse.quotient(inputs.all_variances, inputs.class_sizes, inputs.means), COINCIDE)
-
-
-def _outside_cosine(inputs: "Inputs", *, centred: bool) -> float | Tensor:
+def _outside_cosine(inputs: "Inputs", *, centred: bool = False) -> float | Tensor:
     assert inputs.outside_mean is not None
     if not len(inputs.present):
         raise Undefined(FEW_SAMPLES)
@@ -285,59 +243,9 @@ def _outside_cosine(inputs: "Inputs", *, centred: bool) -> float | Tensor:
         raise Undefined(str(error).removeprefix("nc5: ")) from error
 
 
-def _mean_of_documents(name: str) -> Callable[["Inputs"], float]:
-    """Return a function that computes the mean over documents of one of their numbers."""
-
-    def mean(inputs: "Inputs") -> float:
-        assert inputs.documents is not None
-        if inputs.documents.oversized:
-            raise Undefined(f"{inputs.documents.oversized} documents have more rows than the memory budget allows")
-        value = inputs.documents.mean(name)
-        if value is None:
-            raise Undefined(REASONS[name])
-        return value
-
-    return mean
-
-
-_centred_entropy = _mean_of_documents(CENTRED_ENTROPY)
-
-
-def _rank_of_documents(inputs: "Inputs") -> float:
-    return math.exp(_centred_entropy(inputs))
-
-
-def _rank_difference_of_documents(inputs: "Inputs") -> float:
-    rank = _rank_of_documents(inputs)
-    reference = inputs.reference and inputs.reference.effective_rank()
-    return float(_defined(reference, REASONS[CENTRED_ENTROPY])) - rank
-
-
-def _separation(inputs: "Inputs") -> float | Tensor:
-    value = collapse.separation(inputs.nc1, len(inputs.means))
-    return _defined(value, "samples do not differ within their classes")
-
-
-def _duality(inputs: "Inputs") -> float | Tensor:
-    value = collapse.duality(inputs.weights, inputs.means)
-    return _defined(value, ZERO_WEIGHTS if bool(inputs.means.any()) else COINCIDE)
-
-
-def _simplex_duality(inputs: "Inputs") -> float | Tensor:
-    value = collapse.simplex_duality(inputs.weights, inputs.means)
-    return _defined(value, "the class means are orthogonal to the classifier weights, or one of them is zero")
-
-
-def _spread_of_cosines(inputs: "Inputs") -> float | Tensor:
-    value = collapse.duality_uniformity(inputs.weights, inputs.means)
-    return _defined(value, "a class mean or a row of classifier weights has zero length")
-
-
-def _normalized_entropy(inputs: "Inputs") -> float | Tensor:
-    side = min(inputs.samples - inputs.sample_level.left_out, inputs.features)
-    if side < 2:
-        raise Undefined("one sample or one feature has one direction")
-    return _of_level(inputs.sample_level, "first") / math.log(side)
+def _rank_difference(entropy: float, reference: "DocumentNumbers") -> float | None:
+    rank = reference.effective_rank()
+    return None if rank is None else rank - math.exp(entropy)
 
 
 _OF_MEANS, _OF_BOTH, _OF_SCATTER = (MEANS,), (MEANS, WEIGHTS), (MEANS, SCATTER)
@@ -348,89 +256,95 @@ REFERENCES = {"class": (_MIR, _HDR, _ENTROPY), "nc2": (_UNIFORMITY,)}
 """Names of the values at neural collapse that a record has for each family."""
 
 # Each entry: name, label, meaning, family, priority,
-#             function of the inputs d (and the order a), requirements, unit, direction, value at collapse, source.
+#             function, requirements, unit, direction, value at collapse, source, inputs.
 # fmt: off
 METRICS = (
     Metric("accuracy", "acc", "share of samples predicted correctly", "quality", 1,
-           _accuracy, (LOGITS,), "", "up"),
+           _of_predictions, (LOGITS,), "", "up", inputs=("quality.accuracy", "quality.unpredicted"), absent=NO_SCORES,
+           of_rows=True),
     Metric("loss", "loss", "mean cross-entropy", "quality", 2,
-           _loss, (LOGITS,), "nats", "down"),
+           _loss, (LOGITS,), "nats", "down", inputs=("quality.loss", "quality.samples"), absent=INFINITE_LOGITS,
+           of_rows=True),
     Metric("ece", "ECE", "expected calibration error, 15 bins of equal width", "quality", 49,
-           _calibration, (LOGITS,), "", "down", source=GUO),
+           _calibration, (LOGITS,), "", "down", source=GUO,
+           inputs=("quality.calibration_error", "quality.loss", "quality.samples"), of_rows=True),
     Metric("class.mir", "MIR", "class means and weights: MIR", "class", 3,
-           lambda d, a: _of_level(d.class_level, "mir", a), _OF_BOTH, "", TOWARD, _MIR, SONG, all_orders=True,
-           of_simplex=True),
+           None, _OF_BOTH, "", TOWARD, _MIR, SONG, all_orders=True, of_simplex=True,
+           inputs=("class_level.values.mir",)),
     Metric("class.hdr", "HDR", "class means and weights: HDR", "class", 4,
-           lambda d, a: _of_level(d.class_level, "hdr", a), _OF_BOTH, "", TOWARD, _HDR, SONG, all_orders=True),
+           None, _OF_BOTH, "", TOWARD, _HDR, SONG, all_orders=True, inputs=("class_level.values.hdr",)),
     Metric("nc1.pinv", "NC1", "tr(Σ_W Σ_B⁺)/C", "nc1", 5,
-           lambda d: d.nc1, _OF_SCATTER, "", "down", 0.0, PAPYAN),
+           None, _OF_SCATTER, "", "down", 0.0, PAPYAN, inputs=("nc1",)),
     Metric("class.entropy_means", "H means", "entropy of class means", "class", 6,
-           lambda d, a: _of_level(d.class_level, "first", a), _OF_MEANS, "nats", TOWARD, _ENTROPY, SONG,
-           all_orders=True, of_simplex=True),
+           None, _OF_MEANS, "nats", TOWARD, _ENTROPY, SONG, all_orders=True, of_simplex=True,
+           inputs=("class_level.values.first",)),
     Metric("class.entropy_weights", "H weights", "entropy of classifier weights", "class", 7,
-           lambda d, a: _of_level(d.class_level, "second", a), _OF_BOTH, "nats", TOWARD, _ENTROPY, SONG,
-           all_orders=True, of_simplex=True),
+           None, _OF_BOTH, "nats", TOWARD, _ENTROPY, SONG, all_orders=True, of_simplex=True,
+           inputs=("class_level.values.second",)),
     Metric("within.entropy_mean", "H within", "within-class entropy, mean", "within", 8,
-           lambda d, a: d.within(a).mean(), _OF_ROWS, "nats", "down", 0.0, SONG, all_orders=True),
+           Tensor.mean, _OF_ROWS, "nats", "down", 0.0, SONG, all_orders=True, inputs=("within",)),
     Metric("sample.mir", "sample MIR", "features and their labels' weight rows: MIR", "sample", 9,
-           lambda d, a: _of_level(d.sample_level, "mir", a), _OF_PAIRS, source=SONG, all_orders=True),
+           None, _OF_PAIRS, source=SONG, all_orders=True, inputs=("sample_level.values.mir",)),
     Metric("sample.hdr", "sample HDR", "features and their labels' weight rows: HDR", "sample", 10,
-           lambda d, a: _of_level(d.sample_level, "hdr", a), _OF_PAIRS, source=SONG, all_orders=True),
+           None, _OF_PAIRS, source=SONG, all_orders=True, inputs=("sample_level.values.hdr",)),
     Metric("nc2.etf", "NC2", "distance of class means from the simplex ETF", "nc2", 11,
-           lambda d: _defined(collapse.etf_distance(d.means), COINCIDE), _OF_MEANS, "", "down", 0.0, PAPYAN,
-           of_simplex=True),
+           collapse.etf_distance, _OF_MEANS, "", "down", 0.0, PAPYAN, of_simplex=True, inputs=("means",),
+           absent=COINCIDE),
     Metric("nc3.duality", "NC3", "distance of class means from weights", "nc3", 12,
-           _duality, _OF_BOTH, "", "down", 0.0, PAPYAN),
+           collapse.duality, _OF_BOTH, "", "down", 0.0, PAPYAN, inputs=("weights", "distinct_means"),
+           absent=ZERO_WEIGHTS),
     Metric("nc4.disagreement", "NC4", "prediction is not the nearest mean's class", "nc4", 13,
-           _disagreement, (LOGITS, SECOND_PASS), "", "down", 0.0, PAPYAN),
+           _of_predictions, (LOGITS, SECOND_PASS), "", "down", 0.0, PAPYAN,
+           inputs=("nearest.disagreement", "quality.unpredicted"), absent=NO_SCORES, of_rows=True),
     Metric("class.mutual_information", "MI", "class means and weights: mutual information", "class", 14,
-           lambda d, a: _of_level(d.class_level, "mutual_information", a), _OF_BOTH, "nats", source=SONG,
-           all_orders=True),
+           None, _OF_BOTH, "nats", source=SONG, all_orders=True, inputs=("class_level.values.mutual_information",)),
     Metric("sample.entropy_features", "H features", "entropy of the features", "sample", 15,
-           lambda d, a: _of_level(d.sample_level, "first", a), _OF_ROWS, "nats", source=SONG, all_orders=True),
+           None, _OF_ROWS, "nats", source=SONG, all_orders=True, inputs=("sample_level.values.first",)),
     Metric("sample.entropy_normalized", "H norm.", "entropy of the features over log min(N, D)", "sample", 29,
-           _normalized_entropy, _OF_ROWS, source=SKEAN),
+           _normalized, _OF_ROWS, source=SKEAN,
+           inputs=("sample_level.values.first", "samples", "sample_level.left_out", "features")),
     Metric("sample.effective_rank", "eff. rank", "exp of the features' entropy", "sample", 16,
-           lambda d: _of_level(d.sample_level, "first").exp(), _OF_ROWS, source=ROY),
+           Tensor.exp, _OF_ROWS, source=ROY, inputs=("sample_level.values.first",)),
     Metric("sample.entropy_weights", "H label rows", "entropy of the labels' weight rows", "sample", 17,
-           lambda d, a: _of_level(d.sample_level, "second", a), _OF_PAIRS, "nats", source=SONG, all_orders=True),
+           None, _OF_PAIRS, "nats", source=SONG, all_orders=True, inputs=("sample_level.values.second",)),
     Metric("sample.entropy_joint", "H joint", "entropy of features and weight rows together", "sample", 18,
-           lambda d, a: _of_level(d.sample_level, "joint", a), _OF_PAIRS, "nats", source=SONG, all_orders=True),
+           None, _OF_PAIRS, "nats", source=SONG, all_orders=True, inputs=("sample_level.values.joint",)),
     Metric("sample.mutual_information", "sample MI", "features and weight rows: mutual information", "sample", 19,
-           lambda d, a: _of_level(d.sample_level, "mutual_information", a), _OF_PAIRS, "nats", source=SONG,
-           all_orders=True),
+           None, _OF_PAIRS, "nats", source=SONG, all_orders=True, inputs=("sample_level.values.mutual_information",)),
     Metric(COMPUTING_ERROR, "MIR c.e.", "error of sample.mir from sampling, 0 if exact", "sample", 28,
-           lambda d: d.sample_level.mir_computing_error(1.0), _OF_PAIRS),
+           None, _OF_PAIRS, inputs=("sample_level.values.mir_computing_error",)),
     Metric("within.entropy_max", "H within max", "within-class entropy, largest", "within", 20,
-           lambda d, a: d.within(a).max(), _OF_ROWS, "nats", "down", 0.0, SONG, all_orders=True),
+           Tensor.max, _OF_ROWS, "nats", "down", 0.0, SONG, all_orders=True, inputs=("within",)),
     Metric("nc1.cdnv", "CDNV", "class-distance normalised variance", "nc1", 21,
-           lambda d: _defined(d.pairs.distances.value, COINCIDE), _OF_MEANS, "", "down", 0.0, GALANTI),
+           None, _OF_MEANS, "", "down", 0.0, GALANTI, inputs=("pairs.distances.value",), absent=COINCIDE),
     Metric("nc1.quotient", "tr W/B", "tr Σ_W / tr Σ_B", "nc1", 43,
-           _quotient, _OF_MEANS, "", "down", 0.0, TIRER),
+           collapse.quotient, _OF_MEANS, "", "down", 0.0, TIRER, inputs=("all_variances", "class_sizes", "means"),
+           absent=COINCIDE),
     Metric("separation", "log sep.", "log tr(Σ_W Σ_B⁺), separation fuzziness", "nc1", 30,
-           _separation, _OF_SCATTER, "", "down", None, HE_SU),
+           collapse.separation, _OF_SCATTER, "", "down", None, HE_SU, inputs=("nc1", "means"), absent=NO_SPREAD),
     Metric("nc2.equinorm_means", "equinorm μ", "std/mean of class mean norms", "nc2", 22,
-           lambda d: _defined(collapse.equinorm(d.means), COINCIDE), _OF_MEANS, "", "down", 0.0, PAPYAN),
+           collapse.equinorm, _OF_MEANS, "", "down", 0.0, PAPYAN, inputs=("means",), absent=COINCIDE),
     Metric("nc2.equinorm_weights", "equinorm w", "std/mean of weight norms", "nc2", 23,
-           lambda d: _defined(collapse.equinorm(d.weights), ZERO_WEIGHTS), _OF_BOTH, "", "down", 0.0, PAPYAN),
+           collapse.equinorm, _OF_BOTH, "", "down", 0.0, PAPYAN, inputs=("weights",), absent=ZERO_WEIGHTS),
     Metric("nc2.lognorm_variance", "var log‖μ‖", "variance of the logarithm of class mean norms", "nc2", 42,
-           lambda d: _defined(collapse.lognorm_variance(d.means), CENTRAL_MEAN), _OF_MEANS, "", "down", 0.0, WU),
+           collapse.lognorm_variance, _OF_MEANS, "", "down", 0.0, WU, inputs=("means",), absent=CENTRAL_MEAN),
     Metric("nc2.equiangular_means", "equiang. μ", "mean |cos + 1/(C−1)|, means", "nc2", 24,
-           lambda d: _defined(d.pairs.angles.value, COINCIDE), _OF_MEANS, "", "down", 0.0, PAPYAN, of_simplex=True),
+           None, _OF_MEANS, "", "down", 0.0, PAPYAN, of_simplex=True, inputs=("pairs.angles.value",), absent=COINCIDE),
     Metric("nc2.equiangular_weights", "equiang. w", "mean |cos + 1/(C−1)|, weights", "nc2", 25,
-           lambda d: _defined(collapse.equiangular(d.weights), ZERO_WEIGHTS), _OF_BOTH, "", "down", 0.0, PAPYAN,
-           of_simplex=True),
+           collapse.equiangular, _OF_BOTH, "", "down", 0.0, PAPYAN, of_simplex=True, inputs=("weights",),
+           absent=ZERO_WEIGHTS),
     Metric("gnc2.uniformity", "GNC2", "mean log(1/‖m̂ − m̂'‖)", "nc2", 31,
-           lambda d: _defined(d.pairs.evenness.mean, SAME_DIRECTION), _OF_MEANS, "", TOWARD, _UNIFORMITY, LIU),
+           None, _OF_MEANS, "", TOWARD, _UNIFORMITY, LIU, inputs=("pairs.evenness.mean",), absent=SAME_DIRECTION),
     Metric("gnc2.spread", "GNC2 s.d.", "standard deviation of log(1/‖m̂ − m̂'‖) over pairs", "nc2", 32,
-           lambda d: _defined(d.pairs.evenness.spread, SAME_DIRECTION), _OF_MEANS, "", "down", 0.0, WU,
-           of_simplex=True),
+           None, _OF_MEANS, "", "down", 0.0, WU, of_simplex=True, inputs=("pairs.evenness.spread",),
+           absent=SAME_DIRECTION),
     Metric("nc3.uniformity", "NC3 s.d.", "standard deviation of cos(w, m) over classes", "nc3", 33,
-           _spread_of_cosines, _OF_BOTH, "", "down", 0.0, WU),
+           collapse.duality_uniformity, _OF_BOTH, "", "down", 0.0, WU, inputs=("weights", "means"), absent=ZERO_LENGTH),
     Metric("nc3.simplex", "NC3 simplex", "distance of W Mᵀ from the simplex ETF", "nc3", 44,
-           _simplex_duality, _OF_BOTH, "", "down", 0.0, ZHU, of_simplex=True),
+           collapse.simplex_duality, _OF_BOTH, "", "down", 0.0, ZHU, of_simplex=True, inputs=("weights", "means"),
+           absent=NO_ANGLE),
     Metric("nearest_mean_accuracy", "NCM acc", "share nearest to their own class mean", "nc4", 34,
-           _nearest_mean_accuracy, (SECOND_PASS,), "", "up", 1.0, PAPYAN),
+           None, (SECOND_PASS,), "", "up", 1.0, PAPYAN, inputs=("nearest.accuracy",), absent=FEW_SAMPLES, of_rows=True),
     Metric("class.effective_rank_weights", "eff. rank w", "effective rank of the weights alone", "class", 35,
            None, (WEIGHTS,), source=ROY, of_weights=True),
     Metric("nc2.etf_weights", "NC2 w", "distance of weights from the simplex ETF", "nc2", 36,
@@ -440,40 +354,41 @@ METRICS = (
     Metric("separation.r2", "sep. R²", "how well a line fits separation over depth", "nc1", 41,
            None, (MEANS, SCATTER, LAYERS), "", "up", 1.0, HE_SU),
     Metric("centred.mir", "centred MIR", "sample.mir of features minus their mean", "centred", 26,
-           lambda d: _of_level(d.centred, "mir"), (CENTRED, WEIGHTS), source=SONG),
+           None, (CENTRED, WEIGHTS), source=SONG, inputs=("centred.values.mir",)),
     Metric("centred.hdr", "centred HDR", "sample.hdr of features minus their mean", "centred", 27,
-           lambda d: _of_level(d.centred, "hdr"), (CENTRED, WEIGHTS), source=SONG),
+           None, (CENTRED, WEIGHTS), source=SONG, inputs=("centred.values.hdr",)),
     Metric("centred.effective_rank", "centred rank", "effective rank of features minus their mean", "centred", 37,
-           lambda d: _of_level(d.centred, "first").exp(), (CENTRED,), source=WEI),
+           Tensor.exp, (CENTRED,), source=WEI, inputs=("centred.values.first",)),
     Metric("erank.difference", "Δ rank", "effective rank of the first checkpoint minus this one's", "centred", 38,
            None, (CENTRED, SERIES), source=WEI),
     Metric("rankme", "RankMe", "exp H(σ/Σσ), σ the singular values of the features", "spectrum", 45,
-           _rankme, _OF_SPECTRUM,
-           source=GARRIDO),
+           covariance.rankme_of, _OF_SPECTRUM, source=GARRIDO,
+           inputs=("row_second_moment", "rounding_of_second_moment"), absent=covariance.NO_ROWS),
     Metric("alpha_req", "α-ReQ", "α of λ_i ∝ i^−α, λ_i the eigenvalues of the features' covariance", "spectrum", 46,
-           lambda d: _defined(covariance.decay_rate(d.row_eigenvalues), covariance.FEW_DIRECTIONS), _OF_SPECTRUM,
-           source=AGRAWAL),
+           covariance.decay_rate, _OF_SPECTRUM, source=AGRAWAL, inputs=("row_eigenvalues",),
+           absent=covariance.FEW_DIRECTIONS),
     Metric("participation_ratio", "part. ratio", "(Σλ)²/Σλ² of the features' covariance", "spectrum", 47,
-           lambda d: _defined(covariance.participation(d.row_covariance), covariance.EQUAL_ROWS), _OF_SPECTRUM,
-           source=GAO),
+           covariance.participation, _OF_SPECTRUM, source=GAO, inputs=("row_covariance",),
+           absent=covariance.EQUAL_ROWS),
     Metric("nc5.cosine", "NC5", "mean |cos(μ_c, μ_out)|, μ_out the mean of other data", "nc5", 39,
-           lambda d: _outside_cosine(d, centred=False), (OUTSIDE,), "", "down", 0.0, AMMAR),
+           _outside_cosine, (OUTSIDE,), "", "down", 0.0, AMMAR),
     Metric("nc5.centred", "NC5 centred", "mean |cos(μ_c − μ_G, μ_out − μ_G)|", "nc5", 48,
-           lambda d: _outside_cosine(d, centred=True), (OUTSIDE,), "", "down", 0.0),
-    Metric("nc4.disagreement_train_means", "NC4 train μ", "prediction is not the nearest training mean's class",
-           "nc4", 54, lambda d: _of_train_means(d, "nc4.disagreement_train_means"), (LOGITS, TRAIN_MEANS), "", "down",
-           0.0, PAPYAN),
+           partial(_outside_cosine, centred=True), (OUTSIDE,), "", "down", 0.0),
+    Metric("nc4.disagreement_train_means", "NC4 train μ", "prediction is not the nearest training mean's class", "nc4",
+           54, _of_predictions, (LOGITS, TRAIN_MEANS), "", "down", 0.0, PAPYAN,
+           inputs=("nearest_train.disagreement", "quality.unpredicted"), absent=NO_SCORES, of_rows=True),
     Metric("nearest_mean_accuracy_train_means", "NCM acc train μ", "share nearest to the training mean of their class",
-           "nc4", 55, lambda d: _of_train_means(d, "nearest_mean_accuracy_train_means"), (TRAIN_MEANS,), "", "up", 1.0,
-           PAPYAN),
+           "nc4", 55, None, (TRAIN_MEANS,), "", "up", 1.0, PAPYAN, inputs=("nearest_train.accuracy",),
+           absent=FEW_SAMPLES, of_rows=True),
     Metric("documents.entropy", "H doc.", "entropy of a document's own rows, mean over documents", "documents", 50,
-           _mean_of_documents(ENTROPY), (DOCUMENTS,), "nats", source=SKEAN),
+           None, (DOCUMENTS,), "nats", source=SKEAN, inputs=("documents.means.entropy",)),
     Metric("documents.curvature", "curvature", "mean angle between successive steps within a document", "documents", 51,
-           _mean_of_documents(CURVATURE), (DOCUMENTS,), "rad", source=HOSSEINI),
+           None, (DOCUMENTS,), "rad", source=HOSSEINI, inputs=("documents.means.curvature",)),
     Metric("erank.documents", "doc. rank", "exp of the mean over documents of the entropy of centred rows", "documents",
-           52, _rank_of_documents, (DOCUMENTS,), source=WEI),
+           52, math.exp, (DOCUMENTS,), source=WEI, inputs=("documents.means.centred_entropy",)),
     Metric("erank.documents_difference", "Δ doc. rank", "erank.documents of the reference minus this one's",
-           "documents", 53, _rank_difference_of_documents, (DOCUMENTS, REFERENCE), source=WEI),
+           "documents", 53, _rank_difference, (DOCUMENTS, REFERENCE), source=WEI,
+           inputs=("documents.means.centred_entropy", "reference"), absent=REASONS[CENTRED_ENTROPY]),
 )
 
 BARRIERS = (
@@ -552,46 +467,6 @@ def _value_at_collapse(metric: Metric, record: Mapping[str, Any]) -> float | Non
     if metric.of_simplex and left is not None and not simplex_exists(left, features):
         return None
     return record.get(metric.at_collapse) if isinstance(metric.at_collapse, str) else metric.at_collapse
-
-
-def evaluate_metrics(
-    inputs: "Inputs", families: Collection[str], names: Collection[str] | None = None
-) -> dict[str, tuple[Metric, float | Tensor | None, str]]:
-    """Compute all metrics of some families that the inputs provide, for each order of the entropy.
-
-    Args:
-        inputs: Inputs of the metrics.
-        families: Names of families.
-        names: Names of metrics in the record, if not all of the families are computed.
-
-    Returns:
-        By name in the record: the metric; its value, or None; and the reason for its absence, or "".
-    """
-    provided, unavailable, results = inputs.provided, inputs.unavailable, {}
-    metrics = [
-        metric
-        for metric in all_metrics()
-        if metric.family in families
-        and metric.function is not None
-        and provided.issuperset(metric.requires)
-        and (inputs.compares_means or not {MEANS, WEIGHTS} <= set(metric.requires))
-    ]
-    for order in inputs.options.all_orders:
-        prefix = "" if order == 1 else f"{renyi_name(order)}."
-        for metric in metrics if order == 1 else (metric for metric in metrics if metric.all_orders):
-            name = f"{prefix}{metric.name}"
-            if names is not None and name not in names:
-                continue
-            assert metric.function is not None
-            reason = next((unavailable[need] for need in metric.requires if need in unavailable), "")
-            value = None
-            if not reason:
-                try:
-                    value = metric.function(inputs, order) if metric.all_orders else metric.function(inputs)
-                except Undefined as error:
-                    reason = str(error)
-            results[name] = metric, value, reason
-    return results
 
 
 def all_metrics() -> tuple[Metric, ...]:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.rows import directions, where_float64_is
-from ckpt_probe.moments.class_sums import UnitMoments, symmetric
-from ckpt_probe.moments.grouping import RowBlocks
+from ckpt_probe.moments.class_sums import RowBlocks, symmetric
+from ckpt_probe.moments.unit_moments import UnitMoments
 
 CLASSES_AT_ONCE = 1024
 """Classes whose sums are multiplied by their classifier weights in one product."""

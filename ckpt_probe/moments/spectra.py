@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.metrics.entropy import spectrum
-from ckpt_probe.metrics.rows import smaller_gram
-from ckpt_probe.moments.class_sums import UnitMoments, add_outer
-from ckpt_probe.moments.grouping import Grouped, RowBlocks, Stack, stacks, unit_blocks
+from ckpt_probe.metrics.rows import directions, smaller_gram, where_float64_is
+from ckpt_probe.moments.class_sums import Grouped, RowBlocks, add_outer
+from ckpt_probe.moments.unit_moments import UnitMoments
 
 LEAST_BYTES = 2**23
 """Bytes for the rows of a range of classes with any memory budget: each range is one more pass over all rows."""
@@ -35,6 +35,23 @@ class Route:
 
     name: str | None
     reason: str
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Classes of similar size in one array.
+
+    Attributes:
+        classes: Labels of the classes, (k,).
+        sizes: Number of rows of each class, (k,).
+        rows: Rows of the classes, padded with zero rows, (k, P, D).
+        positions: Positions of the rows among all rows, (k, P); padding has the number of all rows.
+    """
+
+    classes: Tensor
+    sizes: Tensor
+    rows: Tensor
+    positions: Tensor
 
 
 RANK_ONE = Route(MOMENTS, "one of the two Gram matrices has rank one: their product has the eigenvalues of the other")
@@ -281,3 +298,34 @@ def _by_ranges(unit: UnitMoments, rows: RowBlocks | None, memory: int) -> Iterat
 
 def _indices(mask: Tensor) -> Tensor:
     return mask.nonzero().squeeze(1)
+
+
+def stacks(rows: Tensor, labels: Tensor, *, first: int = 0, total: int | None = None) -> Iterator[Stack]:
+    """Yield stacks of classes whose sizes differ by less than a factor of two.
+
+    Args:
+        rows: Rows (n, D).
+        labels: Labels (n,).
+        first: Position of the first row among all rows.
+        total: Number of all rows; n if None.
+    """
+    order = torch.argsort(labels, stable=True)
+    present, sizes = torch.unique_consecutive(labels[order], return_counts=True)
+    starts = sizes.cumsum(0) - sizes
+    padding = len(labels) if total is None else total
+    doublings = torch.log2(sizes.double()).floor()
+    for doubling in doublings.unique().tolist():
+        chosen = (doublings == doubling).nonzero().squeeze(1)
+        longest = int(sizes[chosen].max())
+        offsets = torch.arange(longest, device=labels.device)
+        real = offsets < sizes[chosen, None]
+        sources = order[torch.where(real, starts[chosen, None] + offsets, 0)]
+        positions = torch.where(real, sources + first, padding)
+        yield Stack(present[chosen], sizes[chosen], rows[sources] * real[:, :, None], positions)
+
+
+def unit_blocks(rows: RowBlocks, device: torch.device | None, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the rows that have a direction, scaled to unit length (m, D), and their labels (m,), block by block."""
+    for features, labels in rows():
+        unit, directed = directions(where_float64_is(features).to(device, torch.float64))
+        yield unit.to(dtype), labels.to(device, torch.int64)[directed]

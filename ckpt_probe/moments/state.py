@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.moments.class_sums import Scatter, UnitMoments, symmetric
-from ckpt_probe.moments.grouping import group
+from ckpt_probe.moments.class_sums import Scatter
 from ckpt_probe.moments.registry import SCATTER, UNIT_ROWS
 from ckpt_probe.moments.subset import PREFIX as OF_SUBSET
+from ckpt_probe.moments.unit_moments import UnitMoments
 
 if TYPE_CHECKING:
     from ckpt_probe.moments.errors import Sample
@@ -59,13 +59,13 @@ class Sums:
 
     def state(self) -> State:
         """Return copies of all sums as tensors by name."""
-        return self.scatter.state() | ({} if self.unit is None else state_of_unit_moments(self.unit))
+        return self.scatter.state() | ({} if self.unit is None else self.unit.state())
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Replace all sums by the tensors of a state, which become part of this object."""
         self.scatter.load(state)
         if self.unit is not None:
-            load_unit_moments(self.unit, state)
+            self.unit.load(state)
 
 
 def divided_state(state: Mapping[str, Tensor]) -> tuple[State, State, list[State]]:
@@ -105,30 +105,6 @@ def require_subset(subset: Mapping[str, Tensor], total: Mapping[str, Tensor]) ->
     seen = torch.bincount(labels, minlength=len(counts))
     if len(seen) > len(counts) or bool((seen > counts.to(seen.device)).any()):
         raise DataError(f"stored moments: {OF_SUBSET}labels does not agree with counts")
-
-
-def state_of_unit_moments(unit: UnitMoments) -> dict[str, Tensor]:
-    """Return copies of the unit rows or their second moments as tensors by name."""
-    state = {"unit_counts": unit.counts.clone(), "left_out": torch.tensor(unit.left_out)}
-    if unit.rounding:
-        state["rounding"] = torch.tensor(unit.rounding, dtype=torch.float64)
-    if unit.kind == "rows" and not unit.rows:
-        return {**state, "rows": unit.second.new_zeros(0, unit.second.shape[1]), "row_labels": unit.counts[:0]}
-    if unit.kind == "rows":
-        stored = unit.all_rows()
-        return {**state, "rows": stored.rows, "row_labels": stored.labels[stored.each()]}
-    return {**state, "second" if unit.kind == "classes" else "total": symmetric(unit.second)}
-
-
-def load_unit_moments(unit: UnitMoments, state: Mapping[str, Tensor]) -> None:
-    """Replace the contents of `unit` by the tensors of a state, which become part of it."""
-    unit.counts, unit.left_out = state["unit_counts"], int(state["left_out"])
-    unit.rounding = float(state.get("rounding", 0.0))
-    if "rows" in state:
-        unit.rows = [group(state["rows"], state["row_labels"])]
-    else:
-        unit.kind = "classes" if "second" in state else "total"
-        unit.second = state["second" if "second" in state else "total"].contiguous()
 
 
 def require_state(state: Mapping[str, Tensor], classes: int | None, requirements: Set[str]) -> None:

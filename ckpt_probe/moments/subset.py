@@ -12,6 +12,9 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError
 
+SUBSET_ROWS = 2048
+"""Default number of rows of a subset."""
+
 ROWS_PER_DOCUMENT = 8
 """Rows of each document that are drawn before a second batch of rows of any document is."""
 

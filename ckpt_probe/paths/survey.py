@@ -14,11 +14,10 @@ from torch import Tensor
 from ckpt_probe.analysis import Record, Settings, empty_record, in_order, settled
 from ckpt_probe.analysis.dump import TRAIN
 from ckpt_probe.analysis.entries import BIAS, STDERR
-from ckpt_probe.analysis.record import Context, accumulate, compute_from_blocks
+from ckpt_probe.analysis.record import Context, accumulate, compute_from_moments
 from ckpt_probe.checkpoints import State
 from ckpt_probe.errors import DataError, UsageError, error_context
 from ckpt_probe.extraction import Block, Setup, Storage, StoreWriter, Subject, open_subject, store_writer
-from ckpt_probe.metrics.rows import double
 from ckpt_probe.models import unwrapped
 from ckpt_probe.moments.errors import RecordWithErrors
 from ckpt_probe.moments.quality import Quality, Scored
@@ -175,9 +174,9 @@ class Survey:
             rows, settings = _RowsOfBlocks(lambda: blocks or forward()), Settings(errors=self.job.options.errors)
             first = accumulate(rows, weights, bias, settings)
             if split == TRAIN:
-                self.train_means = double(first.moments.means_of_classes(settings.min_samples))
+                self.train_means = first.moments.means_of_classes(settings.min_samples).cpu()
             context = Context(training=split == TRAIN, train_means=None if split == TRAIN else self.train_means)
-            detailed = compute_from_blocks(rows, weights, bias, settings, context, first)
+            detailed = compute_from_moments(first, weights, bias, settings=settings, blocks=rows, context=context)
             return RecordWithErrors(detailed.record, detailed.influences)
 
     def explained_record(

@@ -12,11 +12,9 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics import matrix_entropy
-from ckpt_probe.metrics.entropy import entropy_of_gram, entropy_of_spectrum, without_small
-from ckpt_probe.metrics.information import Entropies, joint_gram
+from ckpt_probe.metrics.entropy import Entropies, entropy_of_gram, entropy_of_spectrum, joint_gram, without_small
 from ckpt_probe.metrics.rows import as_labels, directions, has_gradient, smaller_gram, to_rows, where_float64_is
-from ckpt_probe.moments.grouping import stacks
-from ckpt_probe.moments.spectra import of_label_rows, of_stack
+from ckpt_probe.moments.spectra import of_label_rows, of_stack, stacks
 
 __all__ = ["cma", "hdr_loss", "matrix_entropy", "mir_loss"]
 

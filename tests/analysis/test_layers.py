@@ -15,6 +15,7 @@ from ckpt_probe.extraction import Block, Storage, store_writer
 from ckpt_probe.metrics.regression import line_through
 from ckpt_probe.metrics.stochastic import Sampling
 from ckpt_probe.models import LayerTap, Taps
+from ckpt_probe.moments.entropies import Options
 from ckpt_probe.moments.record import compute_record
 
 SAMPLES, CLASSES, WIDTHS = 90, 3, {"stem": 4, "block": 9, "last": 6}
@@ -151,8 +152,9 @@ def test_sampled_mir_accepts_rows_and_classifier_of_different_widths(features: i
     values, weights = (means[labels] + torch.randn(300, features, generator=draw)).double(), weights.double()
     moments = cp.Moments(classes, memory=2000)
     moments.update(values, labels)
-    options: dict[str, Any] = {"only": ["sample"], "sampling": Sampling(2e-2)}
-    record = compute_record(moments.inputs(label_rows=weights, rows=lambda: [(values, labels)], **options)).record
+    options = Options(sampling=Sampling(2e-2), families=frozenset({"sample"}))
+    inputs = moments.inputs(options=options, label_rows=weights, rows=lambda: [(values, labels)])
+    record = compute_record(inputs).record
     if features < classes < width:
         assert record["sample.mir"] is None
         assert "sampling needs classifier rows that are no wider than the features, or fewer" in str(record["missing"])

@@ -178,8 +178,10 @@ def test_a_second_analysis_computes_only_new_dumps(
     computed = []
     from ckpt_probe.analysis import dump as module
 
-    original = module.compute_from_blocks
-    monkeypatch.setattr(module, "compute_from_blocks", lambda *words: computed.append(1) or original(*words))
+    original = module.compute_from_moments
+    monkeypatch.setattr(
+        module, "compute_from_moments", lambda *words, **named: computed.append(1) or original(*words, **named)
+    )
     assert analyze("dumps") == (0, first, "3 of 3 dumps are from the cache; --no-cache recomputes them")
     write(tmp_path / "dumps" / "step-3.h5", arrays(seed=9))
     code, four, errors = analyze("dumps")

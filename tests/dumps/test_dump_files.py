@@ -399,7 +399,7 @@ def test_features_that_overflow_their_precision_are_refused_and_leave_no_file(
 def test_an_unchanged_file_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checked = []
     check = reading._check_format
-    monkeypatch.setattr(reading, "_check_format", lambda path, file: checked.append(path.name) or check(path, file))
+    monkeypatch.setattr(reading, "_check_format", lambda path, *rest: checked.append(path.name) or check(path, *rest))
     path = write(tmp_path / "step-000007.h5", provenance())
     # The time of modification is in the future, as if the file had just been written.
     os.utime(path, ns=(0, 4 * 10**18))

@@ -82,9 +82,9 @@ def test_separation_is_the_logarithm_of_the_trace() -> None:
     half = rows(7, 7, seed=1)
     pinv = np.linalg.pinv((M.T @ M / 5).numpy(), rcond=1e-12, hermitian=True)
     expected = math.log(np.trace((half @ half.T).numpy() @ pinv))
-    assert separation(nc1_of(half @ half.T, M), 5) == pytest.approx(expected, rel=1e-10)
-    assert separation(0.0, 5) is None
-    assert separation(None, 5) is None
+    assert separation(nc1_of(half @ half.T, M), M) == pytest.approx(expected, rel=1e-10)
+    assert separation(0.0, M) is None
+    assert separation(None, M) is None
 
 
 def test_uniformity_of_duality_is_the_spread_of_cosines() -> None:

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.metrics import decisions
-from ckpt_probe.metrics.collapse import NearestMean
-from ckpt_probe.metrics.decisions import LinearDecision
+from ckpt_probe.metrics.decisions import LinearDecision, NearestMean
 
 
 def data(rows: int, features: int, classes: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:

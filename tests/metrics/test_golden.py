@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from ckpt_probe.metrics import hdr, mir, mutual_information
-from ckpt_probe.metrics.information import joint_entropies
+from ckpt_probe.metrics.entropy import joint_entropies
 from ckpt_probe.metrics.stochastic import Sampling
-from ckpt_probe.moments import Moments, class_sums
+from ckpt_probe.moments import Moments, unit_moments
 
 CASES = json.loads((Path(__file__).parent / "golden.json").read_text())["cases"]
 TOLERANCE = 1e-9
@@ -63,7 +63,7 @@ def test_moments_give_the_golden_values_by_every_algorithm(
     if route == "dense-gram" and case["N"] > case["D"] * case["C"]:
         pytest.skip("N is the larger side: the Gram route is that of the plain functions above")
     if route == "dense-moments":
-        monkeypatch.setattr(class_sums, "dense_limit", lambda memory: 0)
+        monkeypatch.setattr(unit_moments, "dense_limit", lambda memory: 0)
     for level, rows in (("sample_level", features), ("sample_level_centred", features - features.mean(axis=0))):
         moments = Moments(case["C"])
         moments.update(rows[:7], labels[:7])
@@ -87,7 +87,7 @@ def test_moments_give_the_golden_values_by_every_algorithm(
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"seed{case['seed']}")
 def test_sampled_entropies_are_within_their_error_bars(case: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(class_sums, "DENSE_LIMIT", case["C"])
+    monkeypatch.setattr(unit_moments, "DENSE_LIMIT", case["C"])
     features, labels, weights = inputs(case)
     golden = expected(case, "sample_level")
     outside = 0

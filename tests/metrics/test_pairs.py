@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.metrics import pairs
-from ckpt_probe.metrics.collapse import cdnv, equiangular, uniformity
-from ckpt_probe.metrics.theory import simplex_etf, uniformity_reference
+from ckpt_probe.metrics.collapse import cdnv, equiangular, simplex_etf, uniformity, uniformity_reference
 
 
 def rows(classes: int, features: int, seed: int = 0) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics import effective_rank, gram, hdr, matrix_entropy, mir, mutual_information
+from ckpt_probe.metrics.collapse import reference_values, simplex_etf
 from ckpt_probe.metrics.rows import to_rows
-from ckpt_probe.metrics.theory import reference_values, simplex_etf
 
 
 def rows(n: int, d: int, seed: int = 0) -> np.ndarray:

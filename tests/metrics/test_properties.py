@@ -18,11 +18,11 @@ from ckpt_probe.metrics.collapse import (
     equiangular,
     equinorm,
     etf_distance,
-    nearest_means,
     separation,
     trace_along,
     uniformity,
 )
+from ckpt_probe.metrics.decisions import nearest_means
 from ckpt_probe.metrics.similarity import cka
 
 NUMBERS = st.floats(-4, 4, allow_nan=False, width=32).map(lambda value: value if abs(value) > 1e-3 else 0.0)
@@ -137,7 +137,7 @@ def collapse_of(means: torch.Tensor, within: torch.Tensor, weights: torch.Tensor
     even = uniformity(M)
     return {
         "nc1": nc1,
-        "separation": separation(nc1, len(means)),
+        "separation": separation(nc1, means),
         "cdnv": cdnv(variances, means),
         "equinorm": equinorm(M),
         "equiangular": equiangular(M),

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import ckpt_probe as cp
 from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.metrics.collapse import reference_values
 from ckpt_probe.metrics.stochastic import Sampling
-from ckpt_probe.metrics.theory import reference_values
 from ckpt_probe.moments import Moments
 
 

@@ -14,6 +14,7 @@ from ckpt_probe.analysis.record import Context, compute_from_blocks
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.bias import NO_HALF, TOO_SMALL, remaining_bias
+from ckpt_probe.moments.entropies import Options
 from ckpt_probe.moments.errors import (
     AT_MAXIMUM,
     FEW_ROWS,
@@ -243,7 +244,7 @@ def test_a_class_of_one_row_that_is_left_out_does_not_prevent_errors_of_the_othe
     rows, labels, weights = classes_of_gaussians(201)
     labels[-1], weights = CLASSES, torch.cat([weights, weights[:1]])
     moments = moments_of(rows, labels, classes=CLASSES + 1)
-    record = compute_record(moments.inputs(weights, min_samples=2, errors=True)).record
+    record = compute_record(moments.inputs(weights, options=Options(min_samples=2), errors=True)).record
     alone = moments_of(rows[:-1], labels[:-1]).compute(weights[:-1], errors=True)
     for name in ("nc1.cdnv", "class.mir", "nc2.etf"):
         assert record[name] == pytest.approx(alone[name], rel=1e-9)

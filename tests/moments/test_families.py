@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.moments import Moments, grouping
+from ckpt_probe.moments import Moments, class_sums
+from ckpt_probe.moments.entropies import Options
 from ckpt_probe.moments.record import compute_record
 from ckpt_probe.moments.registry import (
     DEFAULT,
@@ -138,7 +139,7 @@ def test_classes_of_few_samples_are_left_out_of_metrics_of_class_means() -> None
     features, labels, weights = data()
     labels = np.where(np.arange(200) == 17, 4, np.where(labels == 4, 0, labels))
     moments = moments_of(features, labels)
-    record = compute_record(moments.inputs(weights, min_samples=2)).record
+    record = compute_record(moments.inputs(weights, options=Options(min_samples=2))).record
     assert (record["classes"], record["classes_present"], record["classes_left_out"]) == (5, 5, 1)
     remaining = labels != 4
     without = Moments(4)
@@ -155,7 +156,8 @@ def test_classes_of_few_samples_are_left_out_of_metrics_of_class_means() -> None
 
 def test_too_few_classes_of_enough_samples_have_a_reason() -> None:
     features, labels, weights = data()
-    record = compute_record(moments_of(features, labels).inputs(weights, min_samples=41, details=True)).record
+    options = Options(min_samples=41, details=True)
+    record = compute_record(moments_of(features, labels).inputs(weights, options=options)).record
     assert record["class.mir"] is None
     assert record["within.entropy_mean"] is None
     assert record["nc1.pinv"] is None
@@ -182,7 +184,7 @@ def test_single_precision_keeps_six_digits(classes: int) -> None:
 
 
 def test_sorting_blocks_of_many_classes_together_does_not_change_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grouping, "CACHED_BYTES", 8 * 10 * 50)
+    monkeypatch.setattr(class_sums, "CACHED_BYTES", 8 * 10 * 50)
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 70, 1000)
     features, weights = generator.normal(size=(1000, 10)) + 2, generator.normal(size=(70, 10))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.moments import Moments
+from ckpt_probe.moments.entropies import Options
 from ckpt_probe.moments.record import compute_record
 
 torch.manual_seed(0)
@@ -126,7 +127,7 @@ def test_missing_numbers_of_classes_have_a_reason() -> None:
 
 
 def test_rows_per_class_contain_the_entropy_of_their_class() -> None:
-    reading = compute_record(moments_of_kind("second").inputs(WEIGHTS, details=True))
+    reading = compute_record(moments_of_kind("second").inputs(WEIGHTS, options=Options(details=True)))
     expected = {}
     for label in range(4):
         unit = torch.nn.functional.normalize(FEATURES[label == LABELS].double(), dim=1)
