@@ -442,7 +442,7 @@ class Inputs:
         away = self.sample.features / self.scatter.unit - self.scatter.means.detach()[self.sample.labels]
         return extreme_value_index(away.square().sum(dim=1)) > INDEX
 
-    @cached_property
+    @property
     def _shares(self) -> Tensor:
         """Return the share of each class in the rows, (C,)."""
         return self.class_sizes / self.class_sizes.sum()
