@@ -197,7 +197,7 @@ def class_level(means: Tensor, weights: Tensor | None, options: Options) -> Leve
     elif route.name == MOMENTS:
         eigenvalues["joint"] = spectra.of_products(unit_means, V, options.memory)
     else:
-        operator = JointOperator(lambda: [(unit_means, labels)], unit_weights, ones, memory=options.memory)
+        operator = JointOperator(lambda: [(unit_means.detach(), labels)], unit_weights, ones, memory=options.memory)
         estimate = _sample(operator, eigenvalues, options)
         along = (lambda order, entropy: means.new_full((means.numel(),), torch.nan)), means.flatten()
     return _entropies_of(eigenvalues, options, route, estimate, left_out, along)

@@ -201,6 +201,17 @@ def test_joint_matrices_over_the_dense_limit_are_sampled_from_stored_rows_or_mom
     assert few["sample.probes"] == 16
 
 
+def test_a_sampled_class_level_has_errors_of_what_has_a_gradient() -> None:
+    X, labels, weights = data(120, 5, 3)
+    moments = Moments(3, halves=True, subset=120)
+    moments.update(X, labels)
+    exact, record = (moments.compute(weights, only=("class",), errors=True, exact_limit=k) for k in (None, 1))
+    assert record["class.mir"] == pytest.approx(exact["class.mir"], rel=1e-3)
+    assert record["class.entropy_means_stderr"] == pytest.approx(exact["class.entropy_means_stderr"], rel=1e-9)
+    assert record["class.mir_stderr"] is None
+    assert "class.mir_stderr" in str(record["missing"])
+
+
 def test_zero_rows_are_left_out_and_counted() -> None:
     X, labels, weights = data(60, 5, 3)
     X[[4, 9]] = 0
