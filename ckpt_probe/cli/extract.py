@@ -97,7 +97,7 @@ def _warn_of_faults(checkpoints: Path, state_key: str | None, base: Path | None,
     from ckpt_probe.remote import resolve
 
     try:
-        checkpoints = resolve(checkpoints)
+        checkpoints, base = resolve(checkpoints), resolve(base)
         if not checkpoints.is_dir():
             return
         from ckpt_probe.checkpoints import open_series

@@ -113,7 +113,7 @@ def barriers(
     options = {name: value for name, value in locals().items() if name in PATH_KEYWORDS}
     options |= {"overwrite": overwrite, "resume": not overwrite}
     progress, directory = progress or NullProgress(), Path(out)
-    pairs, alone = _pairs(a, b, {"state_key": state_key, "base": base})
+    pairs, alone = _pairs(a, b, {"state_key": state_key, "base": resolve(base)})
     names = [first.name if b is not None else f"{first.name}--{second.name}" for first, second in pairs]
     staff, records, failed = Workers(workers, scheduler), list[Record](), dict[str, DataError]()
     work = partial(_summary, options=options, progress=progress if staff.alone else NullProgress())

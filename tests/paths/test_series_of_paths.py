@@ -78,7 +78,7 @@ def test_checkpoints_that_cannot_be_paired_are_errors(
 ) -> None:
     files = [run_directory / "checkpoints" / "step-000010.safetensors" for run_directory in runs[:1]]
     with pytest.raises(UsageError, match="only one checkpoint; barriers within a run need"):
-        barriers(files[0], None, out=tmp_path / "out")
+        barriers(files[0], None, out=tmp_path / "out", base=str(files[0]))
     with pytest.raises(UsageError, match="the runs have no checkpoints at the same step"):
         barriers(files[0], runs[1] / "checkpoints" / "step-000030.safetensors", out=tmp_path / "out")
     twice = tmp_path / "twice"
