@@ -76,7 +76,7 @@ class Shard:
     metadata: Mapping[str, str]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Checkpoint:
     """An open checkpoint: names, shapes and dtypes of its tensors, which are read one at a time.
 

@@ -6,7 +6,8 @@ from importlib import import_module
 from pathlib import Path
 
 from ckpt_probe.checkpoints.checkpoint import Checkpoint
-from ckpt_probe.checkpoints.folders import ADAPTER, DISTRIBUTED, INDICES, SHARDS, checkpoint_in, kind_of, opening_file
+from ckpt_probe.checkpoints.folders import checkpoint_in
+from ckpt_probe.checkpoints.parts import ADAPTER, DISTRIBUTED, INDICES, SHARDS, kind_of, opening_file
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import require_regular
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_probe.checkpoints.checkpoint import Checkpoint
-from ckpt_probe.checkpoints.folders import ADAPTER_CONFIG, CONFIG, config_beside
+from ckpt_probe.checkpoints.folders import CONFIG, config_beside
 from ckpt_probe.checkpoints.formats import STREAM, ZIP
 from ckpt_probe.checkpoints.formats.adapter_changes import NOT_MERGED, Change, merge, read_changes, read_settings
 from ckpt_probe.checkpoints.formats.pickled import filler, open_pickled
 from ckpt_probe.checkpoints.formats.safe import open_safetensors
+from ckpt_probe.checkpoints.parts import ADAPTER_CONFIG
 from ckpt_probe.checkpoints.tensors import TORCH_NAMES, Layout
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import read_object, require_regular

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ckpt_probe.addresses import local_path
 from ckpt_probe.checkpoints.checkpoint import MONITORED, Checkpoint
-from ckpt_probe.checkpoints.folders import require_listed, shards_of
 from ckpt_probe.checkpoints.formats import ZIP
 from ckpt_probe.checkpoints.formats.nesting import OF_TRAINING, Choice, choose
 from ckpt_probe.checkpoints.formats.pickle_checks import check_file
 from ckpt_probe.checkpoints.formats.safe import tensor_bytes
 from ckpt_probe.checkpoints.formats.stand_ins import STAND_INS, NeedsData, plain
+from ckpt_probe.checkpoints.parts import require_listed, shards_of
 from ckpt_probe.checkpoints.tensors import layout_of
 from ckpt_probe.errors import CkptProbeError, DataError, last_line
 from ckpt_probe.files import require_regular

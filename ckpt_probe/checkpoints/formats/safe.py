@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from ckpt_probe.addresses import Address
 from ckpt_probe.budget import Budget
 from ckpt_probe.checkpoints.checkpoint import Checkpoint, Shard
-from ckpt_probe.checkpoints.folders import require_listed, shards_of
 from ckpt_probe.checkpoints.metadata import PREFIX
+from ckpt_probe.checkpoints.parts import require_listed, shards_of
 from ckpt_probe.checkpoints.tensors import BITS
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import require_regular
