@@ -33,6 +33,15 @@ def test_a_checkpoint_has_the_description_that_the_command_prints(series: Path, 
     assert ("verified" in description) == ("verify" in options)
 
 
+def test_a_finding_of_the_audit_names_its_tensor(tmp_path: Path) -> None:
+    for step in (1, 2):
+        values = torch.full((4, 2), float("nan") if step == 2 else 1.0)
+        cp.save_checkpoint(tmp_path / f"step-{step}.safetensors", {"fc.weight": values})
+    findings = cp.inspect(tmp_path)["audit"]["findings"]
+    assert {"kind", "text", "checkpoints", "tensor", "alarm"} == set(findings[0])
+    assert ("nan", "fc.weight") in [(finding["kind"], finding["tensor"]) for finding in findings]
+
+
 def test_a_directory_and_a_dump_are_described(series: Path, tmp_path: Path) -> None:
     described = cp.inspect(series)
     assert [checkpoint["step"] for checkpoint in described["checkpoints"]] == [1, 2]

@@ -171,16 +171,16 @@ def _health_findings(members: Sequence[Member], measured: Measured) -> Iterator[
         tensors.pop((), None)
         for bad, those in tensors.items():
             text = f"{listed([label_of(member) for member in those], MOST_NAMES)}: {kind} in {listed(bad, MOST_NAMES)}"
-            yield Finding(kind[:3].lower(), text, tuple(member.name for member in those))
+            yield Finding(kind[:3].lower(), text, tuple(member.name for member in those), bad[0])
     for t, member in enumerate(members):
         if t and (dead := [names[row] for row in np.flatnonzero(_becomes_constant(measured, t))]):
             text = f"{label_of(member)}: {listed(dead, MOST_NAMES)} {'is' if len(dead) == 1 else 'are'} constant"
-            yield Finding("constant", text, (member.name,))
+            yield Finding("constant", text, (member.name,), dead[0])
         variances = [row for row, name in enumerate(names) if name.endswith("running_var")]
         negative = [names[row] for row in variances if arrays["lowest"][row, t] <= 0]
         if negative:
             text = f"{label_of(member)}: running variances that are not positive in {listed(negative, MOST_NAMES)}"
-            yield Finding("variance", text, (member.name,))
+            yield Finding("variance", text, (member.name,), negative[0])
         yield from _repeated_tensors(member, measured, t)
     yield from _jumps(members, measured)
 
@@ -203,7 +203,7 @@ def _repeated_tensors(member: Member, measured: Measured, t: int) -> Iterator[Fi
         other = rows.setdefault(int(digests[row, t]), row)
         if other != row and digests[row, 0] != digests[other, 0]:
             text = f"{label_of(member)}: {measured.names[row]} equals {measured.names[other]}, not tied to it"
-            yield Finding("repeated", text, (member.name,))
+            yield Finding("repeated", text, (member.name,), measured.names[row])
 
 
 def _jumps(members: Sequence[Member], measured: Measured) -> Iterator[Finding]:
@@ -224,7 +224,7 @@ def _jumps(members: Sequence[Member], measured: Measured) -> Iterator[Finding]:
                 f"{label_of(members[t + 1])}: the norm of {measured.names[row]} jumps from {norms[row, t]:.3g} to "
                 f"{norms[row, t + 1]:.3g}"
             )
-            yield Finding("jump", text, (members[t + 1].name,))
+            yield Finding("jump", text, (members[t + 1].name,), measured.names[row])
 
 
 def _frozen_findings(
@@ -246,4 +246,4 @@ def _frozen_findings(
         span = f"from {label_of(members[start])} to {label_of(members[end])}"
         count = f"{len(frozen)} of {measured.parameters} tensors do" if len(frozen) > 1 else f"{frozen[0]} does"
         text = f"{count} not change {span}" + (f": {listed(frozen, MOST_NAMES)}" if len(frozen) > 1 else "")
-        yield Finding("frozen", text, (members[start].name, members[end].name), alarm=False)
+        yield Finding("frozen", text, (members[start].name, members[end].name), frozen[0], alarm=False)

@@ -84,12 +84,14 @@ class Finding:
         kind: Kind of the observation, such as "copy" or "nan".
         text: Description of one line.
         checkpoints: Names of the checkpoints that it is about.
+        tensor: Name of the tensor, if it is about one.
         alarm: Whether something is wrong; otherwise it is only described.
     """
 
     kind: str
     text: str
     checkpoints: tuple[str, ...] = ()
+    tensor: str | None = None
     alarm: bool = True
 
 
@@ -147,7 +149,7 @@ def parameters_of(members: Sequence[Member], layouts: Sequence[Layout], findings
             if name in excluded
         ),
     ]
-    findings += [Finding("layout", f"{name} {reason}") for name, reason in partial.items()]
+    findings += [Finding("layout", f"{name} {reason}", (), name) for name, reason in partial.items()]
     findings += _dtypes(chosen, [layouts[i] for i in inside], common)
     findings += _not_parameters([layouts[i] for i in inside])
     for member in filter(_says_another_step, members):
@@ -232,7 +234,7 @@ def _dtypes(members: Sequence[Member], layouts: Sequence[Layout], names: Sequenc
             if before[name][0] != after[name][0]:
                 changes.setdefault((before[name][0], after[name][0], label_of(member)), []).append(name)
     return [
-        Finding("dtype", f"{listed(tensors, 3)}: {after} from {at} on, {before} before", alarm=False)
+        Finding("dtype", f"{listed(tensors, 3)}: {after} from {at} on, {before} before", (), tensors[0], alarm=False)
         for (before, after, at), tensors in changes.items()
     ]
 
@@ -249,11 +251,11 @@ def _not_parameters(layouts: Sequence[Layout]) -> list[Finding]:
     if codes:
         name, kind = min(codes.items())
         text = f"quantised, not compared: {len(codes)} tensors, first {name} ({kind})"
-        findings.append(Finding("quantised", text, alarm=False))
+        findings.append(Finding("quantised", text, (), name, alarm=False))
     if integers:
         names = sorted(integers, key=natural)
         text = f"not floating-point numbers, not compared: {listed(names, 3)}"
-        findings.append(Finding("integer", text, alarm=False))
+        findings.append(Finding("integer", text, (), names[0], alarm=False))
     return findings
 
 
