@@ -6,6 +6,8 @@ import platform
 import re
 import secrets
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,8 +24,11 @@ ABANDONED_SECONDS = 86_400.0
 RENAMING_SECONDS = 60.0
 """Age after which a directory that another machine moved aside is restored; its replacement takes milliseconds."""
 
-_in_use: set[str] = set()
-"""Names of the temporary files that this process is writing."""
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+"""Signals of Ctrl-C, of a system that ends the process, and of a closed terminal."""
+
+_in_use: set[Path] = set()
+"""Temporary files of this process."""
 
 PACKAGE = Path(__file__).parent
 DISPLAY_PACKAGES = frozenset({"cli", "reporting"})
@@ -95,7 +100,7 @@ def replacing_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         _put_back(old, path)
-        _in_use.discard(old.name)
+        _in_use.discard(old)
         _release(temporary)
 
 
@@ -119,6 +124,46 @@ def parts_of(path: Path) -> Iterator[Path]:
         yield folder
     finally:
         _release(folder)
+
+
+@contextmanager
+def interrupts_delayed() -> Iterator[None]:
+    """Delay Ctrl-C and other signals that may raise an exception until the end of the `with`; usable as a decorator.
+
+    HDF5 crashes the process if an exception is raised in a function that it calls.
+    """
+    handlers: dict[int, Any] = {
+        number: handler for number in INTERRUPTS if callable(handler := signal.getsignal(number))
+    }
+    if threading.current_thread() is not threading.main_thread() or not handlers:
+        yield
+        return
+    arrived: list[tuple[int, Any]] = []
+    for number in handlers:
+        signal.signal(number, lambda *signal_and_frame: arrived.append(signal_and_frame))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number, frame in arrived[:1]:
+            handlers[number](number, frame)
+
+
+def remove_temporary_files() -> None:
+    """Remove the temporary files of this process, which is about to end at once."""
+    for path in [path for path in _in_use if path.suffix != ".old"]:
+        _remove(path)
+
+
+@contextmanager
+def temporary(path: Path) -> Iterator[None]:
+    """Count a file as temporary for the duration of the `with`; its writer removes it."""
+    _in_use.add(path)
+    try:
+        yield
+    finally:
+        _in_use.discard(path)
 
 
 def refuse_existing(path: Path, *, overwrite: bool, directory: bool = False) -> None:
@@ -249,7 +294,7 @@ def machine_id() -> str:
 
 def _release(temporary: Path) -> None:
     _remove(temporary)
-    _in_use.discard(temporary.name)
+    _in_use.discard(temporary)
 
 
 def _remove(path: Path) -> None:
@@ -291,9 +336,9 @@ def _remove_abandoned(path: Path, kind: str) -> None:
 
 def _temporary_name(path: Path, kind: str) -> Path:
     """Return `.NAME.MACHINE-PROCESS-RANDOM.KIND` beside `path`, which nobody else uses or can predict."""
-    name = f".{path.name}.{machine_id()}-{os.getpid()}-{secrets.token_hex(8)}.{kind}"
-    _in_use.add(name)
-    return path.with_name(name)
+    temporary = path.with_name(f".{path.name}.{machine_id()}-{os.getpid()}-{secrets.token_hex(8)}.{kind}")
+    _in_use.add(temporary)
+    return temporary
 
 
 def _abandoned(path: Path, kind: str) -> list[Path]:
@@ -306,7 +351,8 @@ def _abandoned(path: Path, kind: str) -> list[Path]:
             continue
         machine, process = match[1], int(match[2])
         if machine == machine_id():
-            ended = entry.name not in _in_use if process == os.getpid() else not is_alive(process)
+            ours = any(entry.name == each.name for each in _in_use)
+            ended = not ours if process == os.getpid() else not is_alive(process)
         else:
             ended = _age(entry) > (RENAMING_SECONDS if kind == "old" else ABANDONED_SECONDS)
         if ended:

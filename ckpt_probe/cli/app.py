@@ -3,7 +3,9 @@
 import _thread
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +22,7 @@ from ckpt_probe.addresses import clean_words, is_address, redacted, refuse_addre
 from ckpt_probe.cli.flags import flags_for_keywords
 from ckpt_probe.cli.output import discard_output
 from ckpt_probe.errors import CkptProbeError, UsageError, printable
+from ckpt_probe.files import INTERRUPTS
 from ckpt_probe.keywords import suggestion
 
 VERBS = (
@@ -123,11 +126,23 @@ def main() -> None:
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a character that the terminal's encoding lacks
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    for number in INTERRUPTS:
+        signal.signal(number, signal.SIG_DFL)  # Python would show a traceback if it is interrupted on exit
+    exec("")  # or it would exit as interrupted, if the interruption was within another exec of a text, as in an import
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line in this process and return its exit code: 0, 1 bad data, 2 wrong use, 130 interrupted."""
+    """Run one command line in this process and return its exit code: 0, 1 bad data, 2 wrong use, 130 interrupted.
+
+    SIGTERM and SIGHUP interrupt it like Ctrl-C, with exit codes 143 and 129.
+    """
+    with _interrupted_by_signals() as received:
+        return _run(arguments, received)
+
+
+def _run(arguments: Sequence[str], received: Sequence[int]) -> int:
     debug = "--debug" in arguments
     try:
         # This comes first, so that no error and no result can contain a credential.
@@ -150,7 +165,7 @@ def run(arguments: Sequence[str]) -> int:
         line = (
             "interrupted; files written so far are complete: run the same command again to continue (train: --resume)"
         )
-        return _fail(line, INTERRUPTED, debug)
+        return _fail(line, 128 + received[0] if received else INTERRUPTED, debug)
     except CkptProbeError as error:
         return _fail(f"error: {flags_for_keywords(str(error), _subcommand(words))}", error.exit_code, debug)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -173,6 +188,26 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(f"error: {line}", 1, debug)
     except Exception as error:
         return _internal(error, debug)
+
+
+@contextmanager
+def _interrupted_by_signals() -> Iterator[Sequence[int]]:
+    """Raise KeyboardInterrupt in a `with` block also for SIGTERM and SIGHUP; yield the numbers of those received."""
+    received: list[int] = []
+
+    def interrupt(number: int, _frame: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    ours = [each for each in INTERRUPTS if main and signal.getsignal(each) == signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, interrupt)
+    try:
+        yield received
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
@@ -240,10 +275,10 @@ def _internal(error: BaseException, debug: bool) -> int:
 
 
 def _fail(line: str, code: int, debug: bool) -> int:
-    if debug:
-        for trace_line in redacted(traceback.format_exc()).splitlines():
-            print(printable(trace_line), file=sys.stderr)
-    print(printable(without_credentials(line)), file=sys.stderr)
+    lines = redacted(traceback.format_exc()).splitlines() if debug else []
+    with suppress(OSError):  # a terminal that was closed
+        for each in [*lines, without_credentials(line)]:
+            print(printable(each), file=sys.stderr)
     return code
 
 

@@ -2,10 +2,8 @@
 
 import io
 import math
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +13,12 @@ import numpy as np
 from ckpt_probe.dumps import schema
 from ckpt_probe.dumps.schema import Provenance
 from ckpt_probe.errors import DataError
-from ckpt_probe.files import replacing
+from ckpt_probe.files import interrupts_delayed, replacing
 from ckpt_probe.hdf5 import CLASS_NAMES, SAMPLE_NAMES, structure_hash
 from ckpt_probe.moments.quality import Scored
 
 CHUNK_BYTES = 2**20
 """Largest size of a chunk, unless one row is larger."""
-
-
-@contextmanager
-def interrupts_delayed() -> Iterator[None]:
-    """Delay Ctrl-C until the end of the `with`; usable as a decorator.
-
-    HDF5 calls the `Sink`, and crashes the process if an exception is raised there.
-    """
-    previous = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(previous):
-        yield
-        return
-    arrived: list[Any] = []
-    signal.signal(signal.SIGINT, lambda _number, frame: arrived.append(frame))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-        if arrived:
-            previous(signal.SIGINT, arrived[0])
 
 
 class Sink(io.FileIO):

@@ -5,15 +5,16 @@ system.
 """
 
 import os
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import count
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from queue import Empty, Queue
@@ -23,6 +24,7 @@ from uuid import uuid4
 from ckpt_probe.addresses import all_credentials
 from ckpt_probe.children import safe_path
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError, last_line
+from ckpt_probe.files import INTERRUPTS, interrupts_delayed, remove_temporary_files
 from ckpt_probe.scheduling.tasks import Caller, Failed, Lost, attempt, describe_mismatch, installed_code
 
 PRELOADED = ("h5py", "torch")
@@ -55,7 +57,7 @@ class Processes:
 
     def submit(self, number: int, work: Callable[[Any], Any], item: Any) -> None:
         """Submit a task."""
-        with safe_path():
+        with _child_settings():
             self._futures[self._pool.submit(attempt, work, item, all_credentials())] = number
 
     def finished(self) -> list[tuple[int, Any]]:
@@ -69,13 +71,17 @@ class Processes:
         return [(number, Lost() if future.exception() else future.result()) for future, number in futures.items()]
 
     def close(self) -> None:
-        """End the processes after their current tasks."""
+        """End the processes at once."""
+        for process in [*self._pool._processes.values()] if self._futures else ():
+            process.terminate()
         self._pool.shutdown(cancel_futures=True)
 
     def _start(self) -> ProcessPoolExecutor:
         torch = sys.modules.get("torch")
         threads = None if torch is None else torch.get_num_threads()
-        with safe_path():  # its locks start multiprocessing's tracker of resources
+        with _child_settings():
+            resource_tracker.ensure_running()  # it ends the blocking of SIGINT
+        with _child_settings():
             settings = threads, dict(os.environ)
             return ProcessPoolExecutor(self._count, _context(), initializer=_begin, initargs=settings)
 
@@ -200,6 +206,18 @@ class Cluster:
         )
 
 
+@contextmanager
+def _child_settings() -> Iterator[None]:
+    """Start processes without the working directory on `sys.path`, and without signals that this process handles."""
+    mask = getattr(signal, "pthread_sigmask", lambda *_: ())
+    with interrupts_delayed(), safe_path():
+        before = mask(getattr(signal, "SIG_BLOCK", 0), {*INTERRUPTS} - {signal.SIGTERM})
+        try:
+            yield
+        finally:
+            mask(getattr(signal, "SIG_SETMASK", 0), before)
+
+
 def _context() -> BaseContext:
     """Return how processes are started: as forks of a server that has imported what this process has, or anew."""
     if sys.platform != "linux":
@@ -223,6 +241,7 @@ def _begin(threads: int | None, environment: Mapping[str, str]) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         if (torch := sys.modules.get("torch")) is not None:
             torch.set_num_threads(threads)
+    signal.signal(signal.SIGTERM, lambda *_: _end())
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -231,6 +250,11 @@ def _end_with_parent() -> None:
     parent = parent_process()
     assert parent is not None
     parent.join()
+    _end()
+
+
+def _end() -> None:
+    remove_temporary_files()
     os._exit(1)
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from time import monotonic, sleep
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.files import is_alive, machine_id
+from ckpt_probe.files import is_alive, machine_id, temporary
 from ckpt_probe.scheduling.tasks import Busy
 
 BEAT_SECONDS = 5.0
@@ -77,7 +77,8 @@ def claimed(path: Path) -> Iterator[Busy | None]:
     beating = threading.Thread(target=_beat, args=(claim, ended), name="claim", daemon=True)
     beating.start()
     try:
-        yield None
+        with temporary(claim):
+            yield None
     finally:
         ended.set()
         beating.join()

@@ -144,13 +144,13 @@ def many(commands: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "run"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_extract_resumes_with_the_missing_dumps(
     probe: Run, interrupted: Callable, many: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     code, errors = interrupted("extract", many, "-o", "dumps", at="step-000150.h5", number=number)
-    assert code == (130 if number == signal.SIGINT else -signal.SIGKILL)
-    if number == signal.SIGINT:
+    assert code == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(number, -signal.SIGKILL)
+    if number != signal.SIGKILL:
         assert explains_how_to_resume(errors)
         assert unfinished_files(tmp_path) == []
     complete = sorted(path.name for path in (tmp_path / "dumps").glob("step-*.h5"))

@@ -20,7 +20,9 @@ import time
 from pathlib import Path
 
 from ckpt_probe.errors import DataError
+from ckpt_probe.files import replacing
 from ckpt_probe.scheduling import Busy, made_once
+from ckpt_probe.scheduling.claims import claimed
 
 def double(number):
     return 2 * number
@@ -62,6 +64,16 @@ def relative(name):
 def opened(name):
     """Return the contents of the first file that this process opened for its caller."""
     return made_once("opened", Path(name).read_text)
+
+def writing(folder):
+    """Write a file for a long time."""
+    with claimed(Path(folder) / "out"), replacing(Path(folder) / "out"):
+        (Path(folder) / "began").touch()
+        time.sleep(10)
+
+def interrupted(number):
+    os.kill(os.getpid(), signal.SIGINT)
+    return number
 
 at_work = []
 

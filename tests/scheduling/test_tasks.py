@@ -1,5 +1,6 @@
 """Tests of tasks in this process and in others: all results, in order if requested; failures and killed processes."""
 
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -7,6 +8,7 @@ import pytest
 
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.scheduling import Team, Workers, in_turn, results
+from ckpt_probe.scheduling.backends import Processes
 
 NAMES = ["a", "b", "c", "d"]
 
@@ -95,3 +97,17 @@ def test_a_team_uses_the_same_processes_for_several_calls(tasks: ModuleType) -> 
         next(outcomes)
         outcomes.close()
         assert list(in_turn(results(tasks.double, [1, 2], names=NAMES, workers=team, say=print))) == [2, 4]
+
+
+def test_workers_leave_ctrl_c_to_their_parent_which_ends_them_without_temporary_files(
+    tasks: ModuleType, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    workers = Processes(1)
+    workers.submit(0, tasks.interrupted, 5)
+    assert workers.finished() == [(0, 5)]
+    workers.submit(1, tasks.writing, str(tmp_path / "out"))
+    while not (tmp_path / "out" / "began").exists():
+        time.sleep(0.02)
+    workers.close()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["began"]
