@@ -19,6 +19,7 @@ from ckpt_probe.data.samples import ArraySplit, LabelledData, Split, of_splits, 
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import require_regular
 from ckpt_probe.hdf5 import CLASS_NAMES, groups_with, native, opened, own_reads, read_names
+from ckpt_probe.keywords import whole_number
 
 Arrays = tuple[dict[str, Split], tuple[str, ...] | None]
 """Splits by name, and names of the first classes (None without names)."""
@@ -224,8 +225,9 @@ def stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarr
     Raises:
         DataError: If the fraction is not between 0 and 1.
     """
-    if not 0 < fraction < 1:
-        raise DataError(f"test_fraction: expected a number between 0 and 1, found {fraction}")
+    if not isinstance(fraction, int | float) or not 0 < fraction < 1:
+        raise DataError(f"test_fraction: expected a number between 0 and 1, found {fraction!r}")
+    seed = whole_number("split_seed", seed, 0)
     generator = np.random.default_rng(seed)
     second = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):

@@ -57,7 +57,7 @@ class Columns:
         Raises:
             DataError: If there is no such column (the message lists the others), or a value of it is missing.
         """
-        if not self.table.schema.get_all_field_indices(name):
+        if name not in self.table.column_names:
             names = listed(self.table.column_names, 12)
             raise DataError(
                 f"{self.path}: no column {name!r}; there are: {names}; choose one by {suggestion(**{option: 'NAME'})}"
@@ -117,6 +117,24 @@ class Columns:
             stated = (self.table.schema.pandas_metadata or {}).get("index_columns", [])
         named = {name for name in stated if isinstance(name, str)}
         return {name for name in self.table.column_names if name in named or INDEX.fullmatch(name)}
+
+
+def plain_type(kind: Any) -> Any:
+    """Return the type of pyarrow to which a column is converted: functions of pyarrow lack the others."""
+    import pyarrow as pa
+
+    match str(kind).partition("<")[0].partition("[")[0].partition("(")[0]:
+        case "string_view":
+            return pa.large_string()
+        case "binary_view" | "fixed_size_binary":
+            return pa.large_binary()
+        case "list" | "large_list" | "list_view" | "large_list_view":
+            return pa.large_list(plain_type(kind.value_type))
+        case "fixed_size_list":
+            return pa.list_(plain_type(kind.value_type), kind.list_size)
+        case "extension":
+            return plain_type(kind.storage_type)
+    return kind
 
 
 def is_text(column: Any) -> bool:

@@ -151,7 +151,8 @@ def _as_labels(split: str, values: np.ndarray) -> Tensor:
     if values.dtype.kind not in "biuf":
         kind = "texts here, and numbers in another split" if values.dtype.kind == "O" else values.dtype
         raise DataError(f"split {split}: labels must be whole numbers or texts, found {kind}")
-    labels = torch.from_numpy(values.astype(np.int64))
+    with np.errstate(invalid="ignore"):
+        labels = torch.from_numpy(values.astype(np.int64))
     wrong = np.flatnonzero((labels.numpy() != values) | (values < 0))
     if len(wrong):
         row = int(wrong[0])

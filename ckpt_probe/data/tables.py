@@ -18,6 +18,7 @@ from ckpt_probe.data.columns import (
     Columns,
     checked_encoding,
     is_text,
+    plain_type,
     require_distinct,
     separator_hint,
     undecodable,
@@ -82,7 +83,7 @@ def load_csv(path: str, arguments: Mapping[str, Any], hints: ModelHints, workers
 
 def load_parquet(path: str, arguments: Mapping[str, Any], hints: ModelHints, workers: int) -> LabelledData:
     """Load rows of Parquet files, which may have columns of lists of numbers; see `_load` and `load_csv`."""
-    return _load("parquet", Path(path), arguments, hints, _read_parquet)
+    return _load("parquet", Path(path), arguments, hints, read_parquet)
 
 
 def _load(
@@ -166,7 +167,8 @@ def _read_csv(path: Path, budget: Budget, delimiter: str | None, texts: list[str
             parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=csv.ConvertOptions(column_types=dict.fromkeys(texts, pyarrow.string())),
         )
-        names = table.column_names
+        names = [name.strip() for name in table.column_names]
+        table = table.rename_columns(names)
     except OSError as error:
         raise DataError(f"{path}: cannot be read as CSV: {last_line(error)[:MESSAGE]}") from error
     except (pyarrow.ArrowException, UnicodeError) as error:
@@ -185,7 +187,8 @@ def _read_csv(path: Path, budget: Budget, delimiter: str | None, texts: list[str
     return table
 
 
-def _read_parquet(path: Path, budget: Budget) -> Any:
+def read_parquet(path: Path, budget: Budget) -> Any:
+    """Read a Parquet file into a table of pyarrow; raise DataError if it is damaged or beyond its budget."""
     parquet = require_extra("pyarrow.parquet", "frames")
     import pyarrow
 
@@ -193,11 +196,15 @@ def _read_parquet(path: Path, budget: Budget) -> Any:
         # The sizes in the headers of pages, which Arrow believes, may differ from those in the metadata.
         with parquet.ParquetFile(path) as file, budget.enforced():
             _spend_claims(file.metadata, budget)
-            batches = []
+            written = file.schema_arrow
+            plain = [pyarrow.field(column.name, plain_type(column.type)) for column in written]
+            schema = pyarrow.schema(plain, metadata=written.metadata)
+            tables = [schema.empty_table()]
             for batch in file.iter_batches(ROWS, use_threads=False):
-                budget.spend(sum(getattr(column, "indices", column).nbytes for column in batch.columns))
-                batches.append(batch)
-            return pyarrow.Table.from_batches(batches, schema=file.schema_arrow)
+                tables.append(pyarrow.Table.from_batches([batch], schema=written).cast(schema))
+                chunks = (chunk for column in tables[-1].columns for chunk in column.chunks)
+                budget.spend(sum(getattr(chunk, "indices", chunk).nbytes for chunk in chunks))
+            return pyarrow.concat_tables(tables)
     except (OSError, pyarrow.ArrowException, ValueError) as error:
         raise DataError(f"{path}: no Parquet file, or a damaged one: {last_line(error)[:MESSAGE]}") from error
 
@@ -297,33 +304,37 @@ def _texts(columns: Columns, name: str) -> list[str]:
 
 
 def _numbers(columns: Columns, labels: Tensor, names: list[str], arguments: Mapping[str, Any]) -> ArraySplit:
-    """Return a split of columns of numbers: inputs of shape (N, D), float32, or of the argument `shape`."""
+    """Return a split of columns of numbers, float32: inputs of shape (N, D), of one nested column, or of `shape`."""
     if not names:
         raise DataError(f"{columns.path}: no column beside the labels")
     parts = [_matrix(columns, str(name)) for name in names]
-    inputs = np.concatenate(parts, axis=1)
-    wild = np.flatnonzero(~np.isfinite(inputs).all(axis=1))
+    flat = [part.reshape(len(part), math.prod(part.shape[1:])) for part in parts]
+    inputs = parts[0] if len(parts) == 1 else np.concatenate(flat, axis=1)
+    wild = np.flatnonzero(~np.isfinite(np.concatenate(flat, axis=1)).all(axis=1))
     if len(wild):
-        raise DataError(f"{columns.path}: row {wild[0] + 1}: a number is NaN or infinite")
+        raise DataError(f"{columns.path}: row {wild[0] + 1}: a number is NaN or infinite, also as float32")
     if "shape" in arguments:
         shape = as_list(arguments["shape"])
-        if not all(type(side) is int and side > 0 for side in shape) or math.prod(shape) != inputs.shape[1]:
-            raise UsageError(f"shape: {arguments['shape']!r} does not hold {inputs.shape[1]} numbers a row")
+        if not all(type(side) is int and side > 0 for side in shape) or math.prod(shape) != math.prod(inputs.shape[1:]):
+            raise UsageError(f"shape: {arguments['shape']!r} does not hold {math.prod(inputs.shape[1:])} numbers a row")
         inputs = inputs.reshape(len(inputs), *shape)
     return ArraySplit(inputs, labels)
 
 
 def _matrix(columns: Columns, name: str) -> np.ndarray:
+    """Return a column of numbers, or of nested lists of numbers of one shape, as an array (N, ...), float32."""
     import pyarrow.types as kinds
 
+    pc = require_extra("pyarrow.compute", "frames")
     column = columns.named(name, "inputs")
-    try:
-        if kinds.is_list(column.type) or kinds.is_large_list(column.type) or kinds.is_fixed_size_list(column.type):
-            return np.stack(column.to_numpy(zero_copy_only=False)).astype(np.float32)
-        if kinds.is_boolean(column.type) or kinds.is_integer(column.type) or kinds.is_floating(column.type):
-            return column.to_numpy(zero_copy_only=False).astype(np.float32)[:, None]
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{columns.path}: column {name!r}: rows of different lengths, or not of numbers") from error
-    raise DataError(
-        f"{columns.path}: column {name!r} has {column.type}, no numbers; choose by {suggestion(inputs='A,B')}"
-    )
+    described, shape = f"{columns.path}: column {name!r}", [len(column)]
+    while any(of(column.type) for of in (kinds.is_large_list, kinds.is_fixed_size_list)):
+        lengths = pc.unique(pc.list_value_length(column)).to_pylist()
+        if len(lengths) > 1 or not lengths[0]:
+            raise DataError(f"{described}: rows of different lengths, or empty; expected numbers of one shape")
+        shape.append(lengths[0])
+        column = pc.list_flatten(column)
+    if not any(of(column.type) for of in (kinds.is_boolean, kinds.is_integer, kinds.is_floating, kinds.is_decimal)):
+        raise DataError(f"{described} has {column.type}, no numbers; choose by {suggestion(inputs='A,B')}")
+    with np.errstate(over="ignore"):
+        return column.to_numpy(zero_copy_only=False).astype(np.float32).reshape(*shape, *[1] * (len(shape) == 1))

@@ -38,6 +38,15 @@ def test_labels_that_are_numbers_have_no_names(tmp_path: Path) -> None:
     assert data.split("test").labels.tolist() == [2, 0]
 
 
+def test_spaces_around_names_of_columns_do_not_matter(tmp_path: Path) -> None:
+    name = write(tmp_path, "x, y, label\n1, 2, 0\n3, 4, 1\n")
+    assert load_data(name).split("test").batch(slice(None))[0].tolist() == [[1, 2], [3, 4]]
+    with pytest.raises(DataError, match="test_fraction: expected a number between 0 and 1, found 'half'"):
+        load_data(name, {"test_fraction": "half"})
+    with pytest.raises(DataError, match="split 'test' is empty"):
+        load_data(name, {"test_fraction": 0.4})
+
+
 def test_columns_shape_and_delimiter_are_read_from_arguments(tmp_path: Path) -> None:
     name = write(tmp_path, "id\ta\tb\tc\td\tlabel\nq7\t1\t2\t3\t4\t0\n", "table.tsv")
     data = load_data(name, {"inputs": "d,a,b,c", "shape": [1, 2, 2]})
@@ -257,6 +266,26 @@ def test_numbers_lists_and_categories_are_read_from_parquet(tmp_path: Path) -> N
         assert data.split("data").batch(slice(None))[0].tolist() == rows
 
 
+@pytest.mark.skipif(not hasattr(pa, "string_view"), reason="pyarrow has no views")
+def test_views_decimals_and_nested_lists_are_read_from_parquet(tmp_path: Path) -> None:
+    x = np.arange(12.0).reshape(2, 3, 2)
+    for labels, names in (
+        (pa.array(["b", "a"], pa.string_view()), ("a", "b")),
+        (pa.array([b"b", b"a"], pa.binary_view()), ("a", "b")),
+        (pa.array([b"b", b"a"], pa.binary(1)), ("a", "b")),
+        (pa.array([True, False]), None),
+    ):
+        data = load_data(parquet(tmp_path, {"x": x.tolist(), "label": labels}))
+        assert (data.class_names, data.split("data").labels.tolist()) == (names, [1, 0])
+        assert data.split("data").batch(slice(None))[0].tolist() == x.tolist()
+    columns = {"x": [Decimal("1.25"), Decimal(2)], "y": pa.array([[3], [4]], pa.list_view(pa.int8())), "label": [0, 1]}
+    columns["part"] = pa.array(["train", "test"], pa.string_view())
+    data = load_data(parquet(tmp_path, columns), {"split": "part"})
+    assert data.split("train").batch(slice(None))[0].tolist() == [[1.25, 3]]
+    data = load_data(parquet(tmp_path, {"x": x.tolist(), "label": [0, 1]}), {"shape": [1, 6]})
+    assert data.split("data").batch(slice(None))[0].shape == (2, 1, 6)
+
+
 def test_texts_are_read_from_parquet(tmp_path: Path, tokenizer: Path) -> None:
     data = load_data(parquet(tmp_path, {"text": ["good film", "bad"], "label": [1, 0]}), {"tokenizer": str(tokenizer)})
     assert data.split("data").batch(slice(None))[0]["input_ids"].tolist() == [[2, 5, 7, 3], [2, 6, 3, 0]]
@@ -307,6 +336,10 @@ def test_invalid_parquet_is_refused(tmp_path: Path) -> None:
         ({"x": [1.0, None], "label": [0, 1]}, "row 2: column 'x' is empty"),
         ({"x": [b"1", b"2"], "label": [0, 1]}, "column 'x' has binary, no numbers"),
         ({"x": [1.0, float("inf")], "label": [0, 1]}, "row 2: a number is NaN or infinite"),
+        ({"x": [1.0, 1e300], "label": [0, 1]}, "row 2: a number is NaN or infinite, also as float32"),
+        ({"x": [[[1.0], [2.0]], [[1.0]]], "label": [0, 1]}, "column 'x': rows of different lengths"),
+        ({"x": [[], []], "label": [0, 1]}, "column 'x': rows of different lengths, or empty"),
+        ({"x": [1.0, 2.0], "label": [0.0, float("nan")]}, "label nan in row 2"),
     ):
         with pytest.raises(DataError, match=message):
             load_data(parquet(tmp_path, columns))
