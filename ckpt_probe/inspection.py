@@ -64,7 +64,7 @@ def inspect(
         from ckpt_probe.extraction import Setup
 
         setup = Setup(device="cpu", state_key=state_key, base=base, **chosen)
-    if path.suffix in DUMP_SUFFIXES:
+    if path.suffix.lower() in DUMP_SUFFIXES:
         if statistics or any(value is not None for value in (setup, state_key, base)):
             raise UsageError(f"{path}: a dump; only `verify` applies to it")
         description = inspect_dump(path)

@@ -74,7 +74,9 @@ def checkpoints_in(folder: Path) -> list[Path]:
     indices = [name for name in files if name.endswith(INDICES)]
     shards = {file for index in indices for file in listed_shards(folder / index).values()}
     weights = [
-        name for name in files if (name.endswith(SUFFIXES) or is_part(name)) and not TRAINER_FILES.fullmatch(name)
+        name
+        for name in files
+        if (name.lower().endswith(SUFFIXES) or is_part(name)) and not TRAINER_FILES.fullmatch(name)
     ]
     # Shards that an index does not list are left from an earlier save, and no loader reads them.
     weights = [name for name in weights if name not in shards and index_of(name) not in indices]

@@ -101,7 +101,7 @@ def kind_of(file: Path) -> str:
     if file.name == DISTRIBUTED:
         return DISTRIBUTED
     index = next((suffix for suffix in INDICES if file.name.endswith(suffix)), None)
-    return index or (f"{SHARDS}{file.suffix}" if shard_name(file.name) else file.suffix)
+    return index or (f"{SHARDS}{file.suffix}" if shard_name(file.name) else file.suffix.lower())
 
 
 def model_name(file: Path) -> str:
@@ -112,8 +112,8 @@ def model_name(file: Path) -> str:
         return file.name.partition(".")[0]
     if shard := shard_name(file.name):
         return shard[1]
-    known = (suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if file.name.endswith(suffix))
-    return file.name.removesuffix(next(known, file.suffix))
+    known = [len(suffix) for suffix in SUFFIXES if file.name.lower().endswith(suffix)]
+    return file.name[: -max(known)] if known else file.stem
 
 
 def is_adapter(file: Path) -> bool:

@@ -91,7 +91,7 @@ def is_run(path: Path) -> bool:
     A directory of directories with several checkpoints each is not one run, but several.
     """
     if not path.is_dir():
-        return path.is_file() and path.name.endswith(SUFFIXES)
+        return path.is_file() and path.name.lower().endswith(SUFFIXES)
     try:
         folder = snapshot_in(path)
         if checkpoints_in(folder) or _run_directories(folder, ()) or (folder / "checkpoints").is_dir():

@@ -226,7 +226,7 @@ class WindowSplit:
 
 def _splits(path: Path) -> dict[str, list[Path]]:
     if path.is_file():
-        if path.suffix not in SUFFIXES:
+        if path.suffix.lower() not in SUFFIXES:
             raise DataError(f"{path}: expected a file whose name ends in {' or '.join(SUFFIXES)}")
         return {path.stem: [path]}
     if not path.is_dir():
@@ -234,13 +234,13 @@ def _splits(path: Path) -> dict[str, list[Path]]:
     entries = [entry for entry in sorted(path.iterdir()) if not is_system_name(entry.name)]
     files_of: dict[str, list[Path]] = {}
     for entry in entries:
-        if entry.suffix in SUFFIXES and entry.is_file():
+        if entry.suffix.lower() in SUFFIXES and entry.is_file():
             files_of.setdefault(entry.stem, []).append(entry)
     for folder in (entry for entry in entries if entry.is_dir()):
         files = [
             file
             for file in sorted(folder.rglob("*"))
-            if file.suffix in SUFFIXES
+            if file.suffix.lower() in SUFFIXES
             and not any(map(is_system_name, file.relative_to(folder).parts))
             and file.is_file()
         ]
@@ -253,7 +253,7 @@ def _splits(path: Path) -> dict[str, list[Path]]:
 
 def _documents(files: list[Path], cut: str, field: str, encoding: str) -> Iterator[str]:
     for file in files:
-        if file.suffix == ".jsonl":
+        if file.suffix.lower() == ".jsonl":
             yield from _of_lines(file, field, encoding)
             continue
         try:

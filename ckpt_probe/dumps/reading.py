@@ -260,9 +260,9 @@ def read_provenance(path: Path | str) -> Provenance | None:
 def has_dumps(path: Path) -> bool:
     """Return whether a path is a dump by its suffix, or a directory with one."""
     if not path.is_dir():
-        return path.suffix in SUFFIXES
+        return path.suffix.lower() in SUFFIXES
     try:
-        return any(entry.suffix in SUFFIXES and not entry.name.startswith(".") for entry in path.iterdir())
+        return any(entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".") for entry in path.iterdir())
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; repair or remove it") from error
 
@@ -283,7 +283,7 @@ def _files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise DataError(f"{path}: no such file or directory")
-    files = [p for p in path.iterdir() if p.suffix in SUFFIXES and not p.name.startswith(".") and p.is_file()]
+    files = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()]
     if not files:
         raise DataError(f"{path}: no dump found (looked for *.h5 and *.hdf5); create dumps with ckpt-probe extract")
     return files

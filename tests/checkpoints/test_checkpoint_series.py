@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 import torch
 
+import ckpt_probe as cp
 from ckpt_probe.checkpoints import CheckpointMetadata, open_checkpoint, open_series, save_checkpoint
 from ckpt_probe.errors import DataError
 
@@ -95,3 +98,13 @@ def test_a_series_of_damaged_checkpoints_is_an_error(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(DataError, match=r"step-1\.pt: an empty file"):
         open_series(tmp_path)
+
+
+def test_suffixes_may_be_in_upper_case(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "step-1.SAFETENSORS", TENSORS)
+    torch.save({"w": torch.ones(2)}, tmp_path / "step-2.PT")
+    torch.save({"w": torch.full((2,), 2.0)}, tmp_path / "step-3.Pth.Tar")
+    assert names(tmp_path) == ["step-1", "step-2", "step-3"]
+    with h5py.File(tmp_path / "step-1.H5", "w") as file:
+        file["test/features"], file["test/labels"] = np.eye(6), np.arange(6) % 3
+    assert [record["step"] for record in cp.analyze(tmp_path)] == [1]
