@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -31,6 +32,8 @@ _entries: dict[str, Entry] = {}
 _listings: dict[str, list[str]] = {}
 """Addresses of the entries of each directory that was listed."""
 
+SHARD = re.compile(r"\d[-_]of[-_]\d+\.\w+$")
+"""End of the name of a shard of a model."""
 FILES = "files"
 """Subdirectory of the cache."""
 
@@ -258,6 +261,9 @@ def _entry(address: str) -> Entry | None:
         _entries[address] = look_up(address)
     if address not in _entries:
         _names_in(_parent(address))
+    indices = [root for root in _roots if root.endswith(".index.json")]
+    if address not in _entries and SHARD.search(address) and _parent(address) in map(_parent, indices):
+        _entries[address] = look_up(address)  # few web servers list the directory of an index
     return _entries.get(address)
 
 

@@ -160,3 +160,19 @@ def test_a_directory_of_a_web_server_is_a_series(web: Any) -> None:
         ((1, ".safetensors"), (2, ".safetensors"), (3, ".pth"))]  # fmt: skip
     with open_checkpoint(members[2].path) as checkpoint:
         assert checkpoint.read("w").tolist() == [3, 3]
+
+
+def test_the_address_of_an_index_on_a_web_server_opens_the_shards_beside_it(web: Any) -> None:
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    for name, file in index["weight_map"].items():
+        save_file({name: torch.ones(2)}, web.folder / file)
+    (web.folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    web.pages["/"] = "no links"
+    with open_checkpoint(web.at("model.safetensors.index.json")) as checkpoint:
+        assert {name: checkpoint.read(name).tolist() for name in "ab"} == {"a": [1, 1], "b": [1, 1]}
+    (web.folder / "model-00002-of-00002.safetensors").unlink()
+    with (
+        pytest.raises(DataError, match=r"model-00002-of-00002.safetensors: no such file or directory there"),
+        open_checkpoint(web.at("model.safetensors.index.json")),
+    ):
+        pass
