@@ -1,5 +1,6 @@
 """Provide a probe for a training loop written by the user."""
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from ckpt_probe.integrations.journal import Journal
 from ckpt_probe.integrations.ranks import is_first, on_first
 from ckpt_probe.integrations.tap import Tap
 from ckpt_probe.keywords import whole_number
+
+LOG = logging.getLogger(__name__)
 
 
 class Probe:
@@ -89,6 +92,9 @@ class Probe:
         self._running += 1
         try:
             yield evaluation
+            if self._tap.pending:
+                advice = "it has no labels: call update(labels) after each forward pass"
+                LOG.warning("step %d, split %s: the last forward pass is not measured, as %s", step, split, advice)
         finally:
             self._running -= 1
             self._tap.stop()

@@ -89,6 +89,11 @@ class Tap:
             recorded.clear()
         self._output, self._outermost, self._depth, self._error = None, [], 0, None
 
+    @property
+    def pending(self) -> bool:
+        """Return whether there was a forward pass since the last `take`."""
+        return bool(self._outermost) or any(self._calls.values())
+
     def take(self, samples: int, *, positions: bool = False) -> tuple[Head, Rows]:
         """Return the head, and copies of its rows in the forward pass since the last call.
 

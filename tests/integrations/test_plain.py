@@ -274,3 +274,20 @@ def test_two_forward_passes_for_the_labels_of_a_later_batch_are_an_error(tmp_pat
 
     with pytest.raises(DataError, match="ran 2 times for the labels of one batch: give the labels after each"):
         evaluate()
+
+
+def test_a_last_forward_pass_without_labels_causes_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = network()
+    probe = cp.Probe(model, tmp_path / "records.jsonl")
+    expected = evaluated(probe, model)
+    assert caplog.messages == []
+    with torch.no_grad(), probe.evaluation("again", 0) as evaluation:
+        for inputs, labels in batches():
+            model(inputs)
+            evaluation.update(labels)
+        model(INPUTS)
+    assert caplog.messages == [
+        "step 0, split again: the last forward pass is not measured, as it has no labels: call update(labels) after "
+        "each forward pass"
+    ]
+    assert evaluation.record == {**expected, "split": "again"}
