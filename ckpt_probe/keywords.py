@@ -93,15 +93,20 @@ def matching(wanted: str, names: Iterable[str], labels: Mapping[str, str] | None
 
 
 def as_sequence(values: Any) -> tuple[Any, ...] | None:
-    """Return a sequence as a tuple: a single string, path or number is a sequence of one; None stays None."""
+    """Return a sequence as a tuple: a single string, path or number is a sequence of one; None stays None.
+
+    A data frame of pandas is the sequence of its rows as dictionaries, with None for missing values.
+    """
     if values is None:
         return None
+    if hasattr(values, "iterrows"):
+        return tuple(values.astype(object).where(values.notna(), None).to_dict("records"))
     return (values,) if isinstance(values, str) or not isinstance(values, Iterable) else tuple(values)
 
 
 def as_paths(sources: Any) -> tuple[Any, ...]:
     """Return one path or several as a tuple; raise UsageError for another object, such as a record."""
-    paths = as_sequence(sources) or ()
+    paths = (sources,) if hasattr(sources, "iterrows") else as_sequence(sources) or ()
     for path in paths:
         if not isinstance(path, str | PathLike):
             kind = f"{type(path).__module__}.{type(path).__name__}".removeprefix("builtins.")

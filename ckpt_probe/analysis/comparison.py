@@ -25,7 +25,7 @@ from ckpt_probe.analysis.groups import (
 )
 from ckpt_probe.analysis.paired import Interval, expanded, grain_of
 from ckpt_probe.errors import DataError, UsageError, listed
-from ckpt_probe.keywords import as_sequence, from_arguments, whole_number
+from ckpt_probe.keywords import as_paths, as_sequence, from_arguments, whole_number
 from ckpt_probe.moments.difference import difference
 from ckpt_probe.progress import NullProgress, Progress
 
@@ -87,7 +87,7 @@ def compare(
         UsageError: If there are fewer than two groups, or an argument is invalid.
     """
     progress, interval = progress or NullProgress(), from_arguments(Interval, locals())
-    groups, metrics = as_sequence(groups) or (), as_sequence(metrics) or ()
+    groups, metrics = as_paths(groups), as_sequence(metrics) or ()
     if len(groups) < 2 and not (groups and Path(groups[0]).is_dir()):
         raise UsageError(f"compare needs at least two groups of runs, found {len(groups)}")
     if not metrics:

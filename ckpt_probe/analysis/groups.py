@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ckpt_probe.analysis.records import metric_names, number, of_penultimate, read_lines
+from ckpt_probe.analysis.records import RECORD_SUFFIXES, metric_names, number, of_penultimate, read_lines
 from ckpt_probe.analysis.series import is_recorded, read_series, without_failed
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import has_dumps, open_dump_series
@@ -199,7 +199,7 @@ def _source(child: Path) -> Path | None:
     if child.is_symlink() and not child.exists():
         raise DataError(f"{child}: a broken symbolic link; repair or remove it")
     if not child.is_dir():
-        return child if child.suffix == ".jsonl" else None
+        return child if child.suffix.lower() in RECORD_SUFFIXES else None
     if has_dumps(child):
         return child
     files = [file for file in sorted(child.glob("*.jsonl")) if not file.name.startswith(".")]

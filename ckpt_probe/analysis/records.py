@@ -1,5 +1,6 @@
-"""Read records from JSON Lines, and keep records as a sequence that notebooks show as a table."""
+"""Read records from JSON Lines, CSV and Parquet, and keep records as a sequence that notebooks show as a table."""
 
+import csv
 import json
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from ckpt_probe.analysis.entries import (
     Record,
     is_uncertainty,
 )
+from ckpt_probe.budget import Budget
 from ckpt_probe.dumps import PENULTIMATE
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import require_regular
@@ -29,6 +31,11 @@ Key = TypeVar("Key", bound=Hashable)
 
 RECORD_FILES = ("metrics.jsonl", "records.jsonl", "barriers.jsonl")
 """Usual files of records in a directory: of a run, of a probe inside training, of a series of paths."""
+
+RECORD_SUFFIXES = frozenset({".jsonl", ".csv", ".parquet"})
+"""Suffixes of files of records."""
+TEXTS = frozenset({"checkpoint", "split", "layer", "group"})
+"""Names whose cells of a CSV file are texts even if they look like numbers."""
 
 NOT_METRICS = frozenset({*POSITION, *COUNTS, *COUNTS_IF_ANY, *FIT_RANGE, *REFERENCES, "epoch", "seconds", "to_step"})
 """Names of numbers in a record that are no metrics."""
@@ -121,18 +128,18 @@ class Records(Sequence[Record]):
 def read_records(
     source: Path | str | Iterable[Path | str] | Mapping[str, Path | str | Iterable[Path | str]],
 ) -> Records:
-    """Read records from JSON Lines, such as those of `analyze`, of paths, or the metrics of a run.
+    """Read records from JSON Lines, CSV or Parquet, such as those of `analyze`, of paths, or the metrics of a run.
 
     Args:
-        source: File with one record per line, where blank lines are skipped; directory of such files, of which
-            metrics.jsonl, records.jsonl or barriers.jsonl is read alone; several of these; or a mapping from names of
-            groups to these.
+        source: File of records: .csv with a header, .parquet, or else JSON Lines, where blank lines are skipped;
+            directory of JSON Lines, of which metrics.jsonl, records.jsonl or barriers.jsonl is read alone; several of
+            these; or a mapping from names of groups to these.
 
     Returns:
         The records in the order of the files, with `group` first if they are from a mapping.
 
     Raises:
-        DataError: If a file cannot be read, or a line is not a JSON object; the message names file and line.
+        DataError: If a file cannot be read, or a line is not a record; the message names file and line.
     """
     if isinstance(source, Mapping):
         return Records(
@@ -162,9 +169,16 @@ def record_files(path: Path) -> list[Path]:
 
 
 def read_lines(path: Path | str) -> list[Record]:
-    """Read the records of a file of JSON Lines into a list; see `read_records`."""
+    """Read the records of a file into a list; see `read_records`."""
     path = Path(path)
     require_regular(path)
+    if path.suffix.lower() == ".csv":
+        return _read_csv(path)
+    if path.suffix.lower() == ".parquet":
+        from ckpt_probe.data.tables import read_parquet  # torch, which most records do not need
+
+        rows = read_parquet(path, Budget(path, path.stat().st_size)).to_pylist()
+        return [{name: None if value != value else value for name, value in row.items()} for row in rows]
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # also a class name may contain U+2028
     except OSError as error:
@@ -234,6 +248,46 @@ def _parse(line: str, source: str) -> Record:
     if not isinstance(record, dict):
         raise DataError(f'{source} is not a record: expected a JSON object such as {{"step": 880, "split": "test"}}')
     return record
+
+
+def _read_csv(path: Path) -> list[Record]:
+    """Read a CSV file with a header, in which a column `step` may have any case; empty cells are missing values."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            names = [name.strip() for name in reader.fieldnames or ()]
+            names = ["step" if name.lower() == "step" else name for name in names]
+            reader.fieldnames = names
+            rows = [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as CSV: {error}") from error
+    if not rows:
+        raise DataError(f"{path}: {'a header, but no row' if names else 'is empty'}")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise DataError(f"{path}: two columns are called {twice}; rename one")
+    records = []
+    for line, row in rows:
+        record = {name: _cell(name, text) for name, text in row.items() if isinstance(text, str | None)}
+        if len(record) < len(row):
+            raise DataError(f"{path}: line {line} has more cells than the header has columns ({len(names)})")
+        if isinstance(record.get("step"), str):
+            raise DataError(f"{path}: line {line}: step {row['step']!r}, expected a number")
+        records.append(record)
+    return records
+
+
+def _cell(name: str, text: str | None) -> Any:
+    if text is None or not text.strip():
+        return None
+    if name in TEXTS:
+        return text
+    for kind in (int, float):
+        try:
+            value = kind(text)
+        except ValueError:
+            continue
+        return value if value == value else None
+    return text
 
 
 def _row(name: str, metric: Metric | None, records: Sequence[Record], splits: Sequence[Any]) -> list[str]:

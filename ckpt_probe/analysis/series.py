@@ -12,7 +12,7 @@ from ckpt_probe.analysis.dump import compute_dump, outside_dump
 from ckpt_probe.analysis.entries import Record, in_order, join_reasons
 from ckpt_probe.analysis.entries import corrected as corrected_record
 from ckpt_probe.analysis.ranges import SharedSplits
-from ckpt_probe.analysis.records import Records, read_records, record_files
+from ckpt_probe.analysis.records import RECORD_SUFFIXES, Records, read_records, record_files
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import PENULTIMATE, Dump, has_dumps, open_dump, open_dump_series
 from ckpt_probe.errors import DataError
@@ -157,7 +157,7 @@ def find_dumps(sources: Sources, progress: Progress | None = None) -> list[Group
 def is_recorded(path: Path) -> bool:
     """Return whether a path is a run with dumps or records: a file or a directory of them."""
     if has_dumps(path) or not path.is_dir():
-        return has_dumps(path) or path.suffix == ".jsonl"
+        return has_dumps(path) or path.suffix.lower() in RECORD_SUFFIXES
     try:
         return len(record_files(path)) == 1
     except DataError:

@@ -66,10 +66,11 @@ def command(
 ) -> None:
     """Draw metrics against the training step, the position on a path, sparsity or epoch.
 
-    RECORDS are files of JSON Lines: from analyze -o, points.jsonl of a path, barriers.jsonl, metrics.jsonl of a run; or
-    dumps, which are analyzed. Each becomes one line in the figure; NAME=FILE gives it a name. NAME=FILE1,FILE2,
-    NAME='GLOB' or a directory of runs is one group with several seeds, drawn as their mean with a band from the lowest
-    to the highest value. The training split is solid, the test split dashed, the value at collapse dotted.
+    RECORDS are files of records (JSON Lines, .csv, .parquet): from analyze -o, points.jsonl of a path, barriers.jsonl,
+    metrics.jsonl of a run; or dumps, which are analyzed. Each becomes one line in the figure; NAME=FILE gives it a
+    name. NAME=FILE1,FILE2, NAME='GLOB' or a directory of runs is one group with several seeds, drawn as their mean with
+    a band from the lowest to the highest value. The training split is solid, the test split dashed, the value at
+    collapse dotted.
     """
     from ckpt_probe.reporting.conditions import conditions_of
     from ckpt_probe.reporting.line_figure import plot

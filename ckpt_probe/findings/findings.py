@@ -11,7 +11,7 @@ from ckpt_probe.findings.detection import LEVEL, find_events
 from ckpt_probe.findings.order import FEWEST_SEEDS, order_in_run, order_over_seeds
 from ckpt_probe.findings.series import Series, names_in, read_runs, series_of
 from ckpt_probe.groups import Sources
-from ckpt_probe.keywords import as_sequence
+from ckpt_probe.keywords import as_paths, as_sequence
 from ckpt_probe.moments.registry import find_metrics, suggest_metrics
 from ckpt_probe.progress import NullProgress, Progress
 
@@ -56,7 +56,7 @@ def events(
     """Find when metrics of runs change, each with an interval of steps, and the order of their onsets.
 
     Args:
-        sources: Runs: files of records (.jsonl), CSV files with a column `step`, dumps, or directories of these;
+        sources: Runs: files of records (.jsonl; .csv or .parquet with a column `step`), dumps, or directories of these;
             a directory with one run per seed is a group, and NAME=PATTERN the group of the paths that match.
         groups: Directories with one run per seed, or the paths of runs, by the name of the group.
         metrics: Names, labels or patterns of metrics; all if empty.
@@ -73,6 +73,7 @@ def events(
         UsageError: If there is no source, or an argument is invalid.
     """
     names = as_sequence(metrics) or ()
+    sources = sources if isinstance(sources, Mapping) else as_paths(sources)
     if not sources and not groups:
         raise UsageError("events needs records or dumps, such as records.jsonl, or a group of runs")
     progress = progress or NullProgress()

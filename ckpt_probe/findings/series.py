@@ -1,6 +1,5 @@
-"""Series of checkpoints: the values of every metric of a run by training step, from records, dumps or CSV files."""
+"""Series of checkpoints: the values of every metric of a run by training step, from records or dumps."""
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +8,11 @@ from typing import Any
 import numpy as np
 
 from ckpt_probe.analysis.entries import BIAS, bias_is_reliable
-from ckpt_probe.analysis.records import RECORD_FILES, finite, grouped_by, metric_names
+from ckpt_probe.analysis.records import RECORD_FILES, RECORD_SUFFIXES, finite, grouped_by, metric_names
 from ckpt_probe.analysis.series import read_series, records_of, without_failed
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import has_dumps
-from ckpt_probe.dumps.reading import SUFFIXES
 from ckpt_probe.errors import DataError, UsageError, listed
-from ckpt_probe.files import require_regular
 from ckpt_probe.groups import Sources, find_runs, seed_names
 from ckpt_probe.moments.registry import find_metrics
 from ckpt_probe.progress import DeduplicatedProgress, Progress
@@ -29,7 +26,7 @@ NOT_SUBJECT = frozenset(
 OF_A_METRIC = ("_bias", "_stderr", "_computing_error")
 """Endings of names of numbers that belong to a metric: its bias by sample size, and its errors."""
 
-EXPECTED = "records (.jsonl), a CSV file with a column step, or dumps"
+EXPECTED = "records (.jsonl, .csv or .parquet) or dumps"
 
 Record = Mapping[str, Any]
 
@@ -143,46 +140,15 @@ def names_in(records: Iterable[Record]) -> list[str]:
     return [name for name in metric_names(list(records)) if not name.endswith(OF_A_METRIC) and name != "seed"]
 
 
-def read_csv(path: Path) -> list[Record]:
-    """Read a CSV file with a header that has a column `step`, in any case; empty cells are missing values.
-
-    Raises:
-        DataError: If it cannot be read, or has no such column, or a row has no step or too many cells.
-    """
-    require_regular(path)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            names = [name.strip() for name in reader.fieldnames or ()]
-            names = ["step" if name.lower() == "step" else name for name in names]
-            reader.fieldnames = names
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as CSV: {error}") from error
-    if "step" not in names:
-        raise DataError(f"{path}: no column step; there are: {listed(names) if names else 'no columns'}")
-    if not rows:
-        raise DataError(f"{path}: a header, but no row")
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise DataError(f"{path}: two columns are called {twice}; rename one")
-    records = []
-    for line, row in rows:
-        record = {name: _cell(text) for name, text in row.items() if isinstance(text, str | None)}
-        if len(record) < len(row):
-            raise DataError(f"{path}: line {line} has more cells than the header has columns ({len(names)})")
-        if finite(record["step"]) is None:
-            raise DataError(f"{path}: line {line}: step {row['step']!r}, expected a number")
-        records.append(record)
-    return records
-
-
 def _records_of(path: Path, progress: Progress) -> list[Record]:
-    if path.suffix.lower() == ".csv":
-        return read_csv(path)
-    if path.suffix in SUFFIXES or (path.is_dir() and has_dumps(path)):
+    if has_dumps(path):
         readings = read_series(path, Settings(layers=False), cache=True, progress=_Bars(progress))
         return [reading.record for reading in without_failed(readings, progress)[0]]
-    return list(records_of(path))
+    records: list[Record] = list(records_of(path))
+    if not any("step" in record for record in records):
+        names = listed(list(dict.fromkeys(name for record in records for name in record)))
+        raise DataError(f"{path}: no column step; there are: {names}")
+    return records
 
 
 class _Bars(DeduplicatedProgress):
@@ -194,7 +160,7 @@ class _Bars(DeduplicatedProgress):
 
 def _is_run(path: Path) -> bool:
     if not path.is_dir():
-        return path.suffix.lower() in {".jsonl", ".csv", *SUFFIXES}
+        return path.suffix.lower() in RECORD_SUFFIXES or has_dumps(path)
     if has_dumps(path) or any((path / name).is_file() for name in RECORD_FILES):
         return True
     return sum(file.suffix == ".jsonl" for file in path.iterdir()) == 1 and not any(map(Path.is_dir, path.iterdir()))
@@ -238,12 +204,3 @@ def _merged(rows: Sequence[Record]) -> list[Record] | None:
 def _corrected(record: Record, name: str) -> float | None:
     value, bias = finite(record.get(name)), finite(record.get(f"{name}{BIAS}"))
     return value if value is None or bias is None or not bias_is_reliable(record, name) else value - bias
-
-
-def _cell(text: str | None) -> Any:
-    if text is None or not text.strip():
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        return text

@@ -125,7 +125,7 @@ def _runs(source: RecordsSource) -> list[Sequence[Record]]:
     """Return the records of each seed of a condition."""
     if isinstance(source, Path | str):
         return [run for runs in conditions_of(source)[0].values() for run in runs]
-    items = list(source)
+    items = as_sequence(source) or ()
     if isinstance(source, Records) or all(isinstance(item, Mapping) for item in items):
         return [of_penultimate(items)]
     return [run for item in items for run in _runs(item)]
@@ -142,8 +142,8 @@ def export(
     """Convert records to the formats of other programs: Parquet, CSV, event files of TensorBoard.
 
     Args:
-        records: Records, files of records (.jsonl), dumps or directories of runs, or several; NAME=FILE or a mapping
-            names them. If there are several, entries `group` and `seed` of the records name them.
+        records: Records, a data frame, files of records, dumps or directories of runs, or several; NAME=FILE or a
+            mapping names them. If there are several, entries `group` and `seed` of the records name them.
         out: File to write: Parquet or CSV by its suffix, else JSON Lines.
         tensorboard: Directory for event files, one run per split and per file of records.
         overwrite: Whether to replace an existing file and directory.

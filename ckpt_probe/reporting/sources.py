@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ckpt_probe.analysis import Record, read_records
 from ckpt_probe.analysis.entries import REFERENCES
-from ckpt_probe.analysis.records import RECORD_FILES, number, record_files
+from ckpt_probe.analysis.records import RECORD_FILES, RECORD_SUFFIXES, number, record_files
 from ckpt_probe.analysis.series import is_recorded
 from ckpt_probe.checkpoints.series import has_checkpoints
 from ckpt_probe.dumps import has_dumps, open_dump_series, read_provenance
@@ -109,11 +109,12 @@ def kind_of(path: Path) -> Kind:
         return "dumps"
     if not start.strip():
         raise DataError(f"{path}: is empty; expected {KINDS}")
-    if not start.lstrip().startswith(b"{"):
+    suffix, first = path.suffix.lower(), start.splitlines()[0]
+    if not start.lstrip().startswith(b"{") and suffix not in RECORD_SUFFIXES:
         raise DataError(f"{path}: is neither HDF5 nor JSON Lines; expected {KINDS}")
     if path.name == POINTS_FILE and (path.parent / PLAN_FILE).exists():
         return _kind_of_directory(path.parent)
-    return "path" if b'"alpha"' in start.splitlines()[0] else "records"
+    return "path" if b'"alpha"' in first or (suffix == ".csv" and b"alpha" in first.split(b",")) else "records"
 
 
 def class_names(path: Path) -> tuple[str, ...]:
@@ -229,7 +230,7 @@ def _naming_part(path: Path) -> Path:
     """Return the path that names a source: the directory of a run for its file of records."""
     if path.name in RECORD_FILES:
         return path.resolve().parent
-    return path.with_suffix("") if path.suffix == ".jsonl" else path
+    return path.with_suffix("") if path.suffix.lower() in RECORD_SUFFIXES else path
 
 
 def _checked(records: Sequence[Record], path: Path) -> list[Record]:

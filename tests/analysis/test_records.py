@@ -114,6 +114,24 @@ def test_records_come_from_directories_several_files_and_groups(tmp_path: Path) 
         cp.read_records(tmp_path)
 
 
+def test_files_of_every_format_have_the_same_records(tmp_path: Path) -> None:
+    records = [
+        {"checkpoint": "10", "step": step, "split": "test", "class.mir": value, "missing": None}
+        for step, value in ((1, 0.25), (2, None), (3, 1e-9))
+    ]
+    for name in ("a.jsonl", "b.CSV", "c.parquet"):
+        cp.export(records, tmp_path / name)
+        assert cp.read_records(tmp_path / name) == records
+        assert cp.export(tmp_path / name, tmp_path / f"{name}.jsonl") == records
+        cp.report([tmp_path / name], out=tmp_path / f"{name}.html")
+    frame = cp.to_dataframe(records)
+    cp.plot(frame, tmp_path / "frame.svg", metrics="class.mir")
+    assert cp.export(frame, tmp_path / "frame.jsonl") == records
+    for function in (cp.read_records, cp.events, cp.compare):
+        with pytest.raises(UsageError, match=r"expected the path of a file .* pandas.DataFrame"):
+            function(frame)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
 def test_a_missing_dump_and_a_wrong_argument_are_errors_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere"):
         cp.analyze(tmp_path / "nowhere.h5")

@@ -9,7 +9,7 @@ import pytest
 import ckpt_probe as cp
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.findings.detection import find_events
-from ckpt_probe.findings.series import read_csv, series_of
+from ckpt_probe.findings.series import series_of
 from ckpt_probe.progress import MessageLog
 from ckpt_probe.reporting.findings import findings_footnotes
 
@@ -67,7 +67,7 @@ def test_rows_of_different_layers_and_texts_form_separate_series() -> None:
 def test_a_csv_file_has_series_of_its_numeric_columns_by_step(tmp_path: Path) -> None:
     file = tmp_path / "log.csv"
     file.write_text("step,loss,note\n1,0.5,a\n2,,b\n3,nan,c\n")
-    rows = read_csv(file)
+    rows = cp.read_records(file)
     assert rows[0] == {"step": 1.0, "loss": 0.5, "note": "a"}
     assert rows[1]["loss"] is None
     [series] = series_of(rows)
@@ -80,26 +80,25 @@ def test_a_csv_file_has_series_of_its_numeric_columns_by_step(tmp_path: Path) ->
 def test_a_header_in_another_spelling(tmp_path: Path) -> None:
     file = tmp_path / "log.csv"
     file.write_text("\ufeffStep, loss\n1, 0.5\n2, 0.25\n")
-    assert read_csv(file) == [{"step": 1.0, "loss": 0.5}, {"step": 2.0, "loss": 0.25}]
+    assert cp.read_records(file) == [{"step": 1.0, "loss": 0.5}, {"step": 2.0, "loss": 0.25}]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no column step; there are: no columns"),
+        ("", "is empty"),
         ("step,loss\n", "a header, but no row"),
         ("step;loss\n1;2\n", "no column step; there are: step;loss"),
         ("step,loss,loss\n1,2,3\n", "two columns are called loss; rename one"),
         ("step,loss\n1,2\n2,3,4\n", r"line 3 has more cells than the header has columns \(2\)"),
-        ("step,loss\n1,2\n,3\n", "line 3: step '', expected a number"),
-        ("step,loss\nnan,2\n", "line 2: step 'nan', expected a number"),
+        ("step,loss\n1,2\nx,3\n", "line 3: step 'x', expected a number"),
     ],
 )
 def test_a_csv_file_that_cannot_be_read_has_the_line(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "log.csv"
     file.write_text(text)
     with pytest.raises(DataError, match=message):
-        read_csv(file)
+        cp.events(file)
 
 
 def test_a_metric_that_a_seed_lacks_is_tested_in_the_others(tmp_path: Path) -> None:
