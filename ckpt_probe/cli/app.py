@@ -49,10 +49,12 @@ WRITTEN = frozenset({"-o", "--out", "--spectra", "--figure", "--figures", "--ten
 """Options that name an output file or directory."""
 LOCAL_VERBS = frozenset({"demo", "train", "events", "compare", "plot", "report", "export"})
 """Subcommands that do not accept addresses."""
+MERGING_VERBS = frozenset({"average", "interpolate", "prune"})
+"""Subcommands that refuse an input as their output themselves."""
 HELP_WIDTH = 100
 """Characters of a line of help, unless the terminal is narrower."""
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""Errors of a disk that is full, and of a quota or a file size that is reached."""
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG})
+"""Errors of a disk that is full, of a quota, file size or length of a name that is reached."""
 INTERRUPTED = 130
 INTERNAL_ERROR = 70
 
@@ -148,6 +150,7 @@ def _run(arguments: Sequence[str], received: Sequence[int]) -> int:
         # This comes first, so that no error and no result can contain a credential.
         words = [clean_words(word) for word in arguments]
         _require_local(words)
+        _require_other_file(words)
     except CkptProbeError as error:
         return _fail(f"error: {error}", error.exit_code, debug)
     debug, quiet = "--debug" in words, "--quiet" in words
@@ -261,6 +264,25 @@ def _require_local(words: Sequence[str]) -> None:
     address = next((word for word in words if is_address(word)), None)
     if address is not None and (verb in LOCAL_VERBS or "--follow" in words):
         raise UsageError(f"{without_secrets(address)}: {verb} reads local files only; download it and name the copy")
+
+
+def _require_other_file(words: Sequence[str]) -> None:
+    """Raise UsageError if an output file is also an input, which --overwrite would replace by results."""
+    verb = next((word for word in words if not word.startswith("-")), None)
+    outputs = [Path(value) for option, value in pairwise(words) if option in WRITTEN and _is_file(value)]
+    if verb in MERGING_VERBS or not outputs or "--overwrite" not in words:
+        return
+    files = [Path(part) for word in words for part in (word, word.partition("=")[2]) if _is_file(part)]
+    twice = next((each for each in outputs if sum(map(each.samefile, files)) > 1), None)
+    if twice is not None:
+        raise UsageError(f"{twice}: both an input and the output; choose another name")
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # longer than a name can be, or with a null
+        return False
 
 
 def _subcommand(words: Sequence[str]) -> click.Command | None:

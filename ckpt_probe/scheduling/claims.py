@@ -75,13 +75,14 @@ def claimed(path: Path) -> Iterator[Busy | None]:
         return
     ended = threading.Event()
     beating = threading.Thread(target=_beat, args=(claim, ended), name="claim", daemon=True)
-    beating.start()
     try:
+        beating.start()
         with temporary(claim):
             yield None
     finally:
         ended.set()
-        beating.join()
+        if beating.is_alive():
+            beating.join()
         _release(path, claim)
 
 

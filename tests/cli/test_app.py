@@ -183,3 +183,24 @@ def test_an_interruption_in_a_destructor_which_python_ignores_ends_the_command(
     (tmp_path / "long.toml").write_text('data.name = "data.py:load"\nmodel.name = "mlp"\ntraining.steps = 10_000_000\n')
     assert run(["train", "long.toml", "-o", "run"]) == 130
     assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted; ")
+
+
+@pytest.mark.parametrize(
+    "words", [("export", "a.jsonl"), ("plot", "run=a.jsonl", "--metric", "x"), ("report", "a.jsonl")]
+)
+def test_an_input_is_not_replaced_by_the_output(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.jsonl").write_text('{"step": 1, "x": 2}\n')
+    Path("link.svg").symlink_to("a.jsonl")
+    for output in ("a.jsonl", "link.svg"):
+        assert run([*words, "-o", output, "--overwrite"]) == 2
+        assert capsys.readouterr().err == f"error: {output}: both an input and the output; choose another name\n"
+    assert Path("a.jsonl").read_text() == '{"step": 1, "x": 2}\n'
+
+
+def test_a_name_that_is_too_long_is_an_error_of_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jsonl").write_text('{"step": 1, "x": 2}\n')
+    assert run(["export", str(tmp_path / "a.jsonl"), "-o", str(tmp_path / ("x" * 250))]) == 1
+    assert "cannot be written: File name too long" in capsys.readouterr().err
