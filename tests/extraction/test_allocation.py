@@ -14,7 +14,7 @@ import resource
 
 library = ctypes.CDLL(None)
 library.malloc.restype = ctypes.c_void_p
-SIZE = 2**24
+SIZE = 2**22
 
 def passes():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -47,7 +47,7 @@ def faults(statement: str) -> str:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the settings are those of glibc")
 def test_memory_of_activations_is_not_mapped_again_for_every_batch() -> None:
-    pages = 10 * 4 * 2**24 // os.sysconf("SC_PAGE_SIZE")
+    pages = 10 * 4 * 2**22 // os.sysconf("SC_PAGE_SIZE")
     assert int(faults(f"{KEEP}assert keep_freed_memory()")) < pages / 20 < int(faults("pass"))
 
 
