@@ -45,6 +45,8 @@ Block, blocks, FENCE = pages.Block, pages.blocks, pages.FENCE
 def run(block: Block, directory: Path, commands: Any, seconds: int = SECONDS) -> None:
     environment = pages.environment()
     environment["PATH"] = f"{commands.path}{os.pathsep}{environment['PATH']}"
+    # Dask's workers are forks of a process with the modules they need; new processes would import them again.
+    environment["DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD"] = "forkserver"
     words = commands.python(block.code) if block.language == "python" else pages.command(block)
     done = subprocess.run(words, cwd=directory, env=environment, capture_output=True, text=True, timeout=seconds)
     assert done.returncode == 0, (

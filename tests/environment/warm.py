@@ -8,6 +8,8 @@ does. One server serves all processes of a test run and ends when the last of th
     python warm.py SOCKET ckpt-probe ARGUMENT …      run the installed command
     python warm.py SOCKET -c CODE                    run python -c CODE
     python warm.py SOCKET python FILE ARGUMENT …     run python FILE
+    python warm.py SOCKET dask ARGUMENT …            run Dask's command
+    python warm.py SOCKET serve DIRECTORY MODULE …   listen at DIRECTORY/socket in a fork, which imports more modules
 """
 
 import contextlib
@@ -126,7 +128,30 @@ def serve(directory, modules):
     os._exit(0)
 
 
+def serve_workers():
+    """Have multiprocessing start its worker processes as forks of this process, which has the modules they need."""
+    from multiprocessing import connection, forkserver
+
+    if sys.platform != "linux" or sys.version_info >= (3, 14):
+        return  # workers are new processes, or a key is needed to ask the server for one
+    with socket.socket(socket.AF_UNIX) as listener:
+        address = connection.arbitrary_address("AF_UNIX")
+        listener.bind(address)
+        listener.listen()
+        ended, alive = os.pipe()
+        process = os.fork()
+        if not process:
+            os.close(alive)
+            with contextlib.suppress(SystemExit):
+                forkserver.main(listener.fileno(), ended, [])
+            os._exit(0)
+    os.close(ended)
+    server = forkserver._forkserver
+    server._forkserver_address, server._forkserver_alive_fd, server._forkserver_pid = address, alive, process
+
+
 def _import_modules(modules):
+    gc.disable()
     for name in (*LIBRARIES, *modules):
         with contextlib.suppress(ImportError):
             import_module(name)
@@ -135,8 +160,8 @@ def _import_modules(modules):
             if module.name != "ckpt_probe.__main__":
                 import_module(module.name)
     # Exempt imported objects from collection: a fork then shares their memory, as it does not write to it.
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def _request(connection):
@@ -196,6 +221,10 @@ def leave(words):
 def _run(words):
     import types
 
+    if words[0] == "serve":
+        words = serve(words[1], words[2:])
+    if any("workers" in word for word in words):
+        serve_workers()
     if words[0] == "-c":
         sys.argv, sys.path[0] = ["-c", *words[2:]], ""
         main = sys.modules["__main__"] = types.ModuleType("__main__")
@@ -208,7 +237,7 @@ def _run(words):
         runpy.run_path(words[1], run_name="__main__")
         return
     sys.argv, sys.path[0] = words, os.path.dirname(sys.executable)  # noqa: PTH120
-    import_module("ckpt_probe.cli.app").main()
+    import_module("dask.__main__" if words[0] == "dask" else "ckpt_probe.cli.app").main()
 
 
 if __name__ == "__main__":

@@ -32,6 +32,9 @@ import ckpt_probe
 from ckpt_probe.analysis import analyze
 from ckpt_probe.cli.app import run
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "environment"))
+from warm import serve_workers
+
 CONFIG = """\
 [data]
 name = "digits"
@@ -82,6 +85,8 @@ def run_forked(directory: Path, words: list[str], prepare: Callable[[], None] = 
         output = os.open(directory / ".said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        if "--workers" in words:
+            serve_workers()
         prepare()
         code = 99
         with suppress(BaseException):
