@@ -2,7 +2,7 @@
 
 import inspect
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -10,7 +10,7 @@ from functools import cache, wraps
 from os import PathLike
 from typing import Any, TypeVar
 
-from ckpt_probe.errors import UsageError
+from ckpt_probe.errors import UsageError, listed
 
 Kind = TypeVar("Kind")
 
@@ -52,6 +52,13 @@ def _with_check(function: Callable[..., Any], module: str) -> Callable[..., Any]
 
     checked.__module__ = module
     return checked
+
+
+def require_known(kind: str, arguments: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raise UsageError for the first of some arguments that a kind of data does not take; the message lists those."""
+    unknown = [name for name in arguments if name not in known]
+    if unknown:
+        raise UsageError(f"unknown argument {unknown[0]}; {kind} takes {listed(sorted(known), len(known))}")
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

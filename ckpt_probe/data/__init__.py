@@ -3,7 +3,7 @@
 from ckpt_probe.data.arguments import ModelHints
 from ckpt_probe.data.arrays import choose_samples
 from ckpt_probe.data.dataset import DatasetSplit, Unreadable
-from ckpt_probe.data.labels import in_model_order, in_width, matched_labels, require_classes
+from ckpt_probe.data.labels import impossible_label, in_model_order, in_width, matched_labels, require_classes
 from ckpt_probe.data.samples import (
     LEFT_OUT,
     UNLABELLED,
@@ -13,6 +13,7 @@ from ckpt_probe.data.samples import (
     LabelledData,
     Split,
     Streaming,
+    count_of,
     described_inputs,
     first_samples,
     names_of,

@@ -1,24 +1,17 @@
 """Arguments of data sources, and information about the model that will receive the data."""
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ckpt_probe.errors import DataError, UsageError, last_line, listed
+from ckpt_probe.errors import DataError, last_line
 from ckpt_probe.files import read_object
 from ckpt_probe.plugins import load_pretrained, require_extra
 
 CONFIG = "config.json"
-
-
-def require_known(kind: str, arguments: Mapping[str, Any], known: Collection[str]) -> None:
-    """Raise UsageError for the first argument that this kind of data does not take."""
-    unknown = [name for name in arguments if name not in known]
-    if unknown:
-        raise UsageError(f"unknown argument {unknown[0]}; {kind} takes {listed(sorted(known), len(known))}")
 
 
 def suggestion(**arguments: Any) -> str:

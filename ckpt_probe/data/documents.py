@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ckpt_probe.data.arguments import ModelHints, require_known, suggestion
+from ckpt_probe.data.arguments import ModelHints, suggestion
 from ckpt_probe.data.columns import ENCODING, checked_encoding
 from ckpt_probe.data.directories import is_system_name
 from ckpt_probe.data.samples import DOCUMENTS, LEFT_OUT, LENGTHS, UNLABELLED, LabelledBatch, LabelledData, Split
 from ckpt_probe.data.text import TOKENIZER, Vocabulary, vocabulary
 from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.keywords import require_known
 
 DOCUMENT, FIELD = "document", "text"
 """Data arguments: the unit that is a document in a .txt file, and the JSON field with the text."""

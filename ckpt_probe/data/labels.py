@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ckpt_probe.data.arguments import suggestion
 from ckpt_probe.data.samples import (
+    LEFT_OUT,
     UNLABELLED,
     LabelledBatch,
     LabelledData,
@@ -84,6 +85,20 @@ def in_width(data: LabelledData, classes: int) -> LabelledData:
         f"{classes:,} and no names by which they could be matched; if they are the model's first ones, in this order, "
         f"add {suggestion(match=BY_ORDER)}"
     )
+
+
+def impossible_label(labels: Tensor, classes: int) -> str | None:
+    """Return a sentence about the first label that is no class, None if there is no such label.
+
+    Args:
+        labels: Labels of samples, shape (n,), or of positions, (n, positions), which may be `LEFT_OUT`.
+        classes: Number of classes.
+    """
+    outside = ((labels < 0) & ((labels != LEFT_OUT) | (labels.ndim == 1))) | (labels >= classes)
+    if not bool(outside.any()):
+        return None
+    index = outside.nonzero()[0].tolist()
+    return f"the label of sample {index[0]} is {int(labels[tuple(index)])}, outside 0 … {classes - 1}"
 
 
 def require_classes(data: LabelledData, logits: int) -> None:

@@ -236,7 +236,7 @@ def ready_batches(
         stop: Index after the last sample; `limit` if None.
         pinned: Whether batches are in pinned memory.
     """
-    count = len(split) if limit is None else min(limit, len(split))
+    count = count_of(split, limit)
     last = count if stop is None else min(stop, count)
     parts = [slice(first, min(first + size, last)) for first in range(start, last, size)]
     return ready_parts(split, parts, total=count, pinned=pinned)
@@ -301,6 +301,11 @@ def _pinned(inputs: Inputs) -> Inputs:
     if isinstance(inputs, Tensor):
         return inputs.pin_memory()
     return {name: tensor.pin_memory() for name, tensor in inputs.items()}
+
+
+def count_of(split: Split, limit: int | None) -> int:
+    """Return the number of the first `limit` samples of a split; all if None."""
+    return len(split) if limit is None else min(limit, len(split))
 
 
 def names_of(split: Split) -> Sequence[str] | None:

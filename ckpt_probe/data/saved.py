@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ckpt_probe.data.arguments import ModelHints, require_known, suggestion
+from ckpt_probe.data.arguments import ModelHints, suggestion
 from ckpt_probe.data.audio import EXTRACTOR, RATE, SoundPreparation, sound_of_row, sound_preparation
 from ckpt_probe.data.dataset import LABEL_NAMES, DatasetSplit, Unreadable
 from ckpt_probe.data.documents import ARGUMENTS as WINDOW_ARGUMENTS
@@ -22,6 +22,7 @@ from ckpt_probe.data.samples import UNLABELLED, LabelledData, Split, first_sampl
 from ckpt_probe.data.saved_files import encoded_source, require_own_files
 from ckpt_probe.data.text import MAX_LENGTH, TOKENIZER, TextSplit, padding_of, tokenization
 from ckpt_probe.errors import DataError, last_line, listed
+from ckpt_probe.keywords import require_known
 from ckpt_probe.plugins import require_extra
 
 SPOKEN = {"image": "images", "audio": "sound", "text": "texts", "numbers": "lists of numbers"}

@@ -9,12 +9,13 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, Subset
 
 from ckpt_probe.addresses import is_address
-from ckpt_probe.data.arguments import ModelHints, as_list, require_known
+from ckpt_probe.data.arguments import ModelHints, as_list
 from ckpt_probe.data.arrays import CHOICES, choose_samples, read_digits, read_h5, read_idx, read_npz
 from ckpt_probe.data.dataset import DatasetSplit, default_workers, transforms_labels
-from ckpt_probe.data.labels import BY_NAME, BY_ORDER, MATCH, RelabelledSplit
-from ckpt_probe.data.samples import LEFT_OUT, ArraySplit, LabelledData, Split, of_splits
+from ckpt_probe.data.labels import BY_NAME, BY_ORDER, MATCH, RelabelledSplit, impossible_label
+from ckpt_probe.data.samples import ArraySplit, LabelledData, Split, of_splits
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError, last_line, listed
+from ckpt_probe.keywords import require_known
 from ckpt_probe.plugins import is_function_name, load_function, registered
 
 ENTRY_POINTS = "ckpt_probe.data"
@@ -237,17 +238,9 @@ def _require_workers(count: Any) -> int:
 
 
 def _require_labels(data: LabelledData) -> None:
-    """Raise DataError for a label outside the number of classes of the data.
-
-    Labels of positions, shape (N, positions), may be `LEFT_OUT`.
-    """
+    """Raise DataError for a label outside the number of classes of the data."""
     for split, samples in data.splits.items():
-        labels = samples.labels
-        left_out = (labels == LEFT_OUT) & (labels.ndim == 2)
-        outside = ~left_out & ((labels < 0) | (labels >= data.classes))
-        if bool(outside.any()):
-            index = outside.nonzero()[0].tolist()
-            message = f"the label of sample {index[0]} is {int(labels[tuple(index)])}, outside 0 … {data.classes - 1}"
+        if message := impossible_label(samples.labels, data.classes):
             raise DataError(f"split {split!r}: {message}, though the data have {data.classes} classes")
 
 

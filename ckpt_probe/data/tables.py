@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.budget import Budget
-from ckpt_probe.data.arguments import ModelHints, as_list, require_known, suggestion
+from ckpt_probe.data.arguments import ModelHints, as_list, suggestion
 from ckpt_probe.data.arrays import stratified
 from ckpt_probe.data.columns import (
     ENCODING,
@@ -30,6 +30,7 @@ from ckpt_probe.data.samples import ArraySplit, LabelledData, Split, of_splits
 from ckpt_probe.data.text import MAX_LENGTH, TOKENIZER, TextSplit, padding_of, tokenization
 from ckpt_probe.errors import DataError, UsageError, last_line, listed
 from ckpt_probe.files import require_regular
+from ckpt_probe.keywords import require_known
 from ckpt_probe.plugins import require_extra
 
 LONGEST_LINE = 16 * 2**20

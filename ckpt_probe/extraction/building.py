@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -133,24 +132,19 @@ class ModelChoice:
 
     Attributes:
         name: Name of the model; None if neither settings nor checkpoint name it.
-        stated: Arguments from the checkpoint: its metadata, its hyperparameters or a file beside it.
-        explicit: Arguments from the settings, which take precedence.
+        arguments: Arguments from the settings, and others from the checkpoint.
+        stated: Those from the checkpoint: its metadata, its hyperparameters or a file beside it.
         assumed: Arguments that the model's library sets for pretrained weights, and that no file records.
         notes: Notes about arguments that the user did not state.
         recorded_name: Name for the provenance if it differs: with an address in place of the local copy.
     """
 
     name: str | None
+    arguments: Mapping[str, Any]
     stated: Mapping[str, Any]
-    explicit: Mapping[str, Any]
     assumed: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     recorded_name: str | None = None
-
-    @cached_property
-    def arguments(self) -> dict[str, Any]:
-        """Arguments from the checkpoint and the settings."""
-        return {**self.stated, **self.explicit}
 
 
 def choose_model(checkpoint: Checkpoint, setup: Setup) -> ModelChoice:
@@ -178,7 +172,8 @@ def choose_model(checkpoint: Checkpoint, setup: Setup) -> ModelChoice:
             f"model {name}: {used} is assumed, as its library sets it for pretrained weights; no file records it: "
             "state it among the model's arguments if the network was trained otherwise"
         )
-    return ModelChoice(name, stated, explicit, assumed, tuple(notes), recorded)
+    from_checkpoint = {key: value for key, value in stated.items() if key not in explicit}
+    return ModelChoice(name, {**stated, **explicit}, from_checkpoint, assumed, tuple(notes), recorded)
 
 
 def complete_model(
@@ -198,7 +193,7 @@ def complete_model(
         raise UsageError(f"{path}: does not name its model; use `model=`, such as {kinds}{likely}")
     if functions := model_functions(name):
         require_named(functions, setup.model, path, f"`model={name!r}`")
-        nested = functions_within({key: value for key, value in choice.stated.items() if key not in choice.explicit})
+        nested = functions_within(choice.stated)
         require_named(nested, setup.model, path, f"`model={name!r}` and `model_arguments=`")
     shape, classes, padding = (None, None, None) if data is None else (data.input_shape, data.classes, data.padding)
     if data is None and (heads := likely_heads(checkpoint.layout)):
@@ -232,7 +227,7 @@ def open_data(checkpoint: Checkpoint, setup: Setup, model: ModelChoice) -> Label
 def _hints(checkpoint: Checkpoint, model: ModelChoice, arguments_source: str) -> ModelHints:
     """Return information about the model for the data, which may ask for sizes of the checkpoint's tensors."""
 
-    def complete() -> dict[str, Any]:
+    def complete() -> Mapping[str, Any]:
         if model.name is None or model_functions(model.name):
             return model.arguments
         return model_arguments(model.name, model.arguments, tensors=checkpoint.shapes)

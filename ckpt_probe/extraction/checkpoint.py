@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ckpt_probe.checkpoints import Checkpoint, fingerprint, step_of
 from ckpt_probe.dumps import Provenance, read_provenance, require_split_name
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction.building import build_subject
-from ckpt_probe.extraction.config import FORWARD_DTYPES, Setup, Storage
+from ckpt_probe.extraction.config import Setup, Storage
 from ckpt_probe.extraction.plausibility import Outcome, Tally, stated_accuracies
 from ckpt_probe.extraction.subject import Subject
 from ckpt_probe.extraction.writer import Scores, choose_rows, store_writer
@@ -198,8 +200,9 @@ def _write_dump(
     shared: "SharedForward | None",
 ) -> dict[str, Tally]:
     """Write the dump of the checkpoint whose weights are loaded; return the counted predictions of each split."""
-    storage, labelled, tallies = job.storage, subject.data.labelled, {}
+    storage, tallies = job.storage, {}
     counts = {name: subject.rows_of(name, storage.limit) for name in subject.splits}
+    labelled = subject.data.labelled
     unknown = next((name for name, count in counts.items() if count is None), None)
     if unknown is not None and storage.max_rows is not None:
         raise UsageError(
@@ -226,7 +229,7 @@ def _write_dump(
                 forwarded = shared.blocks(job, subject, member, name, path, bar)
             else:
                 forwarded = subject.forward(
-                    name, dtype=FORWARD_DTYPES[storage.dtype], limit=storage.limit, progress=progress, bar=bar
+                    name, dtype=getattr(torch, storage.dtype), limit=storage.limit, progress=progress, bar=bar
                 )
             chosen = None if count is None else choose_rows(count, storage.max_rows, storage.rows_seed)
             # If the writer fails, the thread that prepares batches ends here and not at garbage collection.

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ckpt_probe.checkpoints import Checkpoint, open_checkpoint
 from ckpt_probe.dumps import FEATURE_DTYPES, STORES
 from ckpt_probe.errors import UsageError
@@ -18,7 +16,8 @@ from ckpt_probe.moments import MEMORY
 from ckpt_probe.moments.subset import SUBSET_ROWS
 from ckpt_probe.remote import resolve
 
-FORWARD_DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "float16", "bfloat16")}
+FORWARD_DTYPES = ("float32", "float64", "float16", "bfloat16")
+"""Names of torch's dtypes in which a model may run."""
 
 
 @dataclass(frozen=True)

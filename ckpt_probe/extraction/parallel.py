@@ -6,15 +6,15 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ckpt_probe.checkpoints import Checkpoint, CheckpointMetadata, open_checkpoint, save_checkpoint
-from ckpt_probe.data import Streaming
+from ckpt_probe.data import Streaming, count_of
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction.blocks import Block
 from ckpt_probe.extraction.building import open_subject
 from ckpt_probe.extraction.checkpoint import Extracted, Job, extract_checkpoint, extract_here, open_checked_subject
-from ckpt_probe.extraction.config import FORWARD_DTYPES
 from ckpt_probe.extraction.subject import Subject
 from ckpt_probe.files import parts_of
 from ckpt_probe.progress import MessageLog, Progress, Task
@@ -128,13 +128,13 @@ class SharedForward:
 
     def divides(self, subject: Subject, split: str, limit: int | None) -> bool:
         """Return whether a split has more than one range."""
-        return _count(subject, split, limit) > self._size(subject)
+        return count_of(subject.data.split(split), limit) > self._size(subject)
 
     def blocks(
         self, job: Job, subject: Subject, member: Member, split: str, dump: Path, bar: Task
     ) -> Generator[Block, None, None]:
         """Yield the blocks of a split, like `Subject.forward`, for the weights of the member."""
-        count = _count(subject, split, job.storage.limit)
+        count = count_of(subject.data.split(split), job.storage.limit)
         with closing(self._forwarded(job, subject, member, split, dump)) as ranges:
             for done in ranges:
                 for note in done.notes:
@@ -150,7 +150,11 @@ class SharedForward:
     def _forwarded(
         self, job: Job, subject: Subject, member: Member, split: str, dump: Path
     ) -> Generator[Forwarded, None, None]:
-        size, count, say = self._size(subject), _count(subject, split, job.storage.limit), self.progress.message
+        size, count, say = (
+            self._size(subject),
+            count_of(subject.data.split(split), job.storage.limit),
+            self.progress.message,
+        )
         with parts_of(dump) as folder:
             parts = [
                 SampleRange(member, split, start, min(start + size, count), folder / f"{start}.safetensors")
@@ -165,11 +169,6 @@ class SharedForward:
         return batch * -(-self.samples // batch)
 
 
-def _count(subject: Subject, split: str, limit: int | None) -> int:
-    samples = len(subject.data.split(split))
-    return samples if limit is None else min(limit, samples)
-
-
 def _forward(job: Job, part: SampleRange) -> Forwarded:
     """Forward one range in a worker, which opens model and data once, and loads a checkpoint once for all ranges."""
     subject, log = made_once(job, partial(_first_subject, job)), MessageLog()
@@ -178,7 +177,7 @@ def _forward(job: Job, part: SampleRange) -> Forwarded:
             subject.load(checkpoint.state_dict(), str(part.member.path), checkpoint.extra_state())
     storage, (start, stop) = job.storage, (part.start, part.stop)
     within = {"limit": storage.limit, "start": start, "stop": stop}
-    with closing(subject.forward(part.split, dtype=FORWARD_DTYPES[storage.dtype], progress=log, **within)) as blocks:
+    with closing(subject.forward(part.split, dtype=getattr(torch, storage.dtype), progress=log, **within)) as blocks:
         _write(part.file, blocks)
     samples = subject.data.split(part.split)
     left_out = samples.left_out if isinstance(samples, Streaming) else {}

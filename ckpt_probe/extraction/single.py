@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ckpt_probe.data import LEFT_OUT
+from ckpt_probe.data import impossible_label
 from ckpt_probe.dumps import require_split_name
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.extraction.building import SAMPLE
@@ -152,10 +152,6 @@ def _checked(loader: Iterable[tuple[Batch, Tensor]]) -> Iterator[tuple[Batch, Te
 def _of_classes(batches: Iterable[tuple[Batch, Tensor]], classes: int) -> Iterator[tuple[Batch, Tensor]]:
     """Yield the batches after checking that their labels are classes of the model, as all metrics require."""
     for number, (inputs, labels) in enumerate(batches):
-        # Only labels of positions may be −100, which leaves the position out.
-        outside = ((labels < 0) & ((labels != LEFT_OUT) | (labels.ndim == 1))) | (labels >= classes)
-        if bool(outside.any()):
-            index = outside.nonzero()[0].tolist()
-            problem = f"the label of sample {index[0]} is {int(labels[tuple(index)])}, outside 0 … {classes - 1}"
+        if problem := impossible_label(labels, classes):
             raise DataError(f"batch {number}: {problem}, though the classifier gives {classes} logits")
         yield inputs, labels

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ckpt_probe.checkpoints import State, library_versions
-from ckpt_probe.data import LEFT_OUT, LabelledData, Streaming, names_of
+from ckpt_probe.data import LEFT_OUT, LabelledData, Streaming, count_of, names_of
 from ckpt_probe.data.documents import WindowSplit
 from ckpt_probe.dumps import Provenance
 from ckpt_probe.errors import CkptProbeError
@@ -82,6 +82,7 @@ class Subject:
                 self.head = find_head(self.model, on_device(self.sample, device, dtype), self.head.name)
             except CkptProbeError as error:
                 raise type(error)(f"{source}: {error}") from error
+        self.weights = torch.empty(0, 0)  # frees the earlier weights, which may be large, before others are made
         self.weights, self.bias = head_parameters(self.model, self.head)
         self.loaded_from = source
 
@@ -129,7 +130,7 @@ class Subject:
     def rows_of(self, split: str, limit: int | None) -> int | None:
         """Return the number of rows of the first `limit` samples of a split; None if it is known only after reading."""
         samples = self.data.splits[split]
-        count = len(samples) if limit is None else min(limit, len(samples))
+        count = count_of(samples, limit)
         if self.head.positions != "every":
             return count
         if isinstance(samples, WindowSplit):

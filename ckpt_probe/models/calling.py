@@ -90,9 +90,12 @@ def samples_in(inputs: Batch) -> int:
 
 def part_of(inputs: Batch, which: slice) -> Batch:
     """Return some samples of a batch."""
-    if isinstance(inputs, Tensor):
-        return inputs[which]
-    return {name: tensor[which] for name, tensor in inputs.items()}
+    return changed(inputs, lambda tensor: tensor[which])
+
+
+def changed(inputs: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """Return a batch of tensors that a function makes of each tensor of a batch."""
+    return change(inputs) if isinstance(inputs, Tensor) else {name: change(part) for name, part in inputs.items()}
 
 
 def described(inputs: Batch) -> str:
@@ -159,20 +162,14 @@ def unsteadiness(model: nn.Module, inputs: Batch) -> str | None:
         alone = run_once(model, part_of(inputs, slice(0, 1)))
     except DataError:
         # The model takes several samples only, as batch norm does without running statistics.
-        alone = run_once(model, _first_repeated(inputs))[:1]
+        repeated = changed(inputs, lambda tensor: tensor[:1].expand_as(tensor))
+        alone = run_once(model, repeated)[:1]
     if len(first) != samples_in(inputs) or _are_close(first[:1], alone):
         return None
     return (
         "the model's output for a sample depends on the other samples of its batch (batch norm without running "
         "statistics?), so features and logits depend on the batch size and on the order of the samples"
     )
-
-
-def _first_repeated(inputs: Batch) -> Batch:
-    """Return a batch of as many samples, each of which is the first."""
-    if isinstance(inputs, Tensor):
-        return inputs[:1].expand_as(inputs)
-    return {name: tensor[:1].expand_as(tensor) for name, tensor in inputs.items()}
 
 
 def _are_close(first: Tensor, second: Tensor) -> bool:

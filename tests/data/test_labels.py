@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from ckpt_probe.data import (
     ArraySplit,
     DatasetSplit,
     LabelledData,
+    impossible_label,
     in_model_order,
     load_data,
     matched_labels,
@@ -96,3 +98,17 @@ def test_numbered_placeholders_of_data_and_model_are_matched_by_their_numbers() 
     data = in_model_order(animals(("LABEL_0", "LABEL_10", "LABEL_2")), [f"LABEL_{number}" for number in range(11)])
     assert data.split("arrays").labels.tolist() == [0, 10, 2, 2, 10, 0]
     assert (data.classes, len(data.class_names or ())) == (11, 11)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([0, 2, 1], None),
+        ([0, 3], "the label of sample 1 is 3, outside 0 … 2"),
+        ([-100, 0], "the label of sample 0 is -100, outside 0 … 2"),
+        ([[0, -100], [2, 1]], None),
+        ([[0, -100], [2, -1]], "the label of sample 1 is -1, outside 0 … 2"),
+    ],
+)
+def test_the_first_label_that_is_no_class_is_named(labels: list[Any], expected: str | None) -> None:
+    assert impossible_label(torch.tensor(labels), 3) == expected

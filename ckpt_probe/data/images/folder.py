@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ckpt_probe.data.arguments import ModelHints, require_known, suggestion
+from ckpt_probe.data.arguments import ModelHints, suggestion
 from ckpt_probe.data.dataset import DatasetSplit
 from ckpt_probe.data.directories import files_below, is_system_name, require_utf8, subfolders
 from ckpt_probe.data.images.pictures import SUFFIXES, Steps, read_picture
 from ckpt_probe.data.images.preparation import TRANSFORM, Preparation, image_preparation
 from ckpt_probe.data.samples import LabelledData, of_splits
 from ckpt_probe.errors import DataError, listed
+from ckpt_probe.keywords import require_known
 
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"})
 """Names of directories that are always treated as splits."""
