@@ -14,7 +14,7 @@ from ckpt_probe.data.samples import (
     Split,
     Streaming,
     count_of,
-    described_inputs,
+    described_size,
     first_samples,
     names_of,
     notes_of,

@@ -39,9 +39,6 @@ PREFETCHED = 3
 """Number of batches that are read ahead."""
 THREAD_NAME = "batches"
 
-TEXTS = (("max_length", "at most {} of a text"), ("context", "in windows of {}"))
-"""Arguments of texts that are numbers of tokens, and their descriptions."""
-
 
 @runtime_checkable
 class Split(Protocol):
@@ -346,25 +343,6 @@ def of_splits(
 def sample_shape(inputs: Inputs) -> tuple[int, ...]:
     """Return the shape of one sample of a batch; () for inputs by name, whose lengths differ between batches."""
     return tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else ()
-
-
-def described_inputs(data: LabelledData) -> str:
-    """Return size, channels, scaling and normalisation of inputs with their sources; for texts and sound the tool."""
-    arguments = data.arguments
-    if data.preparation:
-        return data.preparation
-    if "tokenizer" in arguments:
-        lengths = [words.format(arguments[name]) for name, words in TEXTS if name in arguments]
-        return ", ".join([f"tokens by {arguments['tokenizer']}", *lengths])
-    if "feature_extractor" in arguments:
-        return f"sound by {arguments['feature_extractor']}, which also normalises"
-    shape = (
-        described_size(data.input_shape, "as stored", "as stored") if data.input_shape else "as the source gives them"
-    )
-    split = next(iter(data.splits.values()))
-    is_bytes = isinstance(split, ArraySplit) and split.inputs.dtype == torch.uint8
-    scaling = "scaling to [0, 1] (default for bytes)" if is_bytes else "scaling none (as stored)"
-    return f"{shape}, {scaling}, normalisation none (nothing asks for one)"
 
 
 def described_size(shape: tuple[int, ...], size_source: str, channels_source: str) -> str:

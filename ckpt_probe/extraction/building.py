@@ -6,14 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ckpt_probe.checkpoints import Checkpoint, likely_heads
 from ckpt_probe.checkpoints.folders import snapshot_in
 from ckpt_probe.data import (
+    ArraySplit,
     LabelledData,
     ModelHints,
-    described_inputs,
+    described_size,
     first_samples,
     in_model_order,
     in_width,
@@ -54,6 +56,9 @@ from ckpt_probe.remote import local_data, local_texts
 
 SAMPLE = 2
 """Number of samples on which a model is run to find its head."""
+
+TEXTS = (("max_length", "at most {} of a text"), ("context", "in windows of {}"))
+"""Arguments of texts that are numbers of tokens, and their descriptions."""
 
 
 def open_subject(path: Path, setup: Setup) -> Subject:
@@ -116,7 +121,7 @@ def build_subject(checkpoint: Checkpoint, setup: Setup) -> Subject:
         weights,
         bias,
         scored,
-        f"inputs: {data.name}: {described_inputs(data)}",
+        f"inputs: {data.name}: {_described_inputs(data)}",
         sample,
         setup,
         target,
@@ -240,6 +245,25 @@ def _hints(checkpoint: Checkpoint, model: ModelChoice, arguments_source: str) ->
 def _listed(arguments: Mapping[str, Any], others: Mapping[str, Any]) -> str:
     """List the arguments that are not among others."""
     return ", ".join(f"{name}={value}" for name, value in arguments.items() if name not in others)
+
+
+def _described_inputs(data: LabelledData) -> str:
+    """Return size, channels, scaling and normalisation of inputs with their sources; for texts and sound the tool."""
+    arguments = data.arguments
+    if data.preparation:
+        return data.preparation
+    if "tokenizer" in arguments:
+        lengths = [words.format(arguments[name]) for name, words in TEXTS if name in arguments]
+        return ", ".join([f"tokens by {arguments['tokenizer']}", *lengths])
+    if "feature_extractor" in arguments:
+        return f"sound by {arguments['feature_extractor']}, which also normalises"
+    shape = (
+        described_size(data.input_shape, "as stored", "as stored") if data.input_shape else "as the source gives them"
+    )
+    split = next(iter(data.splits.values()))
+    is_bytes = isinstance(split, ArraySplit) and split.inputs.dtype == torch.uint8
+    scaling = "scaling to [0, 1] (default for bytes)" if is_bytes else "scaling none (as stored)"
+    return f"{shape}, {scaling}, normalisation none (nothing asks for one)"
 
 
 def _channels_hint(model: nn.Module, inputs: Batch | None, data: LabelledData) -> str:
