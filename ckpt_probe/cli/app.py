@@ -253,6 +253,8 @@ def _require_local(words: Sequence[str]) -> None:
     """Raise UsageError if an address is used for an output, or with a subcommand that reads only local files."""
     for option, value in pairwise(words):
         if option in WRITTEN:
+            if not value.strip():
+                raise UsageError(f"{option}: an empty name, as of a variable that is not set")
             refuse_address(value)
     for word in words:
         option, equals, value = word.partition("=")

@@ -204,3 +204,8 @@ def test_a_name_that_is_too_long_is_an_error_of_one_line(tmp_path: Path, capsys:
     (tmp_path / "a.jsonl").write_text('{"step": 1, "x": 2}\n')
     assert run(["export", str(tmp_path / "a.jsonl"), "-o", str(tmp_path / ("x" * 250))]) == 1
     assert "cannot be written: File name too long" in capsys.readouterr().err
+
+
+def test_an_empty_name_of_the_output_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["extract", "run", "-o", ""]) == 2
+    assert capsys.readouterr().err == "error: -o: an empty name, as of a variable that is not set\n"
