@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.metrics.entropy import as_given, entropy_of_spectrum, spectrum
-from ckpt_probe.metrics.rows import Array, centred, near_one, to_rows
+from ckpt_probe.metrics.entropy import TWO_DIGITS, as_given, entropy_of_spectrum, spectrum
+from ckpt_probe.metrics.rows import EPSILON, Array, centred, near_one, to_rows
 
 FIT_FIRST, FIT_LAST = 11, 100
 """Ranks of the eigenvalues to which `alpha_req` fits its line, as in the code of Agrawal et al. 2022."""
@@ -84,8 +84,8 @@ def rankme_of(second: Tensor, least: float = 0.0) -> Tensor | None:
 
 
 def descending(covariance: Tensor, *, least: float = 0.0) -> Tensor:
-    """Return the eigenvalues (k,) of a covariance (m, m) that are more than rounding, the largest first."""
-    return spectrum(covariance, least=least).flip(0)
+    """Return the eigenvalues (k,) of a covariance (m, m) of which two digits at least are known, the largest first."""
+    return spectrum(covariance, least=max(least, TWO_DIGITS * EPSILON)).flip(0)
 
 
 def fit_range(count: int) -> tuple[int, int]:

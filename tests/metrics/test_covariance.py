@@ -85,3 +85,16 @@ def test_equal_rows_have_a_reason_in_the_record() -> None:
     assert (record["participation_ratio"], record["alpha_req"]) == (None, None)
     assert "participation_ratio: all rows are equal" in record["missing"]
     assert record["alpha_req_first"] is None
+
+
+def test_eigenvalues_of_fewer_than_two_digits_do_not_enter_the_decay() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(18) % 3
+    rows = rng.normal(size=(3, 5))[labels]
+    with pytest.raises(DataError, match="fewer than 3 directions"):
+        cp.alpha_req(rows + 1e-7 * rng.normal(size=rows.shape))
+    moved = rows + 1e-5 * rng.normal(size=rows.shape)
+    values = np.linalg.svd(moved - moved.mean(axis=0), compute_uv=False) ** 2
+    ranks = np.arange(1, 6)
+    slope = np.polyfit(np.log(ranks), np.log(values), 1, w=ranks**-0.5)[0]
+    assert cp.alpha_req(moved) == pytest.approx(-slope, rel=1e-4)
