@@ -38,7 +38,8 @@ def cdnv(features: Array, labels: Array, *, dist_exp: float = 1.0) -> float:
         dist_exp: Power of the squared distance; 2 divides by ‖μ_c − μ_c'‖⁴, as Wu and Papyan 2024 do in places.
 
     Raises:
-        DataError: If two class means coincide, a value is not finite, or shapes do not match.
+        DataError: If two class means coincide, a value is not finite, or shapes do not match; or if the result is
+            beyond the range of float64.
         UsageError: If `dist_exp` is not a finite number.
     """
     if not isinstance(dist_exp, Real) or not math.isfinite(dist_exp):
@@ -51,7 +52,12 @@ def cdnv(features: Array, labels: Array, *, dist_exp: float = 1.0) -> float:
     value = collapse.cdnv(inputs.variances, inputs.class_means, dist_exp=dist_exp)
     if value is None:
         raise DataError(f"nc1.cdnv: {COINCIDE}")
-    return float(value) * inputs.scatter.unit ** (2 - 2 * dist_exp)
+    try:
+        return float(value) * inputs.scatter.unit ** (2 - 2 * dist_exp)
+    except OverflowError:
+        raise DataError(
+            f"nc1.cdnv: the value is beyond the range of float64 with `dist_exp={dist_exp!r}`; scale the features"
+        ) from None
 
 
 def nc2(features: Array, labels: Array) -> float:

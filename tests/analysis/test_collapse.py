@@ -22,3 +22,9 @@ def test_nc1_to_nc4_are_the_values_of_the_record() -> None:
 def test_an_undefined_value_is_an_error_with_the_reason() -> None:
     with pytest.raises(cp.DataError, match=r"nc1\.pinv: .*class means coincide"):
         cp.nc1(np.tile([[1.0, 2.0], [3.0, 4.0]], (2, 1)), [0, 0, 1, 1])
+
+
+def test_cdnv_beyond_the_range_of_numbers_is_an_error() -> None:
+    rows, labels = np.random.default_rng(0).normal(size=(12, 3)) * 1e-170, np.arange(12) % 3
+    with pytest.raises(cp.DataError, match="beyond the range of float64 with `dist_exp=2`"):
+        cp.cdnv(rows, labels, dist_exp=2)
