@@ -54,6 +54,15 @@ def test_an_issue_form_has_labelled_and_required_fields(form: Path) -> None:
     assert any(field.get("validations", {}).get("required") for field in content["body"])
 
 
+def test_the_routes_for_newcomers_name_definitions_of_the_package() -> None:
+    page = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
+    steps = re.findall(r"^\| `(\w+)` in `(\S+\.py)` \|", page, re.MULTILINE)
+    assert {"extract_series", "compute_dump"} <= {name for name, _ in steps}
+    for name, file in steps:
+        source = (ROOT / "ckpt_probe" / file).read_text(encoding="utf-8")
+        assert re.search(rf"^ *(def|class) {name}\b|^{name} = ", source, re.MULTILINE), (name, file)
+
+
 def test_make_help_names_every_target() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = next(line for line in makefile.splitlines() if line.startswith(".PHONY:")).split()[1:]
