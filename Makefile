@@ -2,8 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Tests wait for files, signals and child processes: on two cores three workers take a quarter less time than two.
-WORKERS ?= 3
+WORKERS ?= 2
 # Modules are compiled at their first import, since compiling all of them here takes half a gigabyte and a minute.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
 # Container images often disable cached bytecode, so that every command would compile torch again.
@@ -22,7 +21,7 @@ help:  ## List the targets. PYTHON=python3.12 chooses the interpreter of .venv.
 demo: $(VENV)/.installed  ## Run the demo: train, extract, analyze and interpolate on packaged data.
 	$(BIN)/ckpt-probe demo --overwrite
 
-test: $(VENV)/.installed-dev chromium  ## Run all tests except the slow ones in 3 processes (WORKERS=4: in 4), and lint at the same time.
+test: $(VENV)/.installed-dev chromium  ## Run all tests except the slow ones in 2 processes (WORKERS=4: in 4), and lint at the same time.
 	@$(MAKE) --no-print-directory lint > $(VENV)/lint.log 2>&1 & lint=$$!; $(TESTS); tests=$$?; \
 		wait $$lint; lint=$$?; cat $(VENV)/lint.log; exit $$((tests + lint))
 
