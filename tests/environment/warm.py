@@ -12,6 +12,7 @@ does. One server serves all processes of a test run and ends when the last of th
     python warm.py SOCKET serve DIRECTORY MODULE …   listen at DIRECTORY/socket in a fork, which imports more modules
 """
 
+import atexit
 import contextlib
 import gc
 import json
@@ -159,6 +160,9 @@ def _import_modules(modules):
         for module in pkgutil.iter_modules(import_module(name).__path__, f"{name}."):
             if module.name != "ckpt_probe.__main__":
                 import_module(module.name)
+    # A command does not import torch's compiler, which on exit reads directories for a further module.
+    if (compiler := sys.modules.get("torch._dynamo.utils")) is not None:
+        atexit.unregister(compiler.dump_compile_times)
     # Exempt imported objects from collection: a fork then shares their memory, as it does not write to it.
     gc.freeze()
     gc.enable()
@@ -198,7 +202,6 @@ def _become(request, streams):
 
 def leave(words):
     """Run a command and end the process as Python does, but without destroying the imported modules."""
-    import atexit
     import threading
 
     code = 0
