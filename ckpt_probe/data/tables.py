@@ -311,7 +311,7 @@ def _numbers(columns: Columns, labels: Tensor, names: list[str], arguments: Mapp
     parts = [_matrix(columns, str(name)) for name in names]
     flat = [part.reshape(len(part), math.prod(part.shape[1:])) for part in parts]
     inputs = parts[0] if len(parts) == 1 else np.concatenate(flat, axis=1)
-    wild = np.flatnonzero(~np.isfinite(np.concatenate(flat, axis=1)).all(axis=1))
+    wild = np.flatnonzero(~np.isfinite(inputs).all(axis=tuple(range(1, inputs.ndim))))
     if len(wild):
         raise DataError(f"{columns.path}: row {wild[0] + 1}: a number is NaN or infinite, also as float32")
     if "shape" in arguments:
