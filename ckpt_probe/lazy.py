@@ -11,8 +11,7 @@ def lazy_names(package: str, home_of: Mapping[str, str]) -> Callable[[str], Any]
 
     Args:
         package: Name of the package.
-        home_of: Module below the package that defines each name; a module of which the name is the last part of its
-            own name, and which defines no such name, is returned itself.
+        home_of: Module below the package that defines each name.
 
     Returns:
         The function; it raises AttributeError for an unknown name.
@@ -21,8 +20,7 @@ def lazy_names(package: str, home_of: Mapping[str, str]) -> Callable[[str], Any]
     def load(name: str) -> Any:
         if name not in home_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        home = import_module(f"{package}.{home_of[name]}")
-        value = home if home.__name__.endswith(f".{name}") and not hasattr(home, name) else getattr(home, name)
+        value = getattr(import_module(f"{package}.{home_of[name]}"), name)
         setattr(sys.modules[package], name, value)
         return value
 

@@ -1,6 +1,5 @@
 """Accumulate one evaluation batch by batch, over all processes of a run, and compute its record."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,28 +16,6 @@ from ckpt_probe.moments.quality import Gathering, Quality
 
 Share = tuple[dict[str, Tensor], dict[str, Any]]
 """Moments by name, and numbers of quality."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """The origin of a record.
-
-    Attributes:
-        checkpoint: Name of the checkpoint.
-        step: Training step.
-        split: Name of the split.
-        epoch: Epoch, if known.
-    """
-
-    checkpoint: str
-    step: int
-    split: str
-    epoch: float | None = None
-
-    def add_to(self, record: Record) -> Record:
-        """Return the record with these fields added, in the order of `analyze`."""
-        epoch = {} if self.epoch is None else {"epoch": self.epoch}
-        return in_order({"checkpoint": self.checkpoint, "step": self.step, "split": self.split, **epoch, **record})
 
 
 DURING_TRAINING = Settings(exact_limit=1024, tolerance=1e-2, probes=32)
@@ -89,19 +66,26 @@ class Evaluation:
             except CkptProbeError as error:
                 self._error = error
 
-    def finish(self, origin: Origin) -> Record:
+    def finish(self, checkpoint: str, step: int, split: str, epoch: float | None = None) -> Record:
         """Compute the record over all processes, the same in each.
+
+        Args:
+            checkpoint: Name of the checkpoint.
+            step: Training step.
+            split: Name of the split.
+            epoch: Epoch, if known.
 
         Raises:
             CkptProbeError: If one was raised in any process.
         """
+        origin = {"checkpoint": checkpoint, "step": step, "split": split, **({} if epoch is None else {"epoch": epoch})}
         if self._gathering is not None and self._error is None:
             try:
                 self._gathering.finish()
             except CkptProbeError as error:
                 self._error = error
-        others = gathered(None if is_first() else self._share())[1:]
-        self.record = on_first(lambda: origin.add_to(self._read(others)))
+        others = gathered(None if is_first() else self._error or share_of(self._gathering))[1:]
+        self.record = on_first(lambda: in_order({**origin, **self._read(others)}))
         return self.record
 
     def _add(self, labels: Tensor, used: int | None) -> None:
@@ -138,13 +122,8 @@ class Evaluation:
         self._samples += samples
         return (rank + ranks * numbers).repeat_interleave(rows // samples)
 
-    def _share(self) -> Any:
-        """Return the contribution of this process: an error, moments and quality, or None if it saw no sample."""
-        if self._error is not None or self._gathering is None or not self._gathering.moments.samples:
-            return self._error
-        return share_of(self._gathering)
-
     def _read(self, others: list[Any]) -> Record:
+        """Compute the record from this process and the errors or shares of the others."""
         for rank, error in enumerate([self._error, *others]):
             if isinstance(error, CkptProbeError):
                 raise type(error)(f"rank {rank}: {error}") if others else error
@@ -157,9 +136,12 @@ class Evaluation:
         ).record
 
 
-def share_of(gathering: Gathering) -> Share:
-    """Return moments on the CPU and quality of all samples of an evaluation, to be sent to another process."""
-    gathering.finish()
+def share_of(gathering: Gathering | None) -> Share | None:
+    """Return moments on the CPU and quality of the samples of this process, to be sent to another; None without any."""
+    if gathering is not None:
+        gathering.finish()
+    if gathering is None or not gathering.moments.samples:
+        return None
     state = {name: tensor.cpu() for name, tensor in gathering.moments.state_dict().items()}
     return state, gathering.quality.to_numbers()
 

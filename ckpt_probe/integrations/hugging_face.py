@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ckpt_probe.analysis import Settings
 from ckpt_probe.data import LEFT_OUT
 from ckpt_probe.errors import UsageError
-from ckpt_probe.integrations.evaluation import Evaluation, Origin, checked_settings
+from ckpt_probe.integrations.evaluation import Evaluation, checked_settings
 from ckpt_probe.integrations.journal import Journal
 from ckpt_probe.integrations.ranks import on_first
 from ckpt_probe.integrations.tap import Tap
@@ -90,8 +90,7 @@ class TrainerProbe(TrainerCallback):
         if self._unlabelled:
             expected, present = ", ".join(self._trainer.label_names), ", ".join(self._unlabelled)
             raise UsageError(f"the batches of the evaluation have no tensor of labels ({expected}), only: {present}")
-        origin = Origin(f"checkpoint-{step}", step, split, state.epoch)
-        values = self._journal.record(evaluation, origin, every=self._every)
+        values = self._journal.record(evaluation, f"checkpoint-{step}", step, split, state.epoch, every=self._every)
         for callback in self._trainer.callback_handler.callbacks:
             self._journal.write_events(getattr(callback, "tb_writer", None), step)
         new = {name: value for key, value in values.items() if (name := f"{prefix}_{key}") not in metrics}

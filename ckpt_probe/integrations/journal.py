@@ -10,7 +10,7 @@ from ckpt_probe.analysis import Record, read_records
 from ckpt_probe.analysis.records import metric_names
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.files import write_text
-from ckpt_probe.integrations.evaluation import Evaluation, Origin
+from ckpt_probe.integrations.evaluation import Evaluation
 from ckpt_probe.integrations.ranks import is_first
 
 if TYPE_CHECKING:
@@ -57,22 +57,26 @@ class Journal:
             write_text(self.path, "".join(map(_line, mine)), overwrite=True)
         self._known = {_key(record) for record in mine}
 
-    def record(self, evaluation: Evaluation, origin: Origin, *, every: int = 1) -> dict[str, float]:
+    def record(
+        self, evaluation: Evaluation, checkpoint: str, step: int, split: str, epoch: float | None, *, every: int
+    ) -> dict[str, float]:
         """Finish an evaluation and write its record, unless it cannot be measured, which causes a warning.
 
         Args:
             evaluation: The evaluation.
-            origin: Its checkpoint, step and split.
+            checkpoint: Name of the checkpoint.
+            step: Training step.
+            split: Name of the split.
+            epoch: Epoch, if known.
             every: Smallest number of steps between two records of a split; an earlier evaluation is not recorded.
 
         Returns:
             The values of the record by name; empty if there is no record.
         """
-        step, split = origin.step, origin.split
         if 0 < step - self._last_step.get(split, step) < every:
             return {}
         try:
-            record = evaluation.finish(origin)
+            record = evaluation.finish(checkpoint, step, split, epoch)
         except DataError as error:
             LOG.warning("step %d, %s: not measured: %s", step, split, error)
             return {}

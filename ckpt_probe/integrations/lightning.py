@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ckpt_probe.analysis import Settings
 from ckpt_probe.errors import UsageError
-from ckpt_probe.integrations.evaluation import Evaluation, Origin, checked_settings
+from ckpt_probe.integrations.evaluation import Evaluation, checked_settings
 from ckpt_probe.integrations.journal import Journal
 from ckpt_probe.integrations.ranks import count_distinct_rows, on_first
 from ckpt_probe.integrations.tap import Tap
@@ -122,7 +122,7 @@ class LightningProbe(Callback):
         running, self._running = self._running, {}
         step, epoch = trainer.global_step, float(trainer.current_epoch)
         for split, evaluation in running.items():
-            values = self._journal.record(evaluation, Origin(f"step-{step:06d}", step, split, epoch), every=self._every)
+            values = self._journal.record(evaluation, f"step-{step:06d}", step, split, epoch, every=self._every)
             named = {f"{split}/{name}": value for name, value in values.items()}
             pl_module.log_dict(named, sync_dist=trainer.world_size > 1)
             for logger in trainer.loggers if self._journal.events else ():

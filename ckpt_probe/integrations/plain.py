@@ -11,7 +11,7 @@ from torch import nn
 
 from ckpt_probe.analysis import Settings
 from ckpt_probe.errors import UsageError
-from ckpt_probe.integrations.evaluation import Evaluation, Origin, checked_settings
+from ckpt_probe.integrations.evaluation import Evaluation, checked_settings
 from ckpt_probe.integrations.journal import Journal
 from ckpt_probe.integrations.ranks import is_first, on_first
 from ckpt_probe.integrations.tap import Tap
@@ -100,7 +100,7 @@ class Probe:
             self._tap.stop()
             if self._running:
                 self._tap.start()
-        record = evaluation.finish(Origin(f"step-{step:06d}", step, split, epoch))
+        record = evaluation.finish(f"step-{step:06d}", step, split, epoch)
         if is_first():
             self._journal.append(record)
             self._journal.write_events(self._writer, step)

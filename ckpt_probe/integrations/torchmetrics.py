@@ -149,26 +149,18 @@ class RecordMetric(Metric):
 
     def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
         if incoming_state[STATE] is not None:
-            self._merge([_share(incoming_state[STATE]), _share(self._gathering)])
+            self._merge([share_of(incoming_state[STATE]), share_of(self._gathering)])
 
     def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
         group = process_group or self.process_group
         shares: list[Any] = [None] * dist.get_world_size(group)
-        dist.all_gather_object(shares, _share(self._gathering), group=group)
+        dist.all_gather_object(shares, share_of(self._gathering), group=group)
         self._merge(shares)
 
     def _merge(self, shares: Iterable[Any]) -> None:
         self._gathering = self._empty()
         for share in filter(None, shares):
             merge_share(self._gathering, share, self._settings)
-
-
-def _share(gathering: Gathering | None) -> Any:
-    """Return the moments and quality of a metric, None if it has no sample."""
-    if gathering is None:
-        return None
-    gathering.finish()
-    return share_of(gathering) if gathering.moments.samples else None
 
 
 class _Reference:

@@ -183,20 +183,13 @@ class Cluster:
         return self._workers
 
     def _require_same_version(self) -> None:
-        # Workers that join later compare their code with that of each task.
+        # Workers compare their code with that of each task. The scheduler needs the package to unpickle tasks.
         try:
-            versions = self._client.run(installed_code, on_error="return")
+            theirs = self._client.run_on_scheduler(installed_code)
         except Exception as error:
-            raise self._gone(error) from error
-        try:
-            versions["scheduler"] = self._client.run_on_scheduler(installed_code)
-        except Exception as error:
-            # The scheduler unpickles the tasks that it forwards, and so needs the package too.
-            versions["scheduler"] = error
-        for worker, code in versions.items():
-            if code != self._caller.code:
-                theirs = code if isinstance(code, str) else last_line(code)
-                raise UsageError(f"{self._address}: {describe_mismatch(worker, theirs, self._caller.code)}")
+            theirs = last_line(error)
+        if theirs != self._caller.code:
+            raise UsageError(f"{self._address}: {describe_mismatch('the scheduler', theirs, self._caller.code)}")
 
     def _gone(self, error: BaseException | None) -> DataError:
         cause = "" if error is None else f" ({last_line(error)})"
