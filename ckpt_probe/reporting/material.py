@@ -23,8 +23,7 @@ from ckpt_probe.reporting.plots.runs import Run, run_of_readings, run_of_records
 from ckpt_probe.reporting.sources import PathContents, Source, read_path, read_plane, records_of
 from ckpt_probe.scheduling import Workers
 from ckpt_probe.trajectories.layout import WeightOptions
-from ckpt_probe.trajectories.rows import WeightSurvey, survey_weights
-from ckpt_probe.trajectories.series import verdict_of
+from ckpt_probe.trajectories.series import WeightSurvey, survey_weights, verdict_of
 
 TITLE = "What happened in these runs"
 """Default heading of the page."""

@@ -32,7 +32,7 @@ from ckpt_probe.reporting.plots.portraits import class_table, matrix_plots, spec
 from ckpt_probe.reporting.plots.runs import Run, axis_along, common_axis, metric_plots, placed, positions
 from ckpt_probe.reporting.sources import Origin, PathContents, Source, origin_of, without_shared
 from ckpt_probe.reporting.wording import read_path, read_plane, read_supported
-from ckpt_probe.trajectories.rows import WeightSurvey
+from ckpt_probe.trajectories.series import WeightSurvey
 
 OPEN = frozenset({"differences", "findings"})
 """Keys of the sections whose plots are open on a page that is drawn by group; all others are folded."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckpt_probe.addresses import as_path
-from ckpt_probe.analysis.entries import Record, in_order
+from ckpt_probe.analysis.entries import Record
 from ckpt_probe.analysis.records import Records
 from ckpt_probe.analysis.weights import ClassifierRecords
 from ckpt_probe.checkpoints import Arrivals, Member, is_run, open_series
@@ -19,8 +19,7 @@ from ckpt_probe.scheduling import Failed, Workers, joint_error
 from ckpt_probe.series import in_order as members_in_order
 from ckpt_probe.series import step_warnings
 from ckpt_probe.trajectories.layout import ALONE, PARTS, WeightOptions
-from ckpt_probe.trajectories.rows import rows_of
-from ckpt_probe.trajectories.series import measured_series
+from ckpt_probe.trajectories.series import measured_series, rows_of
 
 EVERY = 5.0
 """Seconds between two looks at the directory of a run."""
@@ -145,25 +144,10 @@ def records_of(
     """
     warnings = dict.fromkeys(step_warnings(members))
     chosen = [member for member in members if wanted is None or member.path in wanted]
-    if heads is not None and options.parts == ALONE:
-        failed = {}
-        with progress.task("checkpoints", len(chosen), "checkpoints") as bar:
-            for member in chosen:
-                try:
-                    yield in_order({"checkpoint": member.name, "step": member.step, **heads.of(member, progress)})
-                except DataError as error:
-                    failed[member.name] = Failed(str(error), ours=True)
-                bar.advance()
-        for warning in [*heads.warnings, *warnings]:
-            progress.message(f"{named}{warning}")
-        if failed:
-            # A reason that all have in common is that of the first.
-            raise joint_error(dict([*failed.items()][:1]) if len(failed) == len(chosen) else failed, len(chosen))
-        return
     series = measured_series(members, options, progress)
     chosen = [member for member in chosen if member.name not in series.failed]
     parameters = series.parameters
-    if not parameters.names and not parameters.partial:
+    if options.parts != ALONE and not parameters.names and not parameters.partial:
         reasons = "; ".join(finding.text for finding in parameters.findings)
         if heads is None or reasons:
             cause = f": {reasons}" if reasons else ""

@@ -161,12 +161,9 @@ def _spectra(first: Member, options: WeightOptions, member: Member) -> tuple[Mem
 
     def compute() -> dict[str, np.ndarray]:
         spectra = _computed(member, None if alone else first, options)
-        numbers = {
-            name: {**vars(replace(spectrum, values=())), "count": len(spectrum.values)}
-            for name, spectrum in spectra.items()
-        }
-        values = [np.array(spectrum.values) for spectrum in spectra.values()]
-        return {"numbers": np.array(json.dumps(numbers)), "values": np.concatenate([np.zeros(0), *values])}
+        numbers = {name: vars(replace(spectrum, values=())) for name, spectrum in spectra.items()}
+        values = {f"values of {name}": np.array(spectrum.values) for name, spectrum in spectra.items()}
+        return {"numbers": np.array(json.dumps(numbers)), **values}
 
     def identity() -> list[Any]:
         return [[identity_of(m, options) for m in ([member] if alone else [member, first])], options.bootstrap]
@@ -175,12 +172,10 @@ def _spectra(first: Member, options: WeightOptions, member: Member) -> tuple[Mem
         stored = cached("spectra", options, identity, compute, NullProgress())
     except DataError as error:
         return Failed(str(error), ours=True)
-    spectra, start = {}, 0
+    spectra = {}
     for name, fields in json.loads(str(stored["numbers"])).items():
-        count = fields.pop("count")
-        values = tuple(stored["values"][start : start + count].tolist())
+        values = tuple(stored[f"values of {name}"].tolist())
         spectra[name] = Spectrum(**{**fields, "missing": tuple(fields["missing"]), "values": values})
-        start += count
     return member, spectra
 
 

@@ -12,7 +12,7 @@ import torch
 import ckpt_probe as cp
 from ckpt_probe.checkpoints import open_series
 from ckpt_probe.trajectories import audit_series
-from ckpt_probe.trajectories.rows import _turn_ratio
+from ckpt_probe.trajectories.series import _turn_ratio
 from ckpt_probe.trajectories.turns import find_turns, turn_ratios
 from tests.trajectories.conftest import STEPS
 

@@ -30,7 +30,7 @@ from ckpt_probe.reporting.plots.description import (
 )
 from ckpt_probe.reporting.plots.runs import Run, spread_out
 from ckpt_probe.series import natural
-from ckpt_probe.trajectories.rows import WeightSurvey
+from ckpt_probe.trajectories.series import WeightSurvey
 from ckpt_probe.trajectories.spectra import Spectrum
 
 NO_HEAT_MAP = frozenset({"depth", "step", "epoch", "sample.mir_computing_error"})
