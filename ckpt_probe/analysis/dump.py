@@ -36,7 +36,7 @@ from ckpt_probe.analysis.record import (
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import PENULTIMATE, Dump, LayerView, Pass, SplitView, open_dump
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.metrics.regression import line_through
+from ckpt_probe.metrics.covariance import line_through
 from ckpt_probe.metrics.rows import double
 from ckpt_probe.moments import DetailedRecord, Moments
 from ckpt_probe.moments.quality import Quality
@@ -245,7 +245,7 @@ def _compute_unlabelled(view: SplitView, settings: Settings, context: Context) -
     if "centred" in settings.families and view.features is not None:
         try:
             centred, _ = centred_entropies(lambda: _one_class(rows()), moments, None, settings)
-            record[CENTRED_RANK] = float(centred.entropies[1.0][0].exp())
+            record[CENTRED_RANK] = float(centred.values["first"][1.0].exp())
         except DataError as error:
             reason = str(error)
     absent = [name for name, value in record.items() if value is None and name not in REFERENCES]

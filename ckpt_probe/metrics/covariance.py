@@ -1,20 +1,24 @@
-"""Numbers of the spectrum of rows as they are: RankMe, the decay of α-ReQ, and the participation ratio.
+"""Numbers of the spectrum of rows as they are: RankMe, the decay of α-ReQ, participation ratio; lines of least squares.
 
 `effective_rank` of `entropy` is another number: it scales rows to unit length, and weighs squared singular values.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.metrics.entropy import TWO_DIGITS, as_given, entropy_of_spectrum, spectrum
-from ckpt_probe.metrics.rows import EPSILON, Array, centred, near_one, to_rows
+from ckpt_probe.metrics.entropy import TWO_DIGITS, as_given, entropy_of_spectrum
+from ckpt_probe.metrics.rows import EPSILON, Array, centred, near_one, spectrum, to_rows
 
 FIT_FIRST, FIT_LAST = 11, 100
 """Ranks of the eigenvalues to which `alpha_req` fits its line, as in the code of Agrawal et al. 2022."""
 
 FEWEST = 3
-"""Smallest number of eigenvalues for the fit of `alpha_req`."""
+"""Smallest number of points, or of eigenvalues, for the fit of a line; a line fits fewer perfectly."""
 
 EQUAL_ROWS = "all rows are equal"
 NO_ROWS = "all rows are zero"
@@ -124,6 +128,31 @@ def participation(covariance: Tensor) -> Tensor | None:
     """Return (tr Σ)²/‖Σ‖_F² of a covariance (m, m) of any scale, None if it is zero."""
     trace = covariance.diagonal().sum()
     return (trace / torch.linalg.matrix_norm(covariance)).square() if bool(trace.detach() > 0) else None
+
+
+@dataclass(frozen=True)
+class Line:
+    """Line y = intercept + slope · x; `r2` is the share of the variance of y that it explains."""
+
+    slope: float
+    intercept: float
+    r2: float
+
+
+def line_through(points: Sequence[tuple[float, float]]) -> Line | None:
+    """Return the line of least squares through points (x, y).
+
+    None for fewer than three points, or if all x or all y are equal up to rounding.
+    """
+    if len(points) < FEWEST:
+        return None
+    x, y = (np.asarray(values, dtype=np.float64) for values in zip(*points, strict=True))
+    away, up = (values - values.mean() for values in (x, y))
+    if any(np.abs(moved).max() <= len(x) * EPSILON * np.abs(v).max() for moved, v in ((away, x), (up, y))):
+        return None
+    slope = float(away @ up / (away @ away))
+    rest = up - slope * away
+    return Line(slope, float(y.mean() - slope * x.mean()), float(1 - rest @ rest / (up @ up)))
 
 
 def _smaller(rows: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from ckpt_probe.metrics.rows import (
     require_directions,
     second_moment,
     smaller_gram,
+    spectrum,
     to_rows,
     unit_rows,
 )
@@ -241,25 +242,6 @@ def entropy_of_gram(K: Tensor, *, n: int | None = None, alpha: float = 1.0) -> T
         K = K / K.detach().trace()
         return _unless_rounding(-torch.log((K * K).sum()), len(K))
     return entropy_of_spectrum(spectrum(K), alpha=alpha)
-
-
-def spectrum(matrix: Tensor, *, least: float = 0.0) -> Tensor:
-    """Return the eigenvalues (k,) of a symmetric matrix (m, m) that are more than the rounding of the largest one.
-
-    Only the lower triangle is read. With gradient.
-
-    Args:
-        matrix: The matrix.
-        least: Rounding of the entries of the matrix, relative to its largest eigenvalue.
-    """
-    eigenvalues = without_small(torch.linalg.eigvalsh(matrix), least=least)
-    return eigenvalues[eigenvalues > 0]
-
-
-def without_small(eigenvalues: Tensor, *, least: float = 0.0) -> Tensor:
-    """Return eigenvalues (…, m) of m × m matrices, zero up to m · ε or `least` times the largest, with gradient."""
-    epsilon, largest = torch.finfo(eigenvalues.dtype).eps, eigenvalues.detach().amax(dim=-1, keepdim=True)
-    return eigenvalues.where(eigenvalues > max(eigenvalues.shape[-1] * epsilon, least) * largest, 0.0)
 
 
 def entropy_of_spectrum(eigenvalues: Tensor, *, alpha: float = 1.0) -> Tensor:

@@ -1,4 +1,4 @@
-"""Rows of vectors: arrays of users as tensors, lengths, unit rows and products, and which numbers are rounding.
+"""Rows of vectors: arrays of users as tensors, lengths, unit rows, products, spectra, and which numbers are rounding.
 
 A number that is not larger than the rounding of its inputs counts as zero.
 """
@@ -216,6 +216,31 @@ def second_moment(rows: Tensor) -> Tensor:
     mean = rows.mean(dim=0)
     away = rows - mean
     return away.T @ away + len(rows) * mean.outer(mean)
+
+
+def spectrum(matrix: Tensor, *, least: float = 0.0) -> Tensor:
+    """Return the eigenvalues (k,) of a symmetric matrix (m, m) that are more than the rounding of the largest one.
+
+    Only the lower triangle is read. With gradient.
+
+    Args:
+        matrix: The matrix.
+        least: Rounding of the entries of the matrix, relative to its largest eigenvalue.
+    """
+    eigenvalues = without_small(torch.linalg.eigvalsh(matrix), least=least)
+    return eigenvalues[eigenvalues > 0]
+
+
+def without_small(eigenvalues: Tensor, *, least: float = 0.0) -> Tensor:
+    """Return eigenvalues (…, m) of m × m matrices, zero up to m · ε or `least` times the largest, with gradient."""
+    epsilon, largest = torch.finfo(eigenvalues.dtype).eps, eigenvalues.detach().amax(dim=-1, keepdim=True)
+    return eigenvalues.where(eigenvalues > max(eigenvalues.shape[-1] * epsilon, least) * largest, 0.0)
+
+
+def spectrum_of_repeated(unit: Tensor, counts: Tensor) -> Tensor:
+    """Return the eigenvalues of the N × N Gram matrix of unit rows (C, D), row c repeated counts[c] times, over N."""
+    shares = counts.to(unit.dtype) / counts.sum()
+    return spectrum(smaller_gram(shares.sqrt()[:, None] * unit))
 
 
 def without_rounding(rows: Tensor, sizes: float | Tensor) -> Tensor:

@@ -1,15 +1,17 @@
 """Entropies at sample, class and within-class level, for every requested order."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.metrics.entropy import Entropies, entropy_of_spectrum, without_small
-from ckpt_probe.metrics.rows import EPSILON, directions, require_directions
+from ckpt_probe.metrics.entropy import Entropies, entropy_of_spectrum
+from ckpt_probe.metrics.rows import EPSILON, directions, require_directions, spectrum_of_repeated, without_small
 from ckpt_probe.metrics.stochastic import Estimate, Sampling, estimate_entropies
 from ckpt_probe.moments import spectra
 from ckpt_probe.moments.class_sums import Grouped, RowBlocks
@@ -60,59 +62,68 @@ class Options:
         return (1.0, *(order for order in self.orders if order != 1))
 
 
+Linear = Callable[[Any], Any]
+"""Returns a value with its gradient computed: several metrics use each entropy, and the way back is long."""
+
+
 @dataclass(frozen=True)
 class LevelEntropies:
     """Entropies of two Gram matrices and of their elementwise product, at one level (samples or classes).
 
     Attributes:
-        entropies: For each order the entropies of both matrices and of the product; None if unknown.
+        values: Values by name and order, in nats, or the reasons why they do not exist. Names are first, second and
+            joint for the entropies of the matrices; mutual_information, mir and hdr; and entropy_joint_computing_error
+            and mir_computing_error for the errors from sampling the joint entropy, which are 0 for mir if it is exact.
         eigenvalues: Eigenvalues by name of the matrix.
         route: Way in which the joint entropy was computed; None without a second matrix.
         estimate: Result of sampling, or None.
         left_out: Number of rows without a direction.
-        epsilon: Relative precision of the products of rows.
     """
 
-    entropies: dict[float, tuple[Tensor, Tensor | None, Tensor | None]]
+    values: dict[str, dict[float, float | Tensor | str]]
     eigenvalues: dict[str, Tensor]
     route: Route | None = None
     estimate: Estimate | None = None
     left_out: int = 0
-    epsilon: float = EPSILON
-
-    @cached_property
-    def values(self) -> dict[str, dict[float, float | Tensor | str]]:
-        """Return values by name and order, in nats, or the reasons why they do not exist.
-
-        Names are first, second and joint for the entropies of the matrices; mutual_information, mir and hdr; and
-        entropy_joint_computing_error and mir_computing_error for the errors from sampling the joint entropy, which are
-        0 for mir if it is exact.
-        """
-        values: dict[str, dict[float, float | Tensor | str]] = defaultdict(dict)
-        side, errors = max(map(len, self.eigenvalues.values())), {} if self.estimate is None else self.estimate.stderrs
-        for order, (first, second, joint) in self.entropies.items():
-            unresolved = self.estimate is not None and order not in self.estimate.entropies
-            reason = UNRESOLVED if unresolved else self.route.reason if self.route else NO_WEIGHTS
-            values["first"][order] = first
-            values["second"][order] = reason if second is None else second
-            values["joint"][order] = reason if joint is None else joint
-            values["entropy_joint_computing_error"][order] = errors.get(order, UNRESOLVED)
-            if second is None or joint is None:
-                for name in ("mutual_information", "mir", "hdr", "mir_computing_error"):
-                    values[name][order] = reason
-                continue
-            three = Entropies(first, second, joint, side, self.epsilon)
-            values["mutual_information"][order] = three.mutual_information
-            values["mir"][order] = mir = ZERO_ENTROPY if three.mir is None else three.mir
-            values["hdr"][order] = ZERO_ENTROPY if three.hdr is None else three.hdr
-            least = min(float(first.detach()), float(second.detach()))
-            values["mir_computing_error"][order] = (
-                mir if isinstance(mir, str) else 0.0 if self.estimate is None else errors[order] / least
-            )
-        return values
 
 
-def sample_level(unit: UnitMoments, weights: Tensor | None, rows: RowBlocks | None, options: Options) -> LevelEntropies:
+@dataclass(frozen=True)
+class Joint:
+    """Eigenvalues of the product of two Gram matrices, or an estimate of its entropies.
+
+    Attributes:
+        route: Way in which they were computed.
+        eigenvalues: Its eigenvalues, or None.
+        estimate: Result of sampling, or None.
+        along: Derivatives of the entropy by numbers, and these numbers, if the eigenvalues have no gradient; or None.
+    """
+
+    route: Route
+    eigenvalues: Tensor | None = None
+    estimate: Estimate | None = None
+    along: tuple[InfluencesOfOrder, Tensor] | None = None
+
+    def entropy(self, order: float, like: Tensor) -> Tensor | None:
+        """Return the entropy of an order, 0-d, with the dtype and device of a tensor, or None if it is unknown."""
+        if self.eigenvalues is not None:
+            entropy = entropy_of_spectrum(self.eigenvalues, alpha=order)
+        elif self.estimate is not None and order in self.estimate.entropies:
+            entropy = like.new_tensor(self.estimate.entropies[order])
+        else:
+            return None
+        if self.along is not None and self.along[1].requires_grad:
+            derivatives, numbers = self.along
+            entropy = linear(entropy, numbers, derivatives(order, float(entropy)))
+        return entropy
+
+
+def sample_level(
+    unit: UnitMoments,
+    weights: Tensor | None,
+    rows: RowBlocks | None,
+    options: Options,
+    linear_of: Linear | None = None,
+) -> LevelEntropies:
     """Return the entropies of the features of all samples and of the weight rows of their labels.
 
     Args:
@@ -120,6 +131,7 @@ def sample_level(unit: UnitMoments, weights: Tensor | None, rows: RowBlocks | No
         weights: Classifier weights, or other rows for the labels, (C, E), float64.
         rows: Starts a new pass over the rows, or None.
         options: Orders, memory and sampling.
+        linear_of: Computes the gradient of each entropy, or None.
 
     Raises:
         DataError: If more than half of the samples have no direction.
@@ -127,80 +139,42 @@ def sample_level(unit: UnitMoments, weights: Tensor | None, rows: RowBlocks | No
     counts = unit.counts
     mask, zero_weights = counts > 0, 0
     if weights is not None:
-        mask = mask & _has_direction(weights)[: len(counts)]
+        mask = mask & weights.any(dim=1)[: len(counts)]
         zero_weights = int(counts[~mask].sum())
     samples, left_out = int(counts[mask].sum()), unit.left_out + zero_weights
     require_directions(left_out, samples + left_out, "features and their classifier weights")
     if zero_weights and unit.kind == "total":
         raise DataError(f"{zero_weights} samples belong to classes whose weights are all zero; more memory is needed")
-    eigenvalues = {"features": spectra.of_features(unit, mask)}
     if weights is None:
-        return _entropies_of(eigenvalues, options, left_out=left_out)
-    heads, _ = directions(weights[: len(counts)][mask])
-    eigenvalues["label_rows"] = spectra.of_label_rows(heads, unit.sizes[mask])
-    if (joint := _joint_of_rank_one(eigenvalues)) is not None:
-        return _entropies_of(eigenvalues | {"joint": joint}, options, RANK_ONE, left_out=left_out)
-    V = spectra.factor(heads)
-    side = unit.second.shape[1] * V.shape[1]
-    needed, readable = unit.needed(), rows is not None
-    route = choose_route(samples, side, kind=unit.kind, limit=options.limit, needed=needed, rows=readable)
-    estimate = along = operator = None
-    present = mask.nonzero().squeeze(1)
-    sample = None if unit.sample is None else spectra.sample_of_classes(unit, present)
-    many = sample is not None and min(samples, side) > MANY_EIGENVECTORS and not sample[0].requires_grad
-    if route.name == STOCHASTIC or many:
-        operator = _operator(unit, mask, heads, V, rows, options)
-    solved = sample if operator is None else None
-    if route.name == GRAM:
-        eigenvalues["joint"] = spectra.of_joint_gram(unit.rows_where(mask), heads, solved)
-    elif route.name == MOMENTS:
-        eigenvalues["joint"] = spectra.of_joint_moments(unit, present, V, solved)
-    elif route.name == STOCHASTIC and operator is not None:
-        estimate = _sample(operator, eigenvalues, options)
-    elif route.name == STOCHASTIC:
-        route = Route(None, "sampling needs classifier rows that are no wider than the features, or fewer")
-    if operator is not None and sample is not None:
-        moved, classes, changes = sample
-        if moved.requires_grad:
-            along = (lambda order, entropy: torch.full_like(changes, torch.nan)), changes
-        else:
-            along = influences_of_rows(operator, samples, moved, classes, estimate), changes
-    return _entropies_of(eigenvalues, options, route, estimate, left_out, along)
+        eigenvalues, joint = {"features": spectra.of_features(unit, mask)}, None
+    else:
+        heads, _ = directions(weights[: len(counts)][mask])
+        of_label_rows = spectrum_of_repeated(heads, unit.sizes[mask])
+        eigenvalues = {"features": spectra.of_features(unit, mask), "label_rows": of_label_rows}
+        joint = _joint_of_rank_one(eigenvalues) or _joint_of_samples(unit, mask, heads, rows, options, eigenvalues)
+    return _level(eigenvalues, joint, options, left_out, linear_of, unit.epsilon)
 
 
-def class_level(means: Tensor, weights: Tensor | None, options: Options) -> LevelEntropies:
+def class_level(
+    means: Tensor, weights: Tensor | None, options: Options, linear_of: Linear | None = None
+) -> LevelEntropies:
     """Return the entropies of centred class means (k, D) and classifier weights (k, D), one row per class."""
-    mask = _has_direction(means)
+    mask = means.any(dim=1)
     if weights is not None:
-        mask &= _has_direction(weights)
+        mask &= weights.any(dim=1)
     used = int(mask.sum())
     left_out = len(means) - used
     if 2 * left_out > len(means):
         if not bool(means.any()):
             raise Undefined(COINCIDE)
         raise Undefined(f"{left_out} of {len(means)} class means or rows of classifier weights have zero length")
-    unit_means, _ = directions(means[mask])
-    unit_weights = None if weights is None else directions(weights[mask])[0]
-    labels = torch.arange(used, device=means.device)
-    ones = torch.ones_like(labels)
-    eigenvalues = {"means": spectra.of_label_rows(unit_means, ones)}
-    if unit_weights is None:
-        return _entropies_of(eigenvalues, options, left_out=left_out)
-    eigenvalues["weights"] = spectra.of_label_rows(unit_weights, ones)
-    if (joint := _joint_of_rank_one(eigenvalues)) is not None:
-        return _entropies_of(eigenvalues | {"joint": joint}, options, RANK_ONE, left_out=left_out)
-    V = spectra.factor(unit_weights)
-    route = choose_route(used, means.shape[1] * V.shape[1], kind="rows", limit=options.limit)
-    estimate = along = None
-    if route.name == GRAM:
-        eigenvalues["joint"] = spectra.of_joint_gram(Grouped(unit_means, labels, ones), unit_weights)
-    elif route.name == MOMENTS:
-        eigenvalues["joint"] = spectra.of_products(unit_means, V, options.memory)
-    else:
-        operator = JointOperator(lambda: [(unit_means.detach(), labels)], unit_weights, ones, memory=options.memory)
-        estimate = _sample(operator, eigenvalues, options)
-        along = (lambda order, entropy: means.new_full((means.numel(),), torch.nan)), means.flatten()
-    return _entropies_of(eigenvalues, options, route, estimate, left_out, along)
+    unit, ones = directions(means[mask])[0], torch.ones(used, dtype=torch.int64, device=means.device)
+    eigenvalues, joint = {"means": spectrum_of_repeated(unit, ones)}, None
+    if weights is not None:
+        heads, _ = directions(weights[mask])
+        eigenvalues["weights"] = spectrum_of_repeated(heads, ones)
+        joint = _joint_of_rank_one(eigenvalues) or _joint_of_classes(unit, heads, options, eigenvalues, means)
+    return _level(eigenvalues, joint, options, left_out, linear_of)
 
 
 @dataclass(frozen=True)
@@ -241,6 +215,64 @@ def within_level(unit: UnitMoments, rows: RowBlocks | None, options: Options) ->
     return WithinEntropies(torch.cat(labels)[order], by_order, eigenvalues)
 
 
+def _joint_of_rank_one(eigenvalues: dict[str, Tensor]) -> Joint | None:
+    """Return the joint eigenvalues if one Gram matrix has rank one, so that its entries are signs; else None."""
+    first, second = eigenvalues.values()
+    if len(second) == 1:
+        return Joint(RANK_ONE, first)
+    return Joint(RANK_ONE, second) if len(first) == 1 else None
+
+
+def _joint_of_samples(
+    unit: UnitMoments,
+    mask: Tensor,
+    heads: Tensor,
+    rows: RowBlocks | None,
+    options: Options,
+    eigenvalues: dict[str, Tensor],
+) -> Joint:
+    """Return the joint eigenvalues of unit rows and the unit classifier rows (k, E) of the classes in a mask (C,)."""
+    V, present, samples = spectra.factor(heads), mask.nonzero().squeeze(1), int(unit.counts[mask].sum())
+    side = unit.second.shape[1] * V.shape[1]
+    route = choose_route(samples, side, options.limit, unit, rows=rows is not None)
+    sample = None if unit.sample is None else spectra.sample_of_classes(unit, present)
+    many = sample is not None and min(samples, side) > MANY_EIGENVECTORS and not sample[0].requires_grad
+    operator = joint = estimate = along = None
+    if route.name == STOCHASTIC or many:
+        operator = _operator(unit, mask, heads, V, rows, options)
+    solved = sample if operator is None else None
+    if route.name == GRAM:
+        joint = spectra.of_joint_gram(unit.rows_where(mask), heads, solved)
+    elif route.name == MOMENTS:
+        joint = spectra.of_joint_moments(unit, present, V, solved)
+    elif route.name == STOCHASTIC and operator is not None:
+        estimate = _sample(operator, eigenvalues, options)
+    elif route.name == STOCHASTIC:
+        route = Route(None, "sampling needs classifier rows that are no wider than the features, or fewer")
+    if operator is not None and sample is not None:
+        moved, classes, changes = sample
+        if moved.requires_grad:
+            along = (lambda order, entropy: torch.full_like(changes, torch.nan)), changes
+        else:
+            along = influences_of_rows(operator, samples, moved, classes, estimate), changes
+    return Joint(route, joint, estimate, along)
+
+
+def _joint_of_classes(
+    unit: Tensor, heads: Tensor, options: Options, eigenvalues: dict[str, Tensor], means: Tensor
+) -> Joint:
+    """Return the joint eigenvalues of unit class means (k, D) and unit classifier rows (k, D); means of all classes."""
+    V, labels = spectra.factor(heads), torch.arange(len(unit), device=unit.device)
+    route, ones = choose_route(len(unit), unit.shape[1] * V.shape[1], options.limit), torch.ones_like(labels)
+    if route.name == GRAM:
+        return Joint(route, spectra.of_joint_gram(Grouped(unit, labels, ones), heads))
+    if route.name == MOMENTS:
+        return Joint(route, spectra.of_products(unit, V, options.memory))
+    operator = JointOperator(lambda: [(unit.detach(), labels)], heads, ones, memory=options.memory)
+    along = (lambda order, entropy: means.new_full((means.numel(),), torch.nan)), means.flatten()
+    return Joint(route, None, _sample(operator, eigenvalues, options), along)
+
+
 def _operator(
     unit: UnitMoments, mask: Tensor, heads: Tensor, V: Tensor, rows: RowBlocks | None, options: Options
 ) -> JointOperator | MomentsOperator | None:
@@ -269,31 +301,54 @@ def _sample(operator: JointOperator | MomentsOperator, eigenvalues: dict[str, Te
     )
 
 
-def _entropies_of(
+def _level(
     eigenvalues: dict[str, Tensor],
+    joint: Joint | None,
     options: Options,
-    route: Route | None = None,
-    estimate: Estimate | None = None,
-    left_out: int = 0,
-    along: tuple[InfluencesOfOrder, Tensor] | None = None,
+    left_out: int,
+    linear_of: Linear | None,
+    epsilon: float = EPSILON,
 ) -> LevelEntropies:
-    first, *second = (values for name, values in eigenvalues.items() if name != "joint")
-    entropies = {}
+    """Return the entropies of each order, and the values that follow from them.
+
+    Args:
+        eigenvalues: Eigenvalues of one or two matrices by name.
+        joint: Their product, or None.
+        options: Orders.
+        left_out: Number of rows without a direction.
+        linear_of: Computes the gradient of each entropy, or None.
+        epsilon: Relative precision of the products of rows.
+    """
+    values: dict[str, dict[float, float | Tensor | str]] = defaultdict(dict)
+    estimate = None if joint is None else joint.estimate
+    matrices = list(eigenvalues.values())
+    if joint is not None and joint.eigenvalues is not None:
+        eigenvalues = eigenvalues | {"joint": joint.eigenvalues}
+    side, errors = max(map(len, eigenvalues.values())), {} if estimate is None else estimate.stderrs
     for order in options.all_orders:
-        joint = entropy_of_spectrum(eigenvalues["joint"], alpha=order) if "joint" in eigenvalues else None
-        if estimate is not None:
-            joint = first.new_tensor(estimate.entropies[order]) if order in estimate.entropies else None
-        if joint is not None and along is not None and along[1].requires_grad:
-            joint = linear(joint, along[1], along[0](order, float(joint)))
-        other = entropy_of_spectrum(second[0], alpha=order) if second else None
-        entropies[order] = (entropy_of_spectrum(first, alpha=order), other, joint)
-    return LevelEntropies(entropies, eigenvalues, route, estimate, left_out)
-
-
-def _joint_of_rank_one(eigenvalues: dict[str, Tensor]) -> Tensor | None:
-    """Return the joint eigenvalues if one Gram matrix has rank one, so that its entries are signs; else None."""
-    first, second = eigenvalues.values()
-    return first if len(second) == 1 else second if len(first) == 1 else None
+        three = [entropy_of_spectrum(each, alpha=order) for each in matrices]
+        three += [None] * (2 - len(three)) + [None if joint is None else joint.entropy(order, matrices[0])]
+        first, second, of_joint = three if linear_of is None else map(linear_of, three)
+        unresolved = estimate is not None and order not in estimate.entropies
+        reason = UNRESOLVED if unresolved else joint.route.reason if joint else NO_WEIGHTS
+        values["first"][order] = first
+        values["second"][order] = reason if second is None else second
+        values["joint"][order] = reason if of_joint is None else of_joint
+        values["entropy_joint_computing_error"][order] = errors.get(order, UNRESOLVED)
+        if second is None or of_joint is None:
+            for name in ("mutual_information", "mir", "hdr", "mir_computing_error"):
+                values[name][order] = reason
+            continue
+        entropies = Entropies(first, second, of_joint, side, epsilon)
+        values["mutual_information"][order] = entropies.mutual_information
+        values["mir"][order] = mir = ZERO_ENTROPY if entropies.mir is None else entropies.mir
+        values["hdr"][order] = ZERO_ENTROPY if entropies.hdr is None else entropies.hdr
+        least = min(float(first.detach()), float(second.detach()))
+        values["mir_computing_error"][order] = (
+            mir if isinstance(mir, str) else 0.0 if estimate is None else errors[order] / least
+        )
+    spectra_of_all = {name: each.detach() for name, each in eigenvalues.items()}
+    return LevelEntropies(values, spectra_of_all, None if joint is None else joint.route, estimate, left_out)
 
 
 def _with_width(heads: Tensor, V: Tensor, width: int) -> Tensor | None:
@@ -316,7 +371,3 @@ def _rows_of_classes(rows: RowBlocks, mask: Tensor) -> RowBlocks:
             yield features[selected.to(features.device)], numbers[labels[selected]]
 
     return blocks
-
-
-def _has_direction(rows: Tensor) -> Tensor:
-    return rows.any(dim=1)

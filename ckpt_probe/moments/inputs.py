@@ -1,9 +1,9 @@
 """Inputs of metrics: class means, scatter and entropies, each of which is computed when a metric first uses it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -353,14 +353,18 @@ class Inputs:
     def sample_level(self) -> LevelEntropies:
         """Return the entropies of all samples: features, and the weight rows of their labels."""
         assert self.unit is not None
-        level = sample_level(self.unit, self._label_rows, self._blocks, self.options)
-        return self._with_gradients(replace(level, epsilon=self.unit.epsilon))
+        return sample_level(self.unit, self._label_rows, self._blocks, self.options, self._linear_of)
 
     @cached_property
     def class_level(self) -> LevelEntropies:
         """Return the entropies of class means and classifier weights."""
         weights = None if self._all_weights is None else self.weights
-        return self._with_gradients(class_level(self.means, weights, self.options))
+        return class_level(self.means, weights, self.options, self._linear_of)
+
+    @property
+    def _linear_of(self) -> Callable[[Any], Any] | None:
+        """Return the function that computes the gradient of an entropy once for several metrics, or None."""
+        return None if self.sample is None or self.sample.reason is not None else self.sample.linear
 
     def _errors_of_cosines(self, unit: Tensor, lengths: Tensor) -> Tensor | None:
         """Return the standard error of the cosine of each pair of centred means, (k, k); None without a sample.
@@ -386,14 +390,6 @@ class Inputs:
             in_sample, counts = torch.bincount(each, minlength=len(unit)), self.scatter.counts[self.present]
             variances = squares / (in_sample * counts * lengths.square())[:, None]
             return (variances + variances.T).sqrt()
-
-    def _with_gradients(self, level: LevelEntropies) -> LevelEntropies:
-        """Return a level whose entropies have their gradients: several metrics use each, and the way back is long."""
-        if self.sample is None or self.sample.reason is not None:
-            return level
-        entropies = {order: tuple(map(self.sample.linear, each)) for order, each in level.entropies.items()}
-        eigenvalues = {name: values.detach() for name, values in level.eigenvalues.items()}
-        return replace(level, entropies=entropies, eigenvalues=eigenvalues)
 
     @cached_property
     def within_classes(self) -> WithinEntropies | None:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ckpt_probe.metrics.entropy import spectrum
-from ckpt_probe.metrics.rows import directions, smaller_gram, where_float64_is
+from ckpt_probe.metrics.rows import directions, smaller_gram, spectrum, where_float64_is
 from ckpt_probe.moments.class_sums import Grouped, RowBlocks, add_outer
 from ckpt_probe.moments.unit_moments import UnitMoments
 
@@ -57,25 +56,25 @@ class Stack:
 RANK_ONE = Route(MOMENTS, "one of the two Gram matrices has rank one: their product has the eigenvalues of the other")
 
 
-def choose_route(n: int, side: int, *, kind: str, limit: int, needed: int = 0, rows: bool = False) -> Route:
+def choose_route(n: int, side: int, limit: int, unit: UnitMoments | None = None, *, rows: bool = False) -> Route:
     """Choose the smaller form of the joint matrix if it can be solved exactly, else sampling.
 
     Args:
         n: Number of rows N.
         side: Side D·r of the form by moments.
-        kind: Kind of the `UnitMoments`.
         limit: Largest side that is solved exactly.
-        needed: Number of bytes of second moments by class.
+        unit: Unit rows or their second moments; None if all rows are in memory.
         rows: Whether the rows can be read again; sampling needs this if they are not stored by class.
     """
+    kind = "rows" if unit is None else unit.kind
     if kind == "rows" and n <= min(side, limit):
         return Route(GRAM, f"N = {n} is at most D·r = {side}")
     if kind in {"rows", "classes"} and side <= limit:
         return Route(MOMENTS, f"D·r = {side} is less than N = {n}")
-    if kind != "total":
+    if unit is None or kind != "total":
         reason = f"N = {n} and D·r = {side} are both over {limit}, the largest side for a dense eigensolver"
         return Route(STOCHASTIC, reason)
-    reason = f"the classes' second moments would take {needed / 2**30:.2f} GiB, over the memory budget"
+    reason = f"the classes' second moments would take {unit.needed() / 2**30:.2f} GiB, over the memory budget"
     if rows:
         return Route(STOCHASTIC, reason)
     return Route(None, f"{reason}, and the stochastic route needs them, or the rows themselves")
@@ -83,26 +82,21 @@ def choose_route(n: int, side: int, *, kind: str, limit: int, needed: int = 0, r
 
 def of_features(unit: UnitMoments, mask: Tensor) -> Tensor:
     """Return the eigenvalues of gram(Z)/N over the classes that a mask (C,) selects."""
-    samples = int(unit.counts[mask].sum())
-    rows = unit.rows_where(mask).rows if unit.kind == "rows" else None
-    if rows is not None:
+    samples, rows = int(unit.counts[mask].sum()), None
+    if unit.kind == "rows":
+        rows = unit.rows_where(mask).rows
         matrix = smaller_gram(rows) / samples
     else:
-        total = unit.total() if unit.kind == "total" or bool(mask.all()) else unit.of_classes(_indices(mask)).sum(dim=0)
-        matrix = total / samples
+        # Only the lower triangle of a symmetric matrix is read.
+        complete = unit.kind == "total" or bool(mask.all())
+        matrix = (unit.second if complete else unit.second[_indices(mask)]).sum(dim=0) / samples
     if unit.sample is None:
         return spectrum(matrix)
     values, vectors = _eigenpairs(matrix)
-    sampled, _, weights = _sample_of(unit, mask)
+    sampled, _, weights = sample_of_classes(unit, _indices(mask))
     if rows is not None and rows.shape[0] <= rows.shape[1]:
         vectors = rows.T @ (vectors / (samples * values).sqrt())
     return _moved(values, (sampled @ vectors).square(), weights, samples)
-
-
-def of_label_rows(heads: Tensor, counts: Tensor) -> Tensor:
-    """Return the eigenvalues of the N × N Gram matrix of unit rows (C, D), row c repeated counts[c] times, over N."""
-    shares = counts.to(heads.dtype) / counts.sum()
-    return spectrum(smaller_gram(shares.sqrt()[:, None] * heads))
 
 
 def of_joint_gram(rows: Grouped, heads: Tensor, sample: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
@@ -113,10 +107,10 @@ def of_joint_gram(rows: Grouped, heads: Tensor, sample: tuple[Tensor, Tensor, Te
         heads: Unit classifier rows of the classes of the rows, (k, D).
         sample: Unit rows, positions of their classes among the k, and weights, of a sample; or None.
     """
-    similarity, each = heads @ heads.T, rows.each()
-    joint = rows.rows @ rows.rows.T
+    similarity, joint = heads @ heads.T, rows.rows @ rows.rows.T
     if len(rows.labels) == len(rows.rows):
         return spectrum(joint.mul_(similarity).div_(len(rows.rows)))
+    each = rows.each()
     # In place and in parts, because the memory budget allows two matrices: this one and the copy of the solver.
     for part, labels in zip(joint.split(ROWS_AT_ONCE), each.split(ROWS_AT_ONCE), strict=True):
         part.mul_(similarity[labels][:, each])
@@ -193,7 +187,7 @@ def within_classes(unit: UnitMoments, rows: RowBlocks | None, memory: int) -> It
     if unit.kind == "classes":
         present = _indices(unit.counts > 0)
         for labels in present.split(max(1, memory // (4 * 8 * unit.second.shape[1] ** 2))):
-            matrices = unit.of_classes(labels) / unit.counts[labels][:, None, None]
+            matrices = unit.second[labels] / unit.counts[labels][:, None, None]
             if unit.sample is None:
                 yield labels, torch.linalg.eigvalsh(matrices)
             else:
@@ -225,10 +219,6 @@ def sample_of_classes(unit: UnitMoments, labels: Tensor) -> tuple[Tensor, Tensor
     positions = torch.searchsorted(labels, classes).clamp(max=len(labels) - 1)
     chosen = labels[positions] == classes
     return rows[chosen], positions[chosen], weights[chosen]
-
-
-def _sample_of(unit: UnitMoments, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return sample_of_classes(unit, _indices(mask))
 
 
 def _eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,18 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics import matrix_entropy
-from ckpt_probe.metrics.entropy import Entropies, entropy_of_gram, entropy_of_spectrum, joint_gram, without_small
-from ckpt_probe.metrics.rows import as_labels, directions, has_gradient, smaller_gram, to_rows, where_float64_is
-from ckpt_probe.moments.spectra import of_label_rows, of_stack, stacks
+from ckpt_probe.metrics.entropy import Entropies, entropy_of_gram, entropy_of_spectrum, joint_gram
+from ckpt_probe.metrics.rows import (
+    as_labels,
+    directions,
+    has_gradient,
+    smaller_gram,
+    spectrum_of_repeated,
+    to_rows,
+    where_float64_is,
+    without_small,
+)
+from ckpt_probe.moments.spectra import of_stack, stacks
 
 __all__ = ["cma", "hdr_loss", "matrix_entropy", "mir_loss"]
 
@@ -115,7 +124,7 @@ def _of_batch(features: Tensor, labels: Tensor, weights: Tensor) -> Entropies | 
     joint = joint_gram(unit, (heads @ basis)[position])
     return Entropies(
         entropy_of_gram(smaller_gram(unit), n=n),
-        entropy_of_spectrum(of_label_rows(heads, counts)),
+        entropy_of_spectrum(spectrum_of_repeated(heads, counts)),
         entropy_of_gram(joint, n=n),
         len(joint),
     )

@@ -12,7 +12,7 @@ import ckpt_probe as cp
 from ckpt_probe.analysis import Settings, read_series
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Block, Storage, store_writer
-from ckpt_probe.metrics.regression import line_through
+from ckpt_probe.metrics.covariance import line_through
 from ckpt_probe.metrics.stochastic import Sampling
 from ckpt_probe.models import LayerTap, Taps
 from ckpt_probe.moments.entropies import Options

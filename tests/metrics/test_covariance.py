@@ -1,4 +1,4 @@
-"""Tests of RankMe, α-ReQ and participation ratio against the formulas of the papers' code, and their edge cases."""
+"""Tests of RankMe, α-ReQ and participation ratio against the formulas of the papers' code, and of fitted lines."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 import ckpt_probe as cp
 from ckpt_probe.errors import DataError
-from ckpt_probe.metrics.covariance import decay_rate, fit_range
+from ckpt_probe.metrics.covariance import decay_rate, fit_range, line_through
 
 GENERATOR = np.random.default_rng(0)
 ROWS = GENERATOR.normal(size=(300, 40)) @ np.diag(np.arange(1, 41.0) ** -0.7) + 0.3
@@ -98,3 +98,24 @@ def test_eigenvalues_of_fewer_than_two_digits_do_not_enter_the_decay() -> None:
     ranks = np.arange(1, 6)
     slope = np.polyfit(np.log(ranks), np.log(values), 1, w=ranks**-0.5)[0]
     assert cp.alpha_req(moved) == pytest.approx(-slope, rel=1e-4)
+
+
+def test_slope_intercept_and_r2_equal_those_of_numpys_fit() -> None:
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=20) + 5, random.normal(size=20)
+    y += 0.7 * x
+    line = line_through(list(zip(x, y, strict=True)))
+    assert line is not None
+    slope, intercept = np.polyfit(x, y, 1)
+    assert (line.slope, line.intercept) == pytest.approx((slope, intercept))
+    residuals = y - slope * x - intercept
+    assert line.r2 == pytest.approx(1 - residuals @ residuals / ((y - y.mean()) @ (y - y.mean())))
+
+
+def test_collinear_points_are_fitted_exactly_and_degenerate_ones_have_no_line() -> None:
+    line = line_through([(0, 1), (1, 3), (2, 5)])
+    assert line is not None
+    assert (line.slope, line.intercept, line.r2) == pytest.approx((2, 1, 1))
+    assert line_through([(0, 1), (1, 3)]) is None
+    assert line_through([(1, 1), (1, 3), (1, 5)]) is None
+    assert line_through([(0, 1), (1, 1), (2, 1)]) is None

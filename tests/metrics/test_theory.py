@@ -9,7 +9,8 @@ import torch
 from ckpt_probe.analysis import analyze_features
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics import reference_values, simplex_etf
-from ckpt_probe.metrics.entropy import entropy_of_spectrum, spectrum
+from ckpt_probe.metrics.entropy import entropy_of_spectrum
+from ckpt_probe.metrics.rows import spectrum
 from ckpt_probe.moments.registry import metrics_in
 
 ZERO_AT_COLLAPSE = (

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 PROGRAM = Path(sys.executable).with_name("mutmut")
-FIRST = "ckpt_probe.metrics.regression.x_line_through__mutmut_1"
+FIRST = "ckpt_probe.metrics.covariance.x_line_through__mutmut_1"
 SURVIVED, UNTESTED = {0}, {5, 33}
 """Exit codes of mutmut: the tests passed, and (5 or 33) no test reaches the mutant."""
 
