@@ -67,15 +67,12 @@ class Grouped:
         for start in range(0, len(self.rows), at_once):
             yield slice(start, min(start + at_once, len(self.rows)))
 
-    def split(self) -> "Iterator[Grouped]":
-        """Yield groups of at most the number of rows that are processed at a time."""
-        pieces = list(self.pieces())
-        if len(pieces) <= 1:
-            yield self
-            return
+    def split(self) -> "Iterable[Grouped]":
+        """Return groups of at most the number of rows that are processed at a time."""
+        if len(self.rows) <= cached_rows(self.rows.shape[1]):
+            return [self]
         each = self.each()
-        for piece in pieces:
-            yield group(self.rows[piece], self.labels[each[piece]])
+        return (group(self.rows[piece], self.labels[each[piece]]) for piece in self.pieces())
 
     def where(self, mask: Tensor) -> "Grouped":
         """Return the rows that a mask (n,) selects."""

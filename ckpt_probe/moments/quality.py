@@ -171,11 +171,11 @@ class Quality:
         self.confident = 0
         self.gaps = torch.zeros(BINS, dtype=torch.float64)
 
-    def update(self, logits: Tensor | None, labels: Array) -> Tensor | None:
+    def update(self, logits: Tensor | None, labels: Tensor) -> Tensor | None:
         """Add logits (n, C) and labels (n,); return the predicted classes (n,), or None without logits."""
         if logits is None or not len(logits):
             return None
-        numbers = as_labels(labels).to(logits.device, torch.int64)
+        numbers = labels.to(logits.device, torch.int64)
         prediction = logits.argmax(dim=1)
         losses = F.cross_entropy(logits, numbers, reduction="none")
         # The loss of a label is −log of its probability, so that of the prediction needs no second softmax, except
@@ -206,7 +206,7 @@ class Quality:
         """
         if isinstance(scores, Scored):
             return self.update_scored(scores, labels)
-        return None if scores is None else self.update(double(scores), labels)
+        return None if scores is None else self.update(double(scores), as_labels(labels))
 
     def update_head(self, head: LinearHead, features: Array, labels: Array) -> Tensor:
         """Add features (n, D), whose logits a classifier computes for some rows or classes at a time.

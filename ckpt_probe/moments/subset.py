@@ -20,6 +20,9 @@ ROWS_PER_DOCUMENT = 8
 
 PREFIX = "subset."
 
+OF_ROWS = ("features", "labels", "indices", "halves", "documents", "document_rows")
+"""Names of the tensors of a subset, with an entry for each row; the last two only if documents are known."""
+
 
 def priorities(numbers: Tensor, seed: int) -> np.ndarray:
     """Return a random number for each index or document number (n,), by the mixing function of SplitMix64."""
@@ -98,71 +101,48 @@ class RowSubset:
         Raises:
             DataError: If only some of the blocks have documents.
         """
-        rows = None if documents is None else torch.ones(len(labels), dtype=torch.int64)
-        self._add(
-            features, labels.cpu(), indices.cpu(), halves.cpu(), None if documents is None else documents.cpu(), rows
-        )
+        rows = {"features": features, "labels": labels.cpu(), "indices": indices.cpu(), "halves": halves.cpu()}
+        if documents is not None:
+            rows |= {"documents": documents.cpu(), "document_rows": torch.ones(len(labels), dtype=torch.int64)}
+        self._add(rows, complete=False)
 
     def merge(self, other: "RowSubset") -> None:
         """Add the rows of another subset with equal size and seed."""
-        if not len(other):
-            return
-        if (self.size, self.seed) != (other.size, other.seed):
+        if len(other) and (self.size, self.seed) != (other.size, other.seed):
             raise DataError("moments whose subsets have different sizes or seeds cannot be merged")
-        self._add(
-            other.features,
-            other.labels,
-            other.indices,
-            other.halves,
-            other.documents,
-            other.document_rows,
-            complete=True,
-        )
+        if len(other):
+            self._add(other._rows(), complete=True)
 
     def state(self) -> dict[str, Tensor]:
         """Return the subset as tensors by name, for `load`."""
-        names = ("features", "labels", "indices", "halves", "documents", "document_rows")
-        return {PREFIX + name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {PREFIX + name: tensor for name, tensor in self._rows().items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Replace the rows by those of a state; the settings do not change."""
         self.features = state[PREFIX + "features"]
-        for name in ("labels", "indices", "halves", "documents", "document_rows"):
+        for name in OF_ROWS[1:]:
             tensor = state.get(PREFIX + name)
             setattr(self, name, None if tensor is None else tensor.cpu())
 
-    def _add(
-        self,
-        features: Tensor,
-        labels: Tensor,
-        indices: Tensor,
-        halves: Tensor,
-        documents: Tensor | None,
-        document_rows: Tensor | None,
-        *,
-        complete: bool = False,
-    ) -> None:
+    def _rows(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in OF_ROWS if getattr(self, name) is not None}
+
+    def _add(self, new: Mapping[str, Tensor], *, complete: bool) -> None:
+        """Add rows by the names of the attributes; `complete` as `_rows_of_documents`."""
         before = len(self)
-        if before and (documents is None) != (self.documents is None):
+        mine = self._rows() if before else {name: values[:0] for name, values in new.items()}
+        if mine.keys() != new.keys():
             raise DataError("documents: pass the document of every row, or of none")
-        joined = {
-            "labels": torch.cat([self.labels, labels]),
-            "indices": torch.cat([self.indices, indices]),
-            "halves": torch.cat([self.halves, halves]),
-        }
-        if documents is not None and document_rows is not None:
-            mine = documents[:0], document_rows[:0]
-            if self.documents is not None and self.document_rows is not None:
-                mine = self.documents, self.document_rows
-            joined["documents"] = torch.cat([mine[0], documents])
-            joined["document_rows"] = _rows_of_documents(*mine, documents, document_rows, complete=complete)
+        joined = {name: torch.cat([mine[name], new[name]]) for name in OF_ROWS[1:] if name in new}
+        if "documents" in new:
+            joined["document_rows"] = _rows_of_documents(mine, new, complete=complete)
         chosen = self._chosen(joined)
         for name, values in joined.items():
             setattr(self, name, values[chosen])
         retained, added = chosen < before, chosen >= before
-        new = features[(chosen[added] - before).to(features.device)]
+        features = new["features"][(chosen[added] - before).to(new["features"].device)].detach()
         self.features = (
-            _interleaved(self.features, new.detach(), chosen[retained], retained) if before else new.detach().clone()
+            _interleaved(self.features, features, chosen[retained], retained) if before else features.clone()
         )
 
     def _chosen(self, rows: Mapping[str, Tensor]) -> Tensor:
@@ -183,26 +163,22 @@ class RowSubset:
         return torch.from_numpy(selected[np.argsort(indices[selected], kind="stable")])
 
 
-def _rows_of_documents(
-    mine: Tensor, mine_rows: Tensor, others: Tensor, other_rows: Tensor, *, complete: bool
-) -> Tensor:
+def _rows_of_documents(mine: Mapping[str, Tensor], new: Mapping[str, Tensor], *, complete: bool) -> Tensor:
     """Return the number of rows of the document of each row of both, (n,).
 
     Args:
-        mine: Documents of selected rows.
-        mine_rows: Numbers of rows of these documents.
-        others: Documents of new rows.
-        other_rows: 1 for each new row, or with `complete` the numbers of rows of these documents.
-        complete: Whether the new rows are a subset with its own numbers.
+        mine: Selected rows, with "documents", and in "document_rows" the numbers of rows of these.
+        new: New rows likewise, where "document_rows" is 1.
+        complete: Whether the new rows are a subset too, so that it is the number of rows of the document.
     """
-    documents, each = torch.unique(torch.cat([mine, others]), return_inverse=True)
-    first = torch.zeros(len(documents), dtype=torch.int64)
-    first[each[: len(mine)]] = mine_rows
-    second = torch.zeros_like(first)
+    documents, each = torch.unique(torch.cat([mine["documents"], new["documents"]]), return_inverse=True)
+    before = len(mine["documents"])
+    first, second = torch.zeros(len(documents), dtype=torch.int64), torch.zeros(len(documents), dtype=torch.int64)
+    first[each[:before]] = mine["document_rows"]
     if complete:
-        second[each[len(mine) :]] = other_rows
+        second[each[before:]] = new["document_rows"]
     else:
-        second.index_add_(0, each[len(mine) :], other_rows)
+        second.index_add_(0, each[before:], new["document_rows"])
     return (first + second)[each]
 
 

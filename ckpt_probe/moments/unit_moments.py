@@ -121,13 +121,12 @@ class UnitMoments:
 
     def update(self, block: Grouped) -> None:
         """Add a block of rows; rows of zero length are counted and left out."""
-        for piece in block.split():
-            unit, directed = directions(piece.rows.to(torch.float64))
-            self.left_out += len(directed) - len(unit)
-            complete = len(unit) == len(directed)
-            labels = piece.labels if complete else piece.labels[piece.each()[directed]]
-            self._add(Grouped(unit, labels, piece.sizes) if complete else group(unit, labels))
-            self._settle()
+        unit, directed = directions(block.rows.to(torch.float64))
+        self.left_out += len(directed) - len(unit)
+        complete = len(unit) == len(directed)
+        labels = block.labels if complete else block.labels[block.each()[directed]]
+        self._add(Grouped(unit, labels, block.sizes) if complete else group(unit, labels))
+        self._settle()
 
     def merge(self, other: "UnitMoments") -> None:
         """Add the rows of another object; the result has the coarser kind of both."""
@@ -167,10 +166,6 @@ class UnitMoments:
             by_label = dict(zip(rows.labels.tolist(), rows.by_class(), strict=True))
             return torch.stack([by_label[label].T @ by_label[label] for label in labels.tolist()])
         return symmetric(self.second[labels])
-
-    def total(self) -> Tensor:
-        """Return Σ ẑẑᵀ of all rows, (D, D), if `kind` is "classes" or "total"."""
-        return symmetric(self.second.sum(dim=0))
 
     def needed(self) -> int:
         """Return the number of bytes of one second moment per class."""
@@ -214,6 +209,7 @@ class UnitMoments:
         self.kind, self.second = kind, self.second.sum(dim=0, keepdim=True)
 
     def _grow(self, classes: int) -> None:
-        self.counts = with_rows(self.counts, classes)
-        if self.kind == "classes":
+        if classes > len(self.counts):
+            self.counts = with_rows(self.counts, classes)
+        if self.kind == "classes" and len(self.counts) > len(self.second):
             self.second = with_rows(self.second, len(self.counts))
