@@ -12,14 +12,12 @@ from torch import Tensor
 from ckpt_probe.metrics.collapse import reference_values, simplex_exists, uniformity_reference, without_simplex
 from ckpt_probe.metrics.covariance import FEW_DIRECTIONS, fit_range
 from ckpt_probe.metrics.entropy import renyi_name
-from ckpt_probe.metrics.rows import row_lengths
 from ckpt_probe.moments.bias import Biases
-from ckpt_probe.moments.class_errors import NEAREST_OWN, errors_of_classes, shares_of_classes
+from ckpt_probe.moments.details import Portrait, Value, portrait_of, rows_of_classes
 from ckpt_probe.moments.documents import errors_of_documents
 from ckpt_probe.moments.entropies import NO_WEIGHTS, LevelEntropies
 from ckpt_probe.moments.errors import FEW_DOCUMENTS, FIXED, NO_GRADIENT, Influences, Sample
 from ckpt_probe.moments.inputs import Inputs
-from ckpt_probe.moments.portrait import Portrait, portrait_of
 from ckpt_probe.moments.registry import (
     LOGITS,
     MEANS,
@@ -32,8 +30,6 @@ from ckpt_probe.moments.registry import (
     Undefined,
     all_metrics,
 )
-
-Value = float | int | str | None
 
 
 @dataclass
@@ -202,7 +198,7 @@ def _computed(inputs: Inputs) -> DetailedRecord:
     if sides and inputs.compares_means and WEIGHTS not in inputs.unavailable:
         sides["weights"] = inputs.weights
     portrait = portrait_of(inputs.present.tolist(), sides, spectra)
-    return DetailedRecord(record.finish(), spectra, _per_class(inputs), portrait, influences)
+    return DetailedRecord(record.finish(), spectra, rows_of_classes(inputs), portrait, influences)
 
 
 def values_of(inputs: Inputs, names: Collection[str], *, gradient: bool = False) -> dict[str, float | Tensor]:
@@ -310,35 +306,3 @@ def _put_references(record: RecordBuilder, inputs: Inputs) -> None:
     for name in names:
         reason = "more than two classes in one dimension" if name == "reference.uniformity" else no_simplex
         record.put(name, values[name], reason)
-
-
-def _per_class(inputs: Inputs) -> list[dict[str, Value]]:
-    scatter, present = inputs.scatter, inputs.present
-    lengths = row_lengths(scatter.means[present]) * scatter.unit
-    variances = inputs.variances * scatter.unit * scatter.unit
-    columns = zip(present.tolist(), scatter.counts[present].tolist(), lengths.tolist(), variances.tolist(), strict=True)
-    rows: list[dict[str, Value]] = [
-        {"class": label, "samples": count, "mean_norm": length, "variance": variance}
-        for label, count, length, variance in columns
-    ]
-    numbers = {"mean_norm": (present, lengths), "variance": (present, variances)}
-    if "within" in inputs.options.families:
-        within = inputs.within_classes
-        labels, entropies = (present[:0], lengths[:0]) if within is None else (within.labels, within.entropies[1.0])
-        numbers["within.entropy"] = labels, entropies
-        by_label = dict(zip(labels.tolist(), entropies.tolist(), strict=True))
-        rows = [{**row, "within.entropy": by_label.get(int(row["class"] or 0))} for row in rows]
-    sample = inputs.sample
-    if sample is None:
-        return rows
-    if inputs.nearest is not None and inputs.nearest.accuracy is not None and inputs.nearest_of_sample is not None:
-        numbers[NEAREST_OWN] = shares_of_classes(sample, inputs.nearest_of_sample == sample.labels)
-    errors = errors_of_classes(sample, scatter.counts, numbers)
-    return [_in_pairs({**row, **errors[int(row["class"] or 0)]}) for row in rows]
-
-
-def _in_pairs(row: dict[str, Value]) -> dict[str, Value]:
-    """Return a row with each standard error behind its number."""
-    errors = {name: value for name, value in row.items() if name.endswith("_stderr")}
-    pairs = {key: row[key] for name in row if name not in errors for key in (name, f"{name}_stderr") if key in row}
-    return {**pairs, **errors}

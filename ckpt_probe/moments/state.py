@@ -10,6 +10,7 @@ from torch import Tensor
 from ckpt_probe.errors import DataError
 from ckpt_probe.moments.class_sums import Scatter
 from ckpt_probe.moments.registry import SCATTER, UNIT_ROWS
+from ckpt_probe.moments.subset import OF_ROWS
 from ckpt_probe.moments.subset import PREFIX as OF_SUBSET
 from ckpt_probe.moments.unit_moments import UnitMoments
 
@@ -87,21 +88,14 @@ def require_subset(subset: Mapping[str, Tensor], total: Mapping[str, Tensor]) ->
     """
     if not subset:
         return
-    optional = {OF_SUBSET + "documents", OF_SUBSET + "document_rows"}
-    names = {OF_SUBSET + name for name in ("features", "labels", "indices", "halves")}
-    if not names <= subset.keys() or len(optional & subset.keys()) == 1 or subset.keys() - names - optional:
-        raise DataError(f"stored moments: the subset needs {', '.join(sorted(names))}, found {', '.join(subset)}")
-    features = subset[OF_SUBSET + "features"]
-    if features.ndim != 2 or features.shape[1] != total["means"].shape[1] or not features.is_floating_point():
-        raise DataError(f"stored moments: {OF_SUBSET}features has shape {tuple(features.shape)} of {features.dtype}")
-    if not bool(torch.isfinite(features).all()):
-        raise DataError(f"stored moments: {OF_SUBSET}features contains NaN or infinity")
-    for name, tensor in subset.items():
-        if name == OF_SUBSET + "features":
-            continue
-        if tensor.dtype != torch.int64 or tensor.shape != features.shape[:1] or (len(tensor) and int(tensor.min()) < 0):
-            raise DataError(f"stored moments: {name}: expected {len(features)} total numbers from 0")
-    labels, counts = subset[OF_SUBSET + "labels"], total["counts"]
+    required, documents = OF_ROWS[:4], OF_ROWS[4:]
+    if {name.removeprefix(OF_SUBSET) for name in subset} not in ({*required}, {*required, *documents}):
+        raise DataError(f"stored moments: the subset needs {', '.join(required)}, found {', '.join(subset)}")
+    features, labels, counts = subset[OF_SUBSET + "features"], subset[OF_SUBSET + "labels"], total["counts"]
+    dtype = features.dtype if features.is_floating_point() else torch.float64
+    _require(OF_SUBSET + "features", features, dtype, (None, total["means"].shape[1]))
+    for name in subset.keys() - {OF_SUBSET + "features"}:
+        _require(name, subset[name], torch.int64, (len(features),))
     seen = torch.bincount(labels, minlength=len(counts))
     if len(seen) > len(counts) or bool((seen > counts.to(seen.device)).any()):
         raise DataError(f"stored moments: {OF_SUBSET}labels does not agree with counts")
@@ -127,7 +121,7 @@ def require_state(state: Mapping[str, Tensor], classes: int | None, requirements
     seen, features = state["means"].shape[0], state["means"].shape[-1]
     if classes is not None and seen > classes:
         raise DataError(f"stored moments cover {seen} classes, but there are only {classes}")
-    shapes = {
+    shapes: dict[str, tuple[int | None, ...]] = {
         "counts": (seen,),
         "means": (seen, features),
         "squares": (seen,),
@@ -140,30 +134,31 @@ def require_state(state: Mapping[str, Tensor], classes: int | None, requirements
         "total": (1, features, features),
     }
     for name, tensor in state.items():
-        wanted = torch.int64 if name in WHOLE_NUMBERS else torch.float64
-        if tensor.dtype != wanted:
-            raise DataError(f"stored moments: {name} is {tensor.dtype}, expected {wanted}")
-        shape = shapes.get(name)
-        actual = tuple(tensor.shape)
-        if shape is not None and (
-            len(shape) != len(actual) or any(s not in (None, a) for s, a in zip(shape, actual, strict=True))
-        ):
-            raise DataError(f"stored moments: {name} has shape {actual}, expected {shape}")
-        if not bool(torch.isfinite(tensor).all()):
-            raise DataError(f"stored moments: {name} contains NaN or infinity")
-        if name in WHOLE_NUMBERS and bool((tensor < 0).any()):
-            raise DataError(f"stored moments: {name} contains negative numbers")
+        _require(name, tensor, torch.int64 if name in WHOLE_NUMBERS else torch.float64, shapes.get(name))
     if "unit" in state and not float(state["unit"]) > 0:
         raise DataError(f"stored moments: unit is {float(state['unit']):g}, expected a positive number")
-    if "unit_counts" in state:
-        _require_labels(state)
-
-
-def _require_labels(state: Mapping[str, Tensor]) -> None:
-    counts, classes = state["unit_counts"], len(state["unit_counts"])
-    if classes < len(state["counts"]) or bool((counts[: len(state["counts"])] > state["counts"]).any()):
+    if "unit_counts" not in state:
+        return
+    of_unit = state["unit_counts"]
+    if len(of_unit) < seen or bool((of_unit[:seen] > state["counts"]).any()):
         raise DataError("stored moments: unit_counts does not agree with counts")
-    if "second" in state and state["second"].shape[0] != classes:
-        raise DataError(f"stored moments: second covers {state['second'].shape[0]} classes, unit_counts {classes}")
-    if "rows" in state and not torch.equal(torch.bincount(state["row_labels"], minlength=classes), counts):
+    if "second" in state and len(state["second"]) != len(of_unit):
+        raise DataError(f"stored moments: second covers {len(state['second'])} classes, unit_counts {len(of_unit)}")
+    if "rows" in state and not torch.equal(torch.bincount(state["row_labels"], minlength=len(of_unit)), of_unit):
         raise DataError("stored moments: row_labels does not agree with unit_counts")
+
+
+def _require(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int | None, ...] | None) -> None:
+    """Raise DataError if a tensor has another dtype or shape, is not finite, or has negative whole numbers."""
+    actual = tuple(tensor.shape)
+    if tensor.dtype != dtype:
+        raise DataError(f"stored moments: {name} is {tensor.dtype}, expected {dtype}")
+    fits = shape is None or (
+        len(shape) == len(actual) and all(s in (None, a) for s, a in zip(shape, actual, strict=True))
+    )
+    if not fits:
+        raise DataError(f"stored moments: {name} has shape {actual}, expected {shape}")
+    if not bool(torch.isfinite(tensor).all()):
+        raise DataError(f"stored moments: {name} contains NaN or infinity")
+    if dtype == torch.int64 and bool((tensor < 0).any()):
+        raise DataError(f"stored moments: {name} contains negative numbers")

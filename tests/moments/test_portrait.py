@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ckpt_probe.analysis import Settings, read_series
-from ckpt_probe.moments.portrait import MOST_BLOCKS, block_cosines, block_edges, portrait_of, some_ranks
+from ckpt_probe.moments.details import MOST_BLOCKS, block_cosines, block_edges, portrait_of, some_ranks
 
 RNG = np.random.default_rng(0)
 
