@@ -21,7 +21,7 @@ from torch import Tensor
 from ckpt_probe.analysis.record import Context, compute_from_blocks
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.moments import DetailedRecord
-from ckpt_probe.moments.registry import chosen_families
+from ckpt_probe.moments.selection import chosen_families
 
 POPULATION = 500_000
 

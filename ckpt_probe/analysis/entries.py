@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ckpt_probe.moments import registry
+from ckpt_probe.moments.selection import all_metrics
 
 Record = dict[str, Any]
 
@@ -100,7 +101,7 @@ def settled(record: Record) -> Record:
 
 def in_order(record: Mapping[str, Any]) -> Record:
     """Return a record with its names in the documented order, and other names at the end."""
-    metrics = [metric.name for metric in registry.all_metrics()]
+    metrics = [metric.name for metric in all_metrics()]
     known = [*POSITION, *COUNTS, *COUNTS_IF_ANY, *metrics, *FIT_RANGE, *REFERENCES]
     known = [f"{name}{ending}" for name in known for ending in ("", STDERR, BIAS)]
     ordered = {name: record[name] for name in known if name in record}

@@ -13,7 +13,7 @@ from ckpt_probe.dumps import has_dumps, open_dump_series
 from ckpt_probe.errors import DataError, listed
 from ckpt_probe.groups import named_paths, seed_names
 from ckpt_probe.moments.record import DetailedRecord
-from ckpt_probe.moments.registry import find_metrics, metrics_in, suggest_metrics, values_at_collapse
+from ckpt_probe.moments.selection import find_metrics, metrics_in, suggest_metrics, values_at_collapse
 from ckpt_probe.progress import Progress
 
 METRICS_FILE = "metrics.jsonl"

@@ -30,15 +30,8 @@ from ckpt_probe.moments.errors import RecordWithErrors, Sample
 from ckpt_probe.moments.inputs import CentredParts, Inputs
 from ckpt_probe.moments.quality import LinearHead, Quality, Scored
 from ckpt_probe.moments.record import compute_record
-from ckpt_probe.moments.registry import (
-    COINCIDE,
-    FEW_SAMPLES,
-    LOGITS,
-    OUTSIDE,
-    SECOND_PASS,
-    TRAIN_MEANS,
-    package_functions,
-)
+from ckpt_probe.moments.registry import COINCIDE, FEW_SAMPLES, LOGITS, OUTSIDE, SECOND_PASS, TRAIN_MEANS
+from ckpt_probe.moments.selection import package_functions
 
 Block = tuple[Array, Array, Array | Scored | None]
 """Features (n, D), labels (n,), and scores: logits (n, C), or predicted classes and losses, or None."""

@@ -23,7 +23,8 @@ from ckpt_probe.dumps import PENULTIMATE
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import require_regular
 from ckpt_probe.keywords import as_paths
-from ckpt_probe.moments.registry import Metric, metrics_in, values_at_collapse
+from ckpt_probe.moments.registry import Metric
+from ckpt_probe.moments.selection import metrics_in, values_at_collapse
 from ckpt_probe.notebook import sparkline, table, text
 
 Item = TypeVar("Item")

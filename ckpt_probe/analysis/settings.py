@@ -12,7 +12,7 @@ from ckpt_probe.metrics.stochastic import MOST, Sampling
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.accumulator import MEMORY, checked_precision
 from ckpt_probe.moments.entropies import Options
-from ckpt_probe.moments.registry import chosen_families, package_functions
+from ckpt_probe.moments.selection import chosen_families, package_functions
 from ckpt_probe.moments.subset import SUBSET_ROWS
 
 LEAST_MEMORY = 2**16

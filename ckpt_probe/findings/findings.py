@@ -12,7 +12,7 @@ from ckpt_probe.findings.order import FEWEST_SEEDS, order_in_run, order_over_see
 from ckpt_probe.findings.series import Series, names_in, read_runs, series_of
 from ckpt_probe.groups import Sources
 from ckpt_probe.keywords import as_paths, as_sequence
-from ckpt_probe.moments.registry import find_metrics, suggest_metrics
+from ckpt_probe.moments.selection import find_metrics, suggest_metrics
 from ckpt_probe.progress import NullProgress, Progress
 
 Record = dict[str, Any]

@@ -14,7 +14,7 @@ from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import has_dumps
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.groups import Sources, find_runs, seed_names
-from ckpt_probe.moments.registry import find_metrics
+from ckpt_probe.moments.selection import find_metrics
 from ckpt_probe.progress import DeduplicatedProgress, Progress
 
 SUBJECT = ("split", "layer", "class", "alpha")

@@ -25,7 +25,8 @@ from ckpt_probe.moments.entropies import Options
 from ckpt_probe.moments.errors import RecordWithErrors, Sample
 from ckpt_probe.moments.inputs import Inputs
 from ckpt_probe.moments.record import Value, compute_record
-from ckpt_probe.moments.registry import SCATTER, UNIT_ROWS, chosen_families, requirements
+from ckpt_probe.moments.registry import SCATTER, UNIT_ROWS
+from ckpt_probe.moments.selection import chosen_families, requirements
 from ckpt_probe.moments.state import HALVES, Sums, divided_state, require_state, require_subset
 from ckpt_probe.moments.subset import RowSubset, halves_of
 from ckpt_probe.moments.unit_moments import UnitMoments

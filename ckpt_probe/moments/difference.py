@@ -7,7 +7,7 @@ from typing import Any
 from ckpt_probe.errors import DataError
 from ckpt_probe.moments.errors import EQUAL, NO_SPREAD, Influences
 from ckpt_probe.moments.record import DetailedRecord
-from ckpt_probe.moments.registry import find_metrics, suggest_metrics
+from ckpt_probe.moments.selection import find_metrics, suggest_metrics
 
 PAIRED = "paired"
 OTHER_ROWS = "independent: the records have different rows"

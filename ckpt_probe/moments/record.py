@@ -28,8 +28,8 @@ from ckpt_probe.moments.registry import (
     WEIGHTS,
     Metric,
     Undefined,
-    all_metrics,
 )
+from ckpt_probe.moments.selection import all_metrics
 
 
 @dataclass

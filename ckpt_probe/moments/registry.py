@@ -5,28 +5,22 @@ To add a metric, add one `Metric` to `METRICS`. A package adds its own by entry 
 """
 
 import math
-import re
-import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ckpt_probe.errors import DataError, UsageError, listed
-from ckpt_probe.keywords import as_sequence, matching, suggestion
+from ckpt_probe.errors import DataError
 from ckpt_probe.metrics import collapse, covariance
-from ckpt_probe.metrics.collapse import simplex_exists
 from ckpt_probe.moments.documents import CENTRED as CENTRED_ENTROPY
 from ckpt_probe.moments.documents import REASONS
-from ckpt_probe.plugins import registered
 
 if TYPE_CHECKING:
     from ckpt_probe.moments.documents import DocumentNumbers
     from ckpt_probe.moments.inputs import Inputs
 
-ENTRY_POINTS = "ckpt_probe.metrics"
 INFINITE_LOGITS = "not finite, because logits are infinite or NaN"
 """Reason for a missing loss."""
 
@@ -44,8 +38,6 @@ TIRER = "Tirer et al. 2023"
 ZHU = "Zhu et al. 2021"
 GARRIDO = "Garrido et al. 2023"
 AGRAWAL = "Agrawal et al. 2022"
-ENTEZARI = "Entezari et al. 2022"
-FRANKLE = "Frankle et al. 2020"
 GUO = "Guo et al. 2017"
 GAO = "Gao and Ganguli 2015"
 HOSSEINI = "Hosseini and Fedorenko 2023"
@@ -390,194 +382,4 @@ METRICS = (
            "documents", 53, _rank_difference, (DOCUMENTS, REFERENCE), source=WEI,
            inputs=("documents.means.centred_entropy", "reference"), absent=REASONS[CENTRED_ENTROPY]),
 )
-
-BARRIERS = (
-    Metric("barrier.loss", "barrier.loss", "largest rise of the loss above the chord between both ends", "",
-           unit="nats", direction="down", source=ENTEZARI),
-    Metric("barrier.loss_over_mean", "barrier.loss_over_mean", "largest loss minus the mean of both ends", "",
-           unit="nats", direction="down", source=FRANKLE),
-    Metric("barrier.error", "barrier.error", "largest rise of the error above the chord between both ends", "",
-           direction="down", source=ENTEZARI),
-    Metric("barrier.error_over_mean", "barrier.error_over_mean", "largest error minus the mean of both ends", "",
-           direction="down", source=FRANKLE),
-)
-PREDICTION_METRICS = (
-    Metric("function.disagreement", "disagreement", "share of rows predicted otherwise than at the checkpoint before",
-           "function", requires=(SERIES,), source="Milani Fard et al. 2016"),
-    Metric("function.divergence", "JS divergence", "mean Jensen–Shannon divergence of the softmax from the checkpoint "
-           "before", "function", requires=(SERIES,), unit="nats", source="Lin 1991"),
-    Metric("function.error_agreement", "error agreement", "share of the rows that are wrong here and at the checkpoint "
-           "before in which both predict one wrong class", "function", requires=(SERIES,)),
-    Metric("function.learned", "learned", "share of rows that were wrong at the checkpoint before and are right",
-           "function", requires=(SERIES,), direction="up"),
-    Metric("function.forgotten", "forgotten", "share of rows that were right at the checkpoint before and are wrong",
-           "function", requires=(SERIES,), direction="down", source="Toneva et al. 2019"),
-)
-CLASS_METRICS = (
-    Metric("samples", "samples", "samples of the class", "", 1),
-    Metric("mean_norm", "‖mean‖", "norm of the class mean", "", 2),
-    Metric("variance", "variance", "mean ‖z − μ_c‖² in the class", "", 3, None, _OF_MEANS, "", "down", 0.0, GALANTI),
-    Metric("within.entropy", "H within", "entropy of the class's own rows", "", 4,
-           None, _OF_ROWS, "nats", "down", 0.0, SONG),
-    Metric("nearest.own", "own mean", "share of samples nearest to their own class mean", "", 5,
-           None, (SECOND_PASS,), "", "up", 1.0, PAPYAN),
-    Metric("nearest.confusion", "nearest means", "class:samples nearest to its mean, most first", "", 6,
-           None, (SECOND_PASS,), source=PAPYAN),
-)
 # fmt: on
-"""Barriers of paths and comparisons of predictions, which no family of metrics computes; columns of `--per-class`."""
-
-
-def metric_named(name: str) -> Metric | None:
-    """Return the metric of a name in a record, such as `class.mir` or `renyi_2.class.mir`; None if unknown.
-
-    At collapse the entropies of a simplex are equal at every order; the entropy of the joint matrix, and MIR, are not.
-    """
-    known = _by_name(tuple(sys.path))
-    if name in known:
-        return known[name]
-    order = re.fullmatch(r"renyi_([^.]+(?:\.\d+)?)\.(.+)", name)
-    metric = known.get(order[2]) if order else None
-    if order is None or metric is None or metric.family not in {"class", "sample", "within"}:
-        return None
-    at_collapse = None if metric.at_collapse == _MIR else metric.at_collapse
-    return replace(metric, name=name, label=f"{metric.label} α={order[1]}", at_collapse=at_collapse, priority=1000)
-
-
-def metrics_in(records: Iterable[Mapping[str, Any]]) -> list[Metric]:
-    """Return the metrics that at least one record has, in the order of tables; those of Rényi orders come last."""
-    names = dict.fromkeys(name for record in records for name in record)
-    known = CLASS_METRICS if "class" in names else (*_of_series(), *all_metrics())
-    metrics = [metric for metric in known if metric.name in names]
-    present = {metric.name for metric in metrics}
-    others = [metric_named(name) for name in names if name.startswith("renyi_")]
-    return [*metrics, *(metric for metric in others if metric is not None and metric.name not in present)]
-
-
-def values_at_collapse(metric: Metric, records: Iterable[Mapping[str, Any]]) -> list[float | None]:
-    """Return the distinct values at collapse of a metric over the records that have it; None for an undefined one."""
-    values = (_value_at_collapse(metric, record) for record in records if record.get(metric.name) is not None)
-    return list(dict.fromkeys(values))
-
-
-def _value_at_collapse(metric: Metric, record: Mapping[str, Any]) -> float | None:
-    classes, features = record.get("classes"), record.get("features")
-    # Records of earlier versions contain the values of a simplex that does not exist.
-    left = None if classes is None else classes - (record.get("classes_left_out") or 0)
-    if metric.of_simplex and left is not None and not simplex_exists(left, features):
-        return None
-    return record.get(metric.at_collapse) if isinstance(metric.at_collapse, str) else metric.at_collapse
-
-
-def all_metrics() -> tuple[Metric, ...]:
-    """Return the builtin metrics and those that installed packages register."""
-    return (*METRICS, *_installed(tuple(sys.path))[0])
-
-
-def package_functions() -> dict[str, Callable[..., Mapping[str, float]]]:
-    """Return the functions that installed packages register, each of which computes the metrics of one family."""
-    return _installed(tuple(sys.path))[1]
-
-
-def family_names() -> tuple[str, ...]:
-    """Return the names of all families, those of installed packages last."""
-    metrics, functions = _installed(tuple(sys.path))
-    return tuple(dict.fromkeys([*(f.name for f in FAMILIES), *(metric.family for metric in metrics), *functions]))
-
-
-def find_metrics(names: str | Iterable[str], known: Iterable[str] | None = None) -> list[str]:
-    """Return the full names of metrics, ignoring case: "MIR" is `class.mir`, and "nc1.*" every metric of NC1.
-
-    Args:
-        names: Names, short labels of tables, or patterns; a single text may have several separated by commas.
-        known: Names to choose from, such as those in records; the registered ones if None.
-
-    Returns:
-        The names without repetition. A name that is neither a metric nor a label is returned unchanged.
-    """
-    known = [metric.name for metric in all_metrics()] if known is None else list(known)
-    labels = {metric.label: metric.name for metric in (*_of_series(), *all_metrics())}
-    texts = _separated(names, known)
-    return list(dict.fromkeys(name for text in texts for name in matching(text, known, labels) or [text]))
-
-
-def _separated(names: str | Iterable[str], known: Collection[str]) -> list[str]:
-    """Return names of which a single text may have several separated by commas, unless it is a known one itself."""
-    texts = map(str, as_sequence(names) or ())
-    parts = (part for text in texts for part in ([text] if text in known else text.split(",")))
-    return [part.strip() for part in parts if part.strip()]
-
-
-def suggest_metrics(name: str, known: Iterable[str]) -> str:
-    """Return "; did you mean …?" with the nearest metrics or labels, or the first known metrics if none is near."""
-    known = list(known)
-    labels = [metric.label for metric in all_metrics() if metric.name in known]
-    return suggestion(name, [*known, *labels]) or f"; there are: {listed(known)}"
-
-
-def chosen_families(names: str | Iterable[str] | None) -> frozenset[str]:
-    """Return the families of some metrics, or the default families and those of installed packages for None.
-
-    Args:
-        names: Names of families or metrics, labels or patterns (see `find_metrics`), ignoring case.
-
-    Raises:
-        UsageError: If a name is unknown, or there is no name.
-    """
-    known = family_names()
-    if names is None:
-        return frozenset(known) - {family.name for family in FAMILIES if family.on_request}
-    names = _separated(names, known)
-    if names and set(names) <= set(known):
-        return frozenset(names)
-    family_of = {metric.name: metric.family for metric in all_metrics()}
-    families: set[str] = set()
-    for name in names:
-        chosen = matching(name, [*GROUPS, *known])
-        metrics = [] if chosen else [metric for metric in find_metrics(name) if metric in family_of]
-        if not chosen and not metrics:
-            candidates = [*GROUPS, *known, *family_of, *(metric.label for metric in all_metrics())]
-            hint = suggestion(name, candidates) or f"; families: {', '.join([*GROUPS, *known])}"
-            raise UsageError(f"`only`: {name!r} is neither a metric nor a family of metrics{hint}")
-        families.update(family for group in chosen for family in GROUPS.get(group, (group,)))
-        families.update(family_of[metric] for metric in metrics)
-    if not families:
-        raise UsageError(f"`only`: expected at least one family of metrics: {', '.join([*GROUPS, *known])}")
-    return frozenset(families)
-
-
-def requirements(families: Iterable[str]) -> frozenset[str]:
-    """Return the requirements of all metrics of some families."""
-    families = set(families)
-    return frozenset().union(*(metric.requires for metric in all_metrics() if metric.family in families))
-
-
-@cache
-def _installed(path: tuple[str, ...]) -> tuple[tuple[Metric, ...], dict[str, Callable[..., Mapping[str, float]]]]:
-    """Return the metrics and the functions that packages on the import path register."""
-    metrics: list[Metric] = []
-    functions = {}
-    for name, entry in registered(ENTRY_POINTS).items():
-        if isinstance(entry, Metric):
-            metrics.append(entry)
-        elif callable(entry):
-            functions[name] = entry
-        else:
-            metrics += entry
-    return tuple(metrics), functions
-
-
-@cache
-def _by_name(path: tuple[str, ...]) -> dict[str, Metric]:
-    """Return the builtin metrics and those that packages on the import path register, by name."""
-    return {
-        metric.name: metric
-        for metric in (*METRICS, *BARRIERS, *PREDICTION_METRICS, *_of_series(), *_installed(path)[0])
-    }
-
-
-def _of_series() -> tuple[Metric, ...]:
-    """Return the numbers in records of the weights of a series, which no family of metrics computes."""
-    from ckpt_probe.moments.weight_metrics import WEIGHT_METRICS  # needs this module
-
-    return WEIGHT_METRICS

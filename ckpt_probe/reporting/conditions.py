@@ -14,7 +14,7 @@ from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.files import refuse_existing, replacing_directory
 from ckpt_probe.groups import group_runs, named_paths, seed_names
 from ckpt_probe.keywords import as_sequence
-from ckpt_probe.moments.registry import metrics_in, values_at_collapse
+from ckpt_probe.moments.selection import metrics_in, values_at_collapse
 from ckpt_probe.plugins import require_extra
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.reporting.formats import write_records

@@ -11,7 +11,7 @@ from rich.table import Table
 from ckpt_probe.analysis.entries import GROUP_AND_SEED
 from ckpt_probe.analysis.records import metric_names
 from ckpt_probe.errors import DataError, printable
-from ckpt_probe.moments.registry import find_metrics, suggest_metrics
+from ckpt_probe.moments.selection import find_metrics, suggest_metrics
 from ckpt_probe.reporting.table import PADDING, add_row, plain_table
 from ckpt_probe.reporting.wording import MISSING, error_of, number_with_error
 

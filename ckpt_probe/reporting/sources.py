@@ -17,7 +17,7 @@ from ckpt_probe.errors import DataError
 from ckpt_probe.extraction.request import command_of
 from ckpt_probe.files import content_hash, distinct_names, read_object, require_regular
 from ckpt_probe.groups import Sources, group_runs, named_sources
-from ckpt_probe.moments.registry import all_metrics
+from ckpt_probe.moments.selection import all_metrics
 from ckpt_probe.paths import PlaneResult
 from ckpt_probe.paths.ledger import CODE, PLAN_FILE, POINTS_FILE, REQUEST
 from ckpt_probe.paths.positions import barriers

@@ -19,17 +19,8 @@ from ckpt_probe.analysis.entries import (
 )
 from ckpt_probe.analysis.records import grouped_by
 from ckpt_probe.errors import listed, printable
-from ckpt_probe.moments.registry import (
-    DEFAULT,
-    FAMILIES,
-    GROUPS,
-    METRICS,
-    Metric,
-    all_metrics,
-    metric_named,
-    metrics_in,
-    values_at_collapse,
-)
+from ckpt_probe.moments.registry import DEFAULT, FAMILIES, GROUPS, METRICS, Metric
+from ckpt_probe.moments.selection import all_metrics, metric_named, metrics_in, values_at_collapse
 from ckpt_probe.reporting.wording import MISSING, error_of, number_with_error, short_number
 
 Record = Mapping[str, Any]

@@ -11,7 +11,7 @@ from ckpt_probe.errors import DataError
 from ckpt_probe.metrics import reference_values, simplex_etf
 from ckpt_probe.metrics.entropy import entropy_of_spectrum
 from ckpt_probe.metrics.rows import spectrum
-from ckpt_probe.moments.registry import metrics_in
+from ckpt_probe.moments.selection import metrics_in
 
 ZERO_AT_COLLAPSE = (
     "class.hdr",

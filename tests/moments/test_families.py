@@ -8,15 +8,8 @@ from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.moments import Moments, class_sums
 from ckpt_probe.moments.entropies import Options
 from ckpt_probe.moments.record import compute_record
-from ckpt_probe.moments.registry import (
-    DEFAULT,
-    FAMILIES,
-    GROUPS,
-    METRICS,
-    chosen_families,
-    find_metrics,
-    suggest_metrics,
-)
+from ckpt_probe.moments.registry import DEFAULT, FAMILIES, GROUPS, METRICS
+from ckpt_probe.moments.selection import chosen_families, find_metrics, suggest_metrics
 
 COUNTS = {"samples", "features", "classes", "classes_present", "classes_left_out", "missing"}
 OF_SAMPLES = {"samples_left_out", "route", "route_reason"}

@@ -11,7 +11,8 @@ from ckpt_probe.analysis.entries import STDERR
 from ckpt_probe.analysis.records import metric_names, number
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.keywords import as_sequence
-from ckpt_probe.moments.registry import Metric, find_metrics, metric_named, suggest_metrics, values_at_collapse
+from ckpt_probe.moments.registry import Metric
+from ckpt_probe.moments.selection import find_metrics, metric_named, suggest_metrics, values_at_collapse
 from ckpt_probe.reporting.plots.description import (
     DASHES,
     GREY,

@@ -10,8 +10,7 @@ from ckpt_probe.analysis.entries import is_uncertainty
 from ckpt_probe.analysis.records import grouped_by
 from ckpt_probe.analysis.similarity import Similarity
 from ckpt_probe.metrics.covariance import line_through
-from ckpt_probe.moments.registry import all_metrics
-from ckpt_probe.moments.weight_metrics import WEIGHT_METRICS
+from ckpt_probe.moments.selection import WEIGHT_METRICS, all_metrics
 from ckpt_probe.reporting.matrix_tables import grids_of
 from ckpt_probe.reporting.plots.description import (
     COLOURS,

@@ -10,7 +10,7 @@ from ckpt_probe.analysis.records import grouped_by
 from ckpt_probe.errors import listed
 from ckpt_probe.metrics.collapse import simplex_exists
 from ckpt_probe.moments.record import DetailedRecord
-from ckpt_probe.moments.registry import CLASS_METRICS
+from ckpt_probe.moments.selection import CLASS_METRICS
 from ckpt_probe.reporting.plots.description import (
     ClassTable,
     Column,

@@ -13,7 +13,8 @@ from ckpt_probe.analysis.records import metric_names, number, of_penultimate
 from ckpt_probe.errors import DataError
 from ckpt_probe.moments.errors import RecordWithErrors
 from ckpt_probe.moments.record import DetailedRecord
-from ckpt_probe.moments.registry import FAMILIES, metric_named
+from ckpt_probe.moments.registry import FAMILIES
+from ckpt_probe.moments.selection import metric_named
 from ckpt_probe.reporting.plots.curves import line_plots, position, x_axis
 from ckpt_probe.reporting.plots.description import Axis, Line, LinePlot, colour_of
 
