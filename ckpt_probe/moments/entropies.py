@@ -146,13 +146,15 @@ def sample_level(
     if zero_weights and unit.kind == "total":
         raise DataError(f"{zero_weights} samples belong to classes whose weights are all zero; more memory is needed")
     if weights is None:
+        epsilon = unit.epsilon
         eigenvalues, joint = {"features": spectra.of_features(unit, mask)}, None
     else:
         heads, _ = directions(weights[: len(counts)][mask])
-        of_label_rows = spectrum_of_repeated(heads, unit.sizes[mask])
+        sizes, epsilon = unit.sizes[mask], unit.epsilon
+        of_label_rows = spectrum_of_repeated(heads, sizes)
         eigenvalues = {"features": spectra.of_features(unit, mask), "label_rows": of_label_rows}
         joint = _joint_of_rank_one(eigenvalues) or _joint_of_samples(unit, mask, heads, rows, options, eigenvalues)
-    return _level(eigenvalues, joint, options, left_out, linear_of, unit.epsilon)
+    return _level(eigenvalues, joint, options, left_out, linear_of, epsilon)
 
 
 def class_level(
@@ -321,14 +323,16 @@ def _level(
     """
     values: dict[str, dict[float, float | Tensor | str]] = defaultdict(dict)
     estimate = None if joint is None else joint.estimate
-    matrices = list(eigenvalues.values())
+    matrix, *others = eigenvalues.values()
     if joint is not None and joint.eigenvalues is not None:
         eigenvalues = eigenvalues | {"joint": joint.eigenvalues}
     side, errors = max(map(len, eigenvalues.values())), {} if estimate is None else estimate.stderrs
     for order in options.all_orders:
-        three = [entropy_of_spectrum(each, alpha=order) for each in matrices]
-        three += [None] * (2 - len(three)) + [None if joint is None else joint.entropy(order, matrices[0])]
-        first, second, of_joint = three if linear_of is None else map(linear_of, three)
+        of_joint = None if joint is None else joint.entropy(order, matrix)
+        first = entropy_of_spectrum(matrix, alpha=order)
+        second = entropy_of_spectrum(others[0], alpha=order) if others else None
+        if linear_of is not None:
+            first, second, of_joint = map(linear_of, (first, second, of_joint))
         unresolved = estimate is not None and order not in estimate.entropies
         reason = UNRESOLVED if unresolved else joint.route.reason if joint else NO_WEIGHTS
         values["first"][order] = first
@@ -347,8 +351,9 @@ def _level(
         values["mir_computing_error"][order] = (
             mir if isinstance(mir, str) else 0.0 if estimate is None else errors[order] / least
         )
-    spectra_of_all = {name: each.detach() for name, each in eigenvalues.items()}
-    return LevelEntropies(values, spectra_of_all, None if joint is None else joint.route, estimate, left_out)
+    for name in eigenvalues:
+        eigenvalues[name] = eigenvalues[name].detach()
+    return LevelEntropies(values, eigenvalues, None if joint is None else joint.route, estimate, left_out)
 
 
 def _with_width(heads: Tensor, V: Tensor, width: int) -> Tensor | None:

@@ -280,12 +280,13 @@ class Inputs:
     @cached_property
     def nc1(self) -> float | Tensor:
         """Return NC1. If a few rows are so long that their products hide the spread, it is computed from the rows."""
-        axes = collapse.between_axes(self.means, float(self._centred_sizes.square().mean().sqrt()))
+        varies, size = bool(self.all_variances.any()), float(self._centred_sizes.square().mean().sqrt())
+        within = self.scatter.covariance() if varies else None
+        axes = collapse.between_axes(self.means, size)
         if axes is None:
             raise Undefined(COINCIDE)
-        if not bool(self.all_variances.any()):
+        if within is None:
             return 0.0
-        within = self.scatter.covariance()
         value = collapse.trace_along(axes, within, self.means)
         spread = float(((axes @ within.detach()) * axes).sum())
         # Each product of entries was rounded once, up or down; the largest ones are on the diagonal.
@@ -358,8 +359,8 @@ class Inputs:
     @cached_property
     def class_level(self) -> LevelEntropies:
         """Return the entropies of class means and classifier weights."""
-        weights = None if self._all_weights is None else self.weights
-        return class_level(self.means, weights, self.options, self._linear_of)
+        linear_of, weights = self._linear_of, None if self._all_weights is None else self.weights
+        return class_level(self.means, weights, self.options, linear_of)
 
     @property
     def _linear_of(self) -> Callable[[Any], Any] | None:
