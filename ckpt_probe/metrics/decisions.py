@@ -53,11 +53,11 @@ class LinearDecision:
     def _prepare(self) -> None:
         classes, features = self._weights.shape
         # Powers of two change no digit, and bring weights and biases of any magnitude near 1.
-        self._size, self._bias_size = _power_of_two(self._weights), 1.0
+        self._size, self._bias_size = power_of_two(largest(self._weights), 0), 1.0
         extended = self._weights.new_zeros(classes, features + 1, dtype=torch.float32)
         extended[:, :features] = self._weights / self._size
         if self._bias is not None:
-            self._bias_size = _power_of_two(self._bias)
+            self._bias_size = power_of_two(largest(self._bias), 0)
             extended[:, features] = self._bias / self._bias_size
         self._extended = extended
         self._longest = float(torch.linalg.vector_norm(extended[:, :features], dim=1).max())
@@ -180,9 +180,3 @@ def _two_highest(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # Without the highest score, the next one is the highest of its group or of all other groups.
     tops[rows, group] = inside[rows, index] = -torch.inf
     return best, group * GROUP + index, torch.maximum(tops.amax(dim=1), inside.amax(dim=1))
-
-
-def _power_of_two(values: Tensor) -> float:
-    """Return a power of two near the largest absolute value of finite numbers, 1 if all are zero."""
-    _, exponent = torch.frexp(values.abs().max())
-    return 2.0 ** int(exponent)

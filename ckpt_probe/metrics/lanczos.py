@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ckpt_probe.metrics.rows import EPSILON
+
 Operator = Callable[[Tensor], Tensor]
 """x (N, b) float64 → A x."""
-
-EPS = torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def leading_eigenpairs(operator: Operator, start: Tensor, depth: int, spread: fl
     values, inside = torch.linalg.eigh(basis.T @ image)
     residuals = (image @ inside - basis @ inside * values).square().sum(dim=0)
     spreads = residuals / values.square()
-    accurate = (values > len(start) * EPS * values[-1]) & (spreads <= spread)
+    accurate = (values > len(start) * EPSILON * values[-1]) & (spreads <= spread)
     return Eigenpairs(values[accurate], spreads[accurate], basis @ inside[:, accurate])
 
 
@@ -113,7 +113,7 @@ class Lanczos:
             residual -= self._betas[-1] * self._before
         beta = torch.linalg.vector_norm(residual, dim=0)
         self._largest = torch.maximum(self._largest, beta)
-        beta = torch.where(beta > 8 * EPS * self._largest, beta, 0.0)
+        beta = torch.where(beta > 8 * EPSILON * self._largest, beta, 0.0)
         self._betas.append(beta)
         self._before, self._last = self._last, torch.where(beta > 0, residual / beta, 0.0)
 
@@ -124,7 +124,7 @@ class Lanczos:
         # Only the lower triangle of a symmetric matrix is read.
         gauss = torch.diag_embed(alphas) + torch.diag_embed(betas, -1)
         radau = gauss.clone()
-        radau[:, -1, -1] = _last_of_radau(alphas, betas, 8 * EPS * self._largest.cpu())
+        radau[:, -1, -1] = _last_of_radau(alphas, betas, 8 * EPSILON * self._largest.cpu())
         nodes, vectors = torch.linalg.eigh(torch.stack([gauss, radau]))
         return Rules(nodes, vectors[:, :, 0].square())
 

@@ -210,12 +210,10 @@ def _tiles(unit: Tensor) -> Iterator[Tile]:
         rows = slice(start, min(start + TILE, len(unit)))
         for other in range(start, len(unit), TILE):
             columns = slice(other, min(other + TILE, len(unit)))
-            cosines = unit[rows] @ unit[columns].T
-            yield Tile(rows, columns, cosines, _off_diagonal(cosines) if rows == columns else None)
-
-
-def _off_diagonal(square: Tensor) -> Tensor:
-    return torch.ones_like(square, dtype=torch.bool).fill_diagonal_(False)
+            cosines, pairs = unit[rows] @ unit[columns].T, None
+            if rows == columns:
+                pairs = torch.ones_like(cosines, dtype=torch.bool).fill_diagonal_(False)
+            yield Tile(rows, columns, cosines, pairs)
 
 
 def _squared_differences(rows: Tensor, columns: Tensor, pairs: Iterable[Tensor]) -> Tensor:

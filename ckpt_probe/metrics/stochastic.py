@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.metrics.lanczos import EPS, Eigenpairs, Lanczos, Operator, Rules, leading_eigenpairs, spectral
+from ckpt_probe.metrics.lanczos import Eigenpairs, Lanczos, Operator, Rules, leading_eigenpairs, spectral
+from ckpt_probe.metrics.rows import EPSILON
 
 PROBES = 8
 """Number of probes in one batch, with one Lanczos recurrence each."""
@@ -237,7 +238,7 @@ class _Samples:
         rules, largest = Rules.join(self._parts), self._largest()
         scale = 1.0 if order == 1 else largest
         # Eigenvalues up to this size count as zero by definition, and each eigenvalue is known up to this error.
-        rounding = self._size * EPS * largest / scale
+        rounding = self._size * EPSILON * largest / scale
         x = rules.nodes / scale
         x = torch.where(x > rounding, x, 0.0)
         values = spectral(x, order)

@@ -296,10 +296,11 @@ class Moments:
         options = replace(options, memory=self.memory, families=self.families & options.families)
         for order in options.orders:
             require_order(order, "orders")
-        heads = _checked_weights(weights, bias, self)
-        classes = self.classes or (heads.shape[0] if heads is not None else len(sums.scatter.counts))
+        heads, other_rows = self._checked_rows(weights, self.features), self._checked_rows(label_rows, None)
+        if heads is not None and bias is not None:
+            bias = as_bias(bias, len(heads))
+        classes = self.classes or (len(sums.scatter.counts) if heads is None else len(heads))
         blocks = None if rows is None else _as_tensors(rows)
-        other_rows = None if label_rows is None else _checked_rows(label_rows, self, None)
 
         def inputs_of(part: Sums, present: Tensor | None = None, blocks: RowBlocks | None = None) -> Inputs:
             of_part = options
@@ -466,6 +467,21 @@ class Moments:
         self._require_range(numbers, rows.shape[1])
         return rows, numbers, size
 
+    def _checked_rows(self, values: Array | None, width: int | None) -> Tensor | None:
+        """Return rows of classes as float64; raise DataError if they do not match the classes or a width."""
+        if values is None:
+            return None
+        rows, highest = as_tensor(values, "classifier weights").detach(), max(self.counts)
+        rows = where_float64_is(rows).to(self.device, torch.float64)
+        if rows.ndim != 2 or width not in (None, rows.shape[1]):
+            expected = f"(classes, {width or 'features'})"
+            raise DataError(f"classifier weights: expected shape {expected}, found {tuple(rows.shape)}")
+        require_finite(rows, "classifier weights")
+        if highest >= len(rows) or self.classes not in (None, len(rows)):
+            classes = f"labels go up to {highest}" if self.classes is None else f"there are {self.classes} classes"
+            raise DataError(f"classifier weights have {len(rows)} rows, but {classes}")
+        return rows
+
     def _require_range(self, numbers: Tensor, features: int) -> None:
         highest = self.classes - 1 if self.classes is not None else None
         outside = numbers < 0 if highest is None else (numbers < 0) | (numbers > highest)
@@ -503,26 +519,3 @@ def _checked_numbers(values: Array | Sequence[int] | None, name: str, count: int
 
 def _as_tensors(rows: AnyRows) -> RowBlocks:
     return lambda: ((as_tensor(features, "features"), as_labels(labels)) for features, labels in rows())
-
-
-def _checked_weights(weights: Array | None, bias: Array | None, moments: Moments) -> Tensor | None:
-    if weights is None:
-        return None
-    rows = _checked_rows(weights, moments, moments.features)
-    if bias is not None:
-        as_bias(bias, len(rows))
-    return rows
-
-
-def _checked_rows(weights: Array, moments: Moments, width: int | None) -> Tensor:
-    """Return rows of classes as float64; raise DataError if they do not match the classes or a width."""
-    highest = max(moments.counts)
-    rows = where_float64_is(as_tensor(weights, "classifier weights").detach()).to(moments.device, torch.float64)
-    if rows.ndim != 2 or width not in (None, rows.shape[1]):
-        expected = f"(classes, {width or 'features'})"
-        raise DataError(f"classifier weights: expected shape {expected}, found {tuple(rows.shape)}")
-    require_finite(rows, "classifier weights")
-    if highest >= rows.shape[0] or moments.classes not in (None, rows.shape[0]):
-        classes = f"labels go up to {highest}" if moments.classes is None else f"there are {moments.classes} classes"
-        raise DataError(f"classifier weights have {rows.shape[0]} rows, but {classes}")
-    return rows

@@ -7,8 +7,8 @@ exceeds the value of all rows by three times as much.
 
 import math
 import re
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -51,12 +51,8 @@ Bias = tuple[float | None, str | None]
 """Bias and a reason: why it is missing, or why it cannot be relied on."""
 
 
-class ValuesOf(Protocol):
-    """Computes the metrics of some names from inputs."""
-
-    def __call__(self, inputs: "Inputs", names: Collection[str], *, gradient: bool = False) -> Values:
-        """Return the values by name, as tensors with gradient if requested."""
-        ...
+ValuesOf = Callable[..., Values]
+"""Computes the metrics of some names from inputs, with `gradient=True` as tensors with gradient."""
 
 
 class Biases:

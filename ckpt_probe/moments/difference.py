@@ -47,7 +47,7 @@ def difference(
     unknown = [name for name in names if name not in common]
     if unknown:
         raise DataError(f"difference: both records have no {unknown[0]!r}{suggest_metrics(unknown[0], common)}")
-    first, second = _influences(record_a), _influences(record_b)
+    first, second = (getattr(record, "influences", None) for record in (record_a, record_b))
     rows = NO_INFLUENCES
     if first is not None and second is not None:
         rows = PAIRED if first.design.same_rows(second.design) else OTHER_ROWS
@@ -106,7 +106,3 @@ def _values(record: DetailedRecord | Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(values, Mapping):
         raise DataError(f"difference: expected two records, found an object of type {type(values).__name__}")
     return values
-
-
-def _influences(record: DetailedRecord | Mapping[str, Any]) -> Influences | None:
-    return getattr(record, "influences", None)

@@ -6,7 +6,7 @@ first order, so that one backward pass through the code of a metric returns the 
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,7 @@ from ckpt_probe.moments.influences import linear
 from ckpt_probe.moments.quality import Scored, bins_of
 from ckpt_probe.moments.registry import COMPUTING_ERROR, LOGITS, MEANS, OUTSIDE, SCATTER, SECOND_PASS, Metric
 from ckpt_probe.moments.state import MANY_CLASSES
-from ckpt_probe.moments.subset import RowSubset, priorities
+from ckpt_probe.moments.subset import RowSubset, priorities, ranks_in_classes
 
 FEWEST_ROWS = 8
 """Rows, and documents, below which there is no standard error."""
@@ -57,6 +57,10 @@ SKEWED = (NORMAL**4 + 2 * NORMAL**2 - 3) / 18
 
 EQUAL = 1e-9
 """Influences relative to the value, or to their terms, up to which they are rounding."""
+
+
+OF_ROWS = ("indices", "labels", "shares", "documents", "document_rows")
+"""Attributes of `Design` with an entry for each row."""
 
 
 @dataclass(frozen=True)
@@ -162,17 +166,9 @@ class Design:
 
     def _of(self, chosen: Tensor) -> "Design":
         """Return the design of the rows that a mask (m,) selects."""
-        documents, document_rows = (
-            None if values is None else values[chosen] for values in (self.documents, self.document_rows)
-        )
-        return replace(
-            self,
-            indices=self.indices[chosen],
-            labels=self.labels[chosen],
-            shares=self.shares[chosen] / self.shares[chosen].sum(),
-            documents=documents,
-            document_rows=document_rows,
-        )
+        rows: dict[str, Any] = {name: getattr(self, name) for name in OF_ROWS}
+        rows = {name: values if values is None else values[chosen] for name, values in rows.items()}
+        return replace(self, **rows | {"shares": rows["shares"] / rows["shares"].sum()})
 
     def _by_documents(self, values: Tensor) -> float | None:
         """Return the standard error with the influences of a document summed up.
@@ -353,10 +349,8 @@ class Sample:
         """
         labels = self.design.labels
         order = torch.from_numpy(priorities(self.design.indices, 1).argsort(kind="stable"))
-        order = order[torch.argsort(labels[order], stable=True)]
-        sizes = torch.bincount(labels, minlength=len(counts))
         ranks = torch.empty_like(labels)
-        ranks[order] = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels[order]]
+        ranks[order] = ranks_in_classes(labels[order])
         if len(labels) == self.design.samples:
             parts = round(1 / share)
             return [(ranks % parts == number).nonzero().squeeze(1) for number in range(parts)]
@@ -437,7 +431,7 @@ def extreme_value_index(values: Tensor) -> float:
     return float(first + 1 - 0.5 / (1 - first.square() / second)) if bool(second > 0) else -math.inf
 
 
-class Influences(Mapping[str, Tensor]):
+class Influences(dict[str, Tensor]):
     """Influences (m,), float32, of the rows of a sample by name of the metric, and how the rows were drawn.
 
     Attributes:
@@ -445,17 +439,8 @@ class Influences(Mapping[str, Tensor]):
     """
 
     def __init__(self, design: Design, values: Mapping[str, Tensor]) -> None:
+        super().__init__({name: tensor.to(torch.float32) for name, tensor in values.items()})
         self.design = design
-        self._values = {name: tensor.to(torch.float32) for name, tensor in values.items()}
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._values[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
 
     @property
     def indices(self) -> Tensor:

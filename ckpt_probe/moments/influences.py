@@ -9,6 +9,7 @@ from torch import Tensor
 from ckpt_probe.metrics.lanczos import Lanczos
 from ckpt_probe.metrics.stochastic import Estimate
 from ckpt_probe.moments.sampling import JointOperator, MomentsOperator
+from ckpt_probe.moments.subset import ranks_in_classes
 
 ROWS = 512
 """Rows whose influence is computed; their standard deviation is known to about 3 %."""
@@ -50,11 +51,7 @@ def influences_of_rows(
     if estimate is not None and operator.size > LARGE:
         steps, dtype = STEPS_OF_LARGE, torch.float32
         most = min(most, max(FEWEST, estimate.probes * estimate.steps // steps))
-    order = torch.argsort(classes, stable=True)
-    sizes = torch.bincount(classes)
-    ranks = torch.empty_like(classes)
-    ranks[order] = torch.arange(len(order), device=rows.device) - (sizes.cumsum(0) - sizes)[classes[order]]
-    chosen = torch.argsort(ranks, stable=True)[:most]  # as many of each class
+    chosen = torch.argsort(ranks_in_classes(classes), stable=True)[:most]  # as many of each class
     nodes, weights, of_gram = [], [], False
     for part in chosen.split(ROWS_AT_ONCE):
         vectors, of_gram = operator.rows_as_vectors(rows[part], classes[part])

@@ -52,15 +52,6 @@ OVER_BUDGET = "second moments per class exceed the memory budget"
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Quantities of all pairs of class means; those that no family of metrics needs were not computed."""
-
-    distances: pairs.Cdnv
-    angles: pairs.Equiangular
-    evenness: pairs.Uniformity
-
-
-@dataclass(frozen=True)
 class CentredParts:
     """Entropies at sample level of parts of the rows minus the mean of the part.
 
@@ -262,19 +253,17 @@ class Inputs:
         return self.rounding_in(self.row_second_moment)
 
     @cached_property
-    def pairs(self) -> Pairs:
-        """Return the quantities of pairs of classes; each pair is visited once for all of them."""
+    def pairs(self) -> dict[str, pairs.Quantity]:
+        """Return the quantities of pairs of class means that families need; each pair is visited once for all."""
         unit, lengths = unit_or_zero(self.means), row_lengths(self.means)
-        variances, errors = self.variances, self._errors_of_cosines(unit, lengths)
-        quantities = Pairs(
-            pairs.Cdnv(variances, self.class_means, lengths, self._sizes),
-            pairs.Equiangular(unit, errors),
-            pairs.Uniformity(unit, self._centred_sizes / torch.where(lengths > 0, lengths, 1.0)),
-        )
-        visitors: list[pairs.Quantity] = []
-        visitors += [quantities.distances] if "nc1" in self.options.families else []
-        visitors += [quantities.angles, quantities.evenness] if "nc2" in self.options.families else []
-        pairs.visit(unit, visitors)
+        quantities: dict[str, pairs.Quantity] = {}
+        if "nc1" in self.options.families:
+            quantities["distances"] = pairs.Cdnv(self.variances, self.class_means, lengths, self._sizes)
+        if "nc2" in self.options.families:
+            sizes = self._centred_sizes / torch.where(lengths > 0, lengths, 1.0)
+            quantities["angles"] = pairs.Equiangular(unit, self._errors_of_cosines(unit, lengths))
+            quantities["evenness"] = pairs.Uniformity(unit, sizes)
+        pairs.visit(unit, list(quantities.values()))
         return quantities
 
     @cached_property
@@ -311,7 +300,7 @@ class Inputs:
     def nearest_of_sample(self) -> Tensor | None:
         """Return the class of the nearest class mean of each row of the sample, (m,); None where means coincide."""
         assert self.sample is not None
-        return self.nearest_means(self.sample.features) if len(self.present) else None
+        return nearest_means(self.sample.features, self.all_means) if len(self.present) else None
 
     @cached_property
     def nearest_of_parts(self) -> tuple[Tensor, float] | None:
@@ -343,12 +332,8 @@ class Inputs:
             return None
         for number, half in enumerate(halves):
             chosen = (sample.halves == number).to(classes.device)
-            classes[chosen] = half.nearest_means(sample.features[chosen])
+            classes[chosen] = nearest_means(sample.features[chosen], half.all_means)
         return classes, 1.0
-
-    def nearest_means(self, features: Tensor) -> Tensor:
-        """Return the class of the nearest class mean of each of the features (n, D), (n,)."""
-        return nearest_means(features, self.all_means)
 
     @cached_property
     def sample_level(self) -> LevelEntropies:

@@ -44,15 +44,18 @@ def halves_of(labels: Tensor, documents: Tensor | None, counts: Iterable[Tensor]
     """
     if documents is not None:
         return torch.from_numpy((priorities(documents, 0) & 1).astype("int64")).to(labels.device)
-    order = torch.argsort(labels, stable=True)
-    present, each, sizes = torch.unique_consecutive(labels[order], return_inverse=True, return_counts=True)
-    before = torch.zeros(int(present[-1]) + 1, dtype=torch.int64, device=labels.device)
+    before = torch.zeros(int(labels.max()) + 1, dtype=torch.int64, device=labels.device)
     for earlier in counts:
         before[: len(earlier)] += earlier[: len(before)].to(before.device)
-    offsets = torch.arange(len(order), device=labels.device) - (sizes.cumsum(0) - sizes)[each]
-    halves = torch.empty_like(labels)
-    halves[order] = (before[labels[order]] + offsets) % 2
-    return halves
+    return (before[labels] + ranks_in_classes(labels)) % 2
+
+
+def ranks_in_classes(labels: Tensor) -> Tensor:
+    """Return the number of earlier rows of the class of each row, (n,), for labels (n,)."""
+    order, sizes = torch.argsort(labels, stable=True), torch.bincount(labels)
+    ranks = torch.empty_like(labels)
+    ranks[order] = torch.arange(len(labels), device=labels.device) - (sizes.cumsum(0) - sizes)[labels[order]]
+    return ranks
 
 
 class RowSubset:
