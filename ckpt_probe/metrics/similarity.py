@@ -28,6 +28,7 @@ UNDEFINED = (
     "orthogonal rows; or too few were given"
 )
 OVERFLOW = "the rows are so large that products of them overflow; divide them by a power of two"
+SIDES = "the first ones have", "the others have"
 TOO_FEW = f"cka: unbiased HSIC needs at least {LEAST_ROWS} rows"
 
 
@@ -77,7 +78,7 @@ def cka_between(first: Sequence[Array], second: Sequence[Array] | None = None) -
     right = left if second is None else [centred(near_one(rows)) for rows in _all_rows(second)]
     if not (left and right):
         return torch.empty(len(left), len(right), dtype=torch.float64)
-    _require_both(left, right)
+    _require_rows(left[0], right[0], SIDES)
     shared = _hsic_between(left, right)
     if second is None:
         roots = [_roots(shared.diagonal())] * 2
@@ -94,7 +95,7 @@ def mir_between(first: Sequence[Array], second: Sequence[Array] | None = None) -
     left = _all_rows(first, 1)
     sides = [left, left if second is None else _all_rows(second, 1)]
     if all(sides):
-        _require_both(sides[0], sides[1], 1)
+        _require_rows(sides[0][0], sides[1][0], SIDES, 1)
     # If every row of a layer has a direction, its entropy does not depend on the other layer.
     directed = [[_all_directed(rows) for rows in side] for side in sides]
 
@@ -234,7 +235,7 @@ class _Sums:
 def _all_rows(layers: Sequence[Array], least: int = LEAST_ROWS) -> list[Tensor]:
     rows = [to_rows(layer, f"layer {number}").detach().cpu() for number, layer in enumerate(layers)]
     for number, layer in enumerate(rows):
-        _require_rows(rows[0], layer, f"layer 0 has {len(rows[0])} rows and layer {number} has {len(layer)}", least)
+        _require_rows(rows[0], layer, ("layer 0 has", f"layer {number} has"), least)
     return rows
 
 
@@ -324,17 +325,13 @@ def _pairings(X: Tensor, Y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 def _same_rows(X: Array, Y: Array, least: int = LEAST_ROWS) -> tuple[Tensor, Tensor]:
     first, second = to_rows(X, "X"), to_rows(Y, "Y")
-    _require_rows(first, second, f"X has {len(first)} rows and Y has {len(second)}", least)
+    _require_rows(first, second, ("X has", "Y has"), least)
     return first, second
 
 
-def _require_both(first: Sequence[Tensor], second: Sequence[Tensor], least: int = LEAST_ROWS) -> None:
-    numbers = f"the first ones have {len(first[0])} rows and the others {len(second[0])}"
-    _require_rows(first[0], second[0], numbers, least)
-
-
-def _require_rows(first: Tensor, second: Tensor, numbers: str, least: int = LEAST_ROWS) -> None:
+def _require_rows(first: Tensor, second: Tensor, names: tuple[str, str], least: int = LEAST_ROWS) -> None:
     if len(first) != len(second):
+        numbers = f"{names[0]} {len(first)} rows and {names[1]} {len(second)}"
         raise DataError(f"{numbers}: they must describe the same rows")
     if len(first) < least:
         raise DataError(f"{TOO_FEW}, found {len(first)}")

@@ -394,8 +394,9 @@ class Moments:
             if len(block.rows) <= cached_rows(rows.shape[1]):
                 block = block.to(torch.float64)
             part.scatter.update(block)
-            for piece in block.split() if part.unit is not None else ():
-                part.unit.update(piece)
+            if part.unit is not None:
+                for piece in block.split():
+                    part.unit.update(piece)
 
     def _started(self, features: int, device: torch.device) -> list[Sums]:
         self.device, self._merged = self.device or device, None

@@ -1,4 +1,4 @@
-"""Entropies at sample, class and within-class level, for every requested order."""
+"""Entropies at sample and class level, for every requested order."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -11,14 +11,23 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.entropy import Entropies, entropy_of_spectrum
-from ckpt_probe.metrics.rows import EPSILON, directions, require_directions, spectrum_of_repeated, without_small
+from ckpt_probe.metrics.rows import EPSILON, directions, require_directions, spectrum_of_repeated
 from ckpt_probe.metrics.stochastic import Estimate, Sampling, estimate_entropies
 from ckpt_probe.moments import spectra
 from ckpt_probe.moments.class_sums import Grouped, RowBlocks
-from ckpt_probe.moments.influences import InfluencesOfOrder, influences_of_rows, linear
 from ckpt_probe.moments.registry import COINCIDE, DEFAULT, Undefined
 from ckpt_probe.moments.sampling import JointOperator, MomentsOperator
-from ckpt_probe.moments.spectra import GRAM, MOMENTS, RANK_ONE, STOCHASTIC, Route, choose_route
+from ckpt_probe.moments.spectra import (
+    GRAM,
+    MOMENTS,
+    RANK_ONE,
+    STOCHASTIC,
+    InfluencesOfOrder,
+    Route,
+    choose_route,
+    influences_of_rows,
+    linear,
+)
 from ckpt_probe.moments.unit_moments import UnitMoments, dense_limit
 
 NO_WEIGHTS = "no classifier weights"
@@ -177,44 +186,6 @@ def class_level(
         eigenvalues["weights"] = spectrum_of_repeated(heads, ones)
         joint = _joint_of_rank_one(eigenvalues) or _joint_of_classes(unit, heads, options, eigenvalues, means)
     return _level(eigenvalues, joint, options, left_out, linear_of)
-
-
-@dataclass(frozen=True)
-class WithinEntropies:
-    """Entropies of the unit rows of each class.
-
-    Attributes:
-        labels: Labels of the classes, (k,).
-        entropies: Entropies (k,) for each order.
-        eigenvalues: Eigenvalues by label, if `Options.details`.
-    """
-
-    labels: Tensor
-    entropies: dict[float, Tensor]
-    eigenvalues: dict[int, Tensor]
-
-    def of(self, classes: Tensor) -> "WithinEntropies":
-        """Return the entropies of some classes."""
-        mask, labels = torch.isin(self.labels, classes), set(classes.tolist())
-        eigenvalues = {label: values for label, values in self.eigenvalues.items() if label in labels}
-        return WithinEntropies(self.labels[mask], {order: h[mask] for order, h in self.entropies.items()}, eigenvalues)
-
-
-def within_level(unit: UnitMoments, rows: RowBlocks | None, options: Options) -> WithinEntropies | None:
-    """Return the entropy of the rows of each class; None if neither second moments nor rows are available."""
-    if unit.kind == "total" and rows is None:
-        return None
-    labels, entropies, eigenvalues = [], {order: [] for order in options.all_orders}, {}
-    for batch, values in spectra.within_classes(unit, rows, options.memory):
-        present = without_small(values)
-        labels.append(batch)
-        for order, parts in entropies.items():
-            parts.append(entropy_of_spectrum(present, alpha=order))
-        if options.details:
-            eigenvalues |= {int(label): v[v > 0] for label, v in zip(batch, present, strict=True)}
-    order = torch.argsort(torch.cat(labels))
-    by_order = {alpha: torch.cat(parts)[order] for alpha, parts in entropies.items()}
-    return WithinEntropies(torch.cat(labels)[order], by_order, eigenvalues)
 
 
 def _joint_of_rank_one(eigenvalues: dict[str, Tensor]) -> Joint | None:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.metrics.rows import as_tensor
-from ckpt_probe.moments.influences import linear
 from ckpt_probe.moments.quality import Scored, bins_of
 from ckpt_probe.moments.registry import COMPUTING_ERROR, LOGITS, MEANS, OUTSIDE, SCATTER, SECOND_PASS, Metric
+from ckpt_probe.moments.spectra import linear
 from ckpt_probe.moments.state import MANY_CLASSES
 from ckpt_probe.moments.subset import RowSubset, priorities, ranks_in_classes
 

@@ -16,10 +16,8 @@ from ckpt_probe.moments.entropies import (
     NO_WEIGHTS,
     LevelEntropies,
     Options,
-    WithinEntropies,
     class_level,
     sample_level,
-    within_level,
 )
 from ckpt_probe.moments.errors import (
     AT_MAXIMUM,
@@ -32,6 +30,7 @@ from ckpt_probe.moments.errors import (
 )
 from ckpt_probe.moments.registry import ALL_ZERO, COINCIDE, FROM_MOMENTS, MEANS, UNIT_ROWS, WEIGHTS, Metric, Undefined
 from ckpt_probe.moments.unit_moments import UnitMoments
+from ckpt_probe.moments.within import WithinEntropies, within_level
 
 if TYPE_CHECKING:
     from ckpt_probe.moments.documents import DocumentNumbers

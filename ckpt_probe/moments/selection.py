@@ -201,9 +201,9 @@ def chosen_families(names: str | Iterable[str] | None) -> frozenset[str]:
     known = family_names()
     if names is None:
         return frozenset(known) - {family.name for family in registry.FAMILIES if family.on_request}
-    names = _separated(names, known)
-    if names and set(names) <= set(known):
+    if isinstance(names, Collection) and not isinstance(names, str) and names and set(names) <= set(known):
         return frozenset(names)
+    names = _separated(names, known)
     family_of = {metric.name: metric.family for metric in all_metrics()}
     families: set[str] = set()
     for name in names:
