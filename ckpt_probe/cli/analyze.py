@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.flags import flags_for_keywords
+from ckpt_probe.cli.flags import PATH, POSITIVE, WHOLE, flags_for_keywords
 from ckpt_probe.cli.options import flag, option, option_group, setting_group, verb
 from ckpt_probe.cli.output import Output, bars, say, takes_output
-from ckpt_probe.cli.values import PATH, POSITIVE, WHOLE
 from ckpt_probe.errors import UsageError
 from ckpt_probe.keywords import from_arguments
 

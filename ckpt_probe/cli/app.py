@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from io import TextIOWrapper
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -148,9 +147,8 @@ def _run(arguments: Sequence[str], received: Sequence[int]) -> int:
     debug = "--debug" in arguments
     try:
         # This comes first, so that no error and no result can contain a credential.
-        words = [clean_words(word) for word in arguments]
-        _require_local(words)
-        _require_other_file(words)
+        words = clean_words(arguments)
+        _require_possible_files(words)
     except CkptProbeError as error:
         return _fail(f"error: {error}", error.exit_code, debug)
     debug, quiet = "--debug" in words, "--quiet" in words
@@ -170,7 +168,8 @@ def _run(arguments: Sequence[str], received: Sequence[int]) -> int:
         )
         return _fail(line, 128 + received[0] if received else INTERRUPTED, debug)
     except CkptProbeError as error:
-        return _fail(f"error: {flags_for_keywords(str(error), _subcommand(words))}", error.exit_code, debug)
+        command = group.get_command(click.Context(group), _verb(words))
+        return _fail(f"error: {flags_for_keywords(str(error), command)}", error.exit_code, debug)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return 2
@@ -249,35 +248,39 @@ def ignored_interruptions_repeated() -> Iterator[None]:
         sys.unraisablehook = before
 
 
-def _require_local(words: Sequence[str]) -> None:
-    """Raise UsageError if an address is used for an output, or with a subcommand that reads only local files."""
-    for option, value in pairwise(words):
-        if option in WRITTEN:
-            if not value.strip():
-                raise UsageError(f"{option}: an empty name, as of a variable that is not set")
-            refuse_address(value)
-    for word in words:
-        option, equals, value = word.partition("=")
-        if equals and option in WRITTEN:
-            refuse_address(value)
-        if word.startswith("-o") and not word.startswith("--"):
-            refuse_address(word[2:].lstrip("="))
-    verb = next((word for word in words if not word.startswith("-")), None)
-    address = next((word for word in words if is_address(word)), None)
+def _require_possible_files(words: Sequence[str]) -> None:
+    """Raise UsageError for an output that is an address, nameless or also an input, and for an address to read locally.
+
+    An output that is also an input would be replaced by the results, with --overwrite.
+    """
+    verb, outputs = _verb(words), list(_outputs(words))
+    for option, output in outputs:
+        if not output.strip():
+            raise UsageError(f"{option}: an empty name, as of a variable that is not set")
+        refuse_address(output)
+    address = next(filter(is_address, words), None)
     if address is not None and (verb in LOCAL_VERBS or "--follow" in words):
         raise UsageError(f"{without_secrets(address)}: {verb} reads local files only; download it and name the copy")
-
-
-def _require_other_file(words: Sequence[str]) -> None:
-    """Raise UsageError if an output file is also an input, which --overwrite would replace by results."""
-    verb = next((word for word in words if not word.startswith("-")), None)
-    outputs = [Path(value) for option, value in pairwise(words) if option in WRITTEN and _is_file(value)]
-    if verb in MERGING_VERBS or not outputs or "--overwrite" not in words:
+    if verb in MERGING_VERBS or "--overwrite" not in words:
         return
     files = [Path(part) for word in words for part in (word, word.partition("=")[2]) if _is_file(part)]
-    twice = next((each for each in outputs if sum(map(each.samefile, files)) > 1), None)
-    if twice is not None:
-        raise UsageError(f"{twice}: both an input and the output; choose another name")
+    for _, output in outputs:
+        if _is_file(output) and sum(map(Path(output).samefile, files)) > 1:
+            raise UsageError(f"{output}: both an input and the output; choose another name")
+
+
+def _verb(words: Sequence[str]) -> str:
+    return next((word for word in words if not word.startswith("-")), "")
+
+
+def _outputs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield each option that names an output, with that name: `--out NAME`, `--out=NAME`, `-o NAME` or `-oNAME`."""
+    for number, word in enumerate(words, 1):
+        option, equals, value = word.partition("=")
+        if option in WRITTEN and (equals or number < len(words)):
+            yield option, value if equals else words[number]
+        elif word.startswith("-o") and word != "-o":
+            yield "-o", word[2:]
 
 
 def _is_file(text: str) -> bool:
@@ -285,11 +288,6 @@ def _is_file(text: str) -> bool:
         return Path(text).is_file()
     except (OSError, ValueError):  # longer than a name can be, or with a null
         return False
-
-
-def _subcommand(words: Sequence[str]) -> click.Command | None:
-    name = next((word for word in words if not word.startswith("-")), "")
-    return group.get_command(click.Context(group), name)
 
 
 def _internal(error: BaseException, debug: bool) -> int:

@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 
+from ckpt_probe.cli.flags import NUMBERS, PATH
 from ckpt_probe.cli.options import flag, option, option_group, out_option, setting_group, verb
 from ckpt_probe.cli.output import bars, say
-from ckpt_probe.cli.values import NUMBERS, PATH
 
 
 @verb("average", "Example: ckpt-probe average A.safetensors B.safetensors --weights 0.7,0.3 -o soup.safetensors")

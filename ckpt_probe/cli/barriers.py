@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ckpt_probe.cli.flags import PATH
 from ckpt_probe.cli.interpolate import ALIGN, PATH_SETTINGS, POINT_COUNT, SHAPE, excess, path_keywords
 from ckpt_probe.cli.options import (
     FORWARD_SETTINGS,
@@ -17,7 +18,6 @@ from ckpt_probe.cli.options import (
     verb,
 )
 from ckpt_probe.cli.output import bars, say, show, take_printing
-from ckpt_probe.cli.values import PATH
 
 EXAMPLE = """\b
 Examples: ckpt-probe barriers runs/a runs/b -o barriers/ab --points 5

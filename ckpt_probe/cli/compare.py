@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
+from ckpt_probe.cli.flags import PATH, WHOLE, Parsed
 from ckpt_probe.cli.options import metric_option, option, option_group, setting_group, verb
 from ckpt_probe.cli.output import Output, bars, console, show, takes_output
-from ckpt_probe.cli.values import PATH, WHOLE, Parsed
 
 EXAMPLE = """\b
 Examples: ckpt-probe compare runs/plain runs/decay --metric accuracy,loss

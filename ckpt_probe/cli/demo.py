@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
+from ckpt_probe.cli.flags import DIRECTORY
 from ckpt_probe.cli.options import flag, option, option_group, verb
 from ckpt_probe.cli.output import bars, console, say
-from ckpt_probe.cli.values import DIRECTORY
 
 BRANCH_STEP = 20
 DEVICE = "cpu"

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ckpt_probe.cli.flags import PATH
 from ckpt_probe.cli.options import flag, metric_option, option, option_group, out_option, setting_group, verb
 from ckpt_probe.cli.output import Output, bars, console, require_writable, say, show, takes_output
-from ckpt_probe.cli.values import PATH
 from ckpt_probe.errors import UsageError, printable
 from ckpt_probe.groups import named_paths
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 
+from ckpt_probe.cli.flags import POSITIVE
 from ckpt_probe.cli.options import option, option_group, setting_group, verb
 from ckpt_probe.cli.output import Output, bars, show, takes_output
-from ckpt_probe.cli.values import POSITIVE
 
 EXAMPLE = """\b
 Examples: ckpt-probe examples dumps/digits --split test

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
+from ckpt_probe.cli.flags import PATH
 from ckpt_probe.cli.options import flag, option, option_group, out_option, verb
 from ckpt_probe.cli.output import Output, bars, takes_output
-from ckpt_probe.cli.values import PATH
 from ckpt_probe.errors import UsageError
 
 EXAMPLE = """\b

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.flags import explicit_options, require_follow
+from ckpt_probe.cli.flags import PATH, POSITIVE, WHOLE, explicit_options, require_follow
 from ckpt_probe.cli.options import (
     DTYPES,
     FORWARD_SETTINGS,
@@ -18,7 +18,6 @@ from ckpt_probe.cli.options import (
     verb,
 )
 from ckpt_probe.cli.output import bars, say
-from ckpt_probe.cli.values import PATH, POSITIVE, WHOLE
 from ckpt_probe.errors import CkptProbeError, UsageError
 
 if TYPE_CHECKING:
@@ -94,6 +93,8 @@ def command(checkpoints: Path, out: Path, follow: bool, until: int | None, every
 
 def _warn_of_faults(checkpoints: Path, state_key: str | None, base: Path | None, progress: "Progress") -> None:
     """Show the verdict of the audit of a series if something is wrong; extraction itself reports bad files."""
+    if checkpoints.is_file():
+        return
     from ckpt_probe.remote import resolve
 
     try:

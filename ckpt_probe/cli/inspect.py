@@ -6,10 +6,9 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.flags import flags_for_keywords
+from ckpt_probe.cli.flags import PATH, flags_for_keywords
 from ckpt_probe.cli.options import MODEL_SETTINGS, flag, model_options, option_group, setting_group, verb
 from ckpt_probe.cli.output import bars
-from ckpt_probe.cli.values import PATH
 from ckpt_probe.errors import DataError, in_json, listed, printable
 
 MOST_TRAINER_LINES = 40

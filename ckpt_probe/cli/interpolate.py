@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.flags import explicit_options, require_batchnorm_samples
+from ckpt_probe.cli.flags import PATH, POINTS, SPAN, explicit_options, require_batchnorm_samples
 from ckpt_probe.cli.options import (
     FORWARD_SETTINGS,
     flag,
@@ -18,7 +18,6 @@ from ckpt_probe.cli.options import (
     verb,
 )
 from ckpt_probe.cli.output import bars, say, show, take_printing
-from ckpt_probe.cli.values import PATH, POINTS, SPAN
 from ckpt_probe.errors import UsageError
 from ckpt_probe.paths.options import BENT, METHODS, SHAPES
 

@@ -9,8 +9,7 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-from ckpt_probe.cli.flags import nearest_option, new_name_of
-from ckpt_probe.cli.values import ORDERS, PATH, POSITIVE, SIZE, WHOLE, parse_arguments
+from ckpt_probe.cli.flags import ORDERS, PATH, POSITIVE, SIZE, WHOLE, nearest_option, new_name_of, parse_arguments
 
 Function = Callable[..., Any]
 

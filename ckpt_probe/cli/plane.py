@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.flags import require_batchnorm_samples
+from ckpt_probe.cli.flags import PATH, WHOLE, Parsed, require_batchnorm_samples
 from ckpt_probe.cli.options import (
     FORWARD_SETTINGS,
     flag,
@@ -18,7 +18,6 @@ from ckpt_probe.cli.options import (
     verb,
 )
 from ckpt_probe.cli.output import bars, console, say, show, take_printing
-from ckpt_probe.cli.values import PATH, WHOLE, Parsed
 
 if TYPE_CHECKING:
     from ckpt_probe.paths import PlaneResult

@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.flags import explicit_options
+from ckpt_probe.cli.flags import NUMBERS, PATH, WHOLE, explicit_options
 from ckpt_probe.cli.options import flag, option, option_group, out_option, setting_group, verb
 from ckpt_probe.cli.output import bars, say
-from ckpt_probe.cli.values import NUMBERS, PATH, WHOLE
 from ckpt_probe.errors import printable
 
 if TYPE_CHECKING:

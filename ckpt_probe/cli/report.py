@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.flags import require_follow
+from ckpt_probe.cli.flags import DIRECTORY, FILE, POSITIVE, WHOLE, require_follow
 from ckpt_probe.cli.options import flag, option, option_group, setting_group, verb
 from ckpt_probe.cli.output import bars, say
-from ckpt_probe.cli.values import DIRECTORY, FILE, POSITIVE, WHOLE
 from ckpt_probe.errors import DataError, UsageError
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ckpt_probe.cli.flags import PATH
 from ckpt_probe.cli.options import flag, option, option_group, setting_group, verb
 from ckpt_probe.cli.output import Output, Record, bars, takes_output
-from ckpt_probe.cli.values import PATH
 from ckpt_probe.errors import DataError, UsageError
 
 if TYPE_CHECKING:

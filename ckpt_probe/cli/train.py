@@ -5,9 +5,9 @@ from pathlib import Path
 
 import click
 
+from ckpt_probe.cli.flags import PATH, Parsed
 from ckpt_probe.cli.options import flag, option, option_group, out_option, verb
 from ckpt_probe.cli.output import bars, say
-from ckpt_probe.cli.values import PATH, Parsed
 from ckpt_probe.errors import UsageError
 
 MOST_SEEDS = 1000

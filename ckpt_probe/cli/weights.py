@@ -4,10 +4,9 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.flags import require_follow
+from ckpt_probe.cli.flags import WHOLE, require_follow
 from ckpt_probe.cli.options import option, option_group, setting_group, verb
 from ckpt_probe.cli.output import Output, bars, takes_output
-from ckpt_probe.cli.values import WHOLE
 
 LEVELS = ("network", "block", "tensor")
 

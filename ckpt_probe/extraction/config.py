@@ -1,11 +1,15 @@
-"""Define the settings of an extraction, which are checked before any file is opened."""
+"""Settings of an extraction, which are checked before any file is opened, and the command line that repeats it."""
 
+import json
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ckpt_probe.addresses import redacted, without_credentials
 from ckpt_probe.checkpoints import Checkpoint, open_checkpoint
 from ckpt_probe.dumps import FEATURE_DTYPES, STORES
 from ckpt_probe.errors import UsageError
@@ -18,6 +22,19 @@ from ckpt_probe.remote import resolve
 
 FORWARD_DTYPES = ("float32", "float64", "float16", "bfloat16")
 """Names of torch's dtypes in which a model may run."""
+
+SAMPLING = frozenset({"max_rows", "rows_seed", "subset_rows", "subset_seed"})
+"""Keywords that are keys of one option."""
+
+OPTIONS = {"model_arguments": "model-argument", "data_arguments": "data-argument", "splits": "split"}
+OPTIONS |= dict.fromkeys(SAMPLING, "sampling")
+"""Names of options that are not those of their keywords."""
+
+IMPLIED = frozenset({"directions"})
+"""Keywords that follow from the number of checkpoints."""
+
+BETWEEN = {"span": ":", "grid": "x"}
+"""Separators between the numbers of an option."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +76,7 @@ class Setup:
     pooling: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "base", resolve(self.base))
         object.__setattr__(self, "splits", as_sequence(self.splits))
         object.__setattr__(self, "layers", ",".join(as_sequence(self.layers) or ()))
         object.__setattr__(self, "batch_size", whole_number("batch_size", self.batch_size, 1))
@@ -69,7 +87,6 @@ class Setup:
             )
         if self.pooling is not None and self.pooling not in POOLINGS:
             raise UsageError(f"`pooling={self.pooling!r}`: expected one of {', '.join(POOLINGS)}")
-        object.__setattr__(self, "base", resolve(self.base))
 
     def open(self, path: Path) -> AbstractContextManager[Checkpoint]:
         """Open a checkpoint, within a `with` block; see `open_checkpoint`."""
@@ -151,3 +168,61 @@ class Storage:
             f"{least if positions else needed:,} bytes, more than `memory={self.memory}`; raise `memory=`, or store "
             "features"
         )
+
+
+def request_of(inputs: Sequence[Path], out: Path, *settings: Any) -> dict[str, Any]:
+    """Return a call in values that JSON has.
+
+    Args:
+        inputs: Checkpoints or runs, as they were named.
+        out: Directory of the results.
+        settings: Dataclass instances; their fields that differ from the defaults are kept.
+
+    Returns:
+        Names of `inputs`, `options` by name, and `directory`: the working directory, relative to `out`.
+    """
+    options = {
+        field.name: getattr(part, field.name)
+        for part in settings
+        for field in fields(part)
+        if getattr(part, field.name) != field.default
+    }
+    request = {"inputs": list(inputs), "directory": os.path.relpath(Path.cwd(), out), "options": options}
+    return without_credentials(json.loads(redacted(json.dumps(request, default=str))))
+
+
+def command_of(verb: str, request: Mapping[str, Any], out: Path) -> str:
+    """Return the command line that makes the results in `out` again, from the directory in which it was given.
+
+    Args:
+        verb: Command of ckpt-probe.
+        request: Request as `request_of` returns it.
+        out: Directory of the results, as it is named now.
+    """
+    directory = (out / request["directory"]).resolve()
+    elsewhere = directory != Path.cwd() and directory.is_dir()
+    target = os.path.relpath(out.resolve(), directory) if elsewhere else str(out)
+    options = [word for name, value in request["options"].items() for word in _words(name, value)]
+    line = shlex.join(["ckpt-probe", verb, *request["inputs"], "-o", target, *options])
+    return f"cd {shlex.quote(str(directory))} && {line}" if elsewhere else line
+
+
+def _words(name: str, value: Any) -> list[str]:
+    if name in IMPLIED:
+        return []
+    option = OPTIONS.get(name, name.replace("_", "-"))
+    if isinstance(value, bool):
+        switch = option if value else f"no-{option}"
+        return [f"--{switch}"]
+    key = f"{name}=" if name in SAMPLING else ""
+    values = value if name == "splits" else [value]
+    return [word for each in values for word in (f"--{option}", key + _text(name, each))]
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, list):
+        return BETWEEN[name].join(map(str, value))
+    if isinstance(value, dict):
+        return json.dumps(value)
+    # None has a meaning for the number of points alone: chosen automatically.
+    return "auto" if value is None else str(value)

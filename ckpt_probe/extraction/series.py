@@ -11,9 +11,8 @@ from ckpt_probe.addresses import Address, as_path
 from ckpt_probe.checkpoints import Arrivals, RepeatedWeights, is_run, open_series, unopened_member
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.extraction.checkpoint import Extracted, Job, extract_here, open_checked_subject
-from ckpt_probe.extraction.config import Setup, Storage
+from ckpt_probe.extraction.config import Setup, Storage, request_of
 from ckpt_probe.extraction.plausibility import Outcome, warnings_of
-from ckpt_probe.extraction.request import request_of
 from ckpt_probe.extraction.subject import Subject
 from ckpt_probe.groups import GroupedRun, find_runs
 from ckpt_probe.keywords import from_arguments

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ckpt_probe.models.calling import Batch, first_tensor, forward_once
+from ckpt_probe.models.calling import Batch, forward_once
 
 
 @dataclass
@@ -72,7 +72,7 @@ def activation_in(output: Any) -> Tensor | None:
 def _note_start(
     run: ModuleRun, clock: Any, outputs: Mapping[str, Any], _: nn.Module, arguments: Any, named: Any
 ) -> None:
-    received = first_tensor(arguments, named)
+    received = activation_in((*arguments, *named.values()))
     run.started, run.input_shape = next(clock), None if received is None else tuple(received.shape)
     run.fed_by = frozenset(name for name, output in outputs.items() if received is not None and output() is received)
 

@@ -16,7 +16,7 @@ from ckpt_probe.checkpoints import State, open_checkpoint, save_checkpoint
 from ckpt_probe.data import Split, one_tensor
 from ckpt_probe.errors import error_context
 from ckpt_probe.extraction import Setup
-from ckpt_probe.extraction.request import request_of
+from ckpt_probe.extraction.config import request_of
 from ckpt_probe.files import content_hash, distinct_names
 from ckpt_probe.keywords import from_arguments
 from ckpt_probe.merging import check_averaged, check_match

@@ -10,7 +10,7 @@ from ckpt_probe.analysis import Record
 from ckpt_probe.checkpoints import Member, open_series
 from ckpt_probe.errors import DataError, UsageError, error_context
 from ckpt_probe.extraction import Setup
-from ckpt_probe.extraction.request import request_of
+from ckpt_probe.extraction.config import request_of
 from ckpt_probe.files import distinct_names
 from ckpt_probe.keywords import from_arguments
 from ckpt_probe.merging import check_match

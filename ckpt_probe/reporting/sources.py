@@ -14,7 +14,7 @@ from ckpt_probe.analysis.series import is_recorded
 from ckpt_probe.checkpoints.series import has_checkpoints
 from ckpt_probe.dumps import has_dumps, open_dump_series, read_provenance
 from ckpt_probe.errors import DataError
-from ckpt_probe.extraction.request import command_of
+from ckpt_probe.extraction.config import command_of
 from ckpt_probe.files import content_hash, distinct_names, read_object, require_regular
 from ckpt_probe.groups import Sources, group_runs, named_sources
 from ckpt_probe.moments.selection import all_metrics

@@ -14,7 +14,7 @@ import pytest
 from ckpt_probe.cli.app import group, run
 from ckpt_probe.cli.flags import parameters_of
 from ckpt_probe.extraction import Setup, Storage
-from ckpt_probe.extraction.request import command_of
+from ckpt_probe.extraction.config import command_of
 from ckpt_probe.paths.options import PathOptions, PlaneOptions
 
 CONFIG = """

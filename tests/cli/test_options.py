@@ -7,8 +7,7 @@ import pytest
 from click.shell_completion import ShellComplete
 
 from ckpt_probe.cli.app import group, run
-from ckpt_probe.cli.flags import REPLACED, parameters_of
-from ckpt_probe.cli.values import parse_value
+from ckpt_probe.cli.flags import REPLACED, parameters_of, parse_value
 
 
 @pytest.mark.parametrize(
