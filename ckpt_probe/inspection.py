@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckpt_probe.errors import CkptProbeError, DataError, UsageError
+from ckpt_probe.errors import CkptProbeError, DataError, UsageError, error_context
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.remote import resolve
 
@@ -268,27 +268,19 @@ def inspect_model(checkpoint: "Checkpoint", setup: "Setup") -> dict[str, Any]:
         DataError: As in `build_subject`.
     """
     from ckpt_probe import models
-    from ckpt_probe.extraction.building import build_subject, choose_model, complete_model
+    from ckpt_probe.extraction.building import build_subject, choose_model, load_model
 
-    path = checkpoint.path
     if setup.data or (setup.model is None and checkpoint.metadata.data):
         subject = build_subject(checkpoint, setup)
         name, arguments, origin = subject.model_name, subject.model_arguments, f"data {subject.data.name}"
-        head, model = subject.head, subject.model
-        dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), None)
-        sample = models.on_device(subject.sample, subject.device, dtype)
+        model, head, sample = subject.model, subject.head, models.as_taken_by(subject.model, subject.sample)
     else:
-        name, arguments = complete_model(checkpoint, setup, choose_model(checkpoint, setup))
-        model, origin = models.build_model(name, arguments, tensors=checkpoint.shapes), "random inputs"
-        target, state = models.choose_device(setup.device), checkpoint.state_dict()
-        extra = checkpoint.extra_state()
-        device, dtype, _ = models.fill_model(model, target, state, str(path), extra, checkpoint.state_key)
-        try:
-            sample = models.on_device(models.made_up_inputs(model, arguments), device, dtype)
+        choice, device, origin = choose_model(checkpoint, setup), models.choose_device(setup.device), "random inputs"
+        model, name, arguments, _ = load_model(checkpoint, setup, choice, device)
+        with error_context(f"{checkpoint.path}: model {name}: "):
+            sample = models.as_taken_by(model, models.made_up_inputs(model, arguments))
             named = setup.classifier or checkpoint.metadata.classifier
             head = models.find_rows(model, sample, named, setup.pooling)
-        except CkptProbeError as error:
-            raise type(error)(f"{path}: model {name}: {error}") from error
     description = {"model": name, "model_arguments": arguments, "shown": origin}
     if isinstance(head, models.Backbone):
         return {**description, **models.describe_backbone(head, model, sample)}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ckpt_probe import models
 from ckpt_probe.checkpoints import Checkpoint, likely_heads
 from ckpt_probe.checkpoints.folders import snapshot_in
 from ckpt_probe.data import (
@@ -27,29 +28,7 @@ from ckpt_probe.data.sources import WITHOUT_LABELS
 from ckpt_probe.errors import CkptProbeError, UsageError
 from ckpt_probe.extraction.config import Setup
 from ckpt_probe.extraction.subject import Subject
-from ckpt_probe.models import (
-    PENULTIMATE,
-    Backbone,
-    Batch,
-    Taps,
-    arguments_taken,
-    assumed_arguments,
-    build_model,
-    choose_device,
-    choose_taps,
-    class_names,
-    fill_model,
-    find_rows,
-    head_parameters,
-    is_recorded_model,
-    is_scored,
-    model_arguments,
-    model_beside,
-    on_device,
-    part_of,
-    run_once,
-    unsteadiness,
-)
+from ckpt_probe.models import Backbone, Batch, Taps
 from ckpt_probe.models import functions_named as model_functions
 from ckpt_probe.plugins import functions_within, require_named
 from ckpt_probe.remote import local_data, local_texts
@@ -89,23 +68,20 @@ def build_subject(checkpoint: Checkpoint, setup: Setup) -> Subject:
     splits = tuple(dict.fromkeys(setup.splits or data.splits))
     for split in splits:
         data.split(split)
-    target = choose_device(setup.device)
-    name, arguments = complete_model(checkpoint, setup, choice, data)
-    model = build_model(name, arguments, tensors=checkpoint.shapes)
-    state, extra = checkpoint.state_dict(), checkpoint.extra_state()
-    device, dtype, load_notes = fill_model(model, target, state, str(path), extra, checkpoint.state_key)
+    target = models.choose_device(setup.device)
+    model, name, arguments, load_notes = load_model(checkpoint, setup, choice, target, data)
     named = setup.classifier or checkpoint.metadata.classifier
     inputs = None
     try:
-        data = in_model_order(data, class_names(model))
-        sample = part_of(first_samples(next(iter(data.splits.values())), SAMPLE)[0], slice(0, SAMPLE))
-        inputs = on_device(sample, device, dtype)
-        tapped = setup.layers != PENULTIMATE
-        head = find_rows(model, inputs, named, setup.pooling, tapped=tapped)
-        taps = choose_taps(model, inputs, head, setup.layers, setup.pooling) if tapped else Taps()
-        notes = (*choice.notes, *load_notes, unsteadiness(model, inputs))
-        weights, bias = head_parameters(model, head)
-        scored = is_scored(head, len(weights))
+        data = in_model_order(data, models.class_names(model))
+        sample = models.part_of(first_samples(next(iter(data.splits.values())), SAMPLE)[0], slice(0, SAMPLE))
+        inputs = models.as_taken_by(model, sample)
+        tapped = setup.layers != models.PENULTIMATE
+        head = models.find_rows(model, inputs, named, setup.pooling, tapped=tapped)
+        taps = models.choose_taps(model, inputs, head, setup.layers, setup.pooling) if tapped else Taps()
+        notes = (*choice.notes, *load_notes, models.unsteadiness(model, inputs))
+        weights, bias = models.head_parameters(model, head)
+        scored = models.is_scored(head, len(weights))
         if not isinstance(head, Backbone):
             data = in_width(data, len(weights))
     except CkptProbeError as error:
@@ -162,16 +138,16 @@ def choose_model(checkpoint: Checkpoint, setup: Setup) -> ModelChoice:
     if setup.model is None and metadata.model is None:
         directory = checkpoint.config_directory
         copy = None if directory is None else local_texts(directory)
-        name, stated = model_beside(copy or checkpoint.path) or (None, {})
+        name, stated = models.model_beside(copy or checkpoint.path) or (None, {})
         recorded = None if name is None or copy is None else name.replace(str(copy), str(directory))
-    elif setup.model is None or is_recorded_model(setup.model, metadata.model):
+    elif setup.model is None or models.is_recorded_model(setup.model, metadata.model):
         name, stated = setup.model or metadata.model, dict(metadata.model_arguments)
     else:
-        name, stated = setup.model, arguments_taken(setup.model, checkpoint.hyperparameters)
+        name, stated = setup.model, models.arguments_taken(setup.model, checkpoint.hyperparameters)
         if used := _listed(stated, explicit):
             notes.append(f"model arguments from the checkpoint's hyperparameters: {used}")
     # Metadata that name the model also have all of its arguments.
-    assumed = {} if name is None or name == metadata.model else assumed_arguments(name)
+    assumed = {} if name is None or name == metadata.model else models.assumed_arguments(name)
     if used := _listed(assumed, {**stated, **explicit}):
         notes.append(
             f"model {name}: {used} is assumed, as its library sets it for pretrained weights; no file records it: "
@@ -181,14 +157,25 @@ def choose_model(checkpoint: Checkpoint, setup: Setup) -> ModelChoice:
     return ModelChoice(name, {**stated, **explicit}, from_checkpoint, assumed, tuple(notes), recorded)
 
 
-def complete_model(
-    checkpoint: Checkpoint, setup: Setup, choice: ModelChoice, data: LabelledData | None = None
-) -> tuple[str, dict[str, Any]]:
-    """Return name and complete arguments of a model; without data, those that the checkpoint determines.
+def load_model(
+    checkpoint: Checkpoint, setup: Setup, choice: ModelChoice, target: torch.device, data: LabelledData | None = None
+) -> tuple[nn.Module, str, dict[str, Any], tuple[str, ...]]:
+    """Build a model with the weights of a checkpoint; sizes that no argument states are those of the data.
+
+    Args:
+        checkpoint: Open checkpoint.
+        setup: Model and data.
+        choice: The model.
+        target: Device of the model.
+        data: The data; None for sizes that the checkpoint determines.
+
+    Returns:
+        The model, its name, its complete arguments, and notes about the weights.
 
     Raises:
         UsageError: If no model is named, or a user's function only by the metadata, which may be those of an untrusted
             file.
+        DataError: If the checkpoint does not fit the model.
     """
     name, path = choice.name, checkpoint.path
     if name is None:
@@ -205,7 +192,10 @@ def complete_model(
         classes = heads[0].classes
     arguments = {**choice.assumed, **choice.arguments}
     sizes = {"input_shape": shape, "classes": classes, "padding": padding, "tensors": checkpoint.shapes}
-    return name, model_arguments(name, arguments, **sizes)
+    arguments = models.model_arguments(name, arguments, **sizes)
+    model = models.build_model(name, arguments, tensors=checkpoint.shapes)
+    state, extra = checkpoint.state_dict(), checkpoint.extra_state()
+    return model, name, arguments, models.fill_model(model, target, state, str(path), extra, checkpoint.state_key)
 
 
 def open_data(checkpoint: Checkpoint, setup: Setup, model: ModelChoice) -> LabelledData:
@@ -235,7 +225,7 @@ def _hints(checkpoint: Checkpoint, model: ModelChoice, arguments_source: str) ->
     def complete() -> Mapping[str, Any]:
         if model.name is None or model_functions(model.name):
             return model.arguments
-        return model_arguments(model.name, model.arguments, tensors=checkpoint.shapes)
+        return models.model_arguments(model.name, model.arguments, tensors=checkpoint.shapes)
 
     path = checkpoint.path
     directory = local_texts(snapshot_in(path) if path.is_dir() else path.parent)
@@ -272,10 +262,10 @@ def _channels_hint(model: nn.Module, inputs: Batch | None, data: LabelledData) -
         return ""
     channels, wanted = inputs.shape[1], 4 - inputs.shape[1]
     try:
-        run_once(model, inputs)
+        models.run_once(model, inputs)
     except CkptProbeError:
         with suppress(CkptProbeError):
-            run_once(model, inputs[:, :1].expand(-1, wanted, -1, -1))
+            models.run_once(model, inputs[:, :1].expand(-1, wanted, -1, -1))
             plural = "channel" if wanted == 1 else "channels"
             advice = f"; add `data_arguments={ {'channels': wanted} }`" if data.preparation else ""
             return f"; the model takes images of {wanted} {plural}, not {channels}{advice}"

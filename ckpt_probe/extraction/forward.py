@@ -10,23 +10,11 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from ckpt_probe import models
 from ckpt_probe.data import LEFT_OUT, UNLABELLED, Split, ready_batches, split_lengths
 from ckpt_probe.errors import DataError, last_line
 from ckpt_probe.extraction.blocks import Block, score_logits, score_rows
-from ckpt_probe.models import (
-    Backbone,
-    Batch,
-    Head,
-    Taps,
-    described,
-    is_scored,
-    on_device,
-    padding_mask,
-    part_of,
-    precision_hint,
-    samples_in,
-    unknown_index,
-)
+from ckpt_probe.models import Backbone, Batch, Head, Taps
 from ckpt_probe.progress import NullProgress, Progress, Task
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
@@ -155,7 +143,7 @@ def labels_of_rows(
             raise DataError(f"labels: expected (n,), found {tuple(labels.shape)}")
         return labels, None
     if labels.ndim == 1 and bool((labels == UNLABELLED).all()):
-        mask = None if inputs is None else padding_mask(inputs)
+        mask = None if inputs is None else models.padding_mask(inputs)
         if mask is not None and mask.numel() == rows:
             return labels.new_full((rows,), UNLABELLED), mask.flatten().cpu() != 0
         return labels.new_full((rows,), UNLABELLED), None
@@ -201,7 +189,7 @@ class _Runner:
         if self._every:
             weights, bias = head.parameters(model)
             self._parameters = weights.detach(), None if bias is None else bias.detach()
-            self._scored = is_scored(head, len(weights))
+            self._scored = models.is_scored(head, len(weights))
         self.left_out = 0
         self._progress = progress
         self._samples = first
@@ -211,7 +199,7 @@ class _Runner:
     ) -> Iterator[Block]:
         for batch, labels in batches:
             plain, lengths, places = (batch, None, None) if isinstance(batch, Tensor) else split_lengths(batch)
-            inputs = on_device(plain, device, dtype)
+            inputs = models.on_device(plain, device, dtype)
             if places is None and self._every:
                 samples = torch.arange(self._samples, self._samples + len(labels))
                 places = torch.stack([samples, torch.zeros_like(samples)], dim=1)
@@ -268,7 +256,7 @@ class _Runner:
                         block = self._block(inputs, labels, places)
                     else:
                         of_part = None if places is None else places[part]
-                        block = self._block(part_of(inputs, part), labels[part], of_part)
+                        block = self._block(models.part_of(inputs, part), labels[part], of_part)
             except RuntimeError as error:
                 # CUDA has an error class for this, MPS only a message.
                 if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
@@ -276,7 +264,7 @@ class _Runner:
                 self._halve(stop - start)
                 continue
             except IndexError as error:
-                raise DataError(unknown_index(error)) from error
+                raise DataError(models.unknown_index(error)) from error
             except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError) as error:
                 raise DataError(_refusal(inputs, error)) from error
             yield block
@@ -307,10 +295,8 @@ class _Runner:
             positions = None if positions is None else positions[mask.cpu()]
         scores = logits if logits is not None and logits.shape[1] else None
         if self._scored:
-            on_device = used.to(features.device)
-            scores = (
-                score_rows(features, on_device, self._parameters) if logits is None else score_logits(logits, on_device)
-            )
+            known = used.to(features.device)
+            scores = score_rows(features, known, self._parameters) if logits is None else score_logits(logits, known)
         return Block(features, used, scores, layers, documents, positions)
 
     def _documents(self, places: Tensor | None, rows: int) -> tuple[Tensor | None, Tensor | None]:
@@ -334,8 +320,8 @@ class _Runner:
 
 def _refusal(inputs: Batch, error: Exception) -> str:
     return (
-        f"the model does not run on a batch of {samples_in(inputs)} samples of shape {described(inputs)} "
-        f"({last_line(error)}){precision_hint(error)}"
+        f"the model does not run on a batch of {models.samples_in(inputs)} samples of shape "
+        f"{models.described(inputs)} ({last_line(error)}){models.precision_hint(error)}"
     )
 
 

@@ -134,27 +134,8 @@ class SharedForward:
         self, job: Job, subject: Subject, member: Member, split: str, dump: Path, bar: Task
     ) -> Generator[Block, None, None]:
         """Yield the blocks of a split, like `Subject.forward`, for the weights of the member."""
-        count = count_of(subject.data.split(split), job.storage.limit)
-        with closing(self._forwarded(job, subject, member, split, dump)) as ranges:
-            for done in ranges:
-                for note in done.notes:
-                    self.progress.message(f"{done.part}: {note}")
-                samples = subject.data.split(split)
-                if done.left_out and isinstance(samples, Streaming):
-                    samples.leave_out(done.left_out, count)
-                for block in _read(done.part.file):
-                    bar.advance(len(block.labels))
-                    yield block
-                done.part.file.unlink()
-
-    def _forwarded(
-        self, job: Job, subject: Subject, member: Member, split: str, dump: Path
-    ) -> Generator[Forwarded, None, None]:
-        size, count, say = (
-            self._size(subject),
-            count_of(subject.data.split(split), job.storage.limit),
-            self.progress.message,
-        )
+        samples, size, say = subject.data.split(split), self._size(subject), self.progress.message
+        count = count_of(samples, job.storage.limit)
         with parts_of(dump) as folder:
             parts = [
                 SampleRange(member, split, start, min(start + size, count), folder / f"{start}.safetensors")
@@ -162,7 +143,15 @@ class SharedForward:
             ]
             names = [str(part) for part in parts]
             with closing(results(partial(_forward, job), parts, names=names, workers=self.team, say=say)) as ready:
-                yield from in_turn(ready)
+                for done in in_turn(ready):
+                    for note in done.notes:
+                        say(f"{done.part}: {note}")
+                    if done.left_out and isinstance(samples, Streaming):
+                        samples.leave_out(done.left_out, count)
+                    for block in _read(done.part.file):
+                        bar.advance(len(block.labels))
+                        yield block
+                    done.part.file.unlink()
 
     def _size(self, subject: Subject) -> int:
         batch = subject.setup.batch_size

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ckpt_probe import models
 from ckpt_probe.data import impossible_label
 from ckpt_probe.dumps import require_split_name
 from ckpt_probe.errors import DataError, UsageError, listed
@@ -18,18 +19,7 @@ from ckpt_probe.extraction.writer import store_writer
 from ckpt_probe.files import refuse_existing
 from ckpt_probe.keywords import as_sequence
 from ckpt_probe.metrics.rows import as_labels, as_tensor
-from ckpt_probe.models import (
-    Batch,
-    choose_device,
-    choose_taps,
-    evaluating,
-    find_head,
-    head_parameters,
-    is_scored,
-    on_device,
-    part_of,
-    unsteadiness,
-)
+from ckpt_probe.models import Batch
 from ckpt_probe.moments import MEMORY
 from ckpt_probe.progress import NullProgress, Progress
 
@@ -81,7 +71,7 @@ def extract(
     if not isinstance(model, nn.Module):
         kind, instead = type(model).__name__, "extract_series(source, out) reads checkpoints from files"
         raise UsageError(f"`model`: expected a torch.nn.Module, found {kind}; {instead}")
-    path, target, storage = Path(out), choose_device(device), Storage(store=store, memory=memory)
+    path, target, storage = Path(out), models.choose_device(device), Storage(store=store, memory=memory)
     refuse_existing(path, overwrite=overwrite)
     require_split_name(split)
     batches = _checked(loader)
@@ -89,13 +79,13 @@ def extract(
     if first is None:
         raise DataError("the data loader yielded no batch")
     with lent(model, target) as dtype:
-        sample = on_device(part_of(first[0], slice(0, SAMPLE)), target, dtype)
-        head = find_head(model, sample, classifier)
-        if note := unsteadiness(model, sample):
+        sample = models.on_device(models.part_of(first[0], slice(0, SAMPLE)), target, dtype)
+        head = models.find_head(model, sample, classifier)
+        if note := models.unsteadiness(model, sample):
             (progress or NullProgress()).message(note)
-        taps = choose_taps(model, sample, head, ",".join(as_sequence(layers) or ()), pooling)
-        weights, bias = head_parameters(model, head)
-        scored = is_scored(head, len(weights))
+        taps = models.choose_taps(model, sample, head, ",".join(as_sequence(layers) or ()), pooling)
+        weights, bias = models.head_parameters(model, head)
+        scored = models.is_scored(head, len(weights))
         storage.require_fitting(*weights.shape, positions=scored)
         known = _of_classes(chain([first], batches), weights.shape[0])
         blocks = forward_batches(model, head, known, device=target, dtype=dtype, taps=taps)
@@ -127,7 +117,7 @@ def lent(model: nn.Module, device: torch.device) -> Iterator[torch.dtype]:
         )
     try:
         model.to(device)
-        with evaluating(model):
+        with models.evaluating(model):
             yield kinds[0] if kinds else torch.float32
     finally:
         if homes:

@@ -11,10 +11,10 @@ from ckpt_probe.checkpoints import State, library_versions
 from ckpt_probe.data import LEFT_OUT, LabelledData, Streaming, count_of, names_of
 from ckpt_probe.data.documents import WindowSplit
 from ckpt_probe.dumps import Provenance
-from ckpt_probe.errors import CkptProbeError
+from ckpt_probe.errors import error_context
 from ckpt_probe.extraction.config import Setup, Storage
 from ckpt_probe.extraction.forward import Block, forward_blocks
-from ckpt_probe.models import Backbone, Batch, Head, Taps, fill_model, find_head, head_parameters, on_device
+from ckpt_probe.models import Backbone, Batch, Head, Taps, as_taken_by, fill_model, find_head, head_parameters
 from ckpt_probe.progress import Progress, Task
 
 
@@ -75,13 +75,11 @@ class Subject:
             DataError: If they do not fit the model.
         """
         self.loaded_from = None
-        device, dtype, notes = fill_model(self.model, self.device, state_dict, source, extra)
+        notes = fill_model(self.model, self.device, state_dict, source, extra)
         self.model_notes = tuple(dict.fromkeys((*self.model_notes, *notes)))
         if not self.head.settled:
-            try:
-                self.head = find_head(self.model, on_device(self.sample, device, dtype), self.head.name)
-            except CkptProbeError as error:
-                raise type(error)(f"{source}: {error}") from error
+            with error_context(f"{source}: "):
+                self.head = find_head(self.model, as_taken_by(self.model, self.sample), self.head.name)
         self.weights = torch.empty(0, 0)  # frees the earlier weights, which may be large, before others are made
         self.weights, self.bias = head_parameters(self.model, self.head)
         self.loaded_from = source

@@ -2,6 +2,7 @@
 
 from ckpt_probe.models.calling import (
     Batch,
+    as_taken_by,
     call,
     choose_device,
     described,

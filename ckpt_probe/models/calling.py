@@ -64,6 +64,13 @@ def on_device(inputs: Batch, device: torch.device, dtype: torch.dtype | None = N
     return inputs.to(device=device, dtype=kind, non_blocking=device.type == "cuda")
 
 
+def as_taken_by(model: nn.Module, inputs: Batch) -> Batch:
+    """Copy inputs to the device of a model, and floating-point numbers to its dtype."""
+    tensors = (tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point())
+    first = next(tensors, None)
+    return inputs if first is None else on_device(inputs, first.device, first.dtype)
+
+
 def call(model: nn.Module, inputs: Batch) -> Any:
     """Call the model on a copy of a batch: a tensor is its first argument, a mapping its keyword arguments."""
     # Hooks that are set after torch.compile run only in the wrapped module, not in the compiled code.

@@ -23,29 +23,27 @@ def fill_model(
     source: str,
     extra: Mapping[str, Any] | None = None,
     state_key: str | None = None,
-) -> tuple[torch.device, torch.dtype, tuple[str, ...]]:
+) -> tuple[str, ...]:
     """Move a model to its device, and to the dtype that represents a checkpoint's weights exactly, and load them.
 
     Args:
         model: The model, changed in place.
-        target: Device of the forward passes.
+        target: Device of the forward passes; the CPU is used instead if it lacks the dtype.
         state: Tensors by name.
         source: Path of the checkpoint.
         extra: Extra state of modules.
         state_key: Key of the tensors in the checkpoint.
 
     Returns:
-        Device and dtype of the model, and the notes of `load_weights`.
+        The notes of `load_weights`.
 
     Raises:
         DataError: If the weights do not fit.
     """
     double = any(tensor.dtype == torch.float64 for tensor in state.values())
-    device = torch.device("cpu") if double and target.type == "mps" else target
-    dtype = torch.float64 if double else torch.float32
     # The last forward pass may have left the model in a narrower dtype.
-    model.to(device).to(dtype)
-    return device, dtype, load_weights(model, state, source=source, extra=extra, state_key=state_key)
+    model.to("cpu" if double and target.type == "mps" else target).to(torch.float64 if double else torch.float32)
+    return load_weights(model, state, source=source, extra=extra, state_key=state_key)
 
 
 def load_weights(
