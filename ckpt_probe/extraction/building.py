@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ckpt_probe import models
+import ckpt_probe.models as models
 from ckpt_probe.checkpoints import Checkpoint, likely_heads
 from ckpt_probe.checkpoints.folders import snapshot_in
 from ckpt_probe.data import (

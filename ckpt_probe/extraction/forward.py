@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from ckpt_probe import models
+import ckpt_probe.models as models
 from ckpt_probe.data import LEFT_OUT, UNLABELLED, Split, ready_batches, split_lengths
 from ckpt_probe.errors import DataError, last_line
 from ckpt_probe.extraction.blocks import Block, score_logits, score_rows

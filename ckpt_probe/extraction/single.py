@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ckpt_probe import models
+import ckpt_probe.models as models
 from ckpt_probe.data import impossible_label
 from ckpt_probe.dumps import require_split_name
 from ckpt_probe.errors import DataError, UsageError, listed
