@@ -85,7 +85,7 @@ def command(checkpoints: Path, out: Path, follow: bool, until: int | None, every
     from ckpt_probe.extraction import extract_series
 
     with bars() as progress:
-        if not follow:
+        if not (follow or checkpoints.is_file()):
             _warn_of_faults(checkpoints, options["state_key"], options["base"], progress)
         summary = extract_series(checkpoints, out, progress=progress, **options)
     say(_summary(out, len(summary.written), len(summary.skipped)) + ("; stopped" if summary.stopped else ""))
@@ -93,8 +93,6 @@ def command(checkpoints: Path, out: Path, follow: bool, until: int | None, every
 
 def _warn_of_faults(checkpoints: Path, state_key: str | None, base: Path | None, progress: "Progress") -> None:
     """Show the verdict of the audit of a series if something is wrong; extraction itself reports bad files."""
-    if checkpoints.is_file():
-        return
     from ckpt_probe.remote import resolve
 
     try:

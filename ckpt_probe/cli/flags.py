@@ -137,26 +137,20 @@ def parse_arguments(_context: click.Context, _option: click.Parameter, texts: Se
     """
     values: dict[str, Any] = {}
     for text in texts:
-        new = _json_object(text) if text.lstrip().startswith("{") else _named_value(text)
-        twice = next((name for name in new if name in values), None)
-        if twice is not None:
-            raise click.BadParameter(f"{text}: {twice} occurs twice")
+        name, equals, value = text.partition("=")
+        if text.lstrip().startswith("{"):
+            try:
+                new = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise click.BadParameter(f"not valid JSON: {error}") from error
+        elif name and equals:
+            new = {name: parse_value(value)}
+        else:
+            raise click.BadParameter(f"{text}: expected NAME=VALUE such as width=64, or a JSON object")
+        if twice := new.keys() & values:
+            raise click.BadParameter(f"{text}: {min(twice)} occurs twice")
         values |= new
     return values if texts else None
-
-
-def _named_value(text: str) -> dict[str, Any]:
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise click.BadParameter(f"{text}: expected NAME=VALUE such as width=64, or a JSON object")
-    return {name: parse_value(value)}
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise click.BadParameter(f"not valid JSON: {error}") from error
 
 
 def parse_value(text: str) -> Any:

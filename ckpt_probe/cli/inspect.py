@@ -98,11 +98,10 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         if facts.get(name) is not None and not (name == "classifier" and "head" in facts):
             yield f"{name}: {facts[name]:,}" if isinstance(facts[name], int) else f"{name}: {facts[name]}"
     if "head" in facts:
-        from ckpt_probe.models import format_head, format_layers
+        from ckpt_probe.models import format_head
 
         yield f"model: {facts['head']['model']}, shown {facts['head']['shown']}"
         yield from format_head(facts["head"])
-        yield from format_layers(facts["head"])
     if facts.get("class_names"):
         names = [name if name.isprintable() else repr(name) for name in facts["class_names"]]
         yield f"classes: {listed(names)}"

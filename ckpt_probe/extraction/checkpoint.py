@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,7 @@ class Job:
     storage: Storage
     out: Path
     overwrite: bool
-    request: Mapping[str, Any]
+    request: Mapping[str, Any] = field(default_factory=dict)
     first: Path | None = None
 
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ckpt_probe.extraction.checkpoint import Extracted, Job, extract_here, open_
 from ckpt_probe.extraction.config import Setup, Storage, request_of
 from ckpt_probe.extraction.plausibility import Outcome, warnings_of
 from ckpt_probe.extraction.subject import Subject
-from ckpt_probe.groups import GroupedRun, find_runs
+from ckpt_probe.groups import find_runs
 from ckpt_probe.keywords import from_arguments
 from ckpt_probe.moments import MEMORY
 from ckpt_probe.moments.subset import SUBSET_ROWS
@@ -134,46 +134,47 @@ def extract_series(
         UsageError: If settings do not fit, or a dump of another provenance exists and `overwrite` is false.
         DataError: If a checkpoint or the data cannot be read, or do not fit the model.
     """
-    keywords = {name: value for name, value in locals().items() if name not in ("source", "out")}
-    setup, storage = from_arguments(Setup, keywords), from_arguments(Storage, keywords)
+    setup, storage = from_arguments(Setup, locals()), from_arguments(Storage, locals())
+    progress = DeduplicatedProgress(progress or NullProgress())
+    job = Job(setup, storage, Path(out), overwrite)
     if follow:
         if workers != 1 or scheduler is not None or rows_per_task is not None:
             raise UsageError("`follow` extracts one checkpoint at a time: leave out workers and `rows_per_task`")
-        progress = DeduplicatedProgress(progress or NullProgress())
-        return _follow(as_path(source), Path(out), setup, storage, overwrite, until, every, progress)
-    source, out = resolve(source), Path(out)
-    if runs := _runs_below(source, progress):
-        return _extract_runs(runs, source, out, keywords)
+        return _follow(as_path(source), job, until, every, progress)
+    source = resolve(source)
     staff = None if workers == 1 and scheduler is None else Workers(workers, scheduler)
-    progress = DeduplicatedProgress(progress or NullProgress())
-    job = Job(setup, storage, out, overwrite, request_of([source], out, setup, storage))
-    results = _Results(job, progress)
-    lone = unopened_member(source)
-    members = open_series(source, state_key=state_key, base=setup.base) if lone is None else [lone]
-    _require_distinct_names(members)
-    if staff is None:
-        extracted = extract_here(job, members, progress)
-    else:
-        from ckpt_probe.extraction.parallel import extract_in_parallel
+    runs = [_Run(path, source, job, progress) for path in _runs_below(source, progress)]
+    for run in runs:
+        lone = unopened_member(run.path)
+        members = open_series(run.path, state_key=state_key, base=setup.base) if lone is None else [lone]
+        _require_distinct_names(members)
+        if staff is None:
+            extracted = extract_here(run.job, members, progress)
+        else:
+            from ckpt_probe.extraction.parallel import extract_in_parallel
 
-        extracted = extract_in_parallel(job, members, staff, rows_per_task, progress)
-    with progress.task("checkpoints", len(members), "checkpoints") as bar:
-        for _ in results.of(members, extracted):
-            bar.advance()
-    return _summary([results])
+            extracted = extract_in_parallel(run.job, members, staff, rows_per_task, progress)
+        with progress.task("checkpoints", len(members), "checkpoints") as bar:
+            for _ in run.extend(members, extracted):
+                bar.advance()
+        run.end()
+    return _summary(runs)
 
 
-class _Results:
-    """Results of the extraction of a run, with the warnings and notes that they give.
+class _Run:
+    """A run that is extracted: its checkpoints, the names of its dumps, and the warnings and notes that they give.
 
     Args:
-        job: Settings of the extraction.
+        path: Directory of the run, or a checkpoint.
+        source: Directory of runs, which is mirrored, or the run itself.
+        job: Settings of the extraction of `source`.
         progress: Where warnings and notes go.
-        relative: Path of the run in its tree.
     """
 
-    def __init__(self, job: Job, progress: Progress, relative: Path = Path()) -> None:
-        self.job, self._progress, self._relative = job, progress, relative
+    def __init__(self, path: Path, source: Path, job: Job, progress: Progress) -> None:
+        self.relative = Path() if path == source else path.relative_to(source)
+        self.path, self._progress, out = path, progress, job.out / self.relative
+        self.job = replace(job, out=out, request=request_of([path], out, job.setup, job.storage))
         self.members: list[Member] = []
         self._repeated = RepeatedWeights(job.setup.state_key, job.setup.base)
         self._notes: dict[str, None] = {}
@@ -181,7 +182,7 @@ class _Results:
         self.written: list[str] = []
         self.skipped: list[str] = []
 
-    def of(
+    def extend(
         self, members: Sequence[Member], extracted: Generator[tuple[Member, Extracted], None, None]
     ) -> Iterator[tuple[Member, Extracted]]:
         """Yield each of some further checkpoints with its result, as soon as it is extracted."""
@@ -191,7 +192,7 @@ class _Results:
             self._progress.message(warning)
         with closing(extracted):
             for member, result in extracted:
-                (self.written if result.written else self.skipped).append((self._relative / member.name).as_posix())
+                (self.written if result.written else self.skipped).append((self.relative / member.name).as_posix())
                 for warning in self._repeated.warnings(member, result.fingerprint):
                     self._progress.message(warning)
                 self._notes |= dict.fromkeys(result.notes)
@@ -205,84 +206,59 @@ class _Results:
             self._progress.message(note)
 
 
-def _runs_below(source: Path, progress: Progress | None) -> list[GroupedRun]:
-    """Return the runs in a directory of runs or of groups of runs; none for a run itself, or a remote one."""
+def _runs_below(source: Path, progress: Progress) -> list[Path]:
+    """Return the runs in a directory of runs or of groups of runs; only `source` for a run itself, or a remote one."""
     if isinstance(source, Address) or not source.is_dir() or is_run(source):
-        return []
-    runs = find_runs(source, is_run, "a run: a directory of checkpoints", (progress or NullProgress()).message)
-    return [run for run in runs if run.seed is not None or run.group is not None]
+        return [source]
+    runs = find_runs(source, is_run, "a run: a directory of checkpoints", progress.message)
+    return [Path(run.path) for run in runs if run.seed is not None or run.group is not None] or [source]
 
 
-def _extract_runs(runs: Sequence[GroupedRun], source: Path, out: Path, keywords: dict[str, Any]) -> ExtractionSummary:
-    """Extract runs one after another into directories of the same relative paths; names in the result have them."""
-    written, skipped = [], []
-    keywords["progress"] = DeduplicatedProgress(keywords["progress"] or NullProgress())
-    for run in runs:
-        relative = Path(run.path).relative_to(source)
-        summary = extract_series(run.path, out / relative, **keywords)
-        written += [(relative / name).as_posix() for name in summary.written]
-        skipped += [(relative / name).as_posix() for name in summary.skipped]
-    return ExtractionSummary(tuple(written), tuple(skipped))
-
-
-def _follow(
-    source: Path,
-    out: Path,
-    setup: Setup,
-    storage: Storage,
-    overwrite: bool,
-    until: int | None,
-    every: float,
-    progress: Progress,
-) -> ExtractionSummary:
+def _follow(source: Path, job: Job, until: int | None, every: float, progress: Progress) -> ExtractionSummary:
     """Extract the checkpoints of a run, or of each run of a tree, once they are complete; runs may appear over time."""
     if source.is_file():
         raise UsageError(f"{source}: `follow=True` needs the directory of a run, not one checkpoint")
-    followed: dict[Path, tuple[Arrivals, _Results]] = {}
+    followed: dict[Path, tuple[Arrivals, _Run]] = {}
     subject: tuple[Path, Subject] | None = None
     stopped = False
     with progress.task(f"following {source}", None, "checkpoints") as bar:
         try:
             while True:
-                paths = [Path(run.path) for run in _runs_below(source, None)] or [source]
+                paths = _runs_below(source, NullProgress())
                 for path in paths:
-                    relative = path.relative_to(source)
                     if path not in followed:
-                        request = request_of([path], out / relative, setup, storage)
-                        arrivals = Arrivals(path, state_key=setup.state_key, base=setup.base)
-                        job = Job(setup, storage, out / relative, overwrite, request)
-                        followed[path] = arrivals, _Results(job, progress, relative)
-                    arrivals, results = followed[path]
+                        arrivals = Arrivals(path, state_key=job.setup.state_key, base=job.setup.base)
+                        followed[path] = arrivals, _Run(path, source, job, progress)
+                    arrivals, run = followed[path]
                     members = arrivals.look()
                     if members and (subject is None or subject[0] != path):
-                        with setup.open(members[0].path) as checkpoint:
-                            subject = path, open_checked_subject(checkpoint, results.job, progress)
-                    extracted = extract_here(results.job, members, progress, subject and subject[1])
-                    for member, result in results.of(members, extracted):
+                        with job.setup.open(members[0].path) as checkpoint:
+                            subject = path, open_checked_subject(checkpoint, run.job, progress)
+                    extracted = extract_here(run.job, members, progress, subject and subject[1])
+                    for member, result in run.extend(members, extracted):
                         if result.written:
-                            progress.message(f"{results.job.out / member.name}.h5: written")
+                            progress.message(f"{run.job.out / member.name}.h5: written")
                         bar.advance()
                     for name, reason in arrivals.left_out.items():
-                        progress.message(f"{(relative / name).as_posix()}: not extracted: {reason}")
+                        progress.message(f"{(run.relative / name).as_posix()}: not extracted: {reason}")
                 if until is not None and all(_has_reached(until, *followed[path]) for path in paths):
                     break
                 time.sleep(every)
         except KeyboardInterrupt:
             stopped = True
-    return _summary([results for _, results in followed.values()], stopped)
-
-
-def _summary(runs: Sequence[_Results], stopped: bool = False) -> ExtractionSummary:
-    """End the extraction of runs: report the notes of each, and return the names of all dumps."""
-    for run in runs:
+    for _, run in followed.values():
         run.end()
+    return _summary([run for _, run in followed.values()], stopped)
+
+
+def _summary(runs: Sequence[_Run], stopped: bool = False) -> ExtractionSummary:
     written = tuple(name for run in runs for name in run.written)
     return ExtractionSummary(written, tuple(name for run in runs for name in run.skipped), stopped)
 
 
-def _has_reached(step: int, arrivals: Arrivals, results: _Results) -> bool:
+def _has_reached(step: int, arrivals: Arrivals, run: _Run) -> bool:
     """Return whether a checkpoint of a step or later, and each that was seen before it, is extracted or left out."""
-    return arrivals.settled and any(each.step is not None and each.step >= step for each in results.members)
+    return arrivals.settled and any(each.step is not None and each.step >= step for each in run.members)
 
 
 def _require_distinct_names(members: Sequence[Member]) -> None:

@@ -22,7 +22,6 @@ from ckpt_probe.models.description import (
     describe_head,
     describe_layers,
     format_head,
-    format_layers,
     made_up_inputs,
 )
 from ckpt_probe.models.fitting import fill_model, load_weights

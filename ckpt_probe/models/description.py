@@ -55,9 +55,9 @@ def describe_head(head: Head, model: nn.Module, inputs: Batch) -> dict[str, Any]
         Layer, kind, reason for its choice, shapes, and the prediction for the first sample.
     """
     sample = part_of(inputs, slice(0, 1))
+    result, shown = results_of(forward_once(model, sample))[head.result], described(sample)
     with torch.no_grad():
         weights, bias = head.parameters(model)
-        result = results_of(forward_once(model, sample))[head.result]
     logits = result.reshape(-1, weights.shape[0]).float()[0] if result.numel() % weights.shape[0] == 0 else None
     classes, features = weights.shape
     return {
@@ -69,7 +69,7 @@ def describe_head(head: Head, model: nn.Module, inputs: Batch) -> dict[str, Any]
         "classes": classes,
         "features": features,
         "bias": bias is not None,
-        "inputs": described(sample),
+        "inputs": shown,
         "output": list(result.shape),
         "prediction": None if logits is None else int(logits.argmax()),
         "confidence": None if logits is None else _confidence(logits, head.reading),
@@ -105,7 +105,7 @@ ROWS = {
 
 
 def format_head(facts: Mapping[str, Any]) -> list[str]:
-    """Format the result of `describe_head` or `describe_backbone` as lines of text."""
+    """Format the results of `describe_head` or `describe_backbone`, and of `describe_layers`, as lines of text."""
     passed = f"forward pass: {facts['inputs']} → {' × '.join(map(str, facts['output']))}"
     if facts["layer"] is None:
         return [f"head: none; features: {facts['features']:,}, {facts['rows']}", passed]
@@ -119,7 +119,7 @@ def format_head(facts: Mapping[str, Any]) -> list[str]:
     if facts["prediction"] is not None:
         sure = f" ({facts['confidence']:.1%})" if facts["confidence"] is not None else ""
         passed += f", class {facts['prediction']}{sure}"
-    return [*lines, passed]
+    return [*lines, passed, *_format_layers(facts)]
 
 
 def describe_layers(head: Head, model: nn.Module, inputs: Batch) -> dict[str, Any]:
@@ -147,8 +147,7 @@ def describe_layers(head: Head, model: nn.Module, inputs: Batch) -> dict[str, An
     return {"layers": [*layers, last]}
 
 
-def format_layers(facts: Mapping[str, Any]) -> list[str]:
-    """Format the result of `describe_layers` as lines of text."""
+def _format_layers(facts: Mapping[str, Any]) -> list[str]:
     layers: Sequence[Mapping[str, Any]] = facts.get("layers", ())
     if not layers:
         return [f"layers: unknown: {facts['layers_reason']}"] if facts.get("layers_reason") else []

@@ -85,10 +85,9 @@ def load_weights(
     entries = unwrapped({**state_dict, **(extra or {})}, set(state))
     expected, settings = extra_states(state), extra_states(entries)
     notes = [wrapper_note(state_dict, set(state))]
-    bytes_of = [name for name, value in extra_states({**state_dict, **(extra or {})}).items() if _is_opaque(value)]
-    if bytes_of:
-        notes.append(f"extra state that is bytes, which a module may unpickle, is left out: {listed(bytes_of)}")
-    opaque = {name for name, value in settings.items() if _is_opaque(value)}
+    opaque = [name for name, value in settings.items() if _is_opaque(value)]
+    if opaque:
+        notes.append(f"extra state that is bytes, which a module may unpickle, is left out: {listed(opaque)}")
     wanted = {name: tensor for name, tensor in state.items() if name not in expected}
     tensors = _translate_names(model, {name: tensor for name, tensor in entries.items() if name not in settings})
     _require_floats(wanted, tensors, source)
@@ -103,7 +102,12 @@ def load_weights(
     else:
         notes += _untie(model, tensors)
         passed = {name: value for name, value in settings.items() if name not in opaque}
-        missing, unexpected = _load(model, {**tensors, **passed}, source)
+        try:
+            result = model.load_state_dict({**tensors, **passed}, strict=False)
+        except Exception as error:
+            # Hooks and extra state run the model's code, which may raise anything.
+            raise DataError(f"{source}: the model refuses the checkpoint ({last_line(error)})") from error
+        missing, unexpected = result.missing_keys, result.unexpected_keys
         missing = [name for name in missing if name not in expected or (extra is not None and name not in opaque)]
     faults = [("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)]
     listings = [f"{len(names)} {fault}: {listed(sorted(names))}" for fault, names in faults if names]
@@ -115,16 +119,6 @@ def load_weights(
 def _is_opaque(value: Any) -> bool:
     """Return whether a module's extra state is bytes; Transformer Engine would unpickle them, which may run code."""
     return isinstance(value, bytes) or (isinstance(value, Tensor) and value.dtype == torch.uint8 and value.ndim == 1)
-
-
-def _load(model: nn.Module, state: Mapping[str, Any], source: str) -> tuple[list[str], list[str]]:
-    """Load a state dict through the model's hooks, and return missing and unexpected names."""
-    try:
-        result = model.load_state_dict(state, strict=False)
-    except Exception as error:
-        # Hooks and extra state run the model's code, which may raise anything.
-        raise DataError(f"{source}: the model refuses the checkpoint ({last_line(error)})") from error
-    return list(result.missing_keys), list(result.unexpected_keys)
 
 
 def _absent(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -199,7 +193,9 @@ def _untie(model: nn.Module, values: Mapping[str, Tensor]) -> tuple[str, ...]:
     """
     notes = []
     for names in _shared_names(model.state_dict()):
-        different = [name for name in names[1:] if not _are_equal(values[names[0]], values[name])]
+        first = values[names[0]]
+        others = {name: values[name] for name in names[1:] if values[name] is not first}
+        different = [name for name, value in others.items() if not torch.equal(first.double(), value.double())]
         if not different:
             continue
         differ = f"{', '.join((names[0], *different))} are one tensor of the model, but differ in the file"
@@ -212,17 +208,11 @@ def _untie(model: nn.Module, values: Mapping[str, Tensor]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _are_equal(first: Tensor, second: Tensor) -> bool:
-    return first is second or torch.equal(first.double(), second.double())
-
-
 def _separate(model: nn.Module, name: str) -> None:
     module, _, attribute = name.rpartition(".")
     parent = model.get_submodule(module)
     shared = getattr(parent, attribute)
     separate = shared.detach().clone()
-    setattr(
-        parent,
-        attribute,
-        nn.Parameter(separate, shared.requires_grad) if isinstance(shared, nn.Parameter) else separate,
-    )
+    if isinstance(shared, nn.Parameter):
+        separate = nn.Parameter(separate, shared.requires_grad)
+    setattr(parent, attribute, separate)

@@ -1,6 +1,5 @@
 """Models of timm and torchvision by name; weights come from a checkpoint, nothing is downloaded."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from ckpt_probe.errors import CkptProbeError, UsageError, last_line
+from ckpt_probe.keywords import suggestion
 from ckpt_probe.models.sizing import Shapes, SizeNames, fits, outline, sizes_from_tensors
 from ckpt_probe.plugins import hub_switched_off, require_extra
 
@@ -114,9 +114,8 @@ def _has_fixed_input(name: str) -> bool:
 def _require_known(model: str, name: str, known: bool, names: Sequence[str]) -> None:
     if known:
         return
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"; nearest: {', '.join(near)}" if near else ""
-    raise UsageError(f"model {model}: {model.partition(':')[0]} has no model of that name{hint}")
+    library = model.partition(":")[0]
+    raise UsageError(f"model {model}: {library} has no model of that name{suggestion(name, names)}")
 
 
 def _require_no_weights(model: str, arguments: Mapping[str, Any]) -> None:

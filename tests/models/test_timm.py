@@ -93,7 +93,7 @@ def test_sizes_come_from_the_data_without_a_checkpoint() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("resnet10", {}, "model timm:resnet10: timm has no model of that name; nearest: resnet1"),
+        ("resnet10", {}, "model timm:resnet10: timm has no model of that name; did you mean resnet1"),
         ("hf-hub:timm/resnet18", {}, "timm has no model of that name"),
         ("resnet10t", {"pretrained": True}, "model timm:resnet10t: pretrained: weights come from the checkpoint"),
         ("resnet10t", {"checkpoint_path": "a.pth"}, "checkpoint_path: weights come from the checkpoint"),

@@ -99,7 +99,7 @@ def test_sizes_come_from_the_data_without_a_checkpoint() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("resnet19", {}, "model torchvision:resnet19: torchvision has no model of that name; nearest: resnet1"),
+        ("resnet19", {}, "model torchvision:resnet19: torchvision has no model of that name; did you mean resnet1"),
         ("fcn_resnet50", {}, "torchvision has no model of that name"),
         ("resnet18", {"weights": "DEFAULT"}, "weights: weights come from the checkpoint"),
         ("resnet18", {"depth": 3}, "model torchvision:resnet18: cannot be built: TypeError: .*'depth'"),
