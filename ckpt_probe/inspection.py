@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError, error_context
+from ckpt_probe.keywords import from_arguments
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.remote import resolve
 
@@ -56,14 +57,13 @@ def inspect(
         UsageError: If an argument does not apply to the path.
         DataError: If the path cannot be read, or a header is damaged.
     """
-    chosen = {"model": model, "model_arguments": model_arguments, "data": data, "data_arguments": data_arguments}
-    chosen |= {"classifier": classifier, "data_workers": data_workers}
+    chosen = (model, model_arguments, data, data_arguments, classifier, data_workers)
     path, base, progress = resolve(path), resolve(base), progress or NullProgress()
     setup = None
-    if any(value is not None for value in chosen.values()):
+    if any(value is not None for value in chosen):
         from ckpt_probe.extraction import Setup
 
-        setup = Setup(device="cpu", state_key=state_key, base=base, **chosen)
+        setup = from_arguments(Setup, {**locals(), "device": "cpu"})
     if path.suffix.lower() in DUMP_SUFFIXES:
         if statistics or any(value is not None for value in (setup, state_key, base)):
             raise UsageError(f"{path}: a dump; only `verify` applies to it")

@@ -24,7 +24,7 @@ FORWARD_DTYPES = ("float32", "float64", "float16", "bfloat16")
 """Names of torch's dtypes in which a model may run."""
 
 SAMPLING = frozenset({"max_rows", "rows_seed", "subset_rows", "subset_seed"})
-"""Keywords that are keys of one option."""
+"""Keywords that are keys of the option --sampling."""
 
 OPTIONS = {"model_arguments": "model-argument", "data_arguments": "data-argument", "splits": "split"}
 OPTIONS |= dict.fromkeys(SAMPLING, "sampling")
@@ -76,7 +76,8 @@ class Setup:
     pooling: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "base", resolve(self.base))
+        if self.base is not None:
+            object.__setattr__(self, "base", resolve(self.base))
         object.__setattr__(self, "splits", as_sequence(self.splits))
         object.__setattr__(self, "layers", ",".join(as_sequence(self.layers) or ()))
         object.__setattr__(self, "batch_size", whole_number("batch_size", self.batch_size, 1))

@@ -55,7 +55,7 @@ def describe_head(head: Head, model: nn.Module, inputs: Batch) -> dict[str, Any]
         Layer, kind, reason for its choice, shapes, and the prediction for the first sample.
     """
     sample = part_of(inputs, slice(0, 1))
-    result, shown = results_of(forward_once(model, sample))[head.result], described(sample)
+    result, shape = results_of(forward_once(model, sample))[head.result], described(sample)
     with torch.no_grad():
         weights, bias = head.parameters(model)
     logits = result.reshape(-1, weights.shape[0]).float()[0] if result.numel() % weights.shape[0] == 0 else None
@@ -69,7 +69,7 @@ def describe_head(head: Head, model: nn.Module, inputs: Batch) -> dict[str, Any]
         "classes": classes,
         "features": features,
         "bias": bias is not None,
-        "inputs": shown,
+        "inputs": shape,
         "output": list(result.shape),
         "prediction": None if logits is None else int(logits.argmax()),
         "confidence": None if logits is None else _confidence(logits, head.reading),

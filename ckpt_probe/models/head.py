@@ -280,14 +280,12 @@ class Head:
         final = self.shows_logits
         result = results_of(output)[self.result] if final or self.positions == "chosen" else None
         rows = [self._rows(model, part, calls[part.layer], samples, result) for part in self.parts]
-        if final:
-            assert result is not None
-            features = torch.cat([each.features for each in rows], dim=1)
+        if len(rows) == 1 and not final:
+            return rows[0]
+        features = torch.cat([each.features for each in rows], dim=1)
+        if final and result is not None:
             return Rows(features, result.reshape(len(features), -1))
-        if len(rows) == 1:
-            return Rows(rows[0].features, _scaled(rows[0].logits, self.parts[0].scale))
-        logits = torch.stack([_scaled(each.logits, part.scale) for each, part in zip(rows, self.parts, strict=True)])
-        return Rows(torch.cat([each.features for each in rows], dim=1), logits.sum(dim=0))
+        return Rows(features, torch.stack([each.logits for each in rows]).sum(dim=0))
 
     def _rows(self, model: nn.Module, part: Part, calls: Sequence[Call], samples: int, result: Tensor | None) -> Rows:
         received, output = only_call(part.layer, calls)
@@ -295,20 +293,21 @@ class Head:
         features, logits = rows_by_position(layer, received, output, samples)
         features = as_rows(part.kind, features)
         if part.positions == "every":
-            return Rows(features.flatten(0, 1), logits.flatten(0, 1))
-        if part.positions == "mean":
-            return Rows(features.mean(dim=1), logits.mean(dim=1))
-        if part.positions == "chosen":
-            assert result is not None
+            features, logits = features.flatten(0, 1), logits.flatten(0, 1)
+        elif part.positions == "mean":
+            features, logits = features.mean(dim=1), logits.mean(dim=1)
+        elif result is not None and part.positions == "chosen":
             position = _chosen(part.layer, logits, result)
             rows = torch.arange(samples, device=position.device)
-            return Rows(features[rows, position], logits[rows, position])
-        if features.shape[1] != 1:
+            features, logits = features[rows, position], logits[rows, position]
+        elif features.shape[1] == 1:
+            features, logits = features[:, 0], logits[:, 0]
+        else:
             raise DataError(
                 f"classifier {part.layer} takes {tuple(received.shape)} for {samples} samples; one row of features "
                 "per sample is needed"
             )
-        return Rows(features[:, 0], logits[:, 0])
+        return Rows(features, _scaled(logits, part.scale))
 
 
 def head_parameters(model: nn.Module, head: "Head | Backbone") -> tuple[Tensor, Tensor | None]:
