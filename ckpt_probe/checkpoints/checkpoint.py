@@ -3,7 +3,6 @@
 import difflib
 import hashlib
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_probe.checkpoints.folders import config_beside
-from ckpt_probe.checkpoints.metadata import LARGEST, CheckpointMetadata
+from ckpt_probe.checkpoints.metadata import HYPERPARAMETERS, CheckpointMetadata, StatedMetadata, read_metadata
 from ckpt_probe.checkpoints.tensors import Layout
 from ckpt_probe.errors import DataError, UsageError, listed
-from ckpt_probe.files import content_hash, read_object
+from ckpt_probe.files import content_hash
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,43 +21,8 @@ if TYPE_CHECKING:
 State = Mapping[str, "Tensor"]
 """A state dict that is not changed."""
 
-MONITORED = "monitored"
-"""Entry of `Checkpoint.extras` with the scores by which a trainer selects checkpoints."""
-STEPS = (
-    "global_step", "global_steps", "step", "steps", "iteration", "iter", "num_updates", "n_iter", "current_iter",
-    "train_step", "trainer_step", "ss_steps",
-)  # fmt: skip
-EPOCHS = ("epoch", "current_epoch", "last_epoch", "epochs", "ss_epoch")
-LIGHTNING = "pytorch-lightning_version"
-HYPERPARAMETERS = "hyper_parameters"
-"""Key of the arguments of the module's constructor in checkpoints of Lightning."""
-NUMERAL = re.compile(r"[0-9]{1,19}(\.[0-9]{1,19})?")
-META = "meta"
-"""Key of step and epoch in checkpoints of OpenMMLab's runners."""
-TRAINER_STATE = "trainer_state.json"
-WEIGHT_FILES = frozenset({"model", "pytorch_model", "adapter_model"})
-"""Names of weight files, up to the first dot, that a `trainer_state.json` in the same directory describes."""
-SHOWN = ("best_metric", "best_model_checkpoint", "max_steps", "num_train_epochs", "train_batch_size")
-SPEEDS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-
-
-@dataclass(frozen=True)
-class TrainerInfo:
-    """Information that a trainer states about a checkpoint.
-
-    Attributes:
-        step: Training step.
-        source: Key or file that states the step, for people.
-        epoch: Epoch.
-        metrics: Metrics by split and name.
-        facts: Other entries, as plain values.
-    """
-
-    step: int | None = None
-    source: str | None = None
-    epoch: float | None = None
-    metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
+Fill = Callable[[str, int, memoryview], None]
+"""Function that copies bytes of a tensor in C order, from an offset, into a whole buffer."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +52,8 @@ class Checkpoint:
         files: All files of the checkpoint, with those of an adapter's base.
         layout: Dtype and shape of each tensor by name, in the order of the file.
         reader: Function that returns a tensor on the CPU, checked against `stated_hashes`; callers use `read`.
-        fill: Function that copies bytes of a tensor in C order, from an offset, into a whole buffer; several threads
-            may call it at once. The bytes are not checked against a hash. Safetensors files are read without torch.
+        fill: Function that copies bytes of a tensor; several threads may call it at once. The bytes are not checked
+            against a hash. Safetensors files are read without torch.
         raw_metadata: Texts of a safetensors header; empty for other formats.
         stated_hashes: Hashes of tensors by name, as far as the file states them.
         extras: Objects that were pickled with the tensors, as plain values.
@@ -107,7 +71,7 @@ class Checkpoint:
     files: tuple[Path, ...]
     layout: Layout
     reader: "Callable[[str], Tensor]"
-    fill: Callable[[str, int, memoryview], None]
+    fill: Fill
     raw_metadata: dict[str, str] = field(default_factory=dict)
     stated_hashes: Mapping[str, str] = field(default_factory=dict)
     extras: Mapping[str, Any] = field(default_factory=dict)
@@ -124,30 +88,24 @@ class Checkpoint:
         """Names of the tensors, sorted."""
         return sorted(self.layout)
 
-    @cached_property
+    @property
     def metadata(self) -> CheckpointMetadata:
         """Our metadata; for files of other programs the step, epoch and metrics of the trainer.
 
         Raises:
             DataError: If the metadata are of a newer format or damaged.
         """
-        ours, trainer = self._ours, self._trainer
-        return replace(
-            ours,
-            step=trainer.step if ours.step is None else ours.step,
-            epoch=trainer.epoch if ours.epoch is None else ours.epoch,
-            metrics=ours.metrics or {split: dict(values) for split, values in trainer.metrics.items()},
-        )
+        return self._stated.metadata
 
     @property
     def step_source(self) -> str | None:
         """Source of the step: "metadata", or a key or file of the trainer; None if no step is stated."""
-        return self._trainer.source if self._ours.step is None else "metadata"
+        return self._stated.step_source
 
-    @cached_property
-    def facts(self) -> dict[str, Any]:
+    @property
+    def facts(self) -> Mapping[str, Any]:
         """Entries of the trainer besides the tensors, as plain values: hyperparameters, its state, its name."""
-        return dict(self._trainer.facts)
+        return self._stated.facts
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -253,15 +211,8 @@ class Checkpoint:
         return len(self.names)
 
     @cached_property
-    def _ours(self) -> CheckpointMetadata:
-        try:
-            return CheckpointMetadata.from_strings(self.raw_metadata)
-        except DataError as error:
-            raise DataError(f"{self.path}: {error}") from error
-
-    @cached_property
-    def _trainer(self) -> TrainerInfo:
-        return _trainer_info(self)
+    def _stated(self) -> StatedMetadata:
+        return read_metadata(self)
 
     def _entry(self, name: str) -> tuple[str, tuple[int, ...]]:
         if name not in self.layout:
@@ -269,56 +220,3 @@ class Checkpoint:
             hint = f"; nearest names: {', '.join(near)}" if near else ""
             raise DataError(f"{self.path}: no tensor {name!r}{hint}")
         return self.layout[name]
-
-
-def _trainer_info(checkpoint: Checkpoint) -> TrainerInfo:
-    """Return the information in the checkpoint itself, or in the state file of Hugging Face's Trainer.
-
-    Raises:
-        DataError: If that file cannot be read.
-    """
-    state = checkpoint.file.parent / TRAINER_STATE
-    if checkpoint.file.name.partition(".")[0] in WEIGHT_FILES and state.is_file():
-        return _from_state_file(state, checkpoint)
-    extras = checkpoint.extras
-    meta = extras.get(META)
-    entries = {**checkpoint.raw_metadata, **(meta if isinstance(meta, dict) else {}), **extras}
-    numbers = {name: number for name in (*STEPS, *EPOCHS) if (number := _number(entries.get(name))) is not None}
-    name = next((name for name in STEPS if name in numbers), None)
-    epoch = next((numbers[name] for name in EPOCHS if name in numbers), None)
-    facts = dict(extras)
-    if LIGHTNING in extras:
-        facts = {"trainer": f"Lightning {extras[LIGHTNING]}", **{n: v for n, v in facts.items() if n != LIGHTNING}}
-    if name is None:
-        return TrainerInfo(epoch=epoch, facts=facts)
-    return TrainerInfo(int(numbers[name]), f"{name} in the file", epoch, {}, facts)
-
-
-def _from_state_file(file: Path, checkpoint: Checkpoint) -> TrainerInfo:
-    state = read_object(file, "a Trainer's state")
-    step, epoch = _number(state.get("global_step")), _number(state.get("epoch"))
-    logged = state.get("log_history") or []
-    if not isinstance(logged, list):
-        raise DataError(f"{file}: not a Trainer's state (log_history is not a list)")
-    metrics = {}
-    for entry in logged:
-        if isinstance(entry, dict) and entry.get("step") == step:
-            values = {name.removeprefix("eval_"): value for name, value in entry.items() if name.startswith("eval_")}
-            metrics |= {name: value for name, value in values.items() if name not in SPEEDS}
-    facts = {"trainer": "transformers Trainer", **{n: state[n] for n in SHOWN if state.get(n) is not None}}
-    return TrainerInfo(
-        None if step is None else int(step),
-        None if step is None else TRAINER_STATE,
-        epoch,
-        {"eval": metrics} if metrics else {},
-        {**facts, **checkpoint.extras},
-    )
-
-
-def _number(value: Any) -> int | float | None:
-    """Return a number of steps or epochs, which the header of safetensors states as text; None for anything else."""
-    if isinstance(value, str) and NUMERAL.fullmatch(value):
-        value = float(value) if "." in value else int(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return value if 0 <= value < LARGEST else None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_probe.checkpoints import Checkpoint
-from ckpt_probe.checkpoints.checkpoint import MONITORED
+from ckpt_probe.checkpoints.metadata import MONITORED
 from ckpt_probe.extraction.config import Setup
 
 ACCURACY = frozenset({"accuracy", "acc", "acc1", "top1", "acc_top1", "multiclassaccuracy"})

@@ -36,11 +36,6 @@ SUPPORTED = (
 )
 
 
-def is_safetensors(head: bytes) -> bool:
-    """Return whether a file starts like safetensors: the length of a header, and its first brace."""
-    return len(head) > 8 and head[8:9] == b"{" and head[6:8] == b"\0\0"
-
-
 FORMATS: tuple[tuple[Callable[[str, bytes], bool], str], ...] = (
     (lambda kind, head: kind == ADAPTER, "adapters:open_adapter"),
     (lambda kind, head: kind == DISTRIBUTED, "distributed:open_distributed"),
@@ -49,9 +44,10 @@ FORMATS: tuple[tuple[Callable[[str, bytes], bool], str], ...] = (
         "pickled:open_pickled_shards",
     ),
     (lambda kind, head: head.startswith((ZIP, STREAM)), "pickled:open_pickled"),
-    # A damaged file with this suffix is opened too, so that the error describes the damage.
+    # The length of a header and its first brace. A damaged file with this suffix is opened too, so that the error
+    # describes the damage.
     (
-        lambda kind, head: kind == INDICES[0] or is_safetensors(head) or kind.endswith(".safetensors"),
+        lambda kind, head: head[6:9] == b"\0\0{" or kind == INDICES[0] or kind.endswith(".safetensors"),
         "safe:open_safetensors",
     ),
 )
@@ -81,31 +77,33 @@ def open_checkpoint(path: Path, *, state_key: str | None = None, base: Path | No
     with ExitStack() as stack:
         merged = None if base is None else stack.enter_context(open_checkpoint(base, state_key=state_key))
         file = checkpoint_in(path) if path.is_dir() else opening_file(path)
-        kind = kind_of(file)
-        checkpoint = stack.enter_context(_opener(path, file, kind)(file, state_key, merged))
+        checkpoint = stack.enter_context(opener(file, kind_of(file))(file, state_key, merged))
         checkpoint.path = path
         yield checkpoint
 
 
-def _opener(path: Path, file: Path, kind: str) -> Callable[..., AbstractContextManager[Checkpoint]]:
-    """Return the function that opens a file; `path` is the name of the checkpoint for messages."""
+def opener(file: Path, kind: str) -> Callable[..., AbstractContextManager[Checkpoint]]:
+    """Return the function that opens a file: the first of `FORMATS` that recognises it.
+
+    Args:
+        file: The file by which a checkpoint is opened.
+        kind: As `kind_of` returns it.
+
+    Raises:
+        DataError: If it cannot be read, or its format is not known.
+    """
     require_regular(file)
     try:
         with file.open("rb", buffering=0) as stream:
             head = stream.read(HEAD)
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file") from error
+        raise DataError(f"{file}: no such file") from error
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
-    opener = next((opener for recognises, opener in FORMATS if recognises(kind, head)), None)
-    if opener is None:
-        raise DataError(f"{file}: {_describe_unknown(head)}")
-    module, _, function = opener.partition(":")
-    return getattr(import_module(f"{__name__}.{module}"), function)
-
-
-def _describe_unknown(head: bytes) -> str:
-    if not head:
-        return "an empty file"
-    description = next((text for start, text in FOREIGN if head.startswith(start)), None)
-    return description or f"not a checkpoint of a known format; {SUPPORTED}"
+    for recognises, name in FORMATS:
+        if recognises(kind, head):
+            module, _, function = name.partition(":")
+            return getattr(import_module(f"{__name__}.{module}"), function)
+    unknown = f"not a checkpoint of a known format; {SUPPORTED}" if head else "an empty file"
+    description = next((text for start, text in FOREIGN if head.startswith(start)), unknown)
+    raise DataError(f"{file}: {description}")

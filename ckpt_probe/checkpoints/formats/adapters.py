@@ -6,21 +6,20 @@ whole model in memory and code that builds it, where here any file is read one t
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_probe.checkpoints.checkpoint import Checkpoint
 from ckpt_probe.checkpoints.folders import CONFIG, config_beside
-from ckpt_probe.checkpoints.formats import STREAM, ZIP
+from ckpt_probe.checkpoints.formats import opener
 from ckpt_probe.checkpoints.formats.adapter_changes import NOT_MERGED, Change, merge, read_changes, read_settings
-from ckpt_probe.checkpoints.formats.pickled import filler, open_pickled
-from ckpt_probe.checkpoints.formats.safe import open_safetensors
+from ckpt_probe.checkpoints.formats.pickled import filler
 from ckpt_probe.checkpoints.parts import ADAPTER_CONFIG
 from ckpt_probe.checkpoints.tensors import TORCH_NAMES, Layout
 from ckpt_probe.errors import DataError, UsageError, listed
-from ckpt_probe.files import read_object, require_regular
+from ckpt_probe.files import read_object
 from ckpt_probe.plugins import load_pretrained, loaded_by_transformers, require_extra
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def open_adapter(path: Path, state_key: str | None = None, base: Checkpoint | No
     if base is None:
         named = settings.get("base_model_name_or_path") or "not named in its configuration"
         raise UsageError(f"{path}: a PEFT adapter; name the checkpoint that it was trained on ({named}) with `base=`")
-    with _opened(path) as adapter:
+    with opener(path, path.suffix)(path) as adapter:
         changes, replaced = read_changes(path, settings, adapter)
         changed = {f"{module}.{kind}": module for module, change in changes.items() for kind in change.kinds}
         names = _names(path, base, list(changed))
@@ -81,13 +80,6 @@ def open_adapter(path: Path, state_key: str | None = None, base: Checkpoint | No
             others=base.others,
             dropped=base.dropped,
         )
-
-
-def _opened(path: Path) -> AbstractContextManager[Checkpoint]:
-    require_regular(path)
-    with path.open("rb", buffering=0) as file:
-        head = file.read(len(STREAM))
-    return open_pickled(path) if head.startswith((ZIP, STREAM)) else open_safetensors(path)
 
 
 def _names(path: Path, base: Checkpoint, changed: list[str]) -> dict[str, str]:

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ckpt_probe.addresses import local_path
-from ckpt_probe.checkpoints.checkpoint import MONITORED, Checkpoint
+from ckpt_probe.checkpoints.checkpoint import Checkpoint, Fill
 from ckpt_probe.checkpoints.formats import ZIP
 from ckpt_probe.checkpoints.formats.nesting import OF_TRAINING, Choice, choose
 from ckpt_probe.checkpoints.formats.pickle_checks import check_file
 from ckpt_probe.checkpoints.formats.safe import tensor_bytes
 from ckpt_probe.checkpoints.formats.stand_ins import STAND_INS, NeedsData, plain
+from ckpt_probe.checkpoints.metadata import MONITORED
 from ckpt_probe.checkpoints.parts import require_listed, shards_of
 from ckpt_probe.checkpoints.tensors import layout_of
 from ckpt_probe.errors import CkptProbeError, DataError, last_line
-from ckpt_probe.files import require_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +40,6 @@ def open_pickled(path: Path, state_key: str | None = None, base: Checkpoint | No
             classes in `stand_ins`, or if it is a whole module.
         UsageError: See `nesting.choose`.
     """
-    require_regular(path)
     pickled = _PickledFile(path, state_key)
     tree, choice, tensors = pickled.listing
     try:
@@ -145,8 +144,8 @@ class _PickledFile:
         return tree, choice, tensors
 
 
-def filler(read: "Callable[[str], Tensor]") -> Callable[[str, int, memoryview], None]:
-    """Return a function that copies bytes of a tensor in C order, from an offset, into a whole buffer.
+def filler(read: "Callable[[str], Tensor]") -> Fill:
+    """Return a function that copies bytes of a tensor, from a function that reads it.
 
     The last two tensors are cached, since several threads request the blocks of one tensor after another.
 

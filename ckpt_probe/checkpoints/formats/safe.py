@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ckpt_probe.addresses import Address
 from ckpt_probe.budget import Budget
-from ckpt_probe.checkpoints.checkpoint import Checkpoint, Shard
+from ckpt_probe.checkpoints.checkpoint import Checkpoint, Fill, Shard
 from ckpt_probe.checkpoints.metadata import PREFIX
 from ckpt_probe.checkpoints.parts import require_listed, shards_of
-from ckpt_probe.checkpoints.tensors import BITS
+from ckpt_probe.checkpoints.tensors import BITS, TORCH_NAMES
 from ckpt_probe.errors import DataError
-from ckpt_probe.files import require_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +80,6 @@ def read_header(path: Path) -> Header:
     Raises:
         DataError: If the file is not safetensors, or the header does not fit the size of the file.
     """
-    require_regular(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -202,13 +200,14 @@ def open_safetensors(path: Path, state_key: str | None = None, base: Checkpoint 
     index = None if wanted is None else path
     homes = {name: header for header in headers for name in header.tensors}
     with ExitStack() as stack:
+        fill = _filler(homes, stack)
         checkpoint = Checkpoint(
             file=path,
             format="safetensors" if len(files) == 1 and index is None else f"safetensors, {len(files)} shards",
             files=tuple(files) if index is None else (index, *files),
             layout={name: (header.tensors[name].dtype, header.tensors[name].shape) for name, header in homes.items()},
-            reader=_reader(homes, stack),
-            fill=_filler(homes, stack),
+            reader=_reader(homes, fill, stack),
+            fill=fill,
             raw_metadata={name: text for header in reversed(headers) for name, text in header.metadata.items()},
             stated_hashes={name: text for header in headers for name, text in header.hashes.items()},
             # Copies of shards without an index are written as one file.
@@ -220,20 +219,20 @@ def open_safetensors(path: Path, state_key: str | None = None, base: Checkpoint 
         yield checkpoint if state_key is None else checkpoint.below(state_key)
 
 
-def _reader(homes: Mapping[str, Header], stack: ExitStack) -> "Callable[[str], Tensor]":
-    """Return a function that reads a tensor; `stack` closes the files that it opens."""
+def _reader(homes: Mapping[str, Header], fill: Fill, stack: ExitStack) -> "Callable[[str], Tensor]":
+    """Return a function that reads a tensor, memory-mapped if its file is local; `stack` closes the files."""
     opened: dict[Path, Any] = {}
 
     def read(name: str) -> "Tensor":
+        import torch
         from safetensors import SafetensorError, safe_open
 
         file, stored = homes[name].file, homes[name].tensors[name]
         try:
             if isinstance(file, Address):
-                if file not in opened:
-                    opened[file] = stack.enter_context(file.open("rb", buffering=0))
-                opened[file].seek(stored.start)
-                tensor = _from_bytes(stored, opened[file].read(stored.stop - stored.start))
+                data = torch.empty(stored.stop - stored.start, dtype=torch.uint8)
+                fill(name, 0, data.numpy().data)
+                tensor = data.view(getattr(torch, TORCH_NAMES[stored.dtype])).reshape(stored.shape)
             else:
                 if file not in opened:
                     opened[file] = stack.enter_context(safe_open(str(file), framework="pt"))
@@ -247,7 +246,7 @@ def _reader(homes: Mapping[str, Header], stack: ExitStack) -> "Callable[[str], T
     return read
 
 
-def _filler(homes: Mapping[str, Header], stack: ExitStack) -> Callable[[str, int, memoryview], None]:
+def _filler(homes: Mapping[str, Header], stack: ExitStack) -> Fill:
     """Return a function that copies bytes of a tensor into a buffer; `stack` closes the files that it opens."""
     opened: dict[Path, BinaryIO] = {}
     turn = Lock()
@@ -261,26 +260,14 @@ def _filler(homes: Mapping[str, Header], stack: ExitStack) -> Callable[[str, int
                 opened[file].seek(stored.start + offset)
                 into[:] = opened[file].read(len(into))
                 return
-        _read_at(opened[file], file, name, stored.start + offset, into)
+        position = stored.start + offset
+        while into:
+            count = os.preadv(opened[file].fileno(), [into], position)
+            if not count:
+                raise DataError(f"{file}: became shorter while it was read, at tensor {name!r}")
+            position, into = position + count, into[count:]
 
     return fill
-
-
-def _from_bytes(stored: StoredTensor, data: bytes) -> "Tensor":
-    """Return the tensor of these bytes, through a safetensors file in memory that has no other."""
-    from safetensors.torch import load
-
-    entry = {"dtype": stored.dtype, "shape": list(stored.shape), "data_offsets": [0, len(data)]}
-    header = json.dumps({"tensor": entry}).encode()
-    return load(len(header).to_bytes(8, "little") + header + data)["tensor"]
-
-
-def _read_at(opened: BinaryIO, file: Path, name: str, position: int, into: memoryview) -> None:
-    while into:
-        count = os.preadv(opened.fileno(), [into], position)
-        if not count:
-            raise DataError(f"{file}: became shorter while it was read, at tensor {name!r}")
-        position, into = position + count, into[count:]
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
