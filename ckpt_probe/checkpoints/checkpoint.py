@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckpt_probe.checkpoints.folders import config_beside
+from ckpt_probe.checkpoints.folders import CONFIG
 from ckpt_probe.checkpoints.metadata import HYPERPARAMETERS, CheckpointMetadata, StatedMetadata, read_metadata
 from ckpt_probe.checkpoints.tensors import Layout
 from ckpt_probe.errors import DataError, UsageError, listed
@@ -125,7 +125,8 @@ class Checkpoint:
     @cached_property
     def config_directory(self) -> Path | None:
         """Directory of a `config.json` beside its files, or beside those of an adapter's base; None without one."""
-        return next(filter(None, map(config_beside, (self.file, *self.files))), None)
+        directories = (file.parent for file in (self.file, *self.files))
+        return next((directory for directory in directories if (directory / CONFIG).is_file()), None)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor."""

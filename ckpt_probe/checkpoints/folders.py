@@ -129,11 +129,6 @@ def snapshot_in(folder: Path) -> Path:
     raise DataError(f"{folder}: a folder of Hugging Face's cache; name one of its snapshots in {snapshots}: {names}")
 
 
-def config_beside(file: Path) -> Path | None:
-    """Return the directory of a file if it has a `config.json`, which may describe the model, else None."""
-    return file.parent if (file.parent / CONFIG).is_file() else None
-
-
 def companions(path: Path) -> Iterator[Path]:
     """Yield small files beside the shards that a loader needs: configuration and tokenizer, no weights, no code."""
     suffixes = {".json", ".txt", ".model", ".jinja"}

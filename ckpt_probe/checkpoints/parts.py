@@ -160,9 +160,17 @@ def listed_shards(index: Path) -> Mapping[str, str]:
         shard = index.parent / file
         if Path(file).name != file or file in {"", ".", ".."} or "\\" in file:
             raise DataError(f"{index}: names the shard {file!r}, which is outside its directory")
-        if not _exists(shard):
+        try:
+            present = shard.is_file()
+        except OSError:  # the name is too long for a file
+            present = False
+        if not present:
             raise DataError(f"{index}: names the shard {file[:200]}, which is missing")
-        _require_inside(index, shard)
+        # The index itself may be a link, as in Hugging Face's cache.
+        if shard.resolve().parent not in {index.parent.resolve(), index.resolve().parent}:
+            raise DataError(
+                f"{index}: names the shard {shard.name}, a link that leads out of its directory, to {shard.resolve()}"
+            )
     return wanted
 
 
@@ -252,23 +260,6 @@ def parts_by_rank(names: Iterable[str]) -> list[str]:
 
 def _refuse(folder: Path, parts: list[str], description: str, remedy: str) -> None:
     raise DataError(f"{folder / parts[0]}: one part of a model {description} (here are {listed(parts, 4)}); {remedy}")
-
-
-def _exists(shard: Path) -> bool:
-    try:
-        return shard.is_file()
-    except OSError:
-        # The name is too long for a file.
-        return False
-
-
-def _require_inside(index: Path, shard: Path) -> None:
-    """Raise DataError if a shard is outside the directory of its index, or of the file that the index links to."""
-    directory = shard.resolve().parent
-    if directory not in {index.parent.resolve(), index.resolve().parent}:
-        raise DataError(
-            f"{index}: names the shard {shard.name}, a link that leads out of its directory, to {shard.resolve()}"
-        )
 
 
 def index_of(name: str) -> str | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_probe.checkpoints.checkpoint import Checkpoint
-from ckpt_probe.checkpoints.folders import CONFIG, config_beside
+from ckpt_probe.checkpoints.folders import CONFIG
 from ckpt_probe.checkpoints.formats import opener
 from ckpt_probe.checkpoints.formats.adapter_changes import NOT_MERGED, Change, merge, read_changes, read_settings
 from ckpt_probe.checkpoints.formats.pickled import filler
@@ -68,6 +68,15 @@ def open_adapter(path: Path, state_key: str | None = None, base: Checkpoint | No
             _require_fit(path, base, name, layout[name], adapter, changes[module])
         _require_untied(path, layout, names, changed, unchanged)
         changes = _oriented(path, settings, layout, adapter, changes)
+        ranks = sorted({change.rank for change in changes.values()})
+        summary = {
+            "kind": "LoRA",
+            "rank": ranks[0] if len(ranks) == 1 else ranks,
+            "alpha": settings["lora_alpha"],
+            "changed": len(changes),
+            "replaced": sorted(replaced),
+            "base": str(base.file),
+        }
         yield Checkpoint(
             file=path,
             format=f"PEFT adapter merged onto {base.format}",
@@ -75,7 +84,7 @@ def open_adapter(path: Path, state_key: str | None = None, base: Checkpoint | No
             layout=layout,
             reader=read,
             fill=filler(read),
-            extras={"adapter": _summary(settings, changes, replaced, base)},
+            extras={"adapter": summary},
             state_key=base.state_key,
             others=base.others,
             dropped=base.dropped,
@@ -110,7 +119,7 @@ def _no_longer_tied(base: Checkpoint, names: Mapping[str, str], replaced: set[st
 
     peft replaces the module of one name; the others keep the base's weights, which one name in its file stands for.
     """
-    directory = config_beside(base.file)
+    directory = base.config_directory
     files = {names[name] for name in replaced if name in names and len(base.layout[names[name]][1]) == 2}
     if directory is None or not files:
         return {}
@@ -184,6 +193,7 @@ def _oriented(
             of the last layer only, and tells the kinds apart by the classes of the modules.
     """
     oriented: dict[str, Change] = {}
+    square: list[str] = []
     kinds = {bool(settings.get("fan_in_fan_out"))}
     for name, (_, shape) in layout.items():
         biases = layout.get(f"{name.removesuffix('weight')}bias", ("", ()))[1]
@@ -194,32 +204,15 @@ def _oriented(
         a, b = (adapter.layout[change.parts[role]][1] for role in "ab")
         transposed = change.embedding or (len(a) == 2 and shape != (b[0], a[1]))
         oriented[module] = replace(change, transposed=transposed)
-        if len(a) == 2 and not change.embedding and len(set(shape)) == 2:
-            kinds.add(transposed)
-    for module, change in changes.items():
-        shape = layout[f"{module}.weight"][1]
-        if len(shape) == 2 and len(set(shape)) == 1 and not change.embedding:
-            if len(kinds) > 1:
-                raise DataError(
-                    f"{path}: changes the square weight {module!r} of a model that has both kinds of linear layers, "
-                    f"transposed (Conv1D) and not, which {NOT_MERGED}"
-                )
-            oriented[module] = replace(change, transposed=kinds == {True})
-    return oriented
-
-
-def _summary(
-    settings: Mapping[str, Any], changes: Mapping[str, Change], replaced: Mapping[str, str], base: Checkpoint
-) -> dict[str, Any]:
-    ranks = sorted({change.rank for change in changes.values()})
-    return {
-        "kind": "LoRA",
-        "rank": ranks[0] if len(ranks) == 1 else ranks,
-        "alpha": settings["lora_alpha"],
-        "changed": len(changes),
-        "replaced": sorted(replaced),
-        "base": str(base.file),
-    }
+        if len(a) == 2 and not change.embedding:
+            kinds |= {transposed} if len(set(shape)) == 2 else set()
+            square += [module] if len(set(shape)) == 1 else []
+    if square and len(kinds) > 1:
+        raise DataError(
+            f"{path}: changes the square weight {square[0]!r} of a model that has both kinds of linear layers, "
+            f"transposed (Conv1D) and not, which {NOT_MERGED}"
+        )
+    return oriented | {module: replace(changes[module], transposed=kinds == {True}) for module in square}
 
 
 def _present_names(checkpoint: Checkpoint) -> dict[str, str]:
@@ -228,7 +221,7 @@ def _present_names(checkpoint: Checkpoint) -> dict[str, str]:
     Files of some models have the names of earlier versions. The result is empty if there is no `config.json` beside the
     checkpoint, if transformers is not installed, or if it does not have the model.
     """
-    directory = config_beside(checkpoint.file)
+    directory = checkpoint.config_directory
     if directory is None:
         return {}
     try:
