@@ -138,6 +138,14 @@ def whole_number(name: str, value: Any, least: int | None = None) -> int:
     return number
 
 
+def whole_argument(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """Return the value of an argument of data if it is an `int` within bounds, else raise UsageError."""
+    if type(value) is not int or value < least or (most is not None and value > most):
+        bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise UsageError(f"{name}: expected a whole number {bounds}, found {value!r}")
+    return value
+
+
 def from_arguments(kind: type[Kind], arguments: Mapping[str, Any]) -> Kind:
     """Create a dataclass from those arguments of a function that are named like its fields.
 

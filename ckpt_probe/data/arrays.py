@@ -19,7 +19,7 @@ from ckpt_probe.data.samples import ArraySplit, LabelledData, Split, of_splits, 
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import require_regular
 from ckpt_probe.hdf5 import CLASS_NAMES, groups_with, native, opened, own_reads, read_names
-from ckpt_probe.keywords import whole_number
+from ckpt_probe.keywords import whole_argument
 
 Arrays = tuple[dict[str, Split], tuple[str, ...] | None]
 """Splits by name, and names of the first classes (None without names)."""
@@ -193,8 +193,7 @@ def choose_samples(
         UsageError: If an argument is invalid, a class has too few samples, or the splits are not arrays.
         DataError: If a split has no sample of these classes.
     """
-    if type(subset_seed) is not int or subset_seed < 0:
-        raise UsageError(f"subset_seed: expected a whole number of at least 0, found {subset_seed!r}")
+    whole_argument("subset_seed", subset_seed, 0)
     splits = {name: _in_memory(name, split) for name, split in data.splits.items()}
     labels = sorted({int(label) for split in splits.values() for label in torch.unique(split.labels)})
     names = data.class_names
@@ -227,8 +226,7 @@ def stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarr
     """
     if not isinstance(fraction, int | float) or not 0 < fraction < 1:
         raise DataError(f"test_fraction: expected a number between 0 and 1, found {fraction!r}")
-    seed = whole_number("split_seed", seed, 0)
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(whole_argument("split_seed", seed, 0))
     second = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
@@ -322,8 +320,8 @@ def _of_each_class(
     splits: Mapping[str, ArraySplit], classes: Sequence[int], training: int | None, validation: int | None, seed: int
 ) -> dict[str, ArraySplit]:
     for count, name in ((training, "per_class"), (validation, "validation_per_class")):
-        if count is not None and (type(count) is not int or count < 1):
-            raise UsageError(f"{name}: expected a whole number of at least 1, found {count!r}")
+        if count is not None:
+            whole_argument(name, count, 1)
     if "train" not in splits:
         raise UsageError(f"per_class: no split 'train'; there are: {', '.join(splits)}")
     if validation and "validation" in splits:

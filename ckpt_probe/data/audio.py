@@ -18,6 +18,7 @@ from ckpt_probe.data.dataset import Unreadable
 from ckpt_probe.data.samples import LENGTHS
 from ckpt_probe.data.saved_files import encoded_source
 from ckpt_probe.errors import DataError, UsageError, last_line
+from ckpt_probe.keywords import whole_argument
 from ckpt_probe.plugins import require_extra
 
 RATE, EXTRACTOR = "sampling_rate", "feature_extractor"
@@ -153,9 +154,7 @@ def sound_preparation(arguments: Mapping[str, Any], hints: ModelHints) -> SoundP
     wanted = getattr(extractor, "sampling_rate", None)
     if not isinstance(wanted, int) or wanted < 1:
         raise DataError(f"{directory}: {EXTRACTOR_FILE} is of no model of sound: it has no sampling_rate")
-    rate = arguments.get(RATE, wanted)
-    if type(rate) is not int or rate < 1:
-        raise UsageError(f"{RATE}: expected a whole number of samples a second, found {rate!r}")
+    rate = whole_argument(RATE, arguments.get(RATE, wanted), 1)
     return SoundPreparation(extractor, wanted, rate, {EXTRACTOR: str(directory), RATE: rate})
 
 

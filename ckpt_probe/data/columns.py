@@ -3,7 +3,6 @@
 import codecs
 import re
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,12 +39,22 @@ class Columns:
         table: The table of pyarrow.
         budget: Budget of the file.
         encoding: Encoding of columns of bytes.
+
+    Raises:
+        DataError: If two columns have the same name, unless it is empty.
     """
 
     path: Path
     table: Any
     budget: Budget = field(compare=False)
     encoding: str = DEFAULT_ENCODING
+
+    def __post_init__(self) -> None:
+        twice = [repr(name) for name, count in Counter(self.table.column_names).items() if count > 1 and name]
+        if twice:
+            raise DataError(
+                f"{self.path}: two columns have one name: {listed(twice)}; rename one (a CSV file begins with names)"
+            )
 
     def named(self, name: str, option: str) -> Any:
         """Return a column by name.
@@ -191,12 +200,3 @@ def separator_hint(path: Path, delimiter: str, encoding: str) -> str:
     if header.count(likely) <= header.count(delimiter):
         return ""
     return f"its first line seems to be separated by {likely!r}, not by {delimiter!r}: {suggestion(delimiter=likely)}"
-
-
-def require_distinct(path: Path, names: Sequence[str]) -> None:
-    """Raise DataError if two columns have the same name, unless it is empty."""
-    twice = [repr(name) for name, count in Counter(names).items() if count > 1 and name]
-    if twice:
-        raise DataError(
-            f"{path}: two columns have one name: {listed(twice)}; rename one (a CSV file begins with names)"
-        )

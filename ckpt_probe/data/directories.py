@@ -1,10 +1,11 @@
 """Folders and files of a directory of samples, without those that an operating system or an editor created."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ckpt_probe.errors import DataError
+from ckpt_probe.files import require_regular
 
 SYSTEM_NAMES = frozenset(
     {
@@ -19,6 +20,35 @@ SYSTEM_NAMES = frozenset(
 def is_system_name(name: str) -> bool:
     """Return whether a name is hidden (`._x.png`, `.git`) or belongs to an operating system or editor."""
     return name.startswith(".") or name.casefold() in SYSTEM_NAMES
+
+
+def split_files(path: Path, suffixes: Collection[str], *, folders: bool = False) -> dict[str, list[Path]]:
+    """Return the files of each split: each file of a directory is one with the name of the file, or the file itself.
+
+    Args:
+        path: A file, or a directory.
+        suffixes: Suffixes of the files in the directory, in lower case.
+        folders: Whether each folder of the directory is a split too, of the files in it at any depth, sorted by path.
+
+    Raises:
+        DataError: If there is no such path, it is a pipe or a device, or a directory has no such file.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file or directory")
+    require_regular(path)
+    if not path.is_dir():
+        return {path.stem: [path]}
+    files_of: dict[str, list[Path]] = {}
+    entries = sorted(entry for entry in path.iterdir() if not is_system_name(entry.name))
+    for entry in sorted(entries, key=Path.is_dir):
+        inside = sorted(entry.rglob("*")) if folders and entry.is_dir() else [entry]
+        for file in inside:
+            hidden = any(map(is_system_name, file.relative_to(path).parts))
+            if file.suffix.lower() in suffixes and not hidden and file.is_file():
+                files_of.setdefault(entry.name if entry.is_dir() else entry.stem, []).append(file)
+    if not files_of:
+        raise DataError(f"{path}: no file in it whose name ends in {' or '.join(suffixes)}")
+    return files_of
 
 
 def subfolders(directory: str | Path, *, of_system: bool = False) -> list[str]:

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ckpt_probe.data.arguments import ModelHints, suggestion
 from ckpt_probe.data.columns import ENCODING, checked_encoding
-from ckpt_probe.data.directories import is_system_name
+from ckpt_probe.data.directories import split_files
 from ckpt_probe.data.samples import DOCUMENTS, LEFT_OUT, LENGTHS, UNLABELLED, LabelledBatch, LabelledData, Split
 from ckpt_probe.data.text import TOKENIZER, Vocabulary, vocabulary
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.keywords import require_known
+from ckpt_probe.keywords import require_known, whole_argument
 
 DOCUMENT, FIELD = "document", "text"
 """Data arguments: the unit that is a document in a .txt file, and the JSON field with the text."""
@@ -71,7 +71,10 @@ def load(path: str, arguments: Mapping[str, Any], hints: ModelHints, workers: in
     cut, field = arguments.get(DOCUMENT, "file"), str(arguments.get(FIELD, FIELD))
     if cut not in CUT:
         raise UsageError(f"{DOCUMENT}: expected one of {', '.join(CUT)}, found {cut!r}")
-    texts = {name: [*_documents(files, cut, field, encoding)] for name, files in _splits(Path(path)).items()}
+    files_of = split_files(Path(path), SUFFIXES, folders=True)
+    if Path(path).is_file() and Path(path).suffix.lower() not in SUFFIXES:
+        raise DataError(f"{path}: expected a file whose name ends in {' or '.join(SUFFIXES)}")
+    texts = {name: [*_documents(files, cut, field, encoding)] for name, files in files_of.items()}
     recorded = {key: arguments[key] for key in (DOCUMENT, FIELD, ENCODING) if key in arguments}
     return labelled_windows(f"text:{path}", texts, arguments, hints, recorded)
 
@@ -127,9 +130,9 @@ def labelled_windows(
     kind = wanted_labels(arguments, hints)
     vocab = vocabulary(arguments, hints)
     context = _context(arguments.get(CONTEXT), vocab)
-    stride = _integer(STRIDE, arguments.get(STRIDE, context), 1, context)
+    stride = whole_argument(STRIDE, arguments.get(STRIDE, context), 1, context)
     arguments_used: dict[str, Any] = {TOKENIZER: str(vocab.directory), CONTEXT: context, STRIDE: stride, LABELS: kind}
-    fraction, seed = float(arguments.get(FRACTION, 0.15)), _integer(SEED, arguments.get(SEED, 0), 0, 2**63)
+    fraction, seed = float(arguments.get(FRACTION, 0.15)), whole_argument(SEED, arguments.get(SEED, 0), 0, 2**63)
     if kind == MASKED:
         if not 0 < fraction <= 1:
             raise UsageError(f"{FRACTION}: expected a number above 0 and at most 1, found {fraction}")
@@ -225,33 +228,6 @@ class WindowSplit:
         return {**inputs, DOCUMENTS: places}, labels
 
 
-def _splits(path: Path) -> dict[str, list[Path]]:
-    if path.is_file():
-        if path.suffix.lower() not in SUFFIXES:
-            raise DataError(f"{path}: expected a file whose name ends in {' or '.join(SUFFIXES)}")
-        return {path.stem: [path]}
-    if not path.is_dir():
-        raise DataError(f"{path}: no such file or directory")
-    entries = [entry for entry in sorted(path.iterdir()) if not is_system_name(entry.name)]
-    files_of: dict[str, list[Path]] = {}
-    for entry in entries:
-        if entry.suffix.lower() in SUFFIXES and entry.is_file():
-            files_of.setdefault(entry.stem, []).append(entry)
-    for folder in (entry for entry in entries if entry.is_dir()):
-        files = [
-            file
-            for file in sorted(folder.rglob("*"))
-            if file.suffix.lower() in SUFFIXES
-            and not any(map(is_system_name, file.relative_to(folder).parts))
-            and file.is_file()
-        ]
-        if files:
-            files_of[folder.name] = [*files_of.get(folder.name, []), *files]
-    if not files_of:
-        raise DataError(f"{path}: no file in it whose name ends in {' or '.join(SUFFIXES)}")
-    return files_of
-
-
 def _documents(files: list[Path], cut: str, field: str, encoding: str) -> Iterator[str]:
     for file in files:
         if file.suffix.lower() == ".jsonl":
@@ -336,13 +312,7 @@ def _context(requested: Any, vocab: Vocabulary) -> int:
     longest = vocab.positions
     if requested is None:
         return USUAL_CONTEXT if longest is None else min(USUAL_CONTEXT, longest)
-    context = _integer(CONTEXT, requested, 2, 2**31)
+    context = whole_argument(CONTEXT, requested, 2, 2**31)
     if longest is not None and context > longest:
         raise UsageError(f"{CONTEXT}: {context} tokens are more than the {longest} that the model takes (config.json)")
     return context
-
-
-def _integer(name: str, value: Any, least: int, most: int) -> int:
-    if type(value) is not int or not least <= value <= most:
-        raise UsageError(f"{name}: expected a whole number from {least} to {most}, found {value!r}")
-    return value

@@ -3,12 +3,14 @@
 import re
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ckpt_probe.data.arguments import suggestion
+from ckpt_probe.data.dataset import LABEL_NAMES
 from ckpt_probe.data.samples import (
     LEFT_OUT,
     UNLABELLED,
@@ -139,6 +141,29 @@ def named(names: Sequence[str] | None) -> tuple[str, ...] | None:
     if not names or all(PLACEHOLDER.fullmatch(name) for name in names):
         return None
     return tuple(names)
+
+
+def label_column(source: object, columns: Iterable[str], requested: Any, typed: Sequence[str] = ()) -> str:
+    """Return the name of the column of labels: the requested one, else `label` or `labels`, else one of class labels.
+
+    Args:
+        source: File or directory of the table, for messages.
+        columns: Names of its columns.
+        requested: Name from the caller, or None.
+        typed: Names of columns whose type is a class label.
+
+    Raises:
+        DataError: If there is no such column, or there are several.
+    """
+    names = list(columns)
+    choices = f"there are: {listed(names, 12)}; choose one by {suggestion(label='NAME')}"
+    if requested is not None and requested not in names:
+        raise DataError(f"{source}: no column {requested!r}; {choices}")
+    named = [name for name in LABEL_NAMES if name in names]
+    candidates = [str(requested)] if requested is not None else named or typed
+    if len(candidates) != 1:
+        raise DataError(f"{source}: which column has the labels? {choices}")
+    return candidates[0]
 
 
 def class_labels(values: Mapping[str, np.ndarray]) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ckpt_probe.data.arguments import ModelHints, suggestion
 from ckpt_probe.data.audio import EXTRACTOR, RATE, SoundPreparation, sound_of_row, sound_preparation
-from ckpt_probe.data.dataset import LABEL_NAMES, DatasetSplit, Unreadable
+from ckpt_probe.data.dataset import DatasetSplit, Unreadable
 from ckpt_probe.data.documents import ARGUMENTS as WINDOW_ARGUMENTS
 from ckpt_probe.data.documents import MASKED, NEXT, labelled_windows, wanted_labels
 from ckpt_probe.data.images.folder import TOLERANCE, stacked
 from ckpt_probe.data.images.pictures import Steps, read_picture
 from ckpt_probe.data.images.preparation import TRANSFORM, Preparation, image_preparation
-from ckpt_probe.data.labels import class_labels
+from ckpt_probe.data.labels import class_labels, label_column
 from ckpt_probe.data.samples import UNLABELLED, LabelledData, Split, first_samples, sample_shape
 from ckpt_probe.data.saved_files import encoded_source, require_own_files
 from ckpt_probe.data.text import MAX_LENGTH, TOKENIZER, TextSplit, padding_of, tokenization
@@ -102,7 +102,8 @@ def _labels(
         none = {split: torch.full((len(table),), UNLABELLED) for split, table in tables.items() if len(table)}
         return None, none, None, []
     features = next(iter(tables.values())).features
-    label = _label_column(path, features, arguments.get("label"))
+    typed = [name for name, feature in features.items() if hasattr(feature, "names")]
+    label = label_column(path, features, arguments.get("label"), typed)
     values, notes = _labelled(path, tables, label)
     labels, names = class_labels(values)
     return label, labels, _class_names(path, tables, label) or names, notes
@@ -234,19 +235,6 @@ def _opened(path: Path) -> dict[str, Any]:
     if not isinstance(dataset, datasets.Dataset):
         return {str(split): table.with_format(None) for split, table in dataset.items()}
     return {str(dataset.split or path.resolve().name): dataset.with_format(None)}
-
-
-def _label_column(path: str, features: Any, requested: Any) -> str:
-    choices = f"there are: {listed(list(features), 12)}; choose one by {suggestion(label='NAME')}"
-    if requested is not None:
-        if requested not in features:
-            raise DataError(f"{path}: no column {requested!r}; {choices}")
-        return str(requested)
-    named = [name for name in LABEL_NAMES if name in features]
-    candidates = named or [name for name, feature in features.items() if hasattr(feature, "names")]
-    if len(candidates) != 1:
-        raise DataError(f"{path}: which column has the labels? {choices}")
-    return candidates[0]
 
 
 def _labelled(path: str, tables: Mapping[str, Any], label: str) -> tuple[dict[str, np.ndarray], list[str]]:

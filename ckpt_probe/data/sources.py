@@ -15,7 +15,7 @@ from ckpt_probe.data.dataset import DatasetSplit, default_workers, transforms_la
 from ckpt_probe.data.labels import BY_NAME, BY_ORDER, MATCH, RelabelledSplit, impossible_label
 from ckpt_probe.data.samples import ArraySplit, LabelledData, Split, of_splits
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError, last_line, listed
-from ckpt_probe.keywords import require_known
+from ckpt_probe.keywords import require_known, whole_argument
 from ckpt_probe.plugins import is_function_name, load_function, registered
 
 ENTRY_POINTS = "ckpt_probe.data"
@@ -177,10 +177,10 @@ def _load(name: str, arguments: dict[str, Any], hints: ModelHints, workers: int 
         return choose_samples(data, **choices) if choices else data
     if kind in FILES and location:
         module, function = FILES[kind]
-        requested = arguments.pop(WORKERS, None)
-        count = _require_workers(requested if workers is None else workers)
+        requested = arguments.pop(WORKERS, None) if workers is None else workers
+        count = default_workers() if requested is None else whole_argument(WORKERS, requested, 0)
         return getattr(import_module(module), function)(location, arguments, hints, count)
-    count = 0 if workers is None else _require_workers(workers)
+    count = whole_argument(WORKERS, workers or 0, 0)
     return labelled(name, _called(_function(name), arguments), arguments, count)
 
 
@@ -226,15 +226,6 @@ def _replacement(name: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str
     if kind in ARRAYS and "shift" in arguments:
         return SHIFTED, {"source": name, **arguments}
     return None
-
-
-def _require_workers(count: Any) -> int:
-    """Return a number of processes, the default if None; raise UsageError for other values."""
-    if count is None:
-        return default_workers()
-    if type(count) is not int or count < 0:
-        raise UsageError(f"{WORKERS}: expected a whole number of at least 0, found {count!r}")
-    return count
 
 
 def _require_labels(data: LabelledData) -> None:

@@ -19,17 +19,14 @@ from ckpt_probe.data.columns import (
     checked_encoding,
     is_text,
     plain_type,
-    require_distinct,
     separator_hint,
     undecodable,
 )
-from ckpt_probe.data.dataset import LABEL_NAMES
-from ckpt_probe.data.directories import is_system_name
-from ckpt_probe.data.labels import class_labels
+from ckpt_probe.data.directories import split_files
+from ckpt_probe.data.labels import class_labels, label_column
 from ckpt_probe.data.samples import ArraySplit, LabelledData, Split, of_splits
 from ckpt_probe.data.text import MAX_LENGTH, TOKENIZER, TextSplit, padding_of, tokenization
 from ckpt_probe.errors import DataError, UsageError, last_line, listed
-from ckpt_probe.files import require_regular
 from ckpt_probe.keywords import require_known
 from ckpt_probe.plugins import require_extra
 
@@ -50,7 +47,9 @@ COMPRESSED = frozenset({".gz", ".bz2", ".br", ".lz4", ".snappy", ".zst"})
 
 SUFFIXES = {"csv": (".csv", ".tsv"), "parquet": (".parquet", ".pq")}
 CHANCE = ("test_fraction", "split_seed")
-ARGUMENTS = frozenset({"label", "inputs", "shape", "text", "text_pair", "split", *CHANCE, TOKENIZER, MAX_LENGTH})
+DELIMITER = "delimiter"
+COMMON = {"label", "inputs", "shape", "text", "text_pair", "split", *CHANCE, TOKENIZER, MAX_LENGTH, ENCODING}
+ARGUMENTS = {"csv": COMMON | {DELIMITER}, "parquet": COMMON}
 
 
 def load_csv(path: str, arguments: Mapping[str, Any], hints: ModelHints, workers: int) -> LabelledData:
@@ -68,27 +67,19 @@ def load_csv(path: str, arguments: Mapping[str, Any], hints: ModelHints, workers
         UsageError: For invalid arguments.
         DataError: If a file cannot be read.
     """
-    options = dict(arguments)
-    delimiter = options.pop("delimiter", None)
+    delimiter = arguments.get(DELIMITER)
     if delimiter is not None and (not isinstance(delimiter, str) or len(delimiter) != 1):
-        raise UsageError(f"delimiter: expected one character, found {delimiter!r}")
-    texts = [options[name] for name in ("text", "text_pair") if isinstance(options.get(name), str)]
-    encoding = checked_encoding(options.get(ENCODING))
-
-    def read(file: Path, budget: Budget) -> Any:
-        return _read_csv(file, budget, delimiter, texts, encoding)
-
-    data = _load("csv", Path(path), options, hints, read)
-    return data if delimiter is None else replace(data, arguments={**data.arguments, "delimiter": delimiter})
+        raise UsageError(f"{DELIMITER}: expected one character, found {delimiter!r}")
+    return _load("csv", Path(path), arguments, hints, _read_csv)
 
 
 def load_parquet(path: str, arguments: Mapping[str, Any], hints: ModelHints, workers: int) -> LabelledData:
     """Load rows of Parquet files, which may have columns of lists of numbers; see `_load` and `load_csv`."""
-    return _load("parquet", Path(path), arguments, hints, read_parquet)
+    return _load("parquet", Path(path), arguments, hints, lambda file, budget, _: read_parquet(file, budget))
 
 
 def _load(
-    kind: str, path: Path, arguments: Mapping[str, Any], hints: ModelHints, read: Callable[[Path, Budget], Any]
+    kind: str, path: Path, arguments: Mapping[str, Any], hints: ModelHints, read: Callable[..., Any]
 ) -> LabelledData:
     """Load the rows of tables as samples.
 
@@ -108,25 +99,20 @@ def _load(
         path: A file, or a directory with a file per split.
         arguments: Arguments of the data.
         hints: The model that will receive the data.
-        read: Reads a file into a table of pyarrow, within its budget.
+        read: Reads a file into a table of pyarrow, within its budget and by the arguments.
     """
-    require_known(kind, {name: value for name, value in arguments.items() if name != ENCODING}, ARGUMENTS)
+    require_known(kind, arguments, ARGUMENTS[kind])
     encoding = checked_encoding(arguments.get(ENCODING))
     tables: dict[str, Columns] = {}
-    for file in _files(path, kind):
-        if file.stem in tables:
-            raise DataError(
-                f"{path}: split {file.stem}: in {tables[file.stem].path.name} and {file.name}; name one file"
-            )
-        require_regular(file)
-        budget = Budget(file, file.stat().st_size if file.exists() else 0)
-        tables[file.stem] = Columns(file, read(file, budget), budget, encoding)
-    for columns in tables.values():
-        require_distinct(columns.path, columns.table.column_names)
+    for split, (file, *others) in split_files(path, SUFFIXES[kind]).items():
+        if others:
+            raise DataError(f"{path}: split {split}: in {file.name} and {others[0].name}; name one file")
+        budget = Budget(file, file.stat().st_size)
+        tables[split] = Columns(file, read(file, budget, arguments), budget, encoding)
     first = next(iter(tables.values()))
     if "split" in arguments:
         tables = _by_column(tables, arguments["split"])
-    label = _label_column(first, arguments.get("label"))
+    label = label_column(first.path, first.table.column_names, arguments.get("label"))
     labels, names = class_labels({split: _labels(columns, label) for split, columns in tables.items()})
     if "test_fraction" in arguments or "split_seed" in arguments:
         tables, labels = _by_chance(tables, labels, **{key: arguments[key] for key in CHANCE if key in arguments})
@@ -138,26 +124,15 @@ def _load(
     return replace(data, notes=tuple(notes if index else ()), padding=padding_of(splits))
 
 
-def _files(path: Path, kind: str) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    files = sorted(
-        file
-        for file in path.iterdir()
-        if file.suffix.lower() in SUFFIXES[kind] and not is_system_name(file.name) and file.is_file()
-    )
-    if not files:
-        raise DataError(f"{path}: no file {' or '.join(SUFFIXES[kind])} in it")
-    return files
-
-
-def _read_csv(path: Path, budget: Budget, delimiter: str | None, texts: list[str], encoding: str) -> Any:
+def _read_csv(path: Path, budget: Budget, arguments: Mapping[str, Any]) -> Any:
     csv = require_extra("pyarrow.csv", "frames")
     import pyarrow
 
     if path.suffix.lower() in COMPRESSED:
         raise DataError(f"{path}: compressed, so that its size in memory is not known; decompress it first")
-    delimiter = delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
+    delimiter = arguments.get(DELIMITER) or ("\t" if path.suffix.lower() == ".tsv" else ",")
+    encoding = checked_encoding(arguments.get(ENCODING))
+    texts = [arguments[name] for name in ("text", "text_pair") if isinstance(arguments.get(name), str)]
     try:
         with path.open("rb") as file:
             budget.spend(entries=COLUMN * file.readline(LONGEST_LINE).count(delimiter.encode(encoding)))
@@ -221,16 +196,16 @@ def _spend_claims(metadata: Any, budget: Budget) -> None:
 
 
 def _by_column(tables: Mapping[str, Columns], name: Any) -> dict[str, Columns]:
-    parts: dict[str, Any] = {}
+    pc = require_extra("pyarrow.compute", "frames")
+    parts: dict[str, Columns] = {}
     for columns in tables.values():
         values = columns.texts(str(name), "split")
-        for value in values.unique().to_pylist():
-            mask = np.array([each == value for each in values.to_pylist()])
-            parts.setdefault(str(value), []).append(replace(columns, table=columns.table.filter(mask)))
-    twice = [split for split, tables_of_split in parts.items() if len(tables_of_split) > 1]
-    if twice:
-        raise DataError(f"split {twice[0]}: in more than one file; name one file")
-    return {split: tables_of_split[0] for split, tables_of_split in parts.items()}
+        for value in values.unique():
+            split = str(value.as_py())
+            if split in parts:
+                raise DataError(f"split {split}: in more than one file; name one file")
+            parts[split] = replace(columns, table=columns.table.filter(pc.equal(values, value)))
+    return parts
 
 
 def _by_chance(
@@ -242,20 +217,6 @@ def _by_chance(
     chosen = dict(zip(("train", "test"), stratified(numbers.numpy(), test_fraction, split_seed), strict=True))
     parts = {split: replace(columns, table=columns.table.take(rows)) for split, rows in chosen.items()}
     return parts, {split: numbers[torch.from_numpy(rows)] for split, rows in chosen.items()}
-
-
-def _label_column(columns: Columns, requested: Any) -> str:
-    if requested is not None:
-        columns.named(str(requested), "label")
-        return str(requested)
-    candidates = [name for name in LABEL_NAMES if name in columns.table.column_names]
-    if len(candidates) != 1:
-        choices = listed(columns.table.column_names, 12)
-        raise DataError(
-            f"{columns.path}: which column has the labels? Choose one by {suggestion(label='NAME')}; "
-            f"there are: {choices}"
-        )
-    return candidates[0]
 
 
 def _labels(columns: Columns, name: str) -> np.ndarray:

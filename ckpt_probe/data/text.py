@@ -11,6 +11,7 @@ from torch import Tensor
 from ckpt_probe.data.arguments import ModelHints, load_auto, read_configuration, suggestion
 from ckpt_probe.data.samples import LENGTHS, LabelledBatch
 from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.keywords import whole_argument
 
 TOKENIZER, MAX_LENGTH = "tokenizer", "max_length"
 """Arguments of texts: the tokenizer's directory, and the number of tokens at which a text is truncated."""
@@ -259,9 +260,7 @@ def _choose_padding(tokenizer: Any, config: Mapping[str, Any], directory: Path) 
 
 def _length(requested: Any, tokenizer: Any, config: Mapping[str, Any], directory: Path) -> int:
     if requested is not None:
-        if type(requested) is not int or requested < 1:
-            raise UsageError(f"{MAX_LENGTH}: expected a whole number of at least 1, found {requested!r}")
-        return requested
+        return whole_argument(MAX_LENGTH, requested, 1)
     if tokenizer.model_max_length < UNSET:
         return int(tokenizer.model_max_length)
     positions = _positions(config, tokenizer)
