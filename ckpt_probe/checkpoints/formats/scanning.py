@@ -161,6 +161,9 @@ class _Scanner:
         self.opcodes = self.containers = 0
         self._budget = budget
 
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
     def push_text(self, text: str) -> None:
         if text in MODULE_FIELDS:
             self.fields.add(text)
@@ -169,10 +172,6 @@ class _Scanner:
     def push_container(self, _: Any) -> None:
         self.containers += 1
         self.stack.append(_Object())
-
-    def push_global(self, _: Any) -> None:
-        module, name = self.pop(2)
-        self.push_name(f"{module} {name}")
 
     def push_name(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
@@ -255,9 +254,6 @@ class _Scanner:
             raise ValueError(f"position {index:,} of its memo, after {self.opcodes:,} opcodes")
         self.memo[index] = value
 
-    def recall(self, index: int) -> None:
-        self.stack.append(self.memo[index])
-
 
 def _cost(value: Any) -> int:
     return min(value.cost, COSTLIEST) if isinstance(value, _Tuple | _Object) else 1
@@ -278,48 +274,39 @@ def _unknown(code: bytes) -> Any:
     raise ValueError(f"opcode {known.get(code, code)}, which torch.save does not write")
 
 
-_NAMED: dict[str, Callable[[_Scanner, Any], Any]] = {
-    "PROTO": lambda scanner, _: None,
-    "GLOBAL": _Scanner.push_name,
-    "MARK": _Scanner.mark,
-    "EMPTY_TUPLE": lambda scanner, _: scanner.push_tuple([]),
-    "TUPLE": lambda scanner, _: scanner.push_tuple(scanner.since_mark()),
-    "TUPLE1": lambda scanner, _: scanner.push_tuple(scanner.pop(1)),
-    "TUPLE2": lambda scanner, _: scanner.push_tuple(scanner.pop(2)),
-    "TUPLE3": lambda scanner, _: scanner.push_tuple(scanner.pop(3)),
-    "REDUCE": _Scanner.call,
-    "NEWOBJ": _Scanner.call,
-    "BUILD": _Scanner.build,
-    "STACK_GLOBAL": _Scanner.push_global,
-    "MEMOIZE": lambda scanner, _: scanner.remember(len(scanner.memo)),
-    "FRAME": lambda scanner, _: None,
-    "SHORT_BINUNICODE": _Scanner.push_text,
-    "ADDITEMS": lambda scanner, _: scanner.add_items(scanner.since_mark()),
-    "APPEND": lambda scanner, _: scanner.extend(scanner.pop(1)),
-    "APPENDS": lambda scanner, _: scanner.extend(scanner.since_mark()),
-    "SETITEM": lambda scanner, _: scanner.set_items(scanner.pop(2)),
-    "SETITEMS": lambda scanner, _: scanner.set_items(scanner.since_mark()),
-    "BINPERSID": _Scanner.push_storage,
-    "BINUNICODE": _Scanner.push_text,
-    "BINGET": _Scanner.recall,
-    "LONG_BINGET": _Scanner.recall,
-    "BINPUT": _Scanner.remember,
-    "LONG_BINPUT": _Scanner.remember,
-    "NONE": lambda scanner, _: scanner.stack.append(None),
-    "NEWTRUE": lambda scanner, _: scanner.stack.append(True),
-    "NEWFALSE": lambda scanner, _: scanner.stack.append(False),
-    **dict.fromkeys(("EMPTY_DICT", "EMPTY_LIST", "EMPTY_SET"), _Scanner.push_container),
+_OPCODES: dict[Callable[[_Scanner, Any], Any], str] = {
+    lambda scanner, _: None: "PROTO FRAME",
+    _Scanner.push: "NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 BINFLOAT LONG1",
+    _Scanner.push_text: "SHORT_BINUNICODE BINUNICODE",
     # Texts of Python 2, which torch decodes as UTF-8.
-    "SHORT_BINSTRING": lambda scanner, text: scanner.stack.append(text.encode("latin-1").decode()),
-    **dict.fromkeys(
-        ("BININT", "BININT1", "BININT2", "BINFLOAT", "LONG1"), lambda scanner, number: scanner.stack.append(number)
-    ),
+    lambda scanner, text: scanner.push(text.encode("latin-1").decode()): "SHORT_BINSTRING",
+    _Scanner.push_container: "EMPTY_DICT EMPTY_LIST EMPTY_SET",
+    _Scanner.push_name: "GLOBAL",
+    lambda scanner, _: scanner.push_name(" ".join(scanner.pop(2))): "STACK_GLOBAL",
+    _Scanner.push_storage: "BINPERSID",
+    _Scanner.mark: "MARK",
+    lambda scanner, _: scanner.push_tuple([]): "EMPTY_TUPLE",
+    lambda scanner, _: scanner.push_tuple(scanner.since_mark()): "TUPLE",
+    lambda scanner, _: scanner.push_tuple(scanner.pop(1)): "TUPLE1",
+    lambda scanner, _: scanner.push_tuple(scanner.pop(2)): "TUPLE2",
+    lambda scanner, _: scanner.push_tuple(scanner.pop(3)): "TUPLE3",
+    lambda scanner, _: scanner.extend(scanner.pop(1)): "APPEND",
+    lambda scanner, _: scanner.extend(scanner.since_mark()): "APPENDS",
+    lambda scanner, _: scanner.add_items(scanner.since_mark()): "ADDITEMS",
+    lambda scanner, _: scanner.set_items(scanner.pop(2)): "SETITEM",
+    lambda scanner, _: scanner.set_items(scanner.since_mark()): "SETITEMS",
+    _Scanner.call: "REDUCE NEWOBJ",
+    _Scanner.build: "BUILD",
+    _Scanner.remember: "BINPUT LONG_BINPUT",
+    lambda scanner, _: scanner.remember(len(scanner.memo)): "MEMOIZE",
+    lambda scanner, index: scanner.push(scanner.memo[index]): "BINGET LONG_BINGET",
 }
-"""The opcodes that torch.save writes, by name."""
+"""Steps, with the names of their opcodes: those that torch.save writes."""
 _STEPS = {
-    opcode.code.encode("latin-1"): (_NAMED[opcode.name], opcode.arg.reader if opcode.arg else None)
+    opcode.code.encode("latin-1"): (step, opcode.arg.reader if opcode.arg else None)
+    for step, names in _OPCODES.items()
     for opcode in pickletools.opcodes
-    if opcode.name in _NAMED
+    if opcode.name in names.split()
 }
 """Step and reader of the argument of each opcode, by its byte."""
 STOP = b"."
