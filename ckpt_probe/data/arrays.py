@@ -92,23 +92,20 @@ def read_idx(directory: Path) -> Arrays:
         DataError: If a file is missing or damaged, or images and labels differ in number.
     """
     splits: dict[str, Split] = {}
-    files = {
-        split: [_find_idx_file(directory, f"{prefix}-{part}-ubyte") for part in ("images-idx3", "labels-idx1")]
-        for split, prefix in IDX_PREFIXES.items()
-    }
-    if not any(path.is_file() for pair in files.values() for path in pair):
-        raise DataError(f"{directory}: neither {files['train'][0].name} nor {files['test'][0].name}, plain or as .gz")
-    for split, pair in files.items():
-        prefix = IDX_PREFIXES[split]
+    for split, prefix in IDX_PREFIXES.items():
+        pair = [_find_idx_file(directory, f"{prefix}-{part}-ubyte") for part in ("images-idx3", "labels-idx1")]
         missing = [path for path in pair if not path.is_file()]
-        if len(missing) == 2:
-            continue
-        if missing:
+        if len(missing) == 1:
             raise DataError(f"{directory}: neither {missing[0].name} nor {missing[0].name}.gz exists")
+        if missing:
+            continue
         images, labels = _read_idx_file(pair[0], 3), _read_idx_file(pair[1], 1)
         if len(images) != len(labels):
             raise DataError(f"{directory}: {prefix} has {len(images)} images but {len(labels)} labels")
         splits[split] = ArraySplit(images[:, None].copy(), labels.astype(np.int64))
+    if not splits:
+        images = " nor ".join(f"{prefix}-images-idx3-ubyte" for prefix in IDX_PREFIXES.values())
+        raise DataError(f"{directory}: neither {images}, plain or as .gz")
     return splits, None
 
 

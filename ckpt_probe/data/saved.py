@@ -104,8 +104,19 @@ def _labels(
     features = next(iter(tables.values())).features
     typed = [name for name, feature in features.items() if hasattr(feature, "names")]
     label = label_column(path, features, arguments.get("label"), typed)
-    values, notes = _labelled(path, tables, label)
-    labels, names = class_labels(values)
+    labelled: dict[str, np.ndarray] = {}
+    notes = []
+    for split, table in tables.items():
+        values = _values(path, split, table, label)
+        if not len(values):
+            notes.append(f"split {split}: has no row, and is left out")
+        elif values.dtype.kind == "i" and (values == UNLABELLED).all():
+            notes.append(f"split {split}: {len(values)} rows without labels (all are {UNLABELLED}), left out")
+        else:
+            labelled[split] = values
+    if not labelled:
+        raise DataError(f"{path}: no split with labels in column {label!r}; {'; '.join(notes)}")
+    labels, names = class_labels(labelled)
     return label, labels, _class_names(path, tables, label) or names, notes
 
 
@@ -235,23 +246,6 @@ def _opened(path: Path) -> dict[str, Any]:
     if not isinstance(dataset, datasets.Dataset):
         return {str(split): table.with_format(None) for split, table in dataset.items()}
     return {str(dataset.split or path.resolve().name): dataset.with_format(None)}
-
-
-def _labelled(path: str, tables: Mapping[str, Any], label: str) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Return the labels of the splits that have any, and notes on the splits that have none."""
-    labelled: dict[str, np.ndarray] = {}
-    notes = []
-    for split, table in tables.items():
-        values = _values(path, split, table, label)
-        if not len(values):
-            notes.append(f"split {split}: has no row, and is left out")
-        elif values.dtype.kind == "i" and (values == UNLABELLED).all():
-            notes.append(f"split {split}: {len(values)} rows without labels (all are {UNLABELLED}), left out")
-        else:
-            labelled[split] = values
-    if not labelled:
-        raise DataError(f"{path}: no split with labels in column {label!r}; {'; '.join(notes)}")
-    return labelled, notes
 
 
 def _values(path: str, split: str, table: Any, label: str) -> np.ndarray:

@@ -150,7 +150,9 @@ def labelled(name: str, value: Any, arguments: dict[str, Any], workers: int = 0)
         DataError: For any other value, an empty split, or a label outside the classes.
     """
     if isinstance(value, LabelledData):
-        _require_labels(value)
+        for split, samples in value.splits.items():
+            if message := impossible_label(samples.labels, value.classes):
+                raise DataError(f"split {split!r}: {message}, though the data have {value.classes} classes")
         return value if value.name else replace(value, name=name, arguments=arguments)
     splits_returned = value if isinstance(value, Mapping) or not _is_split(value) else {ONLY: value}
     if not isinstance(splits_returned, Mapping) or not splits_returned:
@@ -226,13 +228,6 @@ def _replacement(name: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str
     if kind in ARRAYS and "shift" in arguments:
         return SHIFTED, {"source": name, **arguments}
     return None
-
-
-def _require_labels(data: LabelledData) -> None:
-    """Raise DataError for a label outside the number of classes of the data."""
-    for split, samples in data.splits.items():
-        if message := impossible_label(samples.labels, data.classes):
-            raise DataError(f"split {split!r}: {message}, though the data have {data.classes} classes")
 
 
 def _is_split(value: Any) -> bool:

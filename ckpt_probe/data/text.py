@@ -139,7 +139,13 @@ def tokenization(arguments: Mapping[str, Any], hints: ModelHints) -> Tokenizatio
     # `LENGTHS` assumes padding at the end.
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
-        _choose_padding(tokenizer, config, directory)
+        number = config.get("pad_token_id")
+        if not isinstance(number, int):
+            raise DataError(
+                f"{directory}: the tokenizer has no padding token, and config.json no pad_token_id, so that texts make "
+                "no batch; set both and save them again"
+            )
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(number)
     length = _length(arguments.get(MAX_LENGTH), tokenizer, config, directory)
     return Tokenization(tokenizer, length, {TOKENIZER: str(directory), MAX_LENGTH: length})
 
@@ -246,16 +252,6 @@ def _directory(named: Any, hints: ModelHints) -> Path:
 
 def _tokenizer(directory: Path) -> Any:
     return load_auto("AutoTokenizer", directory, f"{directory}: its tokenizer cannot be read")
-
-
-def _choose_padding(tokenizer: Any, config: Mapping[str, Any], directory: Path) -> None:
-    number = config.get("pad_token_id")
-    if not isinstance(number, int):
-        raise DataError(
-            f"{directory}: the tokenizer has no padding token, and config.json no pad_token_id, so that texts make no "
-            "batch; set both and save them again"
-        )
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(number)
 
 
 def _length(requested: Any, tokenizer: Any, config: Mapping[str, Any], directory: Path) -> int:

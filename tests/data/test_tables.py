@@ -166,7 +166,7 @@ def test_csv_that_is_not_utf8_and_missing_files_are_refused(tmp_path: Path, toke
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no file in it whose name ends in \.csv or \.tsv"):
         load_data(f"csv:{tmp_path / 'empty'}")
-    with pytest.raises(UsageError, match="unknown argument width; csv takes inputs, label"):
+    with pytest.raises(UsageError, match="unknown argument width; csv takes delimiter, encoding, inputs, label"):
         load_data(f"csv:{tmp_path / 'test.csv'}", {"width": 3})
 
 
