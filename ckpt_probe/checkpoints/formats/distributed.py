@@ -1,12 +1,11 @@
 """Checkpoints of torch.distributed.checkpoint: a directory of shards, and `.metadata` with the position of each part.
 
-`.metadata` is a pickle. It is read by an unpickler that has only the few classes which torch writes there, and passed
-to torch's reader, which would unpickle anything. That reader then reads the tensors, one at a time.
+`.metadata` is a pickle. It is read by an unpickler that has only the few classes which torch writes there, in place of
+torch's reader, which would unpickle anything. Each part is a file of torch.save within a shard.
 """
 
 import io
 import pickle
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,14 +13,13 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckpt_probe.addresses import local_path
 from ckpt_probe.budget import Budget
 from ckpt_probe.checkpoints.checkpoint import Checkpoint
 from ckpt_probe.checkpoints.formats.nesting import EXTRA_STATE, choose
-from ckpt_probe.checkpoints.formats.pickle_checks import check_file
 from ckpt_probe.checkpoints.formats.pickled import filler, load_checked
 from ckpt_probe.checkpoints.formats.scanning import scan
 from ckpt_probe.checkpoints.formats.stand_ins import STAND_INS, plain
+from ckpt_probe.checkpoints.parts import DISTRIBUTED
 from ckpt_probe.checkpoints.tensors import dtype_name
 from ckpt_probe.errors import CkptProbeError, DataError, last_line
 from ckpt_probe.files import require_regular
@@ -70,11 +68,11 @@ def open_distributed(path: Path, state_key: str | None = None, base: Checkpoint 
     leaves: Mapping[str, _Leaf] = choice.taken.tensors
 
     def read(name: str) -> "Tensor":
-        return _read(path.parent, metadata, leaves[name])
+        return _read(leaves[name])
 
     def extra() -> dict[str, Any]:
         try:
-            return _extra_states(path.parent, metadata, pieces, choice.taken.key)
+            return _extra_states(metadata, pieces, choice.taken.key)
         except (AttributeError, TypeError, ValueError) as error:
             raise DataError(f"{path}: {NO_METADATA} ({error})") from error
 
@@ -100,11 +98,13 @@ class _Piece:
         file: File.
         offset: Position of its first byte.
         length: Number of bytes.
+        start: Indices of the first entry of the part in its tensor; () for another entry.
     """
 
     file: Path
     offset: int
     length: int
+    start: tuple[int, ...]
 
     def opened(self) -> io.BytesIO:
         """Return its bytes as a file, so that no claim in them can read more."""
@@ -123,12 +123,14 @@ class _Leaf:
         dtype: Its torch dtype.
         shape: Its shape.
         pieces: Its parts.
+        chunks: Shape of each part by the indices of its first entry.
     """
 
     name: str
     dtype: Any
     shape: tuple[int, ...]
     pieces: tuple[_Piece, ...]
+    chunks: Mapping[tuple[int, ...], tuple[int, ...]]
 
 
 def _numbers(leaf: Any) -> int | None:
@@ -192,7 +194,7 @@ def _pieces(path: Path, metadata: Any) -> dict[Any, list[_Piece]]:
             raise DataError(
                 f"{file}: {index.fqn!r} is stored through an extension (compression), which is not supported"
             )
-        pieces.setdefault(index.fqn, []).append(_Piece(file, offset, length))
+        pieces.setdefault(index.fqn, []).append(_Piece(file, offset, length, tuple(index.offset or ())))
     return pieces
 
 
@@ -220,42 +222,36 @@ def _steps(metadata: Any, name: Any) -> list[str]:
 
 def _leaf(name: str, entry: Any, pieces: list[_Piece]) -> _Leaf:
     shape = tuple(int(axis) for axis in entry.size)
-    numbers = sum(prod(chunk.sizes) for chunk in entry.chunks)
+    chunks = {tuple(chunk.offsets): tuple(chunk.sizes) for chunk in entry.chunks}
+    numbers = sum(map(prod, chunks.values()))
     stored = sum(piece.length for piece in pieces)
     if any(axis < 0 for axis in shape):
         raise ValueError(f"tensor {name!r} of shape {shape}")
-    if numbers != prod(shape) or len(pieces) != len(entry.chunks):
+    if numbers != prod(shape) or sorted(piece.start for piece in pieces) != sorted(chunks):
         raise ValueError(f"tensor {name!r} of shape {shape} has {numbers:,} numbers in {len(pieces)} parts")
     if numbers * entry.properties.dtype.itemsize > stored:
         raise ValueError(f"tensor {name!r} of shape {shape} claims more than its {stored:,} bytes")
-    return _Leaf(name, entry.properties.dtype, shape, tuple(pieces))
+    return _Leaf(name, entry.properties.dtype, shape, tuple(pieces), chunks)
 
 
-def _read(folder: Path, metadata: Any, leaf: _Leaf) -> "Tensor":
+def _read(leaf: _Leaf) -> "Tensor":
     import torch
-    from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
-    from torch.distributed.checkpoint.state_dict_loader import load
 
+    tensor = torch.zeros(leaf.shape, dtype=leaf.dtype)
     for piece in leaf.pieces:
-        # torch's reader loads each part as a file of torch.save.
-        check_file(piece.opened(), piece.length, piece.file)
-    reader = FileSystemReader(local_path(folder))
-    reader.read_metadata = lambda *_, **__: metadata
-    state: dict[str, Any] = {leaf.name: torch.empty(leaf.shape, dtype=leaf.dtype)}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            load(state, storage_reader=reader, no_dist=True)
-    except MemoryError:
-        raise
-    except (Exception, CheckpointException) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise DataError(f"{folder}: tensor {leaf.name!r} cannot be read ({first})") from error
-    return state[leaf.name]
+        part = load_checked(piece.opened(), piece.length, piece.file)
+        sizes = leaf.chunks[piece.start]
+        target = tensor[tuple(slice(start, start + size) for start, size in zip(piece.start, sizes, strict=True))]
+        if not isinstance(part, torch.Tensor) or part.shape != target.shape:
+            raise DataError(
+                f"{piece.file}: a part of tensor {leaf.name!r} is not of the shape {sizes} of {DISTRIBUTED}"
+            )
+        # Call the method of the class, as a file may set attributes of its tensors.
+        target.copy_(torch.Tensor.detach(part))
+    return tensor
 
 
-def _extra_states(folder: Path, metadata: Any, pieces: Mapping[Any, list[_Piece]], state_key: str) -> dict[str, Any]:
+def _extra_states(metadata: Any, pieces: Mapping[Any, list[_Piece]], state_key: str) -> dict[str, Any]:
     """Return modules' extra state beside the tensors at a key; torch stores each entry of its mappings by itself."""
     extra: dict[str, Any] = {}
     for name, entry in metadata.state_dict_metadata.items():
@@ -274,7 +270,7 @@ def _extra_states(folder: Path, metadata: Any, pieces: Mapping[Any, list[_Piece]
         for step in steps[level:-1]:
             mapping = mapping.setdefault(step, {})
         if is_tensor:
-            mapping[steps[-1]] = _read(folder, metadata, _leaf(name, entry, stored))
+            mapping[steps[-1]] = _read(_leaf(name, entry, stored))
         else:
             mapping[steps[-1]] = load_checked(stored[0].opened(), stored[0].length, stored[0].file)
     return extra
