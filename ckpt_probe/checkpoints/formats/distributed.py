@@ -19,7 +19,6 @@ from ckpt_probe.checkpoints.formats.nesting import EXTRA_STATE, choose
 from ckpt_probe.checkpoints.formats.pickled import filler, load_checked
 from ckpt_probe.checkpoints.formats.scanning import scan
 from ckpt_probe.checkpoints.formats.stand_ins import STAND_INS, plain
-from ckpt_probe.checkpoints.parts import DISTRIBUTED
 from ckpt_probe.checkpoints.tensors import dtype_name
 from ckpt_probe.errors import CkptProbeError, DataError, last_line
 from ckpt_probe.files import require_regular
@@ -194,7 +193,7 @@ def _pieces(path: Path, metadata: Any) -> dict[Any, list[_Piece]]:
             raise DataError(
                 f"{file}: {index.fqn!r} is stored through an extension (compression), which is not supported"
             )
-        pieces.setdefault(index.fqn, []).append(_Piece(file, offset, length, tuple(index.offset or ())))
+        pieces.setdefault(index.fqn, []).append(_Piece(file, offset, length, tuple(map(int, index.offset or ()))))
     return pieces
 
 
@@ -222,7 +221,7 @@ def _steps(metadata: Any, name: Any) -> list[str]:
 
 def _leaf(name: str, entry: Any, pieces: list[_Piece]) -> _Leaf:
     shape = tuple(int(axis) for axis in entry.size)
-    chunks = {tuple(chunk.offsets): tuple(chunk.sizes) for chunk in entry.chunks}
+    chunks = {tuple(map(int, chunk.offsets)): tuple(map(int, chunk.sizes)) for chunk in entry.chunks}
     numbers = sum(map(prod, chunks.values()))
     stored = sum(piece.length for piece in pieces)
     if any(axis < 0 for axis in shape):
@@ -231,6 +230,9 @@ def _leaf(name: str, entry: Any, pieces: list[_Piece]) -> _Leaf:
         raise ValueError(f"tensor {name!r} of shape {shape} has {numbers:,} numbers in {len(pieces)} parts")
     if numbers * entry.properties.dtype.itemsize > stored:
         raise ValueError(f"tensor {name!r} of shape {shape} claims more than its {stored:,} bytes")
+    for start, sizes in chunks.items():
+        if not all(0 <= low <= low + size <= axis for low, size, axis in zip(start, sizes, shape, strict=True)):
+            raise ValueError(f"tensor {name!r} of shape {shape} has a part {sizes} at {start}, which is not within it")
     return _Leaf(name, entry.properties.dtype, shape, tuple(pieces), chunks)
 
 
@@ -243,9 +245,7 @@ def _read(leaf: _Leaf) -> "Tensor":
         sizes = leaf.chunks[piece.start]
         target = tensor[tuple(slice(start, start + size) for start, size in zip(piece.start, sizes, strict=True))]
         if not isinstance(part, torch.Tensor) or part.shape != target.shape:
-            raise DataError(
-                f"{piece.file}: a part of tensor {leaf.name!r} is not of the shape {sizes} of {DISTRIBUTED}"
-            )
+            raise DataError(f"{piece.file}: a part of tensor {leaf.name!r} does not have the shape {sizes}")
         # Call the method of the class, as a file may set attributes of its tensors.
         target.copy_(torch.Tensor.detach(part))
     return tensor
