@@ -196,17 +196,15 @@ def load_config(path: Path | str, *, seed: int | None = None, overrides: Sequenc
         raise UsageError(f"{path}: not a text file in UTF-8") from error
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from error
-    pairs = [_override(text) for text in overrides]
-    replaced = dict(pairs)
-    if len(replaced) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise UsageError(
-            f"{_override_name(next(key for key in keys if keys.count(key) > 1))}: occurs twice; set each key once"
-        )
+    replaced: dict[str, Any] = {}
+    for override in overrides:
+        key, value = _override(override)
+        if key in replaced:
+            raise UsageError(f"{_override_name(key)}: occurs twice; set each key once")
+        replaced[key] = value
+        _set(values, key, value)
     if seed is not None and "seed" in replaced:
         raise UsageError(f"{_override_name('seed')} and `seed` exclude each other: set the seed once")
-    for key, value in replaced.items():
-        _set(values, key, value)
     if seed is not None:
         values["seed"] = seed
     try:
@@ -284,18 +282,12 @@ def _describe(fault: Any, keys: list[str]) -> str:
 
 
 def _known_keys(section: list[str]) -> list[str]:
-    model: Any = TrainingConfig
+    fields = TrainingConfig.model_fields
     for key in section:
-        field = model.model_fields.get(key)
-        model = _section_of(field.annotation) if field is not None else None
-        if model is None:
-            return []
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _section_of(annotation: Any) -> Any:
-    candidates = [annotation, *getattr(annotation, "__args__", ())]
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        annotation = fields[key].annotation if key in fields else None
+        kinds = [kind for kind in (annotation, *getattr(annotation, "__args__", ())) if isinstance(kind, type)]
+        fields = next((kind.model_fields for kind in kinds if issubclass(kind, BaseModel)), {})
+    return [field.alias or name for name, field in fields.items()]
 
 
 def _line_of(keys: list[str], text: str) -> int | None:

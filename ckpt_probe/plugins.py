@@ -45,16 +45,11 @@ def require_named(functions: Sequence[str], by_caller: str | None, file: Path, o
         option: Keyword or option with which the caller can name the function, for the message.
     """
     for name in functions:
-        if name != by_caller and is_address(name.partition(":")[2]):
-            raise UsageError(
-                f"{file}: names data at {name}, which are not fetched because any file could name any address; "
-                f"if you trust it, name it yourself: {option}"
-            )
         if name != by_caller:
-            raise UsageError(
-                f"{file}: names the function {name}, which is not called because any file could name any function; "
-                f"if you trust it, name it yourself: {option}"
-            )
+            refused = f"the function {name}, which is not called because any file could name any function"
+            if is_address(name.partition(":")[2]):
+                refused = f"data at {name}, which are not fetched because any file could name any address"
+            raise UsageError(f"{file}: names {refused}; if you trust it, name it yourself: {option}")
 
 
 def functions_within(arguments: Any) -> list[str]:

@@ -11,6 +11,7 @@ from ckpt_probe.checkpoints.parts import (
     SUFFIXES,
     index_of,
     is_adapter,
+    is_further_model,
     is_part,
     listed_shards,
     require_whole,
@@ -28,10 +29,6 @@ TRAINER_FILES = re.compile(
 HUGGING_FACE = re.compile(r"(\w+_)?model(\.safetensors|\.bin)(\.index\.json)?")
 CONSOLIDATED = re.compile(r"consolidated(\.\d+)?\.(safetensors|pth)")
 """Weights in the layout of Meta or Mistral, which repositories have in addition to those of Hugging Face."""
-FURTHER = re.compile(r"(model|pytorch_model)_\d+(\.safetensors|\.bin)")
-"""The second model of a state that accelerate saved, and those after it; their numbers are no steps."""
-RANDOM_STATES = "random_states_"
-"""Start of the name of a file that accelerate saves in every state."""
 VARIANT = re.compile(r"\.(fp16|bf16|fp32|float16|bfloat16|float32)(?=[.-])")
 """Part of the name of a copy in another dtype."""
 PIPELINE = "model_index.json"
@@ -96,14 +93,6 @@ def checkpoints_in(folder: Path) -> list[Path]:
             f"their own ({listed(inside, 4)}); convert it with the program that wrote it, or name one if it is whole"
         )
     return checkpoints_in(folder / inside[0]) if inside else []
-
-
-def is_further_model(file: Path) -> bool:
-    """Return whether a file is one of several models of a state that accelerate saved, and not the first."""
-    match = FURTHER.fullmatch(file.name)
-    if match is None or not (file.parent / f"{match[1]}{match[2]}").is_file():
-        return False
-    return any(entry.name.startswith(RANDOM_STATES) for entry in file.parent.iterdir())
 
 
 def snapshot_in(folder: Path) -> Path:

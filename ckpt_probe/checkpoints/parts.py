@@ -23,6 +23,10 @@ OTHER_COUNTS = re.compile(r"(?<![a-z])(global_?)?(step|iter|iteration|epoch|ep|f
 """Words after which N of M counts something else than shards."""
 RANK = re.compile(r"(?<![a-z])(rank|tp|mp|pp|part|shard)s?([-_.]?)(\d+)", re.IGNORECASE)
 COUNTED_FROM_ONE = frozenset({"part", "shard"})
+FURTHER = re.compile(r"(model|pytorch_model)_\d+(\.safetensors|\.bin)")
+"""The second model of a state that accelerate saved, and those after it; their numbers are no steps."""
+RANDOM_STATES = "random_states_"
+"""Start of the name of a file that accelerate saves in every state."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,14 @@ def model_name(file: Path) -> str:
 def is_adapter(file: Path) -> bool:
     """Return whether a file contains the weights of a PEFT adapter, with the configuration beside it."""
     return file.name in ADAPTER_WEIGHTS and (file.parent / ADAPTER_CONFIG).is_file()
+
+
+def is_further_model(file: Path) -> bool:
+    """Return whether a file is one of several models of a state that accelerate saved, and not the first."""
+    match = FURTHER.fullmatch(file.name)
+    if match is None or not (file.parent / f"{match[1]}{match[2]}").is_file():
+        return False
+    return any(entry.name.startswith(RANDOM_STATES) for entry in file.parent.iterdir())
 
 
 def is_part(name: str) -> bool:

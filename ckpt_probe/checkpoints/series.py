@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckpt_probe.checkpoints.checkpoint import Checkpoint
-from ckpt_probe.checkpoints.folders import checkpoints_in, is_further_model, snapshot_in
+from ckpt_probe.checkpoints.folders import checkpoints_in, snapshot_in
 from ckpt_probe.checkpoints.formats import open_checkpoint
-from ckpt_probe.checkpoints.parts import DISTRIBUTED, INDICES, SUFFIXES, model_name
+from ckpt_probe.checkpoints.parts import DISTRIBUTED, INDICES, SUFFIXES, is_further_model, model_name
 from ckpt_probe.checkpoints.tensors import BITS
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import Stamp, stamp_of

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from ckpt_probe.checkpoints.formats.safe import piece_digests, tensor_bytes, tensor_hash, with_hashes, without_hashes
 from ckpt_probe.checkpoints.metadata import CheckpointMetadata
-from ckpt_probe.checkpoints.tensors import BITS, Layout, dtype_name
-from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.checkpoints.tensors import BITS, Layout, dtype_name, layout_of
+from ckpt_probe.errors import DataError, UsageError, error_context
 from ckpt_probe.files import replacing
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ class CheckpointWriter:
         temporary = self._stack.enter_context(replacing(self.path, overwrite=self._overwrite))
         try:
             self._file = self._stack.enter_context(temporary.open("wb"))
-            self._file.write(header(self._layout, without_hashes(self._metadata, self._layout)))
+            with error_context(f"{self.path}: "):
+                self._file.write(header(self._layout, without_hashes(self._metadata, self._layout)))
         except BaseException as error:
             self._stack.__exit__(type(error), error, error.__traceback__)
             raise
@@ -75,15 +76,13 @@ class CheckpointWriter:
         with self._stack:
             if error is not None:
                 raise error
-            self._finish()
-
-    def _finish(self) -> None:
-        if self._waiting:
-            raise DataError(f"{self.path}: {len(self._waiting)} tensors were not written, first {self._waiting[0]!r}")
-        if self._file is not None:
-            # It is as long as the header at the start of the file, which was written without the hashes.
-            self._file.seek(0)
-            self._file.write(header(self._layout, with_hashes(self._metadata, self._hashes)))
+            if self._waiting:
+                waiting = f"{len(self._waiting)} tensors were not written, first {self._waiting[0]!r}"
+                raise DataError(f"{self.path}: {waiting}")
+            if self._file is not None:
+                # It is as long as the header at the start of the file, which was written without the hashes.
+                self._file.seek(0)
+                self._file.write(header(self._layout, with_hashes(self._metadata, self._hashes)))
 
 
 def save_checkpoint(
@@ -109,19 +108,12 @@ def save_checkpoint(
         kind = type(state_dict).__name__
         raise UsageError(f"`state_dict`: expected tensors by name, such as model.state_dict(), found {kind}")
     strings = metadata.to_strings() if isinstance(metadata, CheckpointMetadata) else dict(metadata or {})
-    layout = {name: (_dtype(path, name, tensor), tuple(tensor.shape)) for name, tensor in state_dict.items()}
-    with CheckpointWriter(path, layout, strings, overwrite=overwrite) as writer:
+    for name, tensor in state_dict.items():
+        if not hasattr(tensor, "dtype"):
+            raise UsageError(f"{path}: `state_dict`: {name!r} is not a tensor but of type {type(tensor).__name__}")
+    with CheckpointWriter(path, layout_of(state_dict), strings, overwrite=overwrite) as writer:
         for name, tensor in state_dict.items():
             writer.write(name, tensor)
-
-
-def _dtype(path: Path | str, name: str, tensor: "Tensor") -> str:
-    if not hasattr(tensor, "dtype"):
-        raise UsageError(f"{path}: `state_dict`: {name!r} is not a tensor but of type {type(tensor).__name__}")
-    dtype = dtype_name(tensor.dtype)
-    if dtype not in BITS:
-        raise DataError(f"{path}: tensor {name!r} has dtype {tensor.dtype}, which safetensors cannot store")
-    return dtype
 
 
 def header(layout: Layout, metadata: Mapping[str, str]) -> bytes:
@@ -130,7 +122,7 @@ def header(layout: Layout, metadata: Mapping[str, str]) -> bytes:
     offset = 0
     for name, (dtype, shape) in layout.items():
         if dtype not in BITS:
-            raise DataError(f"tensor {name!r}: dtype {dtype} cannot be written")
+            raise DataError(f"tensor {name!r} has dtype {dtype}, which safetensors cannot store")
         end = offset + math.prod(shape) * BITS[dtype] // 8
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end

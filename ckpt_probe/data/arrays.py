@@ -232,8 +232,9 @@ def stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarr
 
 
 def _divided(inputs: np.ndarray, labels: np.ndarray, fraction: float, seed: int) -> dict[str, Split]:
-    train, test = stratified(labels, fraction, seed)
-    return {"train": ArraySplit(inputs[train], labels[train]), "test": ArraySplit(inputs[test], labels[test])}
+    complete = ArraySplit(inputs, labels)
+    parts = stratified(complete.labels.numpy(), fraction, seed)
+    return {name: complete.part(rows) for name, rows in zip(("train", "test"), parts, strict=True)}
 
 
 def _labels(path: Path, arrays: Mapping[str, np.ndarray], inputs: str, labels: str) -> np.ndarray:
@@ -333,8 +334,8 @@ def _of_each_class(
         end = len(order) - (validation or 0)
         first[order[: end if training is None else training]] = True
         last[order[end:]] = True
-    chosen = {**splits, "train": ArraySplit(train.inputs[first], train.labels[first])}
-    return {**chosen, "validation": ArraySplit(train.inputs[last], train.labels[last])} if validation else chosen
+    chosen = {**splits, "train": train.part(first)}
+    return {**chosen, "validation": train.part(last)} if validation else chosen
 
 
 def _require_enough(label: int, count: int, training: int | None, validation: int | None) -> None:
@@ -348,6 +349,6 @@ def _require_enough(label: int, count: int, training: int | None, validation: in
 
 def _renumbered(split: ArraySplit, classes: Sequence[int]) -> ArraySplit:
     wanted = torch.tensor(classes)
-    rows = torch.isin(split.labels, wanted)
+    chosen = split.part(torch.isin(split.labels, wanted))
     order = torch.argsort(wanted)
-    return ArraySplit(split.inputs[rows], order[torch.searchsorted(wanted[order], split.labels[rows])])
+    return ArraySplit(chosen.inputs, order[torch.searchsorted(wanted[order], chosen.labels)])

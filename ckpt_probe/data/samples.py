@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, closing, contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
@@ -154,6 +155,12 @@ class ArraySplit:
     def batch(self, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Return inputs, shape (n, …), and labels, shape (n,), of samples by index."""
         return to_model_dtype(self.inputs[indices]), self.labels[indices]
+
+    def part(self, rows: Any) -> "ArraySplit":
+        """Return a split of some samples, by their indices or a mask."""
+        chosen = copy(self)
+        chosen.inputs, chosen.labels = self.inputs[rows], self.labels[rows]
+        return chosen
 
 
 def one_tensor(inputs: Inputs, consumer: str) -> Tensor:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -271,11 +272,10 @@ def _filler(homes: Mapping[str, Header], stack: ExitStack) -> Fill:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in entries:
-            raise ValueError(f"tensor {name!r} is present twice")
-        entries[name] = value
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"tensor {name!r} is present twice")
     return entries
 
 
