@@ -46,6 +46,49 @@ class Division:
     complete: str | None = None
 
 
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files of a model.
+
+    Attributes:
+        file: The file by which it is opened: of shards, their index or the first.
+        kind: How it is opened by its name: ADAPTER, DISTRIBUTED, one of INDICES, SHARDS and its suffix, or that.
+        shards: The files with its tensors; of a model without shards, the file itself.
+        homes: Name of each tensor with the name of its file, by the index; None without one.
+    """
+
+    file: Path
+    kind: str
+    shards: tuple[Path, ...]
+    homes: Mapping[str, str] | None = None
+
+    def require_listed(self, names: Mapping[str, Iterable[str]]) -> None:
+        """Check that every tensor is in one shard, which is the one that the index states.
+
+        Args:
+            names: Names of the tensors in each file.
+
+        Raises:
+            DataError: If a tensor is in two shards, which have parts of its rows or are of different models, or if
+                shards and index differ.
+        """
+        homes: dict[str, str] = {}
+        for file, inside in names.items():
+            for name in inside:
+                if name in homes:
+                    raise DataError(
+                        f"{self.file}: tensor {name!r} is present twice, in {homes[name]} and {file}: they are not "
+                        "shards of one model, or each has a slice of it; put it together with the program that wrote it"
+                    )
+                homes[name] = file
+        for name, file in (self.homes or {}).items():
+            if homes.get(name) != file:
+                raise DataError(f"{self.file}: says that tensor {name!r} is in {file}, but it is not")
+        unlisted = next((name for name in homes if name not in (self.homes or homes)), None)
+        if unlisted is not None:
+            raise DataError(f"{self.file}: does not list tensor {unlisted!r} of {homes[unlisted]}")
+
+
 DEEPSPEED = "consolidate it with DeepSpeed's zero_to_fp32.py, or with the program that trained it, and use the output"
 DIVISIONS = (
     Division(
@@ -79,33 +122,28 @@ DIVISIONS = (
 )
 
 
-def opening_file(file: Path) -> Path:
-    """Return the file by which the model of a file is opened: of shards, their index or the first.
+def model_files(path: Path) -> ModelFiles:
+    """Return the files of the model that a file is, or is a part of.
 
     Raises:
         DataError: If a shard is missing, or if the file is a part that only another program can put together.
     """
-    if file.suffix == DISTCP and (file.parent / DISTRIBUTED).is_file():
-        return file.parent / DISTRIBUTED
-    if not (is_part(file.name) or shard_name(file.name)) or not file.is_file():
-        return file
-    index = file.parent / (index_of(file.name) or "")
+    if path.suffix == DISTCP and (path.parent / DISTRIBUTED).is_file():
+        path = path.parent / DISTRIBUTED
+    if path.name == DISTRIBUTED or is_adapter(path):
+        return ModelFiles(path, DISTRIBUTED if path.name == DISTRIBUTED else ADAPTER, (path,))
+    index = path if path.name.endswith(INDICES) else path.parent / (index_of(path.name) or "")
     if index.is_file():
-        return index if file.name in listed_shards(index).values() else file
-    shards = shards_beside(file)
-    if shards is None:
-        require_whole(file.parent, (entry.name for entry in file.parent.iterdir() if is_part(entry.name)))
-    return file if shards is None else shards[0]
-
-
-def kind_of(file: Path) -> str:
-    """Return how a file is opened by its name: ADAPTER, DISTRIBUTED, one of INDICES, SHARDS and its suffix, or that."""
-    if is_adapter(file):
-        return ADAPTER
-    if file.name == DISTRIBUTED:
-        return DISTRIBUTED
-    index = next((suffix for suffix in INDICES if file.name.endswith(suffix)), None)
-    return index or (f"{SHARDS}{file.suffix}" if shard_name(file.name) else file.suffix.lower())
+        homes = listed_shards(index)
+        if path == index or path.name in homes.values():
+            kind = next(suffix for suffix in INDICES if index.name.endswith(suffix))
+            return ModelFiles(index, kind, tuple(index.parent / name for name in dict.fromkeys(homes.values())), homes)
+    shards = shards_beside(path) if path.is_file() else None
+    if shards is not None:
+        return ModelFiles(shards[0], f"{SHARDS}{path.suffix}", tuple(shards))
+    if is_part(path.name) and path.is_file():
+        require_whole(path.parent, (entry.name for entry in path.parent.iterdir() if is_part(entry.name)))
+    return ModelFiles(path, path.suffix.lower(), (path,))
 
 
 def model_name(file: Path) -> str:
@@ -144,18 +182,6 @@ def shard_name(name: str) -> re.Match[str] | None:
     if match is None or int(match[5]) < 2 or OTHER_COUNTS.fullmatch(re.split(r"[-_.]", match[1])[-1]):
         return None
     return match
-
-
-def shards_of(path: Path) -> tuple[list[Path], Mapping[str, str] | None]:
-    """Return the shards of an index or of the first shard, and for an index the name of each tensor's file.
-
-    Raises:
-        DataError: As in `listed_shards` and `shards_beside`.
-    """
-    if not path.name.endswith(INDICES):
-        return shards_beside(path) or [path], None
-    homes = listed_shards(path)
-    return [path.parent / file for file in dict.fromkeys(homes.values())], homes
 
 
 def listed_shards(index: Path) -> Mapping[str, str]:
@@ -208,37 +234,6 @@ def shards_beside(file: Path) -> list[Path] | None:
             raise DataError(f"{file}: one of {count} shards of a model, of which {shard(position).name} is missing")
         shards.append(shard(position))
     return shards
-
-
-def require_listed(index: Path, wanted: Mapping[str, str] | None, names: Mapping[str, Iterable[str]]) -> None:
-    """Check that every tensor is in one shard, which is the one that the index states.
-
-    Args:
-        index: The index, or the first shard.
-        wanted: Name of the file of each tensor by the index; None without one.
-        names: Names of the tensors in each file.
-
-    Raises:
-        DataError: If a tensor is in two shards, which have parts of its rows or are of different models, or if shards
-            and index differ.
-    """
-    homes: dict[str, str] = {}
-    for file, inside in names.items():
-        for name in inside:
-            if name in homes:
-                raise DataError(
-                    f"{index}: tensor {name!r} is present twice, in {homes[name]} and {file}: they are not shards of "
-                    "one model, or each has a slice of it; put it together with the program that wrote it"
-                )
-            homes[name] = file
-    if wanted is None:
-        return
-    for name, file in wanted.items():
-        if homes.get(name) != file:
-            raise DataError(f"{index}: says that tensor {name!r} is in {file}, but it is not")
-    unlisted = next((name for name in homes if name not in wanted), None)
-    if unlisted is not None:
-        raise DataError(f"{index}: does not list tensor {unlisted!r} of {homes[unlisted]}")
 
 
 def require_whole(folder: Path, names: Iterable[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ckpt_probe.checkpoints.checkpoint import Checkpoint
 from ckpt_probe.checkpoints.folders import checkpoint_in
-from ckpt_probe.checkpoints.parts import ADAPTER, DISTRIBUTED, INDICES, SHARDS, kind_of, opening_file
+from ckpt_probe.checkpoints.parts import ADAPTER, DISTRIBUTED, INDICES, SHARDS, ModelFiles, model_files
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import require_regular
 
@@ -51,9 +51,9 @@ FORMATS: tuple[tuple[Callable[[str, bytes], bool], str], ...] = (
         "safe:open_safetensors",
     ),
 )
-"""Formats in the order in which they are tried: a function that recognises the format by `kind_of` a file and its first
-bytes, and "module:function" of this package, imported when it is needed, a context manager that takes the file, the
-`state_key` and the open base of an adapter, and yields the checkpoint."""
+"""Formats in the order in which they are tried: a function that recognises the format by `ModelFiles.kind` and the first
+bytes of the file, and "module:function" of this package, imported when it is needed, a context manager that takes the
+files, the `state_key` and the open base of an adapter, and yields the checkpoint."""
 
 
 @contextmanager
@@ -76,22 +76,19 @@ def open_checkpoint(path: Path, *, state_key: str | None = None, base: Path | No
     """
     with ExitStack() as stack:
         merged = None if base is None else stack.enter_context(open_checkpoint(base, state_key=state_key))
-        file = checkpoint_in(path) if path.is_dir() else opening_file(path)
-        checkpoint = stack.enter_context(opener(file, kind_of(file))(file, state_key, merged))
+        files = model_files(checkpoint_in(path) if path.is_dir() else path)
+        checkpoint = stack.enter_context(opener(files)(files, state_key, merged))
         checkpoint.path = path
         yield checkpoint
 
 
-def opener(file: Path, kind: str) -> Callable[..., AbstractContextManager[Checkpoint]]:
-    """Return the function that opens a file: the first of `FORMATS` that recognises it.
-
-    Args:
-        file: The file by which a checkpoint is opened.
-        kind: As `kind_of` returns it.
+def opener(files: ModelFiles) -> Callable[..., AbstractContextManager[Checkpoint]]:
+    """Return the function that opens a model: the first of `FORMATS` that recognises its file.
 
     Raises:
-        DataError: If it cannot be read, or its format is not known.
+        DataError: If the file cannot be read, or its format is not known.
     """
+    file = files.file
     require_regular(file)
     try:
         with file.open("rb", buffering=0) as stream:
@@ -101,7 +98,7 @@ def opener(file: Path, kind: str) -> Callable[..., AbstractContextManager[Checkp
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
     for recognises, name in FORMATS:
-        if recognises(kind, head):
+        if recognises(files.kind, head):
             module, _, function = name.partition(":")
             return getattr(import_module(f"{__name__}.{module}"), function)
     unknown = f"not a checkpoint of a known format; {SUPPORTED}" if head else "an empty file"

@@ -16,7 +16,7 @@ from ckpt_probe.checkpoints.folders import CONFIG
 from ckpt_probe.checkpoints.formats import opener
 from ckpt_probe.checkpoints.formats.adapter_changes import NOT_MERGED, Change, merge, read_changes, read_settings
 from ckpt_probe.checkpoints.formats.pickled import filler
-from ckpt_probe.checkpoints.parts import ADAPTER_CONFIG
+from ckpt_probe.checkpoints.parts import ADAPTER_CONFIG, ModelFiles
 from ckpt_probe.checkpoints.tensors import TORCH_NAMES, Layout
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import read_object
@@ -31,7 +31,7 @@ MOST_ALIKE = 8
 
 
 @contextmanager
-def open_adapter(path: Path, state_key: str | None = None, base: Checkpoint | None = None) -> Iterator[Checkpoint]:
+def open_adapter(files: ModelFiles, state_key: str | None, base: Checkpoint | None) -> Iterator[Checkpoint]:
     """Open an adapter's weights merged onto `base`, which is any checkpoint.
 
     The base that the configuration names is only mentioned, never opened by itself.
@@ -40,11 +40,13 @@ def open_adapter(path: Path, state_key: str | None = None, base: Checkpoint | No
         UsageError: If there is no base.
         DataError: If the adapter has a setting or a tensor that is not merged, or does not fit the base.
     """
+    path = files.file
     settings = read_settings(path.parent / ADAPTER_CONFIG)
     if base is None:
         named = settings.get("base_model_name_or_path") or "not named in its configuration"
         raise UsageError(f"{path}: a PEFT adapter; name the checkpoint that it was trained on ({named}) with `base=`")
-    with opener(path, path.suffix)(path) as adapter:
+    weights = replace(files, kind=path.suffix)
+    with opener(weights)(weights, None, None) as adapter:
         changes, replaced = read_changes(path, settings, adapter)
         changed = {f"{module}.{kind}": module for module, change in changes.items() for kind in change.kinds}
         names = _names(path, base, list(changed))

@@ -19,6 +19,7 @@ from ckpt_probe.checkpoints.formats.nesting import EXTRA_STATE, choose
 from ckpt_probe.checkpoints.formats.pickled import filler, load_checked
 from ckpt_probe.checkpoints.formats.scanning import scan
 from ckpt_probe.checkpoints.formats.stand_ins import STAND_INS, plain
+from ckpt_probe.checkpoints.parts import ModelFiles
 from ckpt_probe.checkpoints.tensors import dtype_name
 from ckpt_probe.errors import CkptProbeError, DataError, last_line
 from ckpt_probe.files import require_regular
@@ -45,7 +46,7 @@ CLASSES = {
 
 
 @contextmanager
-def open_distributed(path: Path, state_key: str | None = None, base: Checkpoint | None = None) -> Iterator[Checkpoint]:
+def open_distributed(files: ModelFiles, state_key: str | None, base: Checkpoint | None) -> Iterator[Checkpoint]:
     """Open a directory by its `.metadata`.
 
     Raises:
@@ -53,6 +54,7 @@ def open_distributed(path: Path, state_key: str | None = None, base: Checkpoint 
             directory, or more bytes than a file has.
         UsageError: As in `nesting.choose`.
     """
+    path = files.file
     metadata = _read_metadata(path)
     try:
         pieces = _pieces(path, metadata)

@@ -20,7 +20,7 @@ from ckpt_probe.checkpoints.formats.pickle_checks import check_file
 from ckpt_probe.checkpoints.formats.safe import tensor_bytes
 from ckpt_probe.checkpoints.formats.stand_ins import STAND_INS, NeedsData, plain
 from ckpt_probe.checkpoints.metadata import MONITORED
-from ckpt_probe.checkpoints.parts import require_listed, shards_of
+from ckpt_probe.checkpoints.parts import ModelFiles
 from ckpt_probe.checkpoints.tensors import layout_of
 from ckpt_probe.errors import CkptProbeError, DataError, last_line
 
@@ -32,7 +32,7 @@ LISTING_DEVICE = "meta"
 
 
 @contextmanager
-def open_pickled(path: Path, state_key: str | None = None, base: Checkpoint | None = None) -> Iterator[Checkpoint]:
+def open_pickled(files: ModelFiles, state_key: str | None, base: Checkpoint | None) -> Iterator[Checkpoint]:
     """Open a file of torch.save.
 
     Raises:
@@ -40,6 +40,10 @@ def open_pickled(path: Path, state_key: str | None = None, base: Checkpoint | No
             classes in `stand_ins`, or if it is a whole module.
         UsageError: See `nesting.choose`.
     """
+    yield _open_file(files.file, state_key)
+
+
+def _open_file(path: Path, state_key: str | None) -> Checkpoint:
     pickled = _PickledFile(path, state_key)
     tree, choice, tensors = pickled.listing
     try:
@@ -51,7 +55,7 @@ def open_pickled(path: Path, state_key: str | None = None, base: Checkpoint | No
     def read(name: str) -> "Tensor":
         return pickled.loaded[2][name]
 
-    yield Checkpoint(
+    return Checkpoint(
         file=path,
         format="torch zip" if pickled.archive else "torch stream",
         files=(path,),
@@ -67,35 +71,32 @@ def open_pickled(path: Path, state_key: str | None = None, base: Checkpoint | No
 
 
 @contextmanager
-def open_pickled_shards(
-    path: Path, state_key: str | None = None, base: Checkpoint | None = None
-) -> Iterator[Checkpoint]:
-    """Open the shards of an index, or those without an index of which this is one, memory-mapped.
+def open_pickled_shards(files: ModelFiles, state_key: str | None, base: Checkpoint | None) -> Iterator[Checkpoint]:
+    """Open shards, memory-mapped.
 
     Raises:
         DataError: If a shard is missing, has other tensors than the index states, or a tensor of another shard; also as
             in `open_pickled`.
     """
-    files, wanted = shards_of(path)
     names: dict[str, list[str]] = {}
     layout: dict[str, tuple[str, tuple[int, ...]]] = {}
     tensors: dict[str, Tensor] = {}
     extra: dict[str, Any] = {}
     extras: Mapping[str, Any] = {}
     keys: set[str | None] = set()
-    for file in files:
-        with open_pickled(file) as shard:
-            names[file.name] = sorted(shard.layout)
-            layout |= shard.layout
-            tensors |= {name: shard.read(name) for name in shard.layout}
-            extra |= shard.extra_state()
-            extras = extras or shard.extras
-            keys.add(shard.state_key)
-    require_listed(path, wanted, names)
+    for file in files.shards:
+        shard = _open_file(file, None)
+        names[file.name] = sorted(shard.layout)
+        layout |= shard.layout
+        tensors |= {name: shard.read(name) for name in shard.layout}
+        extra |= shard.extra_state()
+        extras = extras or shard.extras
+        keys.add(shard.state_key)
+    files.require_listed(names)
     checkpoint = Checkpoint(
-        file=path,
-        format=f"torch zip, {len(files)} shards" if len(files) > 1 or wanted is not None else "torch zip",
-        files=tuple(files) if wanted is None else (path, *files),
+        file=files.file,
+        format=f"torch zip, {len(files.shards)} shards",
+        files=files.shards if files.homes is None else (files.file, *files.shards),
         layout=layout,
         reader=tensors.__getitem__,
         fill=filler(tensors.__getitem__),

@@ -19,7 +19,7 @@ from ckpt_probe.addresses import Address
 from ckpt_probe.budget import Budget
 from ckpt_probe.checkpoints.checkpoint import Checkpoint, Fill, Shard
 from ckpt_probe.checkpoints.metadata import PREFIX
-from ckpt_probe.checkpoints.parts import require_listed, shards_of
+from ckpt_probe.checkpoints.parts import ModelFiles
 from ckpt_probe.checkpoints.tensors import BITS, TORCH_NAMES
 from ckpt_probe.errors import DataError
 
@@ -189,23 +189,24 @@ def _metadata_hash(metadata: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def open_safetensors(path: Path, state_key: str | None = None, base: Checkpoint | None = None) -> Iterator[Checkpoint]:
-    """Open a safetensors file, the shards of an index, or the shards without an index of which this file is one.
+def open_safetensors(files: ModelFiles, state_key: str | None, base: Checkpoint | None) -> Iterator[Checkpoint]:
+    """Open a safetensors file or shards.
 
     Raises:
         DataError: If a shard is missing or has other tensors than the index states; also as in `read_header`.
     """
-    files, wanted = shards_of(path)
-    headers = [read_header(file) for file in files]
-    require_listed(path, wanted, {header.file.name: header.tensors for header in headers})
-    index = None if wanted is None else path
+    headers = [read_header(file) for file in files.shards]
+    index = None if files.homes is None else files.file
+    several = len(headers) > 1 or index is not None
+    if several:
+        files.require_listed({header.file.name: header.tensors for header in headers})
     homes = {name: header for header in headers for name in header.tensors}
     with ExitStack() as stack:
         fill = _filler(homes, stack)
         checkpoint = Checkpoint(
-            file=path,
-            format="safetensors" if len(files) == 1 and index is None else f"safetensors, {len(files)} shards",
-            files=tuple(files) if index is None else (index, *files),
+            file=files.file,
+            format=f"safetensors, {len(headers)} shards" if several else "safetensors",
+            files=files.shards if index is None else (index, *files.shards),
             layout={name: (header.tensors[name].dtype, header.tensors[name].shape) for name, header in homes.items()},
             reader=_reader(homes, fill, stack),
             fill=fill,
@@ -213,7 +214,7 @@ def open_safetensors(path: Path, state_key: str | None = None, base: Checkpoint 
             stated_hashes={name: text for header in headers for name, text in header.hashes.items()},
             # Copies of shards without an index are written as one file.
             shards=()
-            if index is None and len(files) > 1
+            if index is None and several
             else tuple(Shard(h.file.name, tuple(h.tensors), h.metadata) for h in headers),
             index=index,
         )
