@@ -51,9 +51,9 @@ FORMATS: tuple[tuple[Callable[[str, bytes], bool], str], ...] = (
         "safe:open_safetensors",
     ),
 )
-"""Formats in the order in which they are tried: a function that recognises the format by `ModelFiles.kind` and the first
-bytes of the file, and "module:function" of this package, imported when it is needed, a context manager that takes the
-files, the `state_key` and the open base of an adapter, and yields the checkpoint."""
+"""Formats in the order in which they are tried: a function that recognises the format by `ModelFiles.kind` and the
+first bytes of the file, and "module:function" of this package, imported when it is needed, a context manager that takes
+the files, the `state_key` and the open base of an adapter, and yields the checkpoint."""
 
 
 @contextmanager

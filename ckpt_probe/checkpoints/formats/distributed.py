@@ -8,11 +8,12 @@ import io
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckpt_probe.addresses import local_path
 from ckpt_probe.budget import Budget
 from ckpt_probe.checkpoints.checkpoint import Checkpoint
 from ckpt_probe.checkpoints.formats.nesting import EXTRA_STATE, choose
@@ -242,7 +243,9 @@ def _read(leaf: _Leaf) -> "Tensor":
     import torch
 
     tensor = torch.zeros(leaf.shape, dtype=leaf.dtype)
-    for piece in leaf.pieces:
+    for stored in leaf.pieces:
+        # A remote directory is downloaded as a whole.
+        piece = replace(stored, file=local_path(stored.file.parent) / stored.file.name)
         part = load_checked(piece.opened(), piece.length, piece.file)
         sizes = leaf.chunks[piece.start]
         target = tensor[tuple(slice(start, start + size) for start, size in zip(piece.start, sizes, strict=True))]
