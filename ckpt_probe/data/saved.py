@@ -1,6 +1,6 @@
 """`hf-dataset:DIR`: data sets written by `save_to_disk` of `datasets`, of images, texts or sound."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,7 @@ def _of_documents(
     columns = _input_columns(path, texts_only, arguments, None)[1] if texts_only else []
     if len(columns) != 1:
         raise DataError(f"{path}: a language model takes one column of texts; there are: {_listing(features)}")
-    texts = {split: iter(_Texts(table.select_columns(columns), columns[0])) for split, table in tables.items()}
+    texts = {split: _Texts(table.select_columns(columns), columns[0]) for split, table in tables.items()}
     chosen = {key: value for key, value in arguments.items() if key in COLUMNS}
     return labelled_windows(f"hf-dataset:{path}", texts, arguments, hints, chosen)
 
@@ -192,7 +192,7 @@ def _image_of_row(value: Any, feature: Any, directory: Path, name: str, preparat
 
 
 @dataclass(frozen=True)
-class _Texts:
+class _Texts(Sequence[str]):
     """A column of texts, read from disk row by row."""
 
     table: Any
@@ -206,9 +206,6 @@ class _Texts:
         if text is None:
             raise DataError(f"row {number}: column {self.column!r} is empty")
         return text
-
-    def __iter__(self) -> Iterator[str]:
-        return (self[number] for number in range(len(self)))
 
 
 def _of_encoded(

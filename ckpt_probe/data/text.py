@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,14 +66,6 @@ class Tokenization:
         return {**taken, LENGTHS: encoded["attention_mask"].sum(dim=1)}, cut
 
 
-class Texts(Protocol):
-    """A sequence of texts."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, number: int, /) -> str: ...
-
-
 class TextSplit:
     """A split of texts or pairs of texts, tokenised batch by batch.
 
@@ -84,7 +76,9 @@ class TextSplit:
         pairs: The second text of each, if any.
     """
 
-    def __init__(self, texts: Texts, labels: Tensor, tokenize: Tokenization, pairs: Texts | None = None) -> None:
+    def __init__(
+        self, texts: Sequence[str], labels: Tensor, tokenize: Tokenization, pairs: Sequence[str] | None = None
+    ) -> None:
         self._texts = texts
         self._pairs = pairs
         self.labels = labels
