@@ -8,7 +8,7 @@ import io
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,8 +58,8 @@ def open_distributed(files: ModelFiles, state_key: str | None, base: Checkpoint 
     path = files.file
     metadata = _read_metadata(path)
     try:
-        pieces = _pieces(path, metadata)
-        tree = _tree(metadata, pieces)
+        entries = _entries(path, metadata)
+        tree = _tree(entries)
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         # Fields of the objects are missing or of other types.
         raise DataError(f"{path}: {NO_METADATA} ({error})") from error
@@ -67,26 +67,20 @@ def open_distributed(files: ModelFiles, state_key: str | None, base: Checkpoint 
         choice = choose(tree, _numbers, state_key)
     except CkptProbeError as error:
         raise type(error)(f"{path.parent}: {error}") from error
-    leaves: Mapping[str, _Leaf] = choice.taken.tensors
+    tensors: Mapping[str, _Entry] = choice.taken.tensors
 
     def read(name: str) -> "Tensor":
-        return _read(leaves[name])
-
-    def extra() -> dict[str, Any]:
-        try:
-            return _extra_states(metadata, pieces, choice.taken.key)
-        except (AttributeError, TypeError, ValueError) as error:
-            raise DataError(f"{path}: {NO_METADATA} ({error})") from error
+        return _read(tensors[name])
 
     yield Checkpoint(
         file=path,
         format="torch distributed",
-        files=(path, *sorted({piece.file for parts in pieces.values() for piece in parts})),
-        layout={name: (dtype_name(leaf.dtype), leaf.shape) for name, leaf in leaves.items()},
+        files=(path, *sorted({piece.file for entry in entries for piece in entry.pieces})),
+        layout={name: (dtype_name(entry.dtype), entry.shape) for name, entry in tensors.items()},
         reader=read,
         fill=filler(read),
-        extras=plain(_extras(metadata, pieces)),
-        extra_state=extra,
+        extras=plain(_extras(entries)),
+        extra_state=lambda: _extra_states(entries, choice.taken.key),
         state_key=choice.taken.key or None,
         others=tuple(map(str, choice.others)),
     )
@@ -117,26 +111,28 @@ class _Piece:
 
 
 @dataclass(frozen=True)
-class _Leaf:
-    """A stored tensor.
+class _Entry:
+    """A stored tensor, or another value.
 
     Attributes:
         name: Name in the metadata.
-        dtype: Its torch dtype.
-        shape: Its shape.
+        steps: Keys to it from the top of the nested mappings that were saved.
         pieces: Its parts.
-        chunks: Shape of each part by the indices of its first entry.
+        dtype: Torch dtype of a tensor, None for another value.
+        shape: Shape of a tensor.
+        chunks: Shape of each part of a tensor by the indices of its first entry.
     """
 
     name: str
-    dtype: Any
-    shape: tuple[int, ...]
+    steps: tuple[str, ...]
     pieces: tuple[_Piece, ...]
-    chunks: Mapping[tuple[int, ...], tuple[int, ...]]
+    dtype: Any = None
+    shape: tuple[int, ...] = ()
+    chunks: Mapping[tuple[int, ...], tuple[int, ...]] = field(default_factory=dict)
 
 
-def _numbers(leaf: Any) -> int | None:
-    return prod(leaf.shape) if isinstance(leaf, _Leaf) else None
+def _numbers(entry: Any) -> int | None:
+    return prod(entry.shape) if isinstance(entry, _Entry) else None
 
 
 class _Restricted(pickle.Unpickler):
@@ -200,96 +196,93 @@ def _pieces(path: Path, metadata: Any) -> dict[Any, list[_Piece]]:
     return pieces
 
 
-def _tree(metadata: Any, pieces: Mapping[Any, list[_Piece]]) -> dict[str, Any]:
-    """Return the tensors in the nested mappings that were saved, by the planner's data; without them, at one level."""
+def _entries(path: Path, metadata: Any) -> list[_Entry]:
+    """Return all entries; the planner's data have the nested mappings, without them every entry is at the top."""
+    pieces = _pieces(path, metadata)
+    planned = metadata.planner_data if isinstance(metadata.planner_data, dict) else {}
+    entries = []
+    for name, stored in metadata.state_dict_metadata.items():
+        steps = planned.get(name)
+        steps = tuple(map(str, steps)) if isinstance(steps, tuple) and steps else (str(name),)
+        entry = _Entry(str(name), steps, tuple(pieces.get(name, ())))
+        entries.append(_as_tensor(entry, stored) if hasattr(stored, "chunks") else entry)
+    return entries
+
+
+def _as_tensor(entry: _Entry, stored: Any) -> _Entry:
+    shape, dtype = tuple(map(int, stored.size)), stored.properties.dtype
+    chunks = {tuple(map(int, chunk.offsets)): tuple(map(int, chunk.sizes)) for chunk in stored.chunks}
+    numbers, length = sum(map(prod, chunks.values())), sum(piece.length for piece in entry.pieces)
+    described = f"tensor {entry.name!r} of shape {shape}"
+    if any(axis < 0 for axis in shape):
+        raise ValueError(described)
+    if numbers != prod(shape) or sorted(piece.start for piece in entry.pieces) != sorted(chunks):
+        raise ValueError(f"{described} has {numbers:,} numbers in {len(entry.pieces)} parts")
+    if numbers * dtype.itemsize > length:
+        raise ValueError(f"{described} claims more than its {length:,} bytes")
+    for start, sizes in chunks.items():
+        if not all(0 <= low <= low + size <= axis for low, size, axis in zip(start, sizes, shape, strict=True)):
+            raise ValueError(f"{described} has a part {sizes} at {start}, which is not within it")
+    return replace(entry, dtype=dtype, shape=shape, chunks=chunks)
+
+
+def _tree(entries: list[_Entry]) -> dict[str, Any]:
+    """Return the tensors in the nested mappings that were saved."""
     tree: dict[str, Any] = {}
-    for name, entry in metadata.state_dict_metadata.items():
-        if not hasattr(entry, "chunks"):
-            continue
-        *above, last = _steps(metadata, name)
+    for entry in entries:
         mapping = tree
-        for step in above:
+        for step in entry.steps[:-1] if entry.dtype else ():
             inner = mapping.setdefault(step, {})
             mapping = inner if isinstance(inner, dict) else {}
-        mapping[last] = _leaf(name, entry, pieces.get(name, []))
+        mapping |= {entry.steps[-1]: entry} if entry.dtype else {}
     return tree
 
 
-def _steps(metadata: Any, name: Any) -> list[str]:
-    """Return the keys from the top of the nested mappings to an entry, by the planner's data; else its name alone."""
-    planned = metadata.planner_data if isinstance(metadata.planner_data, dict) else {}
-    steps = planned.get(name)
-    return [str(step) for step in steps] if isinstance(steps, tuple) and steps else [str(name)]
-
-
-def _leaf(name: str, entry: Any, pieces: list[_Piece]) -> _Leaf:
-    shape = tuple(int(axis) for axis in entry.size)
-    chunks = {tuple(map(int, chunk.offsets)): tuple(map(int, chunk.sizes)) for chunk in entry.chunks}
-    numbers = sum(map(prod, chunks.values()))
-    stored = sum(piece.length for piece in pieces)
-    if any(axis < 0 for axis in shape):
-        raise ValueError(f"tensor {name!r} of shape {shape}")
-    if numbers != prod(shape) or sorted(piece.start for piece in pieces) != sorted(chunks):
-        raise ValueError(f"tensor {name!r} of shape {shape} has {numbers:,} numbers in {len(pieces)} parts")
-    if numbers * entry.properties.dtype.itemsize > stored:
-        raise ValueError(f"tensor {name!r} of shape {shape} claims more than its {stored:,} bytes")
-    for start, sizes in chunks.items():
-        if not all(0 <= low <= low + size <= axis for low, size, axis in zip(start, sizes, shape, strict=True)):
-            raise ValueError(f"tensor {name!r} of shape {shape} has a part {sizes} at {start}, which is not within it")
-    return _Leaf(name, entry.properties.dtype, shape, tuple(pieces), chunks)
-
-
-def _read(leaf: _Leaf) -> "Tensor":
+def _read(entry: _Entry) -> Any:
+    """Return a tensor, or another value with all tensors in it."""
     import torch
 
-    tensor = torch.zeros(leaf.shape, dtype=leaf.dtype)
-    for stored in leaf.pieces:
+    if entry.dtype is None:
+        piece = entry.pieces[0]
+        return load_checked(piece.opened(), piece.length, piece.file)
+    tensor = torch.zeros(entry.shape, dtype=entry.dtype)
+    for stored in entry.pieces:
         # A remote directory is downloaded as a whole.
         piece = replace(stored, file=local_path(stored.file.parent) / stored.file.name)
         part = load_checked(piece.opened(), piece.length, piece.file)
-        sizes = leaf.chunks[piece.start]
+        sizes = entry.chunks[piece.start]
         target = tensor[tuple(slice(start, start + size) for start, size in zip(piece.start, sizes, strict=True))]
         if not isinstance(part, torch.Tensor) or part.shape != target.shape:
-            raise DataError(f"{piece.file}: a part of tensor {leaf.name!r} does not have the shape {sizes}")
+            raise DataError(f"{piece.file}: a part of tensor {entry.name!r} does not have the shape {sizes}")
         # Call the method of the class, as a file may set attributes of its tensors.
         target.copy_(torch.Tensor.detach(part))
     return tensor
 
 
-def _extra_states(metadata: Any, pieces: Mapping[Any, list[_Piece]], state_key: str) -> dict[str, Any]:
+def _extra_states(entries: list[_Entry], state_key: str) -> dict[str, Any]:
     """Return modules' extra state beside the tensors at a key; torch stores each entry of its mappings by itself."""
     extra: dict[str, Any] = {}
-    for name, entry in metadata.state_dict_metadata.items():
-        steps = _steps(metadata, name)
+    for entry in entries:
+        steps = entry.steps
         level = next((i for i, step in enumerate(steps) if step.rpartition(".")[2] == EXTRA_STATE), None)
-        stored = pieces.get(name, [])
-        is_tensor = hasattr(entry, "chunks")
-        if (
-            level is None
-            or ".".join(steps[:level]) != state_key
-            or not stored
-            or (is_tensor and steps[level + 1 :] == [])
-        ):
-            continue
-        mapping = extra
-        for step in steps[level:-1]:
-            mapping = mapping.setdefault(step, {})
-        if is_tensor:
-            mapping[steps[-1]] = _read(_leaf(name, entry, stored))
-        else:
-            mapping[steps[-1]] = load_checked(stored[0].opened(), stored[0].length, stored[0].file)
+        is_state = level is not None and ".".join(steps[:level]) == state_key and entry.pieces
+        # A state that is a tensor is among the tensors.
+        if is_state and not (entry.dtype and level == len(steps) - 1):
+            mapping = extra
+            for step in steps[level:-1]:
+                inner = mapping.setdefault(step, {})
+                mapping = inner if isinstance(inner, dict) else {}
+            mapping[steps[-1]] = _read(entry)
     return extra
 
 
-def _extras(metadata: Any, pieces: Mapping[Any, list[_Piece]]) -> dict[str, Any]:
+def _extras(entries: list[_Entry]) -> dict[str, Any]:
     """Return small entries at the top level besides the tensors, such as the step."""
     extras = {}
-    for name, entry in metadata.state_dict_metadata.items():
-        stored = pieces.get(name, [])
-        top = isinstance(name, str) and len(_steps(metadata, name)) == 1
-        if top and not hasattr(entry, "chunks") and len(stored) == 1 and stored[0].length <= SMALL:
+    for entry in entries:
+        if len(entry.steps) == 1 and not entry.dtype and [piece.length <= SMALL for piece in entry.pieces] == [True]:
             try:
-                extras[name] = load_checked(stored[0].opened(), stored[0].length, stored[0].file)
+                extras[entry.name] = _read(entry)
             except DataError as error:
-                extras[name] = f"not read: {error}"
+                extras[entry.name] = f"not read: {error}"
     return extras
