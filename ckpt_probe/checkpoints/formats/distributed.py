@@ -23,7 +23,6 @@ from ckpt_probe.checkpoints.formats.stand_ins import STAND_INS, plain
 from ckpt_probe.checkpoints.parts import ModelFiles
 from ckpt_probe.checkpoints.tensors import dtype_name
 from ckpt_probe.errors import CkptProbeError, DataError, last_line
-from ckpt_probe.files import require_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,12 +101,12 @@ class _Piece:
     length: int
     start: tuple[int, ...]
 
-    def opened(self) -> io.BytesIO:
-        """Return its bytes as a file, so that no claim in them can read more."""
-        require_regular(self.file)
+    def load(self) -> Any:
+        """Return the stored value; its bytes are read first, so that no claim in them can read more."""
         with self.file.open("rb") as file:
             file.seek(self.offset)
-            return io.BytesIO(file.read(self.length))
+            content = io.BytesIO(file.read(self.length))
+        return load_checked(content, self.length, self.file)
 
 
 @dataclass(frozen=True)
@@ -243,13 +242,12 @@ def _read(entry: _Entry) -> Any:
     import torch
 
     if entry.dtype is None:
-        piece = entry.pieces[0]
-        return load_checked(piece.opened(), piece.length, piece.file)
+        return entry.pieces[0].load()
     tensor = torch.zeros(entry.shape, dtype=entry.dtype)
     for stored in entry.pieces:
         # A remote directory is downloaded as a whole.
         piece = replace(stored, file=local_path(stored.file.parent) / stored.file.name)
-        part = load_checked(piece.opened(), piece.length, piece.file)
+        part = piece.load()
         sizes = entry.chunks[piece.start]
         target = tensor[tuple(slice(start, start + size) for start, size in zip(piece.start, sizes, strict=True))]
         if not isinstance(part, torch.Tensor) or part.shape != target.shape:
