@@ -22,7 +22,7 @@ from ckpt_probe.checkpoints.formats.scanning import scan
 from ckpt_probe.checkpoints.formats.stand_ins import STAND_INS, plain
 from ckpt_probe.checkpoints.parts import ModelFiles
 from ckpt_probe.checkpoints.tensors import dtype_name
-from ckpt_probe.errors import CkptProbeError, DataError, last_line
+from ckpt_probe.errors import CkptProbeError, DataError, error_context, last_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,10 +62,8 @@ def open_distributed(files: ModelFiles, state_key: str | None, base: Checkpoint 
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         # Fields of the objects are missing or of other types.
         raise DataError(f"{path}: {NO_METADATA} ({error})") from error
-    try:
+    with error_context(f"{path.parent}: "):
         choice = choose(tree, _numbers, state_key)
-    except CkptProbeError as error:
-        raise type(error)(f"{path.parent}: {error}") from error
     tensors: Mapping[str, _Entry] = choice.taken.tensors
 
     def read(name: str) -> "Tensor":

@@ -22,7 +22,7 @@ from ckpt_probe.checkpoints.formats.stand_ins import STAND_INS, NeedsData, plain
 from ckpt_probe.checkpoints.metadata import MONITORED
 from ckpt_probe.checkpoints.parts import ModelFiles
 from ckpt_probe.checkpoints.tensors import layout_of
-from ckpt_probe.errors import CkptProbeError, DataError, last_line
+from ckpt_probe.errors import DataError, error_context, last_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -137,11 +137,9 @@ class _PickledFile:
         with local_path(path).open("rb") as file:
             size = path.stat().st_size
             tree = load_checked(file, size, path, archive=self.archive, mapped=mapped, device=device)
-        try:
+        with error_context(f"{path}: "):
             choice = choose(tree, _numbers, self._state_key)
             tensors = {name: _plain_tensor(name, tensor, size) for name, tensor in choice.taken.tensors.items()}
-        except CkptProbeError as error:
-            raise type(error)(f"{path}: {error}") from error
         return tree, choice, tensors
 
 
