@@ -88,7 +88,7 @@ class Checkpoint:
         """Names of the tensors, sorted."""
         return sorted(self.layout)
 
-    @property
+    @cached_property
     def metadata(self) -> CheckpointMetadata:
         """Our metadata; for files of other programs the step, epoch and metrics of the trainer.
 
@@ -102,7 +102,7 @@ class Checkpoint:
         """Source of the step: "metadata", or a key or file of the trainer; None if no step is stated."""
         return self._stated.step_source
 
-    @property
+    @cached_property
     def facts(self) -> Mapping[str, Any]:
         """Entries of the trainer besides the tensors, as plain values: hyperparameters, its state, its name."""
         return self._stated.facts

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_probe.addresses import without_credentials
-from ckpt_probe.errors import DataError, error_context
+from ckpt_probe.errors import DataError
 from ckpt_probe.files import read_object
 
 if TYPE_CHECKING:
@@ -108,8 +108,10 @@ def read_metadata(checkpoint: "Checkpoint") -> StatedMetadata:
     Raises:
         DataError: If our metadata are of a newer format or damaged, or that file cannot be read.
     """
-    with error_context(f"{checkpoint.path}: "):
+    try:
         ours = CheckpointMetadata.from_strings(checkpoint.raw_metadata)
+    except DataError as error:
+        raise DataError(f"{checkpoint.path}: {error}") from error
     state = checkpoint.file.parent / TRAINER_STATE
     of_state_file = checkpoint.file.name.partition(".")[0] in WEIGHT_FILES and state.is_file()
     stated = _from_state_file(state) if of_state_file else _from_entries(checkpoint)

@@ -232,9 +232,9 @@ def stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarr
 
 
 def _divided(inputs: np.ndarray, labels: np.ndarray, fraction: float, seed: int) -> dict[str, Split]:
+    train, test = stratified(labels, fraction, seed)
     complete = ArraySplit(inputs, labels)
-    parts = stratified(complete.labels.numpy(), fraction, seed)
-    return {name: complete.part(rows) for name, rows in zip(("train", "test"), parts, strict=True)}
+    return {"train": complete.part(train), "test": complete.part(test)}
 
 
 def _labels(path: Path, arrays: Mapping[str, np.ndarray], inputs: str, labels: str) -> np.ndarray:

@@ -173,9 +173,9 @@ def _load(name: str, arguments: dict[str, Any], hints: ModelHints, workers: int 
         read, names = ARRAYS[kind]
         require_known(kind, arguments, (*names, *CHOICES))
         division = {key: value for key, value in arguments.items() if key in names}
+        choices = {key: value for key, value in arguments.items() if key in CHOICES}
         splits, class_names = read(*([Path(location)] if location else []), **division)
         data = of_splits(name, splits, arguments, class_names)
-        choices = {key: value for key, value in arguments.items() if key in CHOICES}
         return choose_samples(data, **choices) if choices else data
     if kind in FILES and location:
         module, function = FILES[kind]
