@@ -77,6 +77,7 @@ def open_checkpoint(path: Path, *, state_key: str | None = None, base: Path | No
     with ExitStack() as stack:
         merged = None if base is None else stack.enter_context(open_checkpoint(base, state_key=state_key))
         files = model_files(checkpoint_in(path) if path.is_dir() else path)
+        require_regular(files.file)
         checkpoint = stack.enter_context(opener(files)(files, state_key, merged))
         checkpoint.path = path
         yield checkpoint
@@ -89,7 +90,6 @@ def opener(files: ModelFiles) -> Callable[..., AbstractContextManager[Checkpoint
         DataError: If the file cannot be read, or its format is not known.
     """
     file = files.file
-    require_regular(file)
     try:
         with file.open("rb", buffering=0) as stream:
             head = stream.read(HEAD)
