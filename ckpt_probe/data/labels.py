@@ -166,6 +166,22 @@ def label_column(source: object, columns: Iterable[str], requested: Any, typed: 
     return candidates[0]
 
 
+def shared_names(names_of: Mapping[str, tuple[str, ...]]) -> tuple[str, ...] | None:
+    """Return the names of classes that all splits state; None if `names_of` is empty.
+
+    Raises:
+        DataError: If two splits name their classes differently, so that one number means two classes.
+    """
+    for other, names in names_of.items():
+        split, first = next(iter(names_of.items()))
+        if names != first:
+            raise DataError(
+                f"split {split!r} has the classes {listed(first)}, but split {other!r} has {listed(names)}; give all "
+                "splits the same names in the same order"
+            )
+    return next(iter(names_of.values()), None)
+
+
 def class_labels(values: Mapping[str, np.ndarray]) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
     """Convert label columns to labels.
 

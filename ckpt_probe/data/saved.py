@@ -17,7 +17,7 @@ from ckpt_probe.data.documents import MASKED, NEXT, labelled_windows, wanted_lab
 from ckpt_probe.data.images.folder import TOLERANCE, stacked
 from ckpt_probe.data.images.pictures import Steps, read_picture
 from ckpt_probe.data.images.preparation import TRANSFORM, Preparation, image_preparation
-from ckpt_probe.data.labels import class_labels, label_column
+from ckpt_probe.data.labels import class_labels, label_column, shared_names
 from ckpt_probe.data.samples import UNLABELLED, LabelledData, Split, first_samples, sample_shape
 from ckpt_probe.data.saved_files import encoded_source, require_own_files
 from ckpt_probe.data.text import MAX_LENGTH, TOKENIZER, TextSplit, padding_of, tokenization
@@ -117,24 +117,8 @@ def _labels(
     if not labelled:
         raise DataError(f"{path}: no split with labels in column {label!r}; {'; '.join(notes)}")
     labels, names = class_labels(labelled)
-    return label, labels, _class_names(path, tables, label) or names, notes
-
-
-def _class_names(path: str, tables: Mapping[str, Any], label: str) -> tuple[str, ...] | None:
-    """Return the names of a column of class labels, None if it has none.
-
-    Raises:
-        DataError: If two splits name their classes differently, so that one number means two classes.
-    """
-    names = {split: tuple(getattr(table.features[label], "names", None) or ()) for split, table in tables.items()}
-    first = next(iter(names))
-    other = next((split for split in names if names[split] != names[first]), None)
-    if other is not None:
-        raise DataError(
-            f"{path}: column {label!r} has the classes {listed(names[first])} in split {first}, but "
-            f"{listed(names[other])} in split {other}; give both the same names in the same order, or load one split"
-        )
-    return names[first] or None
+    stated = {split: tuple(getattr(table.features[label], "names", None) or ()) for split, table in tables.items()}
+    return label, labels, shared_names(stated) or names, notes
 
 
 def _of_documents(

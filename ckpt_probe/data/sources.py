@@ -12,9 +12,9 @@ from ckpt_probe.addresses import is_address
 from ckpt_probe.data.arguments import ModelHints, as_list
 from ckpt_probe.data.arrays import CHOICES, choose_samples, read_digits, read_h5, read_idx, read_npz
 from ckpt_probe.data.dataset import DatasetSplit, default_workers, transforms_labels
-from ckpt_probe.data.labels import BY_NAME, BY_ORDER, MATCH, RelabelledSplit, impossible_label
+from ckpt_probe.data.labels import BY_NAME, BY_ORDER, MATCH, RelabelledSplit, impossible_label, shared_names
 from ckpt_probe.data.samples import ArraySplit, LabelledData, Split, of_splits
-from ckpt_probe.errors import CkptProbeError, DataError, UsageError, last_line, listed
+from ckpt_probe.errors import CkptProbeError, DataError, UsageError, last_line
 from ckpt_probe.keywords import require_known, whole_argument
 from ckpt_probe.plugins import is_function_name, load_function, registered
 
@@ -264,26 +264,16 @@ def _of_loader(split: Any, loader: DataLoader[Any]) -> Split:
 
 
 def _class_names(splits: Mapping[Any, Any]) -> tuple[str, ...] | None:
-    """Return the names that the datasets of the splits have for their classes, None without names.
-
-    Raises:
-        DataError: If two splits name their classes differently, so that one number means two classes.
-    """
-    named: dict[tuple[str, ...], Any] = {}
+    """Return the names that the datasets of the splits have for their classes, None without names."""
+    names_of: dict[str, tuple[str, ...]] = {}
     for split, value in splits.items():
         dataset = value.dataset if isinstance(value, DataLoader) else value
         while isinstance(dataset, Subset):
             dataset = dataset.dataset
         names = getattr(dataset, "classes", None)
         if isinstance(names, list | tuple) and names and not transforms_labels(dataset):
-            named.setdefault(tuple(map(_text, names)), split)
-    if len(named) > 1:
-        (names, split), (others, other) = list(named.items())[:2]
-        raise DataError(
-            f"split {split!r} has the classes {listed(list(names))}, but split {other!r} has {listed(list(others))}; "
-            "number them alike in all splits"
-        )
-    return next(iter(named), None)
+            names_of[str(split)] = tuple(map(_text, names))
+    return shared_names(names_of)
 
 
 def _text(name: Any) -> str:

@@ -101,7 +101,7 @@ def test_images_that_datasets_does_not_decode_are_not_rotated(tmp_path: Path) ->
 def test_splits_with_different_names_of_classes_are_refused(tmp_path: Path) -> None:
     other = images(3).cast_column("label", ClassLabel(names=["cat", "dog"]))
     DatasetDict({"train": images(5), "test": other}).save_to_disk(str(tmp_path / "d"))
-    with pytest.raises(DataError, match="'label' has the classes dog, cat in split train, but cat, dog in split test"):
+    with pytest.raises(DataError, match="split 'train' has the classes dog, cat, but split 'test' has cat, dog"):
         load_data(f"hf-dataset:{tmp_path / 'd'}")
 
 
