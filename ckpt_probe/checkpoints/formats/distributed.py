@@ -6,6 +6,7 @@ torch's reader, which would unpickle anything. Each part is a file of torch.save
 
 import io
 import pickle
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -173,6 +174,7 @@ def _pieces(path: Path, metadata: Any) -> dict[Any, list[_Piece]]:
     """Return the parts of each entry by its name, each checked against the size of its file."""
     pieces: dict[Any, list[_Piece]] = {}
     sizes: dict[str, int] = {}
+    claimed: Counter[str] = Counter()
     for index, info in metadata.storage_data.items():
         name, offset, length = info.relative_path, info.offset, info.length
         file = path.parent / str(name)
@@ -185,6 +187,9 @@ def _pieces(path: Path, metadata: Any) -> dict[Any, list[_Piece]]:
         valid = isinstance(offset, int) and isinstance(length, int) and offset >= 0 and length >= 0
         if not valid or offset + length > sizes[name]:
             raise DataError(f"{file}: truncated: {index.fqn!r} ends beyond its {sizes[name]:,} bytes")
+        claimed[name] += length
+        if claimed[name] > sizes[name]:
+            raise DataError(f"{file}: its parts claim more than its {sizes[name]:,} bytes; damaged")
         if getattr(info, "transform_descriptors", None):
             raise DataError(
                 f"{file}: {index.fqn!r} is stored through an extension (compression), which is not supported"
@@ -248,8 +253,8 @@ def _read(entry: _Entry) -> Any:
         part = piece.load()
         sizes = entry.chunks[piece.start]
         target = tensor[tuple(slice(start, start + size) for start, size in zip(piece.start, sizes, strict=True))]
-        if not isinstance(part, torch.Tensor) or part.shape != target.shape:
-            raise DataError(f"{piece.file}: a part of tensor {entry.name!r} does not have the shape {sizes}")
+        if not isinstance(part, torch.Tensor) or (part.shape, part.dtype) != (target.shape, target.dtype):
+            raise DataError(f"{piece.file}: a part of tensor {entry.name!r} is not {entry.dtype} of shape {sizes}")
         # Call the method of the class, as a file may set attributes of its tensors.
         target.copy_(torch.Tensor.detach(part))
     return tensor

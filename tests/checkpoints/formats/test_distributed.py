@@ -150,7 +150,7 @@ def test_metadata_that_do_not_match_the_files_are_refused(copied: Path) -> None:
     def entry(metadata: Metadata) -> Any:
         return metadata.state_dict_metadata["model.0.weight"]
 
-    original = (copied / ".metadata").read_bytes()
+    original, size = (copied / ".metadata").read_bytes(), (copied / "__0_0.distcp").stat().st_size
     (copied.parent / "x.distcp").write_bytes(b"x" * 10**6)
     for change, message in (
         (lambda m: setattr(storage_info(m), "relative_path", "../x.distcp"), r"'\.\./x\.distcp', which is outside"),
@@ -158,6 +158,7 @@ def test_metadata_that_do_not_match_the_files_are_refused(copied: Path) -> None:
         (lambda m: setattr(storage_info(m), "relative_path", "__1_0.distcp"), "__1_0.distcp, which is missing"),
         (lambda m: setattr(storage_info(m), "length", 10**9), "truncated: 'model.0.weight' ends beyond"),
         (lambda m: setattr(storage_info(m), "offset", -1), "truncated: 'model.0.weight' ends beyond"),
+        (lambda m: setattr(storage_info(m), "length", size - storage_info(m).offset), "parts claim more than its"),
         (lambda m: setattr(storage_info(m), "transform_descriptors", ["zstd"]), "stored through an extension"),
         (lambda m: setattr(entry(m), "size", torch.Size([2**20, 2**20])), r"tensor 'model\.0\.weight' of shape"),
         (lambda m: setattr(entry(m).chunks[0], "sizes", torch.Size([30, 4])), r"has 120 numbers"),
