@@ -7,7 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, overload
@@ -70,11 +70,6 @@ class RemotePath(Address):
             download=lambda: download_file(entry),
         )
         return file if "b" in mode else io.TextIOWrapper(io.BufferedReader(file), encoding=encoding)
-
-    def read_bytes(self) -> bytes:
-        """Return the contents of the file."""
-        with self.open("rb") as file:
-            return file.read()
 
     def read_text(self, encoding: str | None = None, errors: str | None = None, **_: Any) -> str:
         """Return the contents of a text file."""
@@ -174,18 +169,18 @@ def local_texts(directory: Path) -> Path:
     return download_directory(_parent(str(directory)), [*above, *texts]) / directory.name
 
 
-@contextmanager
-def local_data(name: str) -> Iterator[str]:
+def local_data(name: str) -> AbstractContextManager[str]:
     """Download the files of data at an address; yield the name of the data with the path of the local copy.
 
     Errors within the context state the address instead of that path. Other names are yielded as they are.
     """
     kind, _, address = name.partition(":")
-    if kind not in DATA_KINDS or not is_address(address):
-        yield name
-        return
-    path = resolve(address)
-    copy = path.__fspath__()
+    return _downloaded(kind, resolve(address)) if kind in DATA_KINDS and is_address(address) else nullcontext(name)
+
+
+@contextmanager
+def _downloaded(kind: str, path: Path) -> Iterator[str]:
+    copy = os.fspath(path)
     try:
         yield f"{kind}:{copy}"
     except CkptProbeError as error:
