@@ -132,13 +132,13 @@ def step_of(checkpoint: Checkpoint, name: str | None = None) -> tuple[int | None
         checkpoint: The open checkpoint.
         name: Its name; that of its file or directory if None.
     """
+    if checkpoint.metadata.step is not None:
+        return checkpoint.metadata.step, checkpoint.step_source
     if name is None:
         stem = model_name(checkpoint.file)
         folder = checkpoint.file.resolve().parent.name
         stem = re.sub(r"_\d+$", "", stem) if is_further_model(checkpoint.file) else stem
         name = folder if named_step(stem) is None and RUN_DIRECTORY.fullmatch(folder) else stem
-    if checkpoint.metadata.step is not None:
-        return checkpoint.metadata.step, checkpoint.step_source
     named = named_step(name)
     if named is not None and named[1] == "name":
         return named
