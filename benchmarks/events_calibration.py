@@ -13,8 +13,8 @@ import numpy as np
 
 from ckpt_probe.analysis.equal_loss import band
 from ckpt_probe.analysis.paired import difference_p
-from ckpt_probe.findings import findings_of, sentences
 from ckpt_probe.findings.detection import FEWEST, LEVEL, OF_CHANGES, OF_LEVELS, analyses, find_events, positions
+from ckpt_probe.findings.findings import GROWTH, LEVEL_OF_LOOK, OFTEN, findings_of
 from ckpt_probe.findings.intervals import Family, families
 from ckpt_probe.findings.noise import COEFFICIENTS, INNOVATIONS, Noise, simulate
 from ckpt_probe.findings.series import Series
@@ -81,9 +81,9 @@ def nulls(trials: int) -> None:
 
 def looks(trials: int) -> None:
     """Print the share of series without a change that have an event at any time while they grow, as seen by probes."""
-    counts = [*range(FEWEST, sentences.OFTEN + 1)]
+    counts = [*range(FEWEST, OFTEN + 1)]
     while counts[-1] < 100:
-        counts.append(math.ceil(counts[-1] * sentences.GROWTH))
+        counts.append(math.ceil(counts[-1] * GROWTH))
     steps = grid("linear", counts[-1])
     header(f"φ, {len(counts)} looks up to {counts[-1]} checkpoints", "any event, %")
     noise = {phi: simulate(np.random.default_rng(round(10 * phi)), phi, trials, counts[-1]) for phi in CORRELATIONS}
@@ -91,9 +91,7 @@ def looks(trials: int) -> None:
     # All coefficients at one length, whose critical values are simulated once.
     for count in counts:
         for phi, values in noise.items():
-            alarms[phi] |= [
-                bool(each) for each in events_alone(values[:, :count], steps[:count], sentences.LEVEL_OF_LOOK)
-            ]
+            alarms[phi] |= [bool(each) for each in events_alone(values[:, :count], steps[:count], LEVEL_OF_LOOK)]
     for phi in CORRELATIONS:
         row(phi, share(alarms[phi]))
 

@@ -97,7 +97,7 @@ def _interpolate(out: Path) -> list[dict]:
 
 
 def _explain(records: list[dict], barriers: list[dict]) -> None:
-    from ckpt_probe.findings.sentences import main_findings, read_findings
+    from ckpt_probe.findings.findings import main_findings, read_findings
     from ckpt_probe.reporting.wording import read_path, read_supported
 
     sentences = [*read_path(barriers), *read_supported(records), *read_findings(main_findings("a", {"a": records}))]

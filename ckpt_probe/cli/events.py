@@ -81,7 +81,7 @@ def command(
 
 def _print_drawing(findings: "Findings") -> None:
     """Print the intervals on the axis of steps, and the order of onsets."""
-    from ckpt_probe.findings.sentences import order_sentence
+    from ckpt_probe.findings.findings import order_sentence
     from ckpt_probe.reporting.findings import findings_drawing
 
     of_runs = len({(limit["group"], limit["seed"]) for limit in findings.limits}) > 1

@@ -104,7 +104,7 @@ def _follow(
     sources: tuple[str, ...], write: "Callable[..., ReportSummary]", made: list[Path], every: float, *, overwrite: bool
 ) -> None:
     """Write the page whenever a source changes, and say which events are new in it."""
-    from ckpt_probe.findings.sentences import EventWatch
+    from ckpt_probe.findings.findings import EventWatch
 
     drawn, watch = None, EventWatch()
     while True:

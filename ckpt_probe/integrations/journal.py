@@ -14,7 +14,7 @@ from ckpt_probe.integrations.evaluation import Evaluation
 from ckpt_probe.integrations.ranks import is_first
 
 if TYPE_CHECKING:
-    from ckpt_probe.findings.sentences import EventWatch
+    from ckpt_probe.findings.findings import EventWatch
 
 Key = tuple[int, str]
 
@@ -119,7 +119,7 @@ class Journal:
         self._report_events(str(record.get("split")))
 
     def _report_events(self, split: str) -> None:
-        from ckpt_probe.findings.sentences import EventWatch  # scipy, which starts slowly
+        from ckpt_probe.findings.findings import EventWatch  # scipy, which starts slowly
 
         records = [record for record in self._records() if str(record.get("split")) == split]
         if self._watch is None:

@@ -151,7 +151,10 @@ def barriers(records: Sequence[Record], split: str, batchnorm: str) -> Record:
 
 def write_influences(file: Path, influences: Sequence[Influences | None]) -> None:
     """Write the influences on loss and accuracy at one position, one entry for each split; nothing without any."""
-    content = bytes_of_influences([None if of is None else _of_barriers(of) for of in influences])
+    names = OF_BARRIERS.values()
+    content = bytes_of_influences(
+        [of if of is None else Influences(of.design, {n: of[n] for n in names if n in of}) for of in influences]
+    )
     if content is not None:
         with replacing(file, overwrite=True) as temporary:
             temporary.write_bytes(content)
@@ -233,11 +236,6 @@ def _error(influences: OfPosition, metric: str, alpha: float, share: float) -> t
         return None, FEW_DOCUMENTS
     scale = max(inner.design.stderr(term) or 0.0 for term in terms)
     return (error, "") if error > EQUAL * scale else (None, NO_SPREAD)
-
-
-def _of_barriers(influences: Influences) -> Influences:
-    known = {name: influences[name] for name in OF_BARRIERS.values() if name in influences}
-    return Influences(influences.design, known)
 
 
 def _read(file: Path, splits: int) -> list[Influences | None]:

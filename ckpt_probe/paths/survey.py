@@ -188,17 +188,22 @@ class Survey:
             The record; if the features have none, loss and accuracy alone, with the reason in `missing`.
         """
         try:
-            return _without_overflow(self.record(split, progress, writer=writer))
+            record = self.record(split, progress, writer=writer)
         except DataError as error:
-            reason = str(error)
-        quality = Quality()
-        with closing(self.subject.forward(split, progress=progress)) as blocks:
-            for block in blocks:
-                quality.update_scores(block.scores, block.labels)
-        if quality.loss is None:
-            reason = f"{reason}; loss: {INFINITE_LOGITS}"
-        values = {"samples": quality.samples, "accuracy": quality.accuracy, "loss": quality.loss, "missing": reason}
-        return _without_overflow(RecordWithErrors(settled({**empty_record(), **values}), None))
+            quality, reason = Quality(), str(error)
+            with closing(self.subject.forward(split, progress=progress)) as blocks:
+                for block in blocks:
+                    quality.update_scores(block.scores, block.labels)
+            if quality.loss is None:
+                reason = f"{reason}; loss: {INFINITE_LOGITS}"
+            values = {"samples": quality.samples, "accuracy": quality.accuracy, "loss": quality.loss, "missing": reason}
+            record = RecordWithErrors(settled({**empty_record(), **values}), None)
+        if record["loss"] is not None:
+            return record
+        # Logits of an untrained network that are not finite say nothing about its predictions.
+        undefined = [name for name in record if name.removesuffix(STDERR).removesuffix(BIAS) in OF_LOGITS]
+        overflow = f"{record['missing']}; {', '.join(undefined)}: the logits overflow to infinity or NaN"
+        return RecordWithErrors({**record, **dict.fromkeys(undefined), "missing": overflow}, record.influences)
 
     def evaluate(self, state_at: StateAt, position: Position, progress: Progress) -> list[Record]:
         """Compute the records of one position, one for each split; for a path also write its dump and influences.
@@ -341,16 +346,6 @@ class _RowsOfBlocks:
     def documents(self, start: int, stop: int) -> Tensor | None:
         """Return the documents (n,) of the rows `start` … `stop`, those of the last block, or None."""
         return self.latest
-
-
-def _without_overflow(record: RecordWithErrors) -> RecordWithErrors:
-    # Logits of an untrained network that are not finite say nothing about its predictions.
-    if record["loss"] is not None:
-        return record
-    undefined = [name for name in record if name.removesuffix(STDERR).removesuffix(BIAS) in OF_LOGITS]
-    reason = f"{', '.join(undefined)}: the logits overflow to infinity or NaN"
-    values = {**record, **dict.fromkeys(undefined), "missing": f"{record['missing']}; {reason}"}
-    return RecordWithErrors(values, record.influences)
 
 
 def _evaluate_in_worker(job: Job, reopened: Callable[[Survey], StateAt], position: Position) -> list[Record]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from ckpt_probe.data import names_of
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.groups import Sources
 from ckpt_probe.keywords import suggestion
-from ckpt_probe.predictions.matrices import all_pairs, compare_predictions, mean_divergences
+from ckpt_probe.predictions.matrices import compare_predictions, mean_divergences
 from ckpt_probe.predictions.samples import open_samples
 from ckpt_probe.predictions.series import NO_LABELS, Histories, Predictions, common_splits, read_runs
 from ckpt_probe.progress import NullProgress, Progress
@@ -226,7 +227,7 @@ def pair_records(ends: Sequence[Predictions]) -> list[Record]:
     Args:
         ends: Predictions of runs with the same rows of one split.
     """
-    predicted, pairs = np.stack([run.predicted[-1] for run in ends]), all_pairs(len(ends))
+    predicted, pairs = np.stack([run.predicted[-1] for run in ends]), [*combinations(range(len(ends)), 2)]
     compared = _compared(ends, predicted, pairs, (*MEASURES, "churn.wins", "churn.losses"))
     return [
         {

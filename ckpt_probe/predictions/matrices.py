@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -106,16 +107,11 @@ def divergences(blocks: Iterable[np.ndarray], pairs: Sequence[tuple[int, int]]) 
     return np.where(differ, np.maximum(math.log(2) + totals / (2 * rows), 0.0), 0.0)
 
 
-def all_pairs(count: int) -> list[tuple[int, int]]:
-    """Return every pair (i, j) with i < j < count."""
-    return [(i, j) for i in range(count) for j in range(i + 1, count)]
-
-
 def symmetric(values: np.ndarray, count: int, diagonal: float) -> np.ndarray:
-    """Return the matrix (count, count) of the values of `all_pairs(count)`, with equal values on its diagonal."""
+    """Return the matrix (count, count) of values of every pair (i, j), i < j, with equal values on its diagonal."""
     matrix = np.full((count, count), diagonal)
-    for value, (i, j) in zip(values, all_pairs(count), strict=True):
-        matrix[i, j] = matrix[j, i] = value
+    above = np.triu_indices(count, 1)
+    matrix[above] = matrix.T[above] = values
     return matrix
 
 
@@ -203,7 +199,7 @@ def _matrices(
     rows: np.ndarray | None,
     progress: Progress | None,
 ) -> Iterator[Similarity]:
-    first, pairs, count = runs[0], all_pairs(len(names)), len(names)
+    first, count, pairs = runs[0], len(names), [*combinations(range(len(names)), 2)]
     agreement = compare_predictions(predicted, first.labels, pairs)
 
     def matrix(measure: str, values: np.ndarray, diagonal: float, samples: int) -> Similarity:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ckpt_probe.dumps import open_dump, open_dump_series
-from ckpt_probe.errors import DataError, listed
+from ckpt_probe.errors import DataError
 from ckpt_probe.groups import GroupedRun
 from ckpt_probe.keywords import as_sequence
 from ckpt_probe.predictions.scores import Scores, read_scores
@@ -237,16 +237,19 @@ def _of_split(members: Sequence[Member], split: str, run: str, progress: Progres
         raise DataError(f"{next(iter(reasons.values()))}{more}")
     keys = {name: _key(each.predicted, each.labels) for name, each in scores.items()}
     common, agreeing = Counter(keys.values()).most_common(1)[0]
-    reference = next(name for name, key in keys.items() if key == common)
+    alike = [name for name, key in keys.items() if key == common]
+    most = f"{alike[0]} and {agreeing - 1} more" if agreeing > 1 else alike[0]
+    hashes_of_alike = Counter(hashes[name] for name in alike if name in hashes).most_common(1)
+    usual = hashes_of_alike[0][0] if hashes_of_alike else None
     for member in members:
-        if member.name in scores and keys[member.name] != common:
-            reasons[member.name] = _different(member.path, split, scores.pop(member.name), scores, reference, agreeing)
-    hashes = {name: value for name, value in hashes.items() if name in scores}
-    usual = Counter(hashes.values()).most_common(1)[0][0] if hashes else None
-    for member in members:
-        if hashes.get(member.name, usual) != usual:
-            del scores[member.name]
-            reasons[member.name] = f"{member.path}: {split}: other samples, by their names, than in most dumps"
+        name = member.name
+        if name in scores and keys[name] != common:
+            rows, usual_rows = keys[name][0], common[0]
+            fault = f"not the {usual_rows:,}" if rows != usual_rows else "with other labels than those"
+            reasons[name] = f"{member.path}: {split}: {rows:,} rows, {fault} of {most}; extract it from the same data"
+        elif hashes.get(name, usual) != usual:
+            reasons[name] = f"{member.path}: {split}: other samples, by their names, than in most dumps"
+    scores = {name: each for name, each in scores.items() if name not in reasons}
     for reason in reasons.values():
         progress.message(f"left out: {reason}")
     complete = [member for member in members if member.name in scores]
@@ -273,10 +276,3 @@ def _key(predicted: np.ndarray, labels: np.ndarray | None) -> tuple[int, str]:
 
 def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _different(path: Path, split: str, mine: Scores, others: dict[str, Scores], reference: str, agreeing: int) -> str:
-    rows, usual = len(mine.predicted), len(others[reference].predicted)
-    what = f"{rows:,} rows, not the {usual:,}" if rows != usual else f"{rows:,} rows with other labels than those"
-    more = f" and {agreeing - 1} more" if agreeing > 1 else ""
-    return f"{path}: {split}: {what} of {listed([reference])}{more}; extract it from the same data"

@@ -11,8 +11,8 @@ from ckpt_probe.analysis.records import grouped_by
 from ckpt_probe.errors import listed, printable
 from ckpt_probe.findings import Findings
 from ckpt_probe.findings.detection import name_of
+from ckpt_probe.findings.findings import event_sentence, run_name, series_key, untested_names
 from ckpt_probe.findings.order import FEWEST_SEEDS
-from ckpt_probe.findings.sentences import event_sentence, run_name, series_key, untested_names
 from ckpt_probe.reporting.plots.description import Bar, IntervalPlot
 from ckpt_probe.reporting.plots.runs import axis_along
 from ckpt_probe.reporting.table import add_row, plain_table

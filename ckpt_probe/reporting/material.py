@@ -13,7 +13,7 @@ from ckpt_probe.analysis.similarity import layer_similarities, step_similarities
 from ckpt_probe.dumps import open_dump, open_dump_series
 from ckpt_probe.errors import DataError
 from ckpt_probe.findings import Findings
-from ckpt_probe.findings.sentences import main_findings
+from ckpt_probe.findings.findings import main_findings
 from ckpt_probe.paths import PlaneResult
 from ckpt_probe.predictions import Predictions, read_predictions
 from ckpt_probe.progress import Progress

@@ -6,7 +6,7 @@ from itertools import starmap
 from typing import Any
 
 from ckpt_probe.errors import DataError, listed
-from ckpt_probe.findings.sentences import read_findings, read_group
+from ckpt_probe.findings.findings import read_findings, read_group
 from ckpt_probe.progress import DeduplicatedProgress, NullProgress, Progress
 from ckpt_probe.reporting.comparison import TOP, difference_sentences, difference_table, grouped
 from ckpt_probe.reporting.findings import event_plot

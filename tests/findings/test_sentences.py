@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ckpt_probe.findings import Findings
-from ckpt_probe.findings.sentences import EventWatch, main_findings, order_sentence, read_findings, read_group
+from ckpt_probe.findings.findings import EventWatch, main_findings, order_sentence, read_findings, read_group
 
 STEPS = [int(step) for step in np.unique(np.geomspace(1, 6000, 40).round())]
 

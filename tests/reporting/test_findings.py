@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import ckpt_probe as cp
-from ckpt_probe.findings.sentences import EventWatch
+from ckpt_probe.findings.findings import EventWatch
 from ckpt_probe.reporting.findings import findings_footnotes
 from ckpt_probe.reporting.plots.description import IntervalPlot
 from ckpt_probe.reporting.sections import Contents, gather
