@@ -1,4 +1,4 @@
-"""Types of the public names. They are listed only here: `__init__.py` reads from this file where each is defined."""
+"""Public names, for type checkers and for `__init__.py`, which reads from these lines where each is defined."""
 
 from ckpt_probe.analysis import Comparison as Comparison
 from ckpt_probe.analysis import Records as Records

@@ -49,10 +49,8 @@ class Journal:
         # An evaluation before training belongs to this run.
         mine = [record for record in records if record["step"] <= step and (step > 0 or _key(record) in self._written)]
         if step == 0 and len(mine) < len(records) and not overwrite:
-            raise UsageError(
-                f"{self.path}: has records of another run; pass overwrite=True to replace them, resume that run, or "
-                "choose another name"
-            )
+            advice = "pass overwrite=True to replace them, resume that run, or choose another name"
+            raise UsageError(f"{self.path}: has records of another run; {advice}")
         if len(mine) < len(records):
             write_text(self.path, "".join(map(_line, mine)), overwrite=True)
         self._known = {_key(record) for record in mine}

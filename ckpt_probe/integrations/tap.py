@@ -223,10 +223,8 @@ def _find_by_running(model: nn.Module, arguments: Arguments) -> tuple[nn.Module,
     two = tuple(map(_first_two, args)), {name: _first_two(value) for name, value in kwargs.items()}
     inputs = _tensors([*two[0], *two[1].values()])
     if not inputs:
-        raise UsageError(
-            "the model takes neither a tensor nor a dictionary of tensors, so that running it on two samples cannot "
-            "find its last linear layer: name it (classifier=…)"
-        )
+        problem = "the model takes neither a tensor nor a dictionary of tensors to find its last linear layer by"
+        raise UsageError(f"{problem}: name it (classifier=…)")
     called = _Called(model, two)
     try:
         head = find_head(called, inputs[0])

@@ -35,9 +35,7 @@ def recompute(model: nn.Module, split: Split, *, samples: int = SAMPLES) -> None
     """
     count = min(samples, len(split))
     if count < 2:
-        raise UsageError(
-            "batch-norm statistics cannot be computed from one sample; use more samples, or interpolate them"
-        )
+        raise UsageError("one sample has no batch-norm statistics; use more samples, or interpolate them")
     layers = _layers(model)
     momenta = [layer.momentum for layer in layers]
     parameter = next(model.parameters())

@@ -184,6 +184,4 @@ def _configuration(job: Job[PathOptions], subject: Subject, trained_by: Mapping[
     try:
         return TrainingConfig.model_validate(values)
     except ValidationError as error:
-        raise DataError(
-            f"{job.files[0]}: its training configuration cannot be read ({error.errors()[0]['msg']})"
-        ) from error
+        raise DataError(f"{job.files[0]}: invalid training configuration ({error.errors()[0]['msg']})") from error

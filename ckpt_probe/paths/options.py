@@ -24,10 +24,8 @@ RADIUS = 1.0
 def require_statistics(batchnorm: str, samples: int) -> None:
     """Raise UsageError if the source of batch-norm statistics or the number of training samples is invalid."""
     if batchnorm not in {"recompute", "interpolate"} or samples < 2:
-        raise UsageError(
-            "batchnorm: expected recompute or interpolate, with at least two samples; "
-            f"found {batchnorm} with {samples} samples"
-        )
+        found = f"found {batchnorm} with {samples} samples"
+        raise UsageError(f"batchnorm: expected recompute or interpolate, with at least two samples; {found}")
 
 
 @dataclass(frozen=True)
@@ -76,19 +74,16 @@ class PathOptions:
             raise UsageError(f"align: expected one of {known}, with at least two samples; found {self.align}")
         if self.align_spec is not None and self.align != "permutation":
             raise UsageError(
-                "align_spec needs align permutation, because groups do not say which activations belong to them; "
-                f"found align {self.align}"
+                f"align_spec needs align permutation, as its groups name no activations; found {self.align}"
             )
         low, high = self.span
         if self.curved and (low < 0 or high > 1):
             raise UsageError(f"path {self.path} runs from 0 to 1; range {low:g}:{high:g} goes beyond")
         if self.midpoint is not None and not self.curved:
             raise UsageError(f"midpoint needs one of the paths {', '.join(BENT)}; found {self.path}")
-        rate = self.curve_learning_rate
-        if not all(0 < value < math.inf for value in (self.curve_epochs, 1.0 if rate is None else rate)):
-            raise UsageError(
-                f"curve_epochs and curve_learning_rate must be positive; found {self.curve_epochs}, {rate}"
-            )
+        epochs, rate = self.curve_epochs, self.curve_learning_rate
+        if not all(0 < value < math.inf for value in (epochs, 1.0 if rate is None else rate)):
+            raise UsageError(f"curve_epochs and curve_learning_rate must be positive; found {epochs}, {rate}")
 
     @property
     def curved(self) -> bool:

@@ -179,9 +179,7 @@ def step_matrices(
         DataError: If fewer than two checkpoints have predictions.
     """
     if len(predictions.members) < 2:
-        raise DataError(
-            f"{predictions.run}: {predictions.split}: one checkpoint has predictions; two are needed to compare"
-        )
+        raise DataError(f"{predictions.run}: {predictions.split}: one checkpoint has predictions; two are needed")
     yield from _matrices([predictions], predictions.names, predictions.predicted, "steps", rows, progress)
 
 

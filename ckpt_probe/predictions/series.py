@@ -121,10 +121,8 @@ class Predictions:
     def histories(self) -> Histories:
         """Return the histories of the examples; raise DataError without labels."""
         if self.labels is None:
-            raise DataError(
-                f"{self.run}: {self.split}: {NO_LABELS}, so no example is learned or forgotten; `by='step'` compares "
-                "the predictions alone"
-            )
+            advice = "so no example is learned or forgotten; `by='step'` compares the predictions alone"
+            raise DataError(f"{self.run}: {self.split}: {NO_LABELS}, {advice}")
         return histories(self.predicted, self.labels)
 
     def accuracy(self, index: int) -> float | None:
@@ -148,9 +146,7 @@ class Predictions:
         if _key(self.predicted[0], self.labels) != _key(other.predicted[0], other.labels):
             mine, theirs = self.predicted.shape[1], other.predicted.shape[1]
             what = f"{mine:,} and {theirs:,} rows" if mine != theirs else f"{mine:,} rows with other labels"
-            raise DataError(
-                f"{self.run} and {other.run}: {self.split}: {what}; extract both from the same data to compare them"
-            )
+            raise DataError(f"{self.run} and {other.run}: {self.split}: {what}; extract both from the same data")
 
 
 def read_predictions(

@@ -207,17 +207,14 @@ def _prepare(directory: Path, source: Path, names: dict[str, float], *, overwrit
         raise UsageError(f"{directory}: a file; expected a directory for the pruned checkpoints")
     if overwrite:
         if directory.resolve() in source.resolve().parents:
-            raise UsageError(
-                f"{source}: `overwrite=True` would remove it before it is read; choose one other than {directory}"
-            )
+            raise UsageError(f"{source}: `overwrite=True` would remove it before it is read; choose another directory")
         _clear(directory)
         return
     width = len(next(iter(names)))
     others = [file.name for file in sorted(directory.glob(f"{STEM}*.safetensors")) if len(file.stem) != width]
     if others:
-        raise UsageError(
-            f"{directory}: contains {others[0]}, named with another number of digits; `overwrite=True` removes it"
-        )
+        fault = f"contains {others[0]}, named with another number of digits"
+        raise UsageError(f"{directory}: {fault}; `overwrite=True` removes it")
 
 
 def _clear(directory: Path) -> None:

@@ -106,9 +106,7 @@ def forget_after(run: RunDirectory, step: int) -> None:
         lines = run.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
         earlier = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(
-            f"{run.metrics}: a damaged or foreign line ({error}); train again with `overwrite=True`"
-        ) from error
+        raise DataError(f"{run.metrics}: a damaged line ({error}); train again with `overwrite=True`") from error
     write_text(run.metrics, "".join(earlier), overwrite=True)
 
 

@@ -57,13 +57,9 @@ class WeightOptions:
     cache: bool = True
 
     def __post_init__(self) -> None:
-        for part in self.parts:
-            if part not in PARTS:
-                raise UsageError(
-                    f"`only`: unknown part {part!r}{suggestion(part, PARTS)}; there are: {', '.join(PARTS)}"
-                )
-        if not self.parts:
-            raise UsageError(f"`only`: expected at least one of {', '.join(PARTS)}")
+        unknown = [f"unknown part {part!r}{suggestion(part, PARTS)}; " for part in self.parts if part not in PARTS]
+        if unknown or not self.parts:
+            raise UsageError(f"`only`: {''.join(unknown[:1])}expected at least one of {', '.join(PARTS)}")
         if self.by not in LEVELS:
             raise UsageError(f"`by={self.by!r}`: expected one of {', '.join(LEVELS)}")
         if self.parts == ALONE and self.by != "network":
