@@ -39,13 +39,6 @@ RETRAIN_FOLDER = "retrain"
 PROVENANCE = "ckpt_probe.pruning"
 """Key of the metadata of a pruned checkpoint that describe its source and the settings."""
 METRICS = "ckpt_probe.metrics"
-DIFFERENCES = {
-    "checkpoint": "from another checkpoint",
-    "sparsity": "to another sparsity",
-    "scope": "with another scope",
-    "weights": "with another choice of tensors",
-    "retrain": "with another retraining configuration",
-}
 
 
 @dataclass(frozen=True)
@@ -144,12 +137,11 @@ def prune(
                 "retrain": settings,
             }
             written = not _complete(path, provenance)
-            if retrain is None:
-                if written:
-                    _prune_file(source, path, provenance)
-            else:
-                if written:
-                    _retrain(source, path, provenance, retrain, device, progress)
+            if written and retrain is not None:
+                _retrain(source, path, provenance, retrain, device, progress)
+            elif written:
+                _prune_file(source, path, provenance)
+            if retrain is not None:
                 source, content = partial(open_checkpoint, path), None
             levels.append(_level(path, sparsity, weights, written=written))
             bar.advance(sparsity=sparsity)
@@ -302,10 +294,8 @@ def _complete(path: Path, provenance: dict[str, Any]) -> bool:
     except (ValueError, AttributeError) as error:
         raise DataError(f"{path}: metadata {PROVENANCE} cannot be read ({error})") from error
     if changed:
-        raise UsageError(
-            f"{path}: was pruned {', '.join(DIFFERENCES[key] for key in changed)}; choose another directory, "
-            "or `overwrite=True`, which removes all pruned checkpoints there"
-        )
+        advice = "choose another directory, or `overwrite=True`, which removes all pruned checkpoints there"
+        raise UsageError(f"{path}: was pruned with another {', '.join(changed)}; {advice}")
     return True
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 NAMES = ("norm", "from_first", "step", "cosine", "sign_changes", "path", "path_ratio")
 """Names of the numbers of motion, without their prefix."""
+FIRST, BROKEN_BEFORE = "the first checkpoint", "the checkpoint before has NaN or infinite weights"
 
 
 @dataclass(frozen=True)
@@ -40,69 +41,66 @@ class Route:
         """
         rows: list[dict[str, float | str | None]] = []
         path, before, previous = 0.0, None, None
-        for t in range(len(self.squares)):
-            row: dict[str, float | str | None] = dict.fromkeys([f"motion.{name}" for name in NAMES])
-            rows.append(row)
+        for t, square in enumerate(self.squares):
             if self.broken[t]:
-                row["missing"] = "motion.*: NaN or infinite weights"
+                absent = dict.fromkeys([f"motion.{name}" for name in NAMES])
+                rows.append({**absent, "missing": "motion.*: NaN or infinite weights"})
                 continue
-            row["motion.norm"] = math.sqrt(self.squares[t])
-            reasons = []
-            if before is None:
-                reasons.append("motion.step, motion.sign_changes: the first checkpoint")
-            else:
-                length = self._length(before, t)
-                if length is None:
-                    reasons.append(f"motion.step: {t - before - 1} checkpoints before have NaN or infinite weights")
-                else:
-                    row["motion.step"] = length
-                    path += length
-                if self.signs is None:
-                    reasons.append("motion.sign_changes: needs both checkpoints at once; `sketch=False` reads them")
-                elif before == t - 1:
-                    row["motion.sign_changes"] = float(self.signs[before]) / self.entries
-                else:
-                    reasons.append("motion.sign_changes: the checkpoint before has NaN or infinite weights")
-            self._relative(row, t, path, reasons)
-            self._turn(row, previous, before, t, reasons)
-            row["motion.path"] = path
-            row["missing"] = "; ".join(reasons) or None
+            step = self._step(before, t)
+            path += 0.0 if isinstance(step, str) else step
+            distance = math.sqrt(max(self.distances[t], 0.0))
+            start = 0.0 if self.broken[0] else math.sqrt(self.squares[0])
+            no_start = "the weights of the first checkpoint are zero, or not finite"
+            no_distance = "no distance from the first checkpoint"
+            values: dict[str, float | str] = {
+                "norm": math.sqrt(square),
+                "from_first": distance / start if start > 0 else no_start,
+                "step": step,
+                "cosine": self._cosine(previous, before, t),
+                "sign_changes": self._sign_changes(before, t),
+                "path": path,
+                "path_ratio": path / distance if distance > 0 and not self.broken[0] else no_distance,
+            }
+            rows.append(_with_reasons(values))
             previous, before = before, t
         return rows
 
-    def _relative(self, row: dict[str, float | str | None], t: int, path: float, reasons: list[str]) -> None:
-        distance = math.sqrt(max(self.distances[t], 0.0))
-        if self.squares[0] > 0 and not self.broken[0]:
-            row["motion.from_first"] = distance / math.sqrt(self.squares[0])
-        else:
-            reasons.append("motion.from_first: the weights of the first checkpoint are zero, or not finite")
-        if distance > 0 and not self.broken[0]:
-            row["motion.path_ratio"] = path / distance
-        else:
-            reasons.append("motion.path_ratio: no distance from the first checkpoint")
-
-    def _turn(
-        self, row: dict[str, float | str | None], first: int | None, second: int | None, t: int, reasons: list[str]
-    ) -> None:
-        """Add the cosine of the displacement since the checkpoint before and the one before that."""
-        if first is None or second is None:
-            reasons.append("motion.cosine: needs two checkpoints before")
-        elif t - first > 2:
-            reasons.append("motion.cosine: a checkpoint before has NaN or infinite weights")
-        else:
-            lengths = math.sqrt(self.steps[t - 1] * self.steps[t - 2])
-            if lengths > 0:
-                row["motion.cosine"] = max(-1.0, min(1.0, float(self.next[t - 2]) / lengths))
-            else:
-                reasons.append("motion.cosine: no motion")
-
-    def _length(self, before: int, t: int) -> float | None:
-        """Return the distance between two checkpoints, of which at most one between them is left out."""
-        if t - before == 1:
-            return math.sqrt(self.steps[before])
+    def _step(self, before: int | None, t: int) -> float | str:
+        """Return the distance from the checkpoint before, or the reason why it is unknown."""
+        if before is None:
+            return FIRST
+        if t - before > 2:
+            return f"{t - before - 1} checkpoints before have NaN or infinite weights"
         if t - before == 2:
             return math.sqrt(max(self.steps[before] + 2 * self.next[before] + self.steps[before + 1], 0.0))
-        return None
+        return math.sqrt(self.steps[before])
+
+    def _sign_changes(self, before: int | None, t: int) -> float | str:
+        if before is None:
+            return FIRST
+        if self.signs is None:
+            return "needs both checkpoints at once; `sketch=False` reads them"
+        return float(self.signs[before]) / self.entries if before == t - 1 else BROKEN_BEFORE
+
+    def _cosine(self, first: int | None, second: int | None, t: int) -> float | str:
+        """Return the cosine of the displacement since the checkpoint before and the one before that."""
+        if first is None or second is None:
+            return "needs two checkpoints before"
+        if t - first > 2:
+            return BROKEN_BEFORE
+        lengths = math.sqrt(self.steps[t - 1] * self.steps[t - 2])
+        return max(-1.0, min(1.0, float(self.next[t - 2]) / lengths)) if lengths > 0 else "no motion"
+
+
+def _with_reasons(values: dict[str, float | str]) -> dict[str, float | str | None]:
+    """Return the numbers of a checkpoint, None for a text, which is a reason that `missing` states."""
+    reasons: dict[str, list[str]] = {}
+    for name, value in values.items():
+        if isinstance(value, str):
+            reasons.setdefault(value, []).append(f"motion.{name}")
+    missing = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
+    numbers = {f"motion.{name}": None if isinstance(value, str) else value for name, value in values.items()}
+    return {**numbers, "missing": missing or None}
 
 
 @dataclass(frozen=True)

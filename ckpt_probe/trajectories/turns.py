@@ -7,6 +7,7 @@ no alarm; what counts is whether one repair of the series removes it. benchmarks
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -246,8 +247,5 @@ def _shortening(distances: np.ndarray, least_at_ends: float) -> dict[tuple[int, 
 
 
 def _longest_run(flags: np.ndarray) -> int:
-    longest = current = 0
-    for flag in flags:
-        current = current + 1 if flag else 0
-        longest = max(longest, current)
+    longest = max((len([*run]) for flag, run in groupby(flags) if flag), default=0)
     return longest if longest >= CONSECUTIVE else 0

@@ -132,7 +132,7 @@ def test_a_missing_or_invalid_checkpoint_and_an_output_of_another_pruning_are_re
     code, _, errors = probe("prune", "b.safetensors", "-o", "out", "--sparsity", "0.5")
     assert code == 2
     assert (
-        "out/sparsity-0.500.safetensors: was pruned from another checkpoint; choose another directory, or --overwrite"
+        "out/sparsity-0.500.safetensors: was pruned with another checkpoint; choose another directory, or --overwrite"
         in errors[0]
     )
     assert probe("prune", "b.safetensors", "-o", "out", "--sparsity", "0.5", "--overwrite")[0] == 0
