@@ -20,7 +20,7 @@ from ckpt_probe.keywords import as_paths, as_sequence
 from ckpt_probe.moments.selection import find_metrics, suggest_metrics
 from ckpt_probe.progress import NullProgress, Progress
 
-Record = Mapping[str, Any]
+Record = dict[str, Any]
 
 READ = ("accuracy", "loss", "nc1.pinv", "nc2.etf", "nc3.duality", "class.mir", "class.hdr", "within.entropy_mean")
 """Metrics of the plain-language reading of a run; `events` tests all."""

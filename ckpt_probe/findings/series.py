@@ -177,26 +177,19 @@ def _by_subject(records: Sequence[Record], label: str) -> dict[tuple[tuple[str, 
         divided = grouped_by(
             records, lambda each, names=names: tuple((n, str(each[n])) for n in names if each.get(n) is not None)
         )
-        repeated = [rows for rows in divided.values() if len({float(row["step"]) for row in rows}) < len(rows)]
-        if not repeated:
-            return divided
-    merged = {subject: _merged(rows) for subject, rows in divided.items()}
-    if all(rows is not None for rows in merged.values()):
-        return {subject: rows for subject, rows in merged.items() if rows is not None}
-    repeated = [divided[subject] for subject, rows in merged.items() if rows is None]
-    steps = [float(row["step"]) for row in repeated[0]]
-    twice = next(step for step in steps if steps.count(step) > 1)
-    raise DataError(f"{label}: several records at step {twice:g} of one split; keep one run in a file")
+        if all(len({float(row["step"]) for row in rows}) == len(rows) for rows in divided.values()):
+            break
+    return {subject: _merged(rows, label) for subject, rows in divided.items()}
 
 
-def _merged(rows: Sequence[Record]) -> list[Record] | None:
-    """Return one record for each step, of all numbers of its records; None if two of them have another value."""
+def _merged(rows: Sequence[Record], label: str) -> list[Record]:
+    """Return one record for each step, of all numbers of its records; raise DataError if two have other values."""
     by_step: dict[float, dict[str, Any]] = {}
     for row in rows:
-        record = by_step.setdefault(float(row["step"]), {})
+        record = by_step.setdefault(step := float(row["step"]), {})
         values = {name: value for name, value in row.items() if value is not None}
         if any(finite(value) is not None and record.get(name, value) != value for name, value in values.items()):
-            return None
+            raise DataError(f"{label}: several records at step {step:g} of one split; keep one run in a file")
         record |= values
     return [*by_step.values()]
 
