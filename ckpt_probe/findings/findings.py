@@ -21,6 +21,8 @@ from ckpt_probe.moments.selection import find_metrics, suggest_metrics
 from ckpt_probe.progress import NullProgress, Progress
 
 Record = dict[str, Any]
+Finding = Mapping[str, Any]
+"""Record of an event, of a limit or of an order."""
 
 READ = ("accuracy", "loss", "nc1.pinv", "nc2.etf", "nc3.duality", "class.mir", "class.hdr", "within.entropy_mean")
 """Metrics of the plain-language reading of a run; `events` tests all."""
@@ -199,7 +201,7 @@ def read_findings(findings: Findings, *, of_runs: bool = False) -> list[str]:
     return sentences + [f"No events are reported of {listed(names, 12)}: {reason}." for reason, names in untested]
 
 
-def event_sentence(event: Record, *, of_runs: bool = False) -> str:
+def event_sentence(event: Finding, *, of_runs: bool = False) -> str:
     """Return the sentence of an event, which states its interval.
 
     Args:
@@ -209,7 +211,7 @@ def event_sentence(event: Record, *, of_runs: bool = False) -> str:
     return f"{_run(event, of_runs)}{name_of(event)} {_clause(event)}."
 
 
-def _clause(event: Record) -> str:
+def _clause(event: Finding) -> str:
     between = f"between steps {event['from_step']} and {event['to_step']}"
     values = f"{_short(event['value_before'])} → {_short(event['value_after'])}"
     return {
@@ -219,7 +221,7 @@ def _clause(event: Record) -> str:
     }[event["kind"]]
 
 
-def order_sentence(order: Record, *, of_runs: bool = False) -> str:
+def order_sentence(order: Finding, *, of_runs: bool = False) -> str:
     """Return the sentence of a relation of two onsets.
 
     Args:
@@ -250,17 +252,17 @@ def untested_names(findings: Findings) -> dict[str, list[str]]:
     return {reason: list(dict.fromkeys(map(name_of, limits))) for reason, limits in reasons.items()}
 
 
-def series_key(record: Record) -> tuple[str, str, str]:
+def series_key(record: Finding) -> tuple[str, str, str]:
     """Return group, seed and name of the series of an event or a limit."""
     return str(record["group"]), str(record["seed"]), name_of(record)
 
 
-def run_name(record: Record) -> str:
+def run_name(record: Finding) -> str:
     """Return the name of the run of an event: its seed, with its group if it belongs to one."""
     return record["seed"] if record["seed"] == record["group"] else f"{record['group']}/{record['seed']}"
 
 
-def _run(record: Record, of_runs: bool) -> str:
+def _run(record: Finding, of_runs: bool) -> str:
     return f"{run_name(record)}: " if of_runs else ""
 
 
