@@ -105,24 +105,19 @@ def _equal_groups(measured: Measured) -> Iterator[list[int]]:
 
 def _route_findings(members: Sequence[Member], turns: Turns, distances: np.ndarray) -> Iterator[Finding]:
     for group, wrong in zip(turns.equal, turns.copies, strict=True):
-        names = tuple(members[t].name for t in (wrong or group))
-        right = [t for t in group if t not in wrong]
-        if not wrong:
-            places = [label_of(members[t]) for t in group]
-            of_all = f"{len(group)} of {len(members)} checkpoints hold the same weights: {listed(places, MOST_NAMES)}"
-            text = of_all if len(group) > 2 else f"{' and '.join(places)} hold the same weights"
-            if [members[t].step for t in group] == [0, 1]:
-                text += ", as after an update with learning rate 0"
-                yield Finding("copy", text, names, alarm=False)
-                continue
-        elif len(wrong) == 1:
-            [t] = wrong
-            text = f"{label_of(members[t])} holds the weights of {label_of(members[right[0]])}{_ratio(turns, t)}"
+        copies = [members[t] for t in wrong or group]
+        labels = [label_of(member) for member in copies]
+        original = next(label_of(members[t]) for t in group if t not in wrong)
+        same = f"the weights of {original}" if wrong else "the same weights"
+        after_no_update = not wrong and [members[t].step for t in group] == [0, 1]
+        if len(wrong) == 1:
+            text = f"{labels[0]} holds {same}{_ratio(turns, wrong[0])}"
+        elif len(group) > 2:
+            text = f"{len(copies)} of {len(members)} checkpoints hold {same}: {listed(labels, MOST_NAMES)}"
         else:
-            places = listed([label_of(members[t]) for t in wrong], MOST_NAMES)
-            of_all = f"{len(wrong)} of {len(members)} checkpoints"
-            text = f"{of_all} hold the weights of {label_of(members[right[0]])}: {places}"
-        yield Finding("copy", text, names)
+            text = f"{' and '.join(labels)} hold {same}"
+            text += ", as after an update with learning rate 0" if after_no_update else ""
+        yield Finding("copy", text, tuple(member.name for member in copies), alarm=not after_no_update)
     removed = {t for group, wrong in zip(turns.equal, turns.copies, strict=True) for t in wrong or group[1:]}
     left = [t for t in range(len(members)) if t not in removed]
     if turns.exchanged:
