@@ -59,16 +59,11 @@ class Tap:
 
     def start(self) -> None:
         """Start recording."""
-        if self._hooked and self._head is not None:
-            self._forget()
-            self._listens = True
-            return
-        self.stop()
+        if not self._hooked or self._head is None:
+            self.stop()
+            (self._search if self._head is None else self._listen)()
+        self._forget()
         self._listens = True
-        if self._head is None:
-            self._search()
-        else:
-            self._listen()
 
     def stop(self) -> None:
         """Remove the hooks and discard recorded passes."""
@@ -78,11 +73,11 @@ class Tap:
 
     def pause(self) -> None:
         """Discard recorded passes and record nothing until `start`."""
-        if not self._hooked:
+        if self._hooked:
+            self._forget()
+            self._listens = False
+        else:
             self.stop()
-            return
-        self._forget()
-        self._listens = False
 
     def _forget(self) -> None:
         for recorded in self._calls.values():
@@ -107,9 +102,7 @@ class Tap:
         """
         outermost, error, output = self._outermost, self._error, self._output
         calls = {name: list(recorded) for name, recorded in self._calls.items()}
-        for recorded in self._calls.values():
-            recorded.clear()
-        self._outermost, self._error = [], None
+        self._forget()
         if error is not None or len(outermost) > 1:
             self._head = None
             problem = f"an evaluation step runs {listed(outermost)} one after the other, and none is the whole model"

@@ -24,8 +24,8 @@ RADIUS = 1.0
 def require_statistics(batchnorm: str, samples: int) -> None:
     """Raise UsageError if the source of batch-norm statistics or the number of training samples is invalid."""
     if batchnorm not in {"recompute", "interpolate"} or samples < 2:
-        found = f"found {batchnorm} with {samples} samples"
-        raise UsageError(f"batchnorm: expected recompute or interpolate, with at least two samples; {found}")
+        expected = "batchnorm: expected recompute or interpolate, with at least two samples"
+        raise UsageError(f"{expected}; found {batchnorm} with {samples} samples")
 
 
 @dataclass(frozen=True)

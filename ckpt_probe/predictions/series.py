@@ -241,8 +241,8 @@ def _of_split(members: Sequence[Member], split: str, run: str, progress: Progres
         name = member.name
         if name in scores and keys[name] != common:
             rows, usual_rows = keys[name][0], common[0]
-            fault = f"not the {usual_rows:,}" if rows != usual_rows else "with other labels than those"
-            reasons[name] = f"{member.path}: {split}: {rows:,} rows, {fault} of {most}; extract it from the same data"
+            fault = f", not the {usual_rows:,}" if rows != usual_rows else " with other labels than those"
+            reasons[name] = f"{member.path}: {split}: {rows:,} rows{fault} of {most}; extract it from the same data"
         elif hashes.get(name, usual) != usual:
             reasons[name] = f"{member.path}: {split}: other samples, by their names, than in most dumps"
     scores = {name: each for name, each in scores.items() if name not in reasons}
