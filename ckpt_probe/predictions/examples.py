@@ -119,19 +119,14 @@ def step_records(predictions: Predictions) -> list[Record]:
     compared = _compared([predictions], predictions.predicted, pairs, names)
     first = "the first checkpoint" if count > 1 else ONE_CHECKPOINT
     compared.insert(0, {**dict.fromkeys(names), "missing": f"{', '.join(names)}: {first}"})
-    indices = {member.name: index for index, member in enumerate(predictions.members)}
-    records = []
-    for member in predictions.all_members:
-        record: Record = {"checkpoint": member.name, "step": member.step, "split": predictions.split}
-        index = indices.get(member.name)
-        if index is None:
-            record |= dict.fromkeys(["samples", "accuracy", *names])
-            record["missing"] = predictions.left_out[member.name]
-        else:
-            accuracy = predictions.accuracy(index)
-            record |= {"samples": predictions.predicted.shape[1], "accuracy": accuracy, **compared[index]}
-        records.append(record)
-    return records
+    samples, absent = predictions.predicted.shape[1], dict.fromkeys(["samples", "accuracy", *names])
+    numbers: dict[str, Record] = {name: {**absent, "missing": why} for name, why in predictions.left_out.items()}
+    for index, member in enumerate(predictions.members):
+        numbers[member.name] = {"samples": samples, "accuracy": predictions.accuracy(index), **compared[index]}
+    return [
+        {"checkpoint": member.name, "step": member.step, "split": predictions.split, **numbers[member.name]}
+        for member in predictions.all_members
+    ]
 
 
 def class_records(predictions: Predictions) -> list[Record]:

@@ -126,25 +126,18 @@ def parameters_of(members: Sequence[Member], layouts: Sequence[Layout], findings
     """
     tensors = [_floating(layout) for layout in layouts]
     usual = dict(Counter(tuple(sorted(of_one.items())) for of_one in tensors).most_common(1)[0][0])
-    excluded = {
-        member.name: "its tensors are those of another network"
-        for member, of_one in zip(members, tensors, strict=True)
-        if _common(of_one, usual) < ENOUGH * max(_entries(usual), _entries(of_one))
-    }
+    findings, excluded = [*findings], {}
+    for name, of_one in zip((member.name for member in members), tensors, strict=True):
+        if _common(of_one, usual) < ENOUGH * max(_entries(usual), _entries(of_one)):
+            excluded[name] = "its tensors are those of another network"
+            text = f"{name} is of another network: {_difference(of_one, usual)}"
+            findings.append(Finding("network", text, (name,)))
     inside = [i for i, member in enumerate(members) if member.name not in excluded]
     present, all_names = [tensors[i] for i in inside], {name for i in inside for name in tensors[i]}
     common = sorted((name for name in usual if all(of_one.get(name) == usual[name] for of_one in present)), key=natural)
     names = tuple(name for name in common if not BUFFER.search(name))
     chosen = [members[i] for i in inside]
     partial = {name: _change(name, chosen, present) for name in sorted(all_names - set(common), key=natural)}
-    findings = [
-        *findings,
-        *(
-            Finding("network", f"{name} is of another network: {_difference(layout, usual)}", (name,))
-            for name, layout in zip((m.name for m in members), tensors, strict=True)
-            if name in excluded
-        ),
-    ]
     findings += [Finding("layout", f"{name} {reason}", (), name) for name, reason in partial.items()]
     findings += _dtypes(chosen, [layouts[i] for i in inside], common)
     findings += _not_parameters([layouts[i] for i in inside])

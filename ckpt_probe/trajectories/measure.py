@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from ckpt_probe.files import code_hash, replacing, stamp_of
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.scheduling import in_turn, results
 from ckpt_probe.trajectories.layout import Parameters, WeightOptions
-from ckpt_probe.trajectories.motion import Route, gram_from_first
+from ckpt_probe.trajectories.motion import gram_from_first
 from ckpt_probe.trajectories.stream import SKETCHED, Blocks, Trace, sketch_of, traces
 from ckpt_probe.user_cache import private_cache
 
@@ -29,8 +29,6 @@ CHUNKS = 4
 """Number of tasks of each worker."""
 
 Arrays = dict[str, np.ndarray]
-SUMS = ("squares", "distances", "steps", "next", "second")
-"""Arrays that are added over the tensors of a group."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Measured:
         names: Tensors, parameters first, then buffers; of tied ones only the first.
         parameters: Number of those that are parameters.
         tied: Other names of tied tensors, with the name that stands for them.
-        arrays: By name, with one row for each tensor: squares, distances, steps, next, second, signs, broken,
+        arrays: By name, with one row for each tensor: squares, distances, steps, next, signs, broken,
             constant, lowest, digests and entries; see `Route` and `Trace`.
         gram: Gram matrix (T − 1, T − 1) of successive displacements of all parameters.
         exact: Whether distances are exact, or from sketches.
@@ -53,13 +51,6 @@ class Measured:
     arrays: Mapping[str, np.ndarray]
     gram: np.ndarray
     exact: bool
-
-    def route(self, rows: Sequence[int]) -> Route:
-        """Return the sums over some rows of the arrays."""
-        sums = {name: self.arrays[name][rows].sum(axis=0) for name in SUMS}
-        signs = self.arrays["signs"][rows].sum(axis=0) if self.exact else None
-        broken = np.asarray(self.arrays["broken"][rows].any(axis=(0, 2)))
-        return Route(**sums, signs=signs, broken=broken, entries=int(self.arrays["entries"][rows].sum()))
 
 
 def measure(parameters: Parameters, options: WeightOptions, *, sketch: bool, progress: Progress) -> Measured:
@@ -98,17 +89,13 @@ def cached(
     except CkptProbeError as error:
         progress.message(f"measurements are not cached: {error}")
         return compute()
-    try:
+    # A damaged archive may raise errors of zipfile and zlib.
+    with suppress(Exception):
         require_regular(file)
         with np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         if str(arrays.pop("key")) == key:
             return arrays
-    except (OSError, ValueError, KeyError, EOFError):
-        pass
-    except Exception as error:
-        # A damaged archive may raise errors of zipfile and zlib.
-        progress.message(f"{file}: damaged, computed again ({type(error).__name__})")
     arrays = compute()
     try:
         with replacing(file, overwrite=True) as temporary, temporary.open("wb") as output:
@@ -179,14 +166,9 @@ def _row(trace: Trace) -> Arrays:
     return row | {
         "distances": np.diag(gram_from_first(steps)).copy(),
         "steps": np.diag(steps).copy(),
-        "next": _band(steps, 1),
-        "second": _band(steps, 2),
+        "next": np.diagonal(steps, 1).copy(),
         "constant": trace["lowest"] == trace["highest"],
     }
-
-
-def _band(steps: np.ndarray, offset: int) -> np.ndarray:
-    return np.diag(steps, offset).copy() if len(steps) > offset else np.zeros(0)
 
 
 def _sketched(

@@ -1,6 +1,7 @@
 """Motion of weights from checkpoint to checkpoint: lengths, angles, changed signs, and the plane of the trajectory."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,29 +11,30 @@ NAMES = ("norm", "from_first", "step", "cosine", "sign_changes", "path", "path_r
 FIRST, BROKEN_BEFORE = "the first checkpoint", "the checkpoint before has NaN or infinite weights"
 
 
-@dataclass(frozen=True)
 class Route:
     """Sums over the tensors of a group, of which all numbers of motion are made.
+
+    Args:
+        arrays: Arrays with one row for each tensor of a series.
+        rows: Rows of the group.
+        exact: Whether changed signs are known.
 
     Attributes:
         squares: ‖θ_t‖², shape (T,).
         distances: ‖θ_t − θ_0‖², shape (T,).
         steps: Squared lengths of displacements ‖Δ_t‖², Δ_t = θ_{t+1} − θ_t, shape (T − 1,).
         next: ⟨Δ_t, Δ_{t+1}⟩, shape (T − 2,).
-        second: ⟨Δ_t, Δ_{t+2}⟩, shape (T − 3,).
         signs: Numbers of entries whose sign changed, (T − 1,); None if they are unknown.
         broken: Whether a tensor has NaN or infinities, (T,).
         entries: Number of entries.
     """
 
-    squares: np.ndarray
-    distances: np.ndarray
-    steps: np.ndarray
-    next: np.ndarray
-    second: np.ndarray
-    signs: np.ndarray | None
-    broken: np.ndarray
-    entries: int
+    def __init__(self, arrays: Mapping[str, np.ndarray], rows: Sequence[int], *, exact: bool) -> None:
+        sums = {name: arrays[name][rows].sum(axis=0) for name in ("squares", "distances", "steps", "next", "signs")}
+        self.squares, self.distances, self.steps, self.next, signs = sums.values()
+        self.signs = signs if exact else None
+        self.broken = np.asarray(arrays["broken"][rows].any(axis=(0, 2)))
+        self.entries = int(arrays["entries"][rows].sum())
 
     def numbers(self) -> list[dict[str, float | str | None]]:
         """Compute the numbers of every checkpoint; `missing` has the reasons for absent ones.

@@ -22,7 +22,7 @@ from ckpt_probe.series import natural
 from ckpt_probe.trajectories.audit import Audit, audit_of
 from ckpt_probe.trajectories.layout import ALONE, Finding, Parameters, WeightOptions, block_of, label_of, parameters_of
 from ckpt_probe.trajectories.measure import Measured, measure
-from ckpt_probe.trajectories.motion import Trajectory, trajectory_of
+from ckpt_probe.trajectories.motion import Route, Trajectory, trajectory_of
 from ckpt_probe.trajectories.spectra import Spectra, Spectrum, group_numbers, spectra_of_series
 
 SAMPLE = 2**22
@@ -238,7 +238,9 @@ class RecordBuilder:
         self._groups = _grouped([*row_of, *partial], by)
         rows = {group: [row_of[name] for name in names if name in row_of] for group, names in self._groups.items()}
         self._rows = {group: of_group for group, of_group in rows.items() if of_group}
-        self._routes = {} if measured is None else {group: measured.route(rows) for group, rows in self._rows.items()}
+        self._routes: dict[str, Route] = {}
+        if measured is not None:
+            self._routes = {name: Route(measured.arrays, r, exact=measured.exact) for name, r in self._rows.items()}
         self._motion = {group: route.numbers() for group, route in self._routes.items()} if "motion" in parts else {}
 
     def records(self, member: Member, spectra: Spectra, extra: Record) -> Iterator[Record]:

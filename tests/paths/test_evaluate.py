@@ -161,7 +161,7 @@ def test_a_small_last_batch_has_the_weight_of_its_samples(samples: int) -> None:
     np.testing.assert_allclose(layer.running_mean, rows.mean(axis=0), rtol=1e-5, atol=1e-6)
     # The variance is averaged over batches around their own means, which is close to that of all samples.
     np.testing.assert_allclose(layer.running_var, rows.var(axis=0, ddof=1), rtol=0.05, atol=1e-3)
-    with pytest.raises(UsageError, match="from one sample"):
+    with pytest.raises(UsageError, match="one sample has no batch-norm statistics"):
         recompute(model, split, samples=1)
 
 
