@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.moments.errors import EQUAL, NO_SPREAD, Influences
+from ckpt_probe.moments.errors import EQUAL, NO_SPREAD, Influences, computing_error
 from ckpt_probe.moments.record import DetailedRecord
 from ckpt_probe.moments.selection import find_metrics, suggest_metrics
 
@@ -77,7 +77,7 @@ def _of_metric(
             if error is not None and not error > EQUAL * max(errors):
                 error, reason = None, NO_SPREAD
             elif error is not None:
-                error = math.hypot(error, _computing_error(name, a), _computing_error(name, b))
+                error = math.hypot(error, computing_error(name, a), computing_error(name, b))
         else:
             error = math.hypot(*errors)
     bias = _minus(a.get(f"{name}_bias"), b.get(f"{name}_bias"))
@@ -89,12 +89,6 @@ def _of_metric(
         f"{name}_bias": (bias, without_bias),
         f"{name}_corrected": (corrected, without_bias),
     }
-
-
-def _computing_error(name: str, record: Mapping[str, Any]) -> float:
-    """Return the error of a metric from sampling its joint entropy, which is not paired; 0 if it was not sampled."""
-    sampled = name.replace("mutual_information", "entropy_joint")
-    return record.get(f"{sampled}_computing_error") or 0.0
 
 
 def _minus(first: float | None, second: float | None) -> float | None:

@@ -431,6 +431,12 @@ def extreme_value_index(values: Tensor) -> float:
     return float(first + 1 - 0.5 / (1 - first.square() / second)) if bool(second > 0) else -math.inf
 
 
+def computing_error(name: str, record: Mapping[str, Any]) -> float:
+    """Return the error of a metric in a record from sampling its joint entropy; 0 if it was not sampled."""
+    sampled = name.replace("mutual_information", "entropy_joint")
+    return record.get(f"{sampled}_computing_error") or 0.0
+
+
 class Influences(dict[str, Tensor]):
     """Influences (m,), float32, of the rows of a sample by name of the metric, and how the rows were drawn.
 

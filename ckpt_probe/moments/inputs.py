@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -63,20 +63,6 @@ class CentredParts:
     of_rows: Callable[[Tensor, Tensor], LevelEntropies]
 
 
-class NearestMeans(Protocol):
-    """Result of the second pass, which finds the nearest class mean of every sample."""
-
-    @property
-    def disagreement(self) -> float | None:
-        """Return the share of samples whose predicted class is another; None without predictions."""
-        ...
-
-    @property
-    def accuracy(self) -> float | None:
-        """Return the share of samples that are nearest to the mean of their class; None if no class has a mean."""
-        ...
-
-
 class Inputs:
     """Provides the inputs of metrics, for k classes that have enough samples.
 
@@ -96,8 +82,10 @@ class Inputs:
         provided: Requirements of metrics that are fulfilled, or `unavailable`; metrics with others are left out.
         unavailable: Reason for each requirement that is not fulfilled.
         quality: Accuracy and loss, for `LOGITS`.
-        nearest: Nearest class means, for `SECOND_PASS`.
-        nearest_train: Nearest class means of the training split, for `TRAIN_MEANS`.
+        nearest: Result of the second pass over the rows, for `SECOND_PASS`, with two attributes: `disagreement`, the
+            share of rows whose predicted class is not that of the nearest class mean, None without predictions; and
+            `accuracy`, the share that is nearest to the mean of its class, None if no class has a mean.
+        nearest_train: The same with the class means of the training split, for `TRAIN_MEANS`.
         centred: Entropies at sample level of centred features, for `CENTRED`.
         centred_parts: Those of parts of the rows, minus their own means, or None.
         outside_mean: Mean feature of outside data, (D,), for `OUTSIDE`.
@@ -133,8 +121,8 @@ class Inputs:
         self.provided = set(FROM_MOMENTS)
         self.unavailable: dict[str, str] = {}
         self.quality: Quality | None = None
-        self.nearest: NearestMeans | None = None
-        self.nearest_train: NearestMeans | None = None
+        self.nearest: Any = None
+        self.nearest_train: Any = None
         self.centred: LevelEntropies | None = None
         self.centred_parts: CentredParts | None = None
         self.outside_mean: Tensor | None = None

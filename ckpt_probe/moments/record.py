@@ -16,7 +16,7 @@ from ckpt_probe.moments.bias import Biases
 from ckpt_probe.moments.details import Portrait, Value, portrait_of, rows_of_classes
 from ckpt_probe.moments.documents import errors_of_documents
 from ckpt_probe.moments.entropies import NO_WEIGHTS, LevelEntropies
-from ckpt_probe.moments.errors import FEW_DOCUMENTS, FIXED, NO_GRADIENT, Influences, Sample
+from ckpt_probe.moments.errors import FEW_DOCUMENTS, FIXED, NO_GRADIENT, Influences, Sample, computing_error
 from ckpt_probe.moments.inputs import Inputs
 from ckpt_probe.moments.registry import (
     LOGITS,
@@ -186,7 +186,7 @@ def _computed(inputs: Inputs) -> DetailedRecord:
     for name, level in levels.items():
         _put_sampling(record, name, level, inputs.options.all_orders)
     _put_references(record, inputs)
-    influences = None if inputs.sample is None else _put_errors(record, inputs, inputs.sample, levels)
+    influences = None if inputs.sample is None else _put_errors(record, inputs, inputs.sample)
     if not inputs.options.details:
         return DetailedRecord(record.finish(), {}, [], influences=influences)
     spectra = {
@@ -209,9 +209,7 @@ def values_of(inputs: Inputs, names: Collection[str], *, gradient: bool = False)
     return record.tensors
 
 
-def _put_errors(
-    record: RecordBuilder, inputs: Inputs, sample: Sample, levels: Mapping[str, LevelEntropies]
-) -> Influences:
+def _put_errors(record: RecordBuilder, inputs: Inputs, sample: Sample) -> Influences:
     """Add the standard error and the bias of each metric, or the reasons for their absence."""
     influences: dict[str, Tensor] = {}
     without = {name: reason for reason, names in record.reasons.items() for name in names}
@@ -235,7 +233,7 @@ def _put_errors(
             other_rows = TRAIN_MEANS in by_means and inputs.nearest_train is not inputs.nearest
             linear = other_rows or (LOGITS in metric.requires and not by_means)
             factor = 1.0 if linear or name in corrected else sample.design.widening(influences[name])
-            error = math.hypot(factor * error, _computing_error(name, levels))
+            error = math.hypot(factor * error, computing_error(name, record.values))
             if (doubt := inputs.doubt(metric)) is not None:
                 record.reasons.setdefault(doubt, []).append(f"{name}_stderr")
         if reason in (FIXED, NO_GRADIENT):
@@ -252,18 +250,6 @@ def _put_errors(
         for ending, number in zip(("_stderr", "_bias"), numbers, strict=True) if name in record.metrics else ():
             record.put(f"{name}{ending}", number, without.get(name) or FEW_DOCUMENTS)
     return Influences(sample.design, influences)
-
-
-def _computing_error(name: str, levels: Mapping[str, LevelEntropies]) -> float:
-    """Return the error of a metric from sampling its joint entropy; 0 if it was not sampled."""
-    for prefix, level in levels.items():
-        for order in () if level.estimate is None else level.estimate.stderrs:
-            start = prefix if order == 1 else f"{renyi_name(order)}.{prefix}"
-            if name == f"{start}.mir":
-                return float(level.values["mir_computing_error"][order])
-            if name in (f"{start}.entropy_joint", f"{start}.mutual_information"):
-                return float(level.values["entropy_joint_computing_error"][order])
-    return 0.0
 
 
 def _put_route(record: RecordBuilder, level: LevelEntropies, without: str) -> None:
