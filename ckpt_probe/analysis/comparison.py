@@ -26,7 +26,7 @@ from ckpt_probe.analysis.groups import (
 from ckpt_probe.analysis.paired import Interval, expanded, grain_of
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.keywords import as_paths, as_sequence, from_arguments, whole_number
-from ckpt_probe.moments.difference import difference
+from ckpt_probe.moments.design import difference
 from ckpt_probe.progress import NullProgress, Progress
 
 __all__ = ["Comparison", "Interval", "compare", "expanded"]

@@ -24,9 +24,10 @@ from ckpt_probe.metrics.stochastic import MOST
 from ckpt_probe.moments import MEMORY, DetailedRecord, Moments, registry
 from ckpt_probe.moments.centred import centred_levels
 from ckpt_probe.moments.class_sums import rows_at_once
+from ckpt_probe.moments.design import RecordWithErrors
 from ckpt_probe.moments.documents import DocumentNumbers
 from ckpt_probe.moments.entropies import LevelEntropies
-from ckpt_probe.moments.errors import RecordWithErrors, Sample
+from ckpt_probe.moments.errors import Sample
 from ckpt_probe.moments.inputs import CentredParts, Inputs
 from ckpt_probe.moments.quality import LinearHead, Quality, Scored
 from ckpt_probe.moments.record import compute_record

@@ -21,8 +21,9 @@ from ckpt_probe.metrics.rows import (
 )
 from ckpt_probe.metrics.stochastic import FEWEST, Sampling
 from ckpt_probe.moments.class_sums import RowBlocks, Scatter, cached_rows, group, rows_at_once
+from ckpt_probe.moments.design import RecordWithErrors
 from ckpt_probe.moments.entropies import Options
-from ckpt_probe.moments.errors import RecordWithErrors, Sample
+from ckpt_probe.moments.errors import Sample
 from ckpt_probe.moments.inputs import Inputs
 from ckpt_probe.moments.record import Value, compute_record
 from ckpt_probe.moments.registry import SCATTER, UNIT_ROWS

@@ -6,7 +6,6 @@ first order, so that one backward pass through the code of a metric returns the 
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -15,14 +14,12 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.metrics.rows import as_tensor
+from ckpt_probe.moments.design import EQUAL, FEWEST_ROWS, NO_SPREAD, Design
 from ckpt_probe.moments.quality import Scored, bins_of
 from ckpt_probe.moments.registry import COMPUTING_ERROR, LOGITS, MEANS, OUTSIDE, SCATTER, SECOND_PASS, Metric
 from ckpt_probe.moments.spectra import linear
 from ckpt_probe.moments.state import MANY_CLASSES
 from ckpt_probe.moments.subset import RowSubset, priorities, ranks_in_classes
-
-FEWEST_ROWS = 8
-"""Rows, and documents, below which there is no standard error."""
 
 NO_SUBSET = "no rows were kept for standard errors (`subset=2048`)"
 FEW_ROWS = f"a standard error needs at least {FEWEST_ROWS} rows"
@@ -34,163 +31,11 @@ NO_GRADIENT = "it does not depend on the rows, or its function has no gradient"
 NO_VALUES_OF_ROWS = "the values of its rows are not known"
 FIXED = "it does not depend on the rows"
 OF_COMPUTATION = "it is an error of the computation"
-NO_SPREAD = "all rows have equal influence, up to rounding"
 NOT_FINITE = "its gradient is not finite here"
 AT_MAXIMUM = "classes are equally frequent within their error, where its gradient vanishes: the interval is too wide"
 SEVERAL_MAXIMA = "the maxima of two classes differ by less than their error: the interval is too narrow"
 
 HEAVY_TAILS = "distances of rows from their class mean have heavy tails: the error may be too small"
-TAIL, INDEX = 0.2, 0.25
-"""Share of the squared distances that are a tail, and extreme value index of a tail without a fourth moment."""
-
-FEW_OF_CLASS, FEW_EFFECTIVE = 30, 50
-"""Rows of a class, and normal rows that would determine a variance as well, below which standard errors are wider."""
-
-FEW_FOR_BIAS = 200
-"""Such normal rows below which the standard errors of variances include those of their biases."""
-
-NORMAL, NORMAL_SHARE = 1.959964, 0.975
-"""Quantile of the normal distribution to which standard errors refer, and its share."""
-
-SKEWED = (NORMAL**4 + 2 * NORMAL**2 - 3) / 18
-"""Factor of the squared skewness over N by which it widens a symmetric interval."""
-
-EQUAL = 1e-9
-"""Influences relative to the value, or to their terms, up to which they are rounding."""
-
-
-OF_ROWS = ("indices", "labels", "shares", "documents", "document_rows")
-"""Attributes of `Design` with an entry for each row."""
-
-
-@dataclass(frozen=True)
-class Design:
-    """Sampling design of rows, which determines the standard error that follows from their influences.
-
-    Attributes:
-        indices: Absolute indices of the rows, (m,).
-        labels: Labels of the rows, (m,).
-        shares: Share of all rows for which each row stands, (m,), of sum 1.
-        samples: Number of all rows.
-        fixed: Whether classes were drawn with fixed counts, all of them equal.
-        documents: Documents of the rows, (m,), or None.
-        document_rows: Number of rows of the document of each row, (m,), or None.
-    """
-
-    indices: Tensor
-    labels: Tensor
-    shares: Tensor
-    samples: int
-    fixed: bool = False
-    documents: Tensor | None = None
-    document_rows: Tensor | None = None
-
-    def stderr(self, influences: Tensor) -> float | None:
-        """Return the standard error for influences (m,); None with fewer than `FEWEST_ROWS` documents."""
-        known = influences.isfinite()
-        if not bool(known.all()):
-            return self._of(known).stderr(influences[known])
-        values, within = self._deviations(influences)
-        if self.documents is not None:
-            return self._by_documents(values)
-        labels, sizes = self._classes
-        if self.fixed and bool((sizes > 1).all()):
-            values = within * (sizes / (sizes - 1).double()).sqrt()[labels]
-            return math.sqrt(float(self.shares @ values.square()) / self.samples)
-        return math.sqrt(float(self.shares @ values.square()) / (self.samples - 1))
-
-    @cached_property
-    def _classes(self) -> tuple[Tensor, Tensor]:
-        """Return the class of each row from 0, (m,), and the number of rows of each class."""
-        labels = torch.unique(self.labels, return_inverse=True)[1]
-        return labels, torch.bincount(labels)
-
-    def _deviations(self, influences: Tensor) -> tuple[Tensor, Tensor]:
-        """Return influences (m,) minus their mean, and minus the mean of their class."""
-        labels, sizes = self._classes
-        values = influences.double().cpu()
-        values = values - self.shares @ values
-        sums = torch.zeros(len(sizes), dtype=torch.float64).index_add(0, labels, values)
-        return values, values - (sums / sizes)[labels]
-
-    def widening(self, influences: Tensor) -> float:
-        """Return the factor by which few rows widen the standard error of a metric that is not linear.
-
-        The influences of a class of n < `FEW_OF_CLASS` rows are multiplied by n/(n−1), as if each row had been left out
-        of the mean of its class (MacKinnon and White 1985). The variance s² of influences v_i with shares p_i is known
-        as that of ν = 2 s⁴ / Σ p_i² (v_i² − s²)² normal ones, 2m/(k−1) for m equal shares and a kurtosis k. Below
-        `FEW_EFFECTIVE`, the quantile z of the normal distribution becomes that of Student's t, and with a skewness g of
-        N rows the interval is wider by 1 + (z⁴ + 2z² − 3) g²/(18 N), a term of the Edgeworth expansion of symmetric
-        intervals (Hall 1992).
-        """
-        from scipy.special import stdtrit  # a heavy import
-
-        known = influences.isfinite()
-        if not bool(known.all()):
-            return self._of(known).widening(influences[known])
-        labels, sizes = self._classes
-        if self.documents is not None or int(sizes.min()) < 2:
-            return 1.0
-        values, within = self._deviations(influences)
-        between = 0.0 if self.fixed else self.shares @ (values - within).square()
-        shares = torch.zeros(len(sizes), dtype=torch.float64).index_add(0, labels, self.shares)
-        rows = (self.samples * shares).round()
-        left_out = torch.where(rows < FEW_OF_CLASS, rows / (rows - 1), 1.0)[labels]
-        wider = (self.shares @ (within.square() * left_out.pow(1 if self.fixed else 2)) + between) / (
-            self.shares @ within.square() + between
-        )
-        if not (effective := self.effective(influences)) < FEW_EFFECTIVE:
-            return math.sqrt(float(wider))
-        values = within if self.fixed else values
-        student = float(stdtrit(effective, NORMAL_SHARE)) / NORMAL
-        skewness = float((self.shares @ values.pow(3)).square() / (self.shares @ values.square()).pow(3))
-        return math.sqrt(float(wider)) * student * (1 + SKEWED * skewness / self.samples)
-
-    def effective(self, influences: Tensor) -> float:
-        """Return the number ν of normal rows that would determine the variance of influences (m,) as well."""
-        values = self._deviations(influences)[1 if self.fixed else 0]
-        squares, variance = values.square(), self.shares @ values.square()
-        return float(2 * variance.square() / (self.shares.square() @ (squares - variance).square()))
-
-    @property
-    def equal_shares(self) -> bool:
-        """Return whether the numbers of rows of the classes differ by no more than those of equally frequent ones."""
-        shares = torch.zeros(len(self._classes[1]), dtype=torch.float64).index_add(0, self._classes[0], self.shares)
-        distance = self.samples * float((shares * len(shares) - 1).square().sum()) / len(shares)
-        return distance < len(shares) - 1 + 2 * math.sqrt(2 * (len(shares) - 1))
-
-    def same_rows(self, other: "Design") -> bool:
-        """Return whether both have the same rows with equal labels."""
-        pairs = ((self.indices, other.indices), (self.labels, other.labels))
-        return self.samples == other.samples and all(torch.equal(mine, theirs) for mine, theirs in pairs)
-
-    def _of(self, chosen: Tensor) -> "Design":
-        """Return the design of the rows that a mask (m,) selects."""
-        rows: dict[str, Any] = {name: getattr(self, name) for name in OF_ROWS}
-        rows = {name: values if values is None else values[chosen] for name, values in rows.items()}
-        return replace(self, **rows | {"shares": rows["shares"] / rows["shares"].sum()})
-
-    def _by_documents(self, values: Tensor) -> float | None:
-        """Return the standard error with the influences of a document summed up.
-
-        Of the n rows of a document, m are in the sample: the square of their sum is estimated without bias from the
-        squares of the m influences and the products of different ones.
-        """
-        assert self.documents is not None
-        assert self.document_rows is not None
-        documents, each, sizes = torch.unique(self.documents, return_inverse=True, return_counts=True)
-        if len(documents) < FEWEST_ROWS:
-            return None
-        rows = torch.zeros(len(documents), dtype=torch.float64)
-        rows[each] = self.document_rows.double()
-        sums = torch.zeros_like(rows).index_add(0, each, values)
-        squares = torch.zeros_like(rows).index_add(0, each, values.square())
-        pairs = rows * (rows - 1) / (sizes * (sizes - 1)).clamp(min=1)
-        totals = rows / sizes * squares + pairs * (sums.square() - squares)
-        # Rows of the sample stand for all rows; documents are more alike than independent rows, never less.
-        independent = float((rows / sizes * squares).sum())
-        total = max(float(totals.sum()), independent) * self.samples / float(rows.sum())
-        return math.sqrt(total * len(documents) / (len(documents) - 1)) / self.samples
 
 
 def needs_classes(metric: Metric) -> bool:
@@ -416,55 +261,3 @@ class Sample:
             return None, FEW_DOCUMENTS
         scale = max(abs(value), float(influences.abs().nan_to_num().max()))
         return (error, None) if error * math.sqrt(self.design.samples) > EQUAL * scale else (None, NO_SPREAD)
-
-
-def extreme_value_index(values: Tensor) -> float:
-    """Return the extreme value index of positive values (n,): 1/a if moments exist up to order a, 0 or less if all do.
-
-    It is the moment estimator of the largest fifth (Dekkers, Einmahl and de Haan 1989); −∞ if these are equal or zero.
-    """
-    tail = values.sort(descending=True).values[: int(TAIL * len(values)) + 1]
-    if len(tail) < FEWEST_ROWS or not bool(tail[-1] > 0):
-        return -math.inf
-    logs = (tail[:-1] / tail[-1]).log()
-    first, second = logs.mean(), logs.square().mean()
-    return float(first + 1 - 0.5 / (1 - first.square() / second)) if bool(second > 0) else -math.inf
-
-
-def computing_error(name: str, record: Mapping[str, Any]) -> float:
-    """Return the error of a metric in a record from sampling its joint entropy; 0 if it was not sampled."""
-    sampled = name.replace("mutual_information", "entropy_joint")
-    return record.get(f"{sampled}_computing_error") or 0.0
-
-
-class Influences(dict[str, Tensor]):
-    """Influences (m,), float32, of the rows of a sample by name of the metric, and how the rows were drawn.
-
-    Attributes:
-        design: How the rows were drawn.
-    """
-
-    def __init__(self, design: Design, values: Mapping[str, Tensor]) -> None:
-        super().__init__({name: tensor.to(torch.float32) for name, tensor in values.items()})
-        self.design = design
-
-    @property
-    def indices(self) -> Tensor:
-        """Return the absolute indices of the rows, (m,)."""
-        return self.design.indices
-
-    def stderr(self, name: str) -> float | None:
-        """Return the standard error of a metric from the sampling of rows."""
-        return self.design.stderr(self[name])
-
-
-class RecordWithErrors(dict[str, Any]):
-    """A record with standard errors.
-
-    Attributes:
-        influences: Influences of the rows of the sample, or None.
-    """
-
-    def __init__(self, record: Mapping[str, Any], influences: Influences | None) -> None:
-        super().__init__(record)
-        self.influences = influences

@@ -12,6 +12,7 @@ from ckpt_probe.metrics import collapse, covariance, pairs
 from ckpt_probe.metrics.decisions import nearest_means
 from ckpt_probe.metrics.rows import EPSILON, near_one, row_lengths, unit_or_zero, where_float64_is, without_rounding
 from ckpt_probe.moments.class_sums import RowBlocks, Scatter
+from ckpt_probe.moments.design import INDEX, extreme_value_index
 from ckpt_probe.moments.entropies import (
     NO_WEIGHTS,
     LevelEntropies,
@@ -19,15 +20,7 @@ from ckpt_probe.moments.entropies import (
     class_level,
     sample_level,
 )
-from ckpt_probe.moments.errors import (
-    AT_MAXIMUM,
-    HEAVY_TAILS,
-    INDEX,
-    ONE_CLASS,
-    SEVERAL_MAXIMA,
-    Sample,
-    extreme_value_index,
-)
+from ckpt_probe.moments.errors import AT_MAXIMUM, HEAVY_TAILS, ONE_CLASS, SEVERAL_MAXIMA, Sample
 from ckpt_probe.moments.registry import ALL_ZERO, COINCIDE, FROM_MOMENTS, MEANS, UNIT_ROWS, WEIGHTS, Metric, Undefined
 from ckpt_probe.moments.unit_moments import UnitMoments
 from ckpt_probe.moments.within import WithinEntropies, within_level

@@ -13,10 +13,11 @@ from ckpt_probe.metrics.collapse import reference_values, simplex_exists, unifor
 from ckpt_probe.metrics.covariance import FEW_DIRECTIONS, fit_range
 from ckpt_probe.metrics.entropy import renyi_name
 from ckpt_probe.moments.bias import Biases
+from ckpt_probe.moments.design import Influences, computing_error
 from ckpt_probe.moments.details import Portrait, Value, portrait_of, rows_of_classes
 from ckpt_probe.moments.documents import errors_of_documents
 from ckpt_probe.moments.entropies import NO_WEIGHTS, LevelEntropies
-from ckpt_probe.moments.errors import FEW_DOCUMENTS, FIXED, NO_GRADIENT, Influences, Sample, computing_error
+from ckpt_probe.moments.errors import FEW_DOCUMENTS, FIXED, NO_GRADIENT, Sample
 from ckpt_probe.moments.inputs import Inputs
 from ckpt_probe.moments.registry import (
     LOGITS,

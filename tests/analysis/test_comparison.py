@@ -18,7 +18,7 @@ from ckpt_probe.analysis.paired import difference_p, equivalence_p, grain_of
 from ckpt_probe.analysis.series import read_series
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.moments.difference import difference
+from ckpt_probe.moments.design import difference
 
 PLAIN = {"seed-0": 0.90, "seed-1": 0.94, "seed-2": 0.92}
 OTHER = {"seed-0": 0.93, "seed-1": 0.95, "seed-2": 0.97}

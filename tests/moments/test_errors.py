@@ -14,6 +14,7 @@ from ckpt_probe.analysis.record import Context, compute_from_blocks
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.bias import NO_HALF, TOO_SMALL, remaining_bias
+from ckpt_probe.moments.design import NO_SPREAD, Design, extreme_value_index
 from ckpt_probe.moments.entropies import Options
 from ckpt_probe.moments.errors import (
     AT_MAXIMUM,
@@ -22,13 +23,10 @@ from ckpt_probe.moments.errors import (
     HEAVY_TAILS,
     MISSES_CLASS,
     NO_GRADIENT,
-    NO_SPREAD,
     OF_COMPUTATION,
     SEVERAL_MAXIMA,
     SINGLE_ROWS,
-    Design,
     Sample,
-    extreme_value_index,
 )
 from ckpt_probe.moments.record import compute_record
 from ckpt_probe.moments.registry import LAYERS, METRICS, SERIES
