@@ -28,7 +28,7 @@ UNDEFINED = (
     "orthogonal rows; or too few were given"
 )
 OVERFLOW = "the rows are so large that products of them overflow; divide them by a power of two"
-SIDES = "the first ones have", "the others have"
+SIDES = "the first ones have", "the others"
 TOO_FEW = f"cka: unbiased HSIC needs at least {LEAST_ROWS} rows"
 
 
