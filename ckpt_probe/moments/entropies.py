@@ -145,7 +145,7 @@ def sample_level(
     Raises:
         DataError: If more than half of the samples have no direction.
     """
-    counts = unit.counts
+    counts, sizes, epsilon = unit.counts, unit.sizes, unit.epsilon
     mask, zero_weights = counts > 0, 0
     if weights is not None:
         mask = mask & weights.any(dim=1)[: len(counts)]
@@ -155,12 +155,10 @@ def sample_level(
     if zero_weights and unit.kind == "total":
         raise DataError(f"{zero_weights} samples belong to classes whose weights are all zero; more memory is needed")
     if weights is None:
-        epsilon = unit.epsilon
         eigenvalues, joint = {"features": spectra.of_features(unit, mask)}, None
     else:
         heads, _ = directions(weights[: len(counts)][mask])
-        sizes, epsilon = unit.sizes[mask], unit.epsilon
-        of_label_rows = spectrum_of_repeated(heads, sizes)
+        of_label_rows = spectrum_of_repeated(heads, sizes[mask])
         eigenvalues = {"features": spectra.of_features(unit, mask), "label_rows": of_label_rows}
         joint = _joint_of_rank_one(eigenvalues) or _joint_of_samples(unit, mask, heads, rows, options, eigenvalues)
     return _level(eigenvalues, joint, options, left_out, linear_of, epsilon)
