@@ -81,6 +81,7 @@ class Moments:
         subset: int = 0,
         seed: int = 0,
     ):
+        self.precision, self._dtype = precision, checked_precision(precision)
         self.classes = None if classes is None else whole_number("classes", classes)
         if self.classes is not None and self.classes < 2:
             raise DataError(f"neural collapse and mutual information need at least two classes, found {classes}")
@@ -93,7 +94,6 @@ class Moments:
             )
         self.families = chosen_families(only)
         self._requirements = requirements(self.families)
-        self.precision, self._dtype = precision, checked_precision(precision)
         self.device = torch.device(device) if device is not None else None
         if self.device is not None and self.device.type == "mps":
             raise DataError("moments are kept in float64, which MPS lacks: omit device, or pass device='cpu'")
@@ -326,11 +326,11 @@ class Moments:
         inputs = inputs_of(sums if sample.reason else sums.along(sample), blocks=blocks)
         inputs.sample = sample
         if self.halves:
-            inputs.halves = [lambda present, part=part: inputs_of(part, present) for part in self._parts]
+            inputs.halves = lambda: [inputs_of(part, inputs.present) for part in self._parts]
             inputs.halves_along = lambda: [
                 inputs_of(part.along_half(sample, number), inputs.present) for number, part in enumerate(self._parts)
             ]
-        inputs.of_rows = lambda rows, labels, present: inputs_of(self._sums_of(rows, labels), present)
+        inputs.of_rows = lambda rows, labels: inputs_of(self._sums_of(rows, labels), inputs.present)
         return inputs
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -79,7 +79,7 @@ class Biases:
         self._metrics, self._values, self._inputs, self._values_of = metrics, values, inputs, values_of
         self._influences, self._sample = influences, inputs.sample
         # Without halves there is no part, and a metric of no part has no value.
-        parts = [] if self._sample.reason is not None else [half(inputs.present) for half in inputs.halves]
+        parts = [] if self._sample.reason is not None or inputs.halves is None else inputs.halves()
         if inputs.centred_parts is not None:
             for part, entropies in zip(parts, inputs.centred_parts.halves, strict=False):
                 part.centred = entropies
@@ -133,7 +133,7 @@ class Biases:
         value, reason = self._values[name], self._sample.reason_of(metric)
         if value is None or reason is not None:
             return None, reason
-        if not self._inputs.halves:
+        if self._inputs.halves is None:
             return None, NO_HALVES
         if SECOND_PASS in metric.requires:
             return self._of_nearest_means(name)
@@ -182,7 +182,7 @@ class Biases:
         of_parts = []
         for chosen in parts:
             rows, labels = sample.features[chosen], sample.labels[chosen]
-            part = inputs.of_rows(rows, labels, inputs.present)
+            part = inputs.of_rows(rows, labels)
             if inputs.centred_parts is not None:
                 part.centred = inputs.centred_parts.of_rows(rows, labels)
             of_parts.append(self._of_part(part, {name: self._metrics[name] for name in suspects}))

@@ -83,9 +83,9 @@ class Inputs:
         centred_parts: Those of parts of the rows, minus their own means, or None.
         outside_mean: Mean feature of outside data, (D,), for `OUTSIDE`.
         sample: Rows along whose weights all inputs have gradients; None if no errors are requested.
-        halves: Functions that return the inputs of each half of the rows for the labels of the present classes.
+        halves: Function that returns the inputs of both halves of the rows, for the classes that are present here.
         halves_along: Function that returns those of both halves with gradients along the weights of the sample.
-        of_rows: Function that returns the inputs of other rows (n, D), labels (n,) and labels of present classes.
+        of_rows: Function that returns the inputs of other rows (n, D) with labels (n,), for the classes present here.
         documents: Numbers of each document, for `DOCUMENTS`.
         reference: Numbers of each document of the reference dump, for `REFERENCE`.
     """
@@ -120,9 +120,9 @@ class Inputs:
         self.centred_parts: CentredParts | None = None
         self.outside_mean: Tensor | None = None
         self.sample: Sample | None = None
-        self.halves: list[Callable[[Tensor], Inputs]] = []
+        self.halves: Callable[[], list[Inputs]] | None = None
         self.halves_along: Callable[[], list[Inputs]] | None = None
-        self.of_rows: Callable[[Tensor, Tensor, Tensor], Inputs] | None = None
+        self.of_rows: Callable[[Tensor, Tensor], Inputs] | None = None
         self.documents: DocumentNumbers | None = None
         self.reference: DocumentNumbers | None = None
         if len(self.present) < 2:
@@ -155,9 +155,7 @@ class Inputs:
     @property
     def all_means(self) -> Tensor:
         """Return the means of all classes in units of the rows, (C, D), without gradient; NaN for those left out."""
-        means = torch.full_like(self.scatter.means, torch.nan)
-        means[self.present] = self.class_means.detach() * self.scatter.unit
-        return means
+        return self._of_present(self.scatter.means.detach() * self.scatter.unit)
 
     @cached_property
     def means(self) -> Tensor:
@@ -291,7 +289,7 @@ class Inputs:
         """
         sample, counts = self.sample, self.scatter.counts.cpu()
         assert sample is not None
-        if self.nearest_of_sample is None or not self.halves:
+        if self.nearest_of_sample is None or self.halves is None:
             return None
         classes, most = self.nearest_of_sample.clone(), sample.share_of_part(counts)
         least = ROWS_OF_PART / max(1, int(counts[self.present.cpu()].min()))
@@ -302,12 +300,10 @@ class Inputs:
                 rows, labels = sample.features[part], sample.labels[part]
                 shares = rows / torch.bincount(labels)[labels][:, None]
                 means = torch.zeros_like(self.scatter.means).index_add(0, labels, shares)
-                absent = torch.ones(len(means), dtype=torch.bool, device=means.device)
-                absent[self.present] = False
-                classes[part] = nearest_means(rows, means.masked_fill(absent[:, None], torch.nan))
+                classes[part] = nearest_means(rows, self._of_present(means))
             of_parts = float(sum(sample.design.shares[part.cpu()].sum() for part in parts))
             return classes, 1 / ((self.samples * len(parts) / sum(map(len, parts)) - 1) * of_parts)
-        halves = [half(self.present) for half in self.halves]
+        halves = self.halves()
         if any(half.lacks_class for half in halves):
             return None
         for number, half in enumerate(halves):
@@ -403,6 +399,12 @@ class Inputs:
         assert self.sample is not None
         away = self.sample.features / self.scatter.unit - self.scatter.means.detach()[self.sample.labels]
         return extreme_value_index(away.square().sum(dim=1)) > INDEX
+
+    def _of_present(self, means: Tensor) -> Tensor:
+        """Return rows of classes (C, D) with NaN for the classes that are not present."""
+        selected = torch.full_like(means, torch.nan)
+        selected[self.present] = means[self.present]
+        return selected
 
     @property
     def _shares(self) -> Tensor:
