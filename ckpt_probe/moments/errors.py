@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.metrics.rows import as_tensor
-from ckpt_probe.moments.design import EQUAL, FEWEST_ROWS, NO_SPREAD, Design
+from ckpt_probe.moments.class_sums import Scatter
+from ckpt_probe.moments.design import EQUAL, FEWEST_ROWS, INDEX, NO_SPREAD, Design, extreme_value_index
 from ckpt_probe.moments.quality import Scored, bins_of
 from ckpt_probe.moments.registry import COMPUTING_ERROR, LOGITS, MEANS, OUTSIDE, SCATTER, SECOND_PASS, Metric
 from ckpt_probe.moments.spectra import linear
@@ -261,3 +262,38 @@ class Sample:
             return None, FEW_DOCUMENTS
         scale = max(abs(value), float(influences.abs().nan_to_num().max()))
         return (error, None) if error * math.sqrt(self.design.samples) > EQUAL * scale else (None, NO_SPREAD)
+
+    def errors_of_cosines(self, scatter: Scatter, present: Tensor, unit: Tensor, lengths: Tensor) -> Tensor | None:
+        """Return the standard error of the cosine of each pair of centred class means, (k, k), or None.
+
+        Means of two classes vary independently, and the mean of all class means counts as fixed. There are no errors
+        if the sample misses a class, or a mean has no direction.
+
+        Args:
+            scatter: Class means and counts of all rows.
+            present: Labels of the classes, (k,).
+            unit: Unit rows of the centred means, (k, D).
+            lengths: Their lengths, (k,).
+        """
+        if self.misses or not bool((lengths > 0).all()):
+            return None
+        with torch.no_grad():
+            position = torch.full_like(scatter.counts, -1)
+            position[present] = torch.arange(len(present), device=position.device)
+            chosen = (position[self.labels] >= 0).nonzero().squeeze(1)
+            labels = self.labels[chosen]
+            each, rows = position[labels], self.features[chosen] / scatter.unit - scatter.means[labels]
+            along = rows @ unit.T
+            along -= (unit @ unit.T)[each] * along.gather(1, each[:, None])
+            squares = torch.zeros_like(unit @ unit.T).index_add(0, each, along.square())
+            in_sample, counts = torch.bincount(each, minlength=len(unit)), scatter.counts[present]
+            variances = squares / (in_sample * counts * lengths.square())[:, None]
+            return (variances + variances.T).sqrt()
+
+    def heavy_tails(self, scatter: Scatter) -> bool:
+        """Return whether squared distances of rows from their class means, as their tail shows, have no fourth moment.
+
+        The influences on a variance are such squares, and the variance of their variance is infinite then.
+        """
+        away = self.features / scatter.unit - scatter.means.detach()[self.labels]
+        return extreme_value_index(away.square().sum(dim=1)) > INDEX

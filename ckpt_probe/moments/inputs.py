@@ -12,7 +12,6 @@ from ckpt_probe.metrics import collapse, covariance, pairs
 from ckpt_probe.metrics.decisions import nearest_means
 from ckpt_probe.metrics.rows import EPSILON, near_one, row_lengths, unit_or_zero, where_float64_is, without_rounding
 from ckpt_probe.moments.class_sums import RowBlocks, Scatter
-from ckpt_probe.moments.design import INDEX, extreme_value_index
 from ckpt_probe.moments.entropies import (
     NO_WEIGHTS,
     LevelEntropies,
@@ -238,8 +237,10 @@ class Inputs:
         if "nc1" in self.options.families:
             quantities["distances"] = pairs.Cdnv(self.variances, self.class_means, lengths, self._sizes)
         if "nc2" in self.options.families:
-            sizes = self._centred_sizes / torch.where(lengths > 0, lengths, 1.0)
-            quantities["angles"] = pairs.Equiangular(unit, self._errors_of_cosines(unit, lengths))
+            sizes, errors = self._centred_sizes / torch.where(lengths > 0, lengths, 1.0), None
+            if self._linear_of is not None and self.sample is not None:
+                errors = self.sample.errors_of_cosines(self.scatter, self.present, unit, lengths)
+            quantities["angles"] = pairs.Equiangular(unit, errors)
             quantities["evenness"] = pairs.Uniformity(unit, sizes)
         pairs.visit(unit, list(quantities.values()))
         return quantities
@@ -328,31 +329,6 @@ class Inputs:
         """Return the function that computes the gradient of an entropy once for several metrics, or None."""
         return None if self.sample is None or self.sample.reason is not None else self.sample.linear
 
-    def _errors_of_cosines(self, unit: Tensor, lengths: Tensor) -> Tensor | None:
-        """Return the standard error of the cosine of each pair of centred means, (k, k); None without a sample.
-
-        Means of two classes vary independently, and the mean of all class means counts as fixed.
-
-        Args:
-            unit: Unit rows of the centred means, (k, D).
-            lengths: Their lengths, (k,).
-        """
-        sample = self.sample
-        if sample is None or sample.reason is not None or sample.misses or not bool((lengths > 0).all()):
-            return None
-        with torch.no_grad():
-            position = torch.full_like(self.scatter.counts, -1)
-            position[self.present] = torch.arange(len(self.present), device=position.device)
-            chosen = (position[sample.labels] >= 0).nonzero().squeeze(1)
-            labels = sample.labels[chosen]
-            each, rows = position[labels], sample.features[chosen] / self.scatter.unit - self.scatter.means[labels]
-            along = rows @ unit.T
-            along -= (unit @ unit.T)[each] * along.gather(1, each[:, None])
-            squares = torch.zeros_like(unit @ unit.T).index_add(0, each, along.square())
-            in_sample, counts = torch.bincount(each, minlength=len(unit)), self.scatter.counts[self.present]
-            variances = squares / (in_sample * counts * lengths.square())[:, None]
-            return (variances + variances.T).sqrt()
-
     @cached_property
     def within_classes(self) -> WithinEntropies | None:
         """Return the entropies of the rows of each class; None if neither moments nor rows are available."""
@@ -376,7 +352,7 @@ class Inputs:
         assert self.sample is not None
         if metric.name == "sample.entropy_weights" and self.sample.design.equal_shares:
             return AT_MAXIMUM
-        if metric.family in {"nc1", "spectrum"} and self._heavy_tails:
+        if metric.family in {"nc1", "spectrum"} and self.sample.heavy_tails(self.scatter):
             return HEAVY_TAILS
         if metric.name != "within.entropy_max":
             return None
@@ -389,16 +365,6 @@ class Inputs:
     def _lengths(self) -> Tensor:
         """Return the root mean square length of the rows of each class, (C,)."""
         return self.scatter.lengths
-
-    @cached_property
-    def _heavy_tails(self) -> bool:
-        """Return whether squared distances of rows from their class means, as their tail shows, have no fourth moment.
-
-        The influences on a variance are such squares, and the variance of their variance is infinite then.
-        """
-        assert self.sample is not None
-        away = self.sample.features / self.scatter.unit - self.scatter.means.detach()[self.sample.labels]
-        return extreme_value_index(away.square().sum(dim=1)) > INDEX
 
     def _of_present(self, means: Tensor) -> Tensor:
         """Return rows of classes (C, D) with NaN for the classes that are not present."""
