@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ckpt_probe.analysis.record import Context, compute_from_blocks
+from ckpt_probe.analysis.context import Context
+from ckpt_probe.analysis.record import compute_from_blocks
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.moments import DetailedRecord
 from ckpt_probe.moments.selection import chosen_families

@@ -7,11 +7,11 @@ from ckpt_probe.analysis import Similarity as Similarity
 from ckpt_probe.analysis import analyze as analyze
 from ckpt_probe.analysis import analyze_features as analyze_features
 from ckpt_probe.analysis import compare as compare
-from ckpt_probe.analysis.collapse import cdnv as cdnv
-from ckpt_probe.analysis.collapse import nc1 as nc1
-from ckpt_probe.analysis.collapse import nc2 as nc2
-from ckpt_probe.analysis.collapse import nc3 as nc3
-from ckpt_probe.analysis.collapse import nc4 as nc4
+from ckpt_probe.analysis.features import cdnv as cdnv
+from ckpt_probe.analysis.features import nc1 as nc1
+from ckpt_probe.analysis.features import nc2 as nc2
+from ckpt_probe.analysis.features import nc3 as nc3
+from ckpt_probe.analysis.features import nc4 as nc4
 from ckpt_probe.analysis.records import read_records as read_records
 from ckpt_probe.analysis.similarity import similarity as similarity
 from ckpt_probe.checkpoints import save_checkpoint as save_checkpoint

@@ -178,8 +178,10 @@ def named_paths(text: str) -> tuple[str | None, list[Path | str]]:
     Raises:
         UsageError: If a pattern matches nothing.
     """
-    if is_address(text) or _exists(text):
-        return None, [text if is_address(text) else Path(text)]
+    if is_address(text):
+        return None, [text]
+    if _exists(text):
+        return None, [Path(text)]
     name, separator, rest = text.partition("=")
     if not separator or not name or "/" in name:
         return None, _matching(text)

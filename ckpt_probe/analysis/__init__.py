@@ -2,7 +2,8 @@
 
 from ckpt_probe.analysis.comparison import Comparison, compare
 from ckpt_probe.analysis.entries import Record, empty_record, in_order, settled
-from ckpt_probe.analysis.record import Blocks, FirstPass, analyze_features, compute_from_blocks, compute_from_moments
+from ckpt_probe.analysis.features import analyze_features
+from ckpt_probe.analysis.record import Blocks, FirstPass, compute_from_blocks, compute_from_moments
 from ckpt_probe.analysis.records import Records, read_records
 from ckpt_probe.analysis.series import analyze, read_series
 from ckpt_probe.analysis.settings import Settings

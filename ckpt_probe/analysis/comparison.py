@@ -13,7 +13,6 @@ from ckpt_probe.analysis.differences import (
     compare_at_step,
     with_verdicts,
 )
-from ckpt_probe.analysis.equal_loss import curves_by_loss
 from ckpt_probe.analysis.groups import (
     Measurement,
     RunGroup,
@@ -23,7 +22,7 @@ from ckpt_probe.analysis.groups import (
     read_course,
     read_dump,
 )
-from ckpt_probe.analysis.paired import Interval, expanded, grain_of
+from ckpt_probe.analysis.paired import Interval, curves_by_loss, expanded, grain_of
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.keywords import as_paths, as_sequence, from_arguments, whole_number
 from ckpt_probe.moments.design import difference

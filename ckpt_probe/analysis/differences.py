@@ -3,12 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from ckpt_probe.analysis.equal_loss import Curves, band
 from ckpt_probe.analysis.groups import Measurement
-from ckpt_probe.analysis.paired import FEWEST_PAIRS, Interval, difference_p, equivalence_p, holm
+from ckpt_probe.analysis.paired import FEWEST_PAIRS, Curves, Interval, band, difference_p, equivalence_p, holm
 from ckpt_probe.errors import DataError
 
 SMALL, LARGE = 1e-100, 1e100
@@ -118,61 +118,23 @@ def compare_at_step(
     unit = _unit([*values.values(), *reference.values()])
     values, reference = ({name: value / unit for name, value in each.items()} for each in (values, reference))
     steps = {measurement.step for measurement in measurements[label].values()}
-    comparison = _of_group((metric, label, split, baseline), list(values.values()), interval)
+    comparison = _of_group((metric, label, split, baseline), values, reference, interval)
     comparison = replace(comparison, step=steps.pop() if len(steps) == 1 else None)
     if interval.method != "bootstrap":
         comparison = replace(comparison, resamples=None, seed=None)
     if label == baseline:
         return Tested(_times(comparison, unit))
-    pairs = {name: value - reference[name] for name, value in values.items() if name in reference}
-    bounds = interval.bounds(list(pairs.values()))
-    comparison = replace(
-        _paired(comparison, len(pairs), len(values.keys() ^ reference.keys()), interval),
-        difference=float(np.mean(list(pairs.values()))) if pairs else None,
-        low=bounds and bounds[0],
-        high=bounds and bounds[1],
-    )
-    at_collapse = [
-        measurement.at_collapse[metric]
-        for measurement in measurements[label].values()
-        if metric in measurement.at_collapse
-    ]
+    differences = [value - reference[name] for name, value in values.items() if name in reference]
+    if differences:
+        low, high = interval.bounds(differences) or (None, None)
+        comparison = replace(comparison, difference=float(np.mean(differences)), low=low, high=high)
+    of_group = measurements[label].values()
+    at_collapse = [each.at_collapse[metric] for each in of_group if metric in each.at_collapse]
     if at_collapse:
         distances = [abs(float(np.mean(list(each.values()))) - at_collapse[0] / unit) for each in (values, reference)]
         comparison = replace(comparison, collapse="nearer" if distances[0] < distances[1] else "further")
-    comparison = _times(comparison, unit)
-    p_value = difference_p(list(pairs.values()), grain / unit)
-    return Tested(comparison, np.array(list(pairs.values()))[:, None] * unit, p_value, grain)
-
-
-def _of_group(names: tuple[str, str, str, str], values: Sequence[float], interval: Interval) -> Comparison:
-    """Return the entries of a comparison about its group alone: metric, group, split, baseline, and its values."""
-    metric, group, split, baseline = names
-    return Comparison(
-        metric=metric,
-        group=group,
-        split=split,
-        step=None,
-        seeds=len(values),
-        mean=float(np.mean(values)),
-        deviation=float(np.std(values, ddof=1)) if len(values) > 1 else None,
-        baseline=baseline,
-        interval=interval.method,
-        confidence=interval.confidence,
-        resamples=interval.resamples,
-        seed=interval.seed,
-    )
-
-
-def _paired(comparison: Comparison, pairs: int, unpaired: int, interval: Interval) -> Comparison:
-    note = None if pairs >= FEWEST_PAIRS else f"an interval needs at least {FEWEST_PAIRS} pairs of runs, found {pairs}"
-    return replace(
-        comparison,
-        pairs=pairs,
-        unpaired=unpaired,
-        note=note,
-        coverage_at_most=interval.coverage_at_most(pairs),
-    )
+    p_value = difference_p(differences, grain / unit)
+    return Tested(_times(comparison, unit), np.array(differences)[:, None] * unit, p_value, grain)
 
 
 def compare_at_loss(
@@ -181,16 +143,15 @@ def compare_at_loss(
     """Compare a group with the baseline at equal loss; its mean is that over the common range of the loss."""
     baseline = next(iter(curves.values))
     of_group, reference = curves.values[label], curves.values[baseline]
-    means = [float(each.mean()) for each in of_group.values()]
+    means = {name: float(each.mean()) for name, each in of_group.items()}
     comparison = replace(
-        _of_group((metric, label, split, baseline), means, interval),
+        _of_group((metric, label, split, baseline), means, reference, interval),
         loss_low=float(curves.levels[-1]),
         loss_high=float(curves.levels[0]),
     )
     if label == baseline:
         return Tested(comparison)
     differences = np.array([of_group[name] - reference[name] for name in of_group if name in reference])
-    comparison = _paired(comparison, len(differences), len(of_group.keys() ^ reference.keys()), interval)
     if len(differences) < FEWEST_PAIRS:
         return Tested(comparison, differences)
     simultaneous = band(differences, interval.confidence, interval.resamples, interval.seed, grain)
@@ -204,6 +165,46 @@ def compare_at_loss(
         loss=float(curves.levels[clearest]),
     )
     return Tested(comparison, differences, simultaneous.p_value, grain)
+
+
+def _of_group(
+    names: tuple[str, str, str, str], values: Mapping[str, float], reference: Mapping[str, Any], interval: Interval
+) -> Comparison:
+    """Return the comparison of a group without its difference from the baseline.
+
+    Args:
+        names: Names of the metric, the group, the split and the baseline.
+        values: Value of each run of the group.
+        reference: The runs of the baseline.
+        interval: Method of the interval.
+    """
+    metric, group, split, baseline = names
+    numbers = list(values.values())
+    comparison = Comparison(
+        metric=metric,
+        group=group,
+        split=split,
+        step=None,
+        seeds=len(numbers),
+        mean=float(np.mean(numbers)),
+        deviation=float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None,
+        baseline=baseline,
+        interval=interval.method,
+        confidence=interval.confidence,
+        resamples=interval.resamples,
+        seed=interval.seed,
+    )
+    if group == baseline:
+        return comparison
+    pairs = len(values.keys() & reference.keys())
+    few = f"an interval needs at least {FEWEST_PAIRS} pairs of runs, found {pairs}"
+    return replace(
+        comparison,
+        pairs=pairs,
+        unpaired=len(values.keys() ^ reference.keys()),
+        note=few if pairs < FEWEST_PAIRS else None,
+        coverage_at_most=interval.coverage_at_most(pairs),
+    )
 
 
 def with_verdicts(compared: Sequence[Tested], margins: Mapping[tuple[str, str], float]) -> list[Comparison]:

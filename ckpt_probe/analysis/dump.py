@@ -1,16 +1,22 @@
 """Compute the records of a dump: one for each split, or one for each layer of a split."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from ckpt_probe.addresses import is_address, without_secrets
-from ckpt_probe.analysis.documents import documents_of
+from ckpt_probe.analysis.context import (
+    TRAIN,
+    Context,
+    documents_of,
+    fill_moments,
+    layers_of,
+    mean_of_outside,
+    means_of_training,
+    one_class,
+    rows_at_once,
+)
 from ckpt_probe.analysis.entries import (
     COUNTS,
     FIT_RANGE,
@@ -26,27 +32,21 @@ from ckpt_probe.analysis.nearest import NearestCounts, Predictions, count_neares
 from ckpt_probe.analysis.ranges import SharedSplits
 from ckpt_probe.analysis.record import (
     NEEDS_FEATURES,
-    Block,
-    Context,
     FirstPass,
     accumulate,
+    add_documents,
     centred_entropies,
     compute_from_moments,
 )
 from ckpt_probe.analysis.settings import Settings
-from ckpt_probe.dumps import PENULTIMATE, Dump, LayerView, Pass, SplitView, open_dump
-from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.dumps import PENULTIMATE, Dump, LayerView, Pass, SplitView
+from ckpt_probe.dumps.schema import MOMENTS
+from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.covariance import line_through
-from ckpt_probe.metrics.rows import double
 from ckpt_probe.moments import DetailedRecord, Moments
 from ckpt_probe.moments.quality import Quality
 from ckpt_probe.moments.record import RecordBuilder, compute_record
 from ckpt_probe.moments.registry import DOCUMENTS, FAMILIES, METRICS, SERIES, TRAIN_MEANS
-
-BLOCK_BYTES = 2**20, 16 * 2**20
-"""Least and most bytes of a block of rows as float64; between them, a block takes a sixteenth of the memory budget."""
-
-ROWS_AT_ONCE = 8192
 
 NO_LABELS = "the data have no labels"
 UNLABELLED = {
@@ -58,9 +58,6 @@ UNLABELLED = {
 NO_SPECTRUM = "the rows have too few directions, or an earlier version stored moments without covariance"
 
 CENTRED_RANK = "centred.effective_rank"
-TRAIN = "train"
-"""Name of the training split."""
-
 OF_LAYERS = frozenset(family.name for family in FAMILIES if family.any_layer)
 """Families that apply to any layer; the others compare means with classifier rows of the same width."""
 
@@ -82,130 +79,115 @@ def compute_dump(
     Raises:
         DataError: If a split is missing or contains invalid values; the message names file, split and row.
     """
-    names, means = dict.fromkeys(splits or dump.splits), {}
-    return [detailed for name in names for detailed in _compute_split(dump, dump[name], settings, shared, means)]
+    records, means = [], {}
+    for view in [dump[name] for name in dict.fromkeys(splits or dump.splits)]:
+        team = shared if shared is not None and shared.contains(view) else None
+        outside = None if settings.outside is None else mean_of_outside(dump, view, settings.outside)
+        records += _Split(dump, view, settings, team, outside, means).records()
+    return records
 
 
-def outside_dump(dump: Dump, outside: Path | str) -> Path:
-    """Return the dump of data of other classes that belongs to a dump.
+@dataclass(frozen=True)
+class _Split:
+    """Computes the records of one split.
 
-    Args:
+    Attributes:
         dump: The dump.
-        outside: A file, or a directory with a file of the same name.
-
-    Raises:
-        DataError: If the directory has no such file.
-        UsageError: If `outside` is an address.
+        view: The split.
+        settings: Options of the analysis.
+        shared: Divides the rows of the split among workers; None if this process reads all of them.
+        outside: Mean feature (D,) of data of other classes, or None.
+        train_means: Class means (C, D) of the training split by layer, None for a layer without them; the training
+            split adds its own, and another split those that it needs.
     """
-    if is_address(outside):
-        raise UsageError(f"{without_secrets(str(outside))}: dumps of other data must be local; download them first")
-    if Path(outside).is_file():
-        return Path(outside)
-    file = Path(outside) / dump.path.name
-    if not file.is_file():
-        raise DataError(f"{file}: no dump of other data for {dump.path}: extract the same checkpoints with both data")
-    return file
 
+    dump: Dump
+    view: SplitView
+    settings: Settings
+    shared: SharedSplits | None
+    outside: Tensor | None
+    train_means: dict[str, Tensor | None]
 
-def _compute_split(
-    dump: Dump,
-    view: SplitView,
-    settings: Settings,
-    shared: SharedSplits | None,
-    train_means: dict[str, Tensor | None],
-) -> list[DetailedRecord]:
-    """Compute the records of a split, and read or store the class means (C, D) of the training split by layer."""
-    outside = None if settings.outside is None else _mean_of_outside(outside_dump(dump, settings.outside), view)
-    layers = [layer for layer in view.layers if layer.name != PENULTIMATE] if settings.layers else []
-    shared = shared if shared is not None and shared.contains(view) else None
-
-    def context(layer: SplitView) -> Context:
-        of_train, name = view.name == TRAIN, PENULTIMATE if layer is view else layer.name
-        if not of_train and "nc4" in settings.families and name not in train_means:
-            train_means[name] = _train_means(dump, settings, name)
-        means = None if of_train else train_means.get(name)
-        read = None if shared is None or layer is not view else partial(shared.documents, dump, view, settings)
-        beside = documents_of(view, layer, settings, read)
-        return replace(beside, outside_mean=outside, training=of_train, train_means=means)
-
-    try:
-        if not view.samples:
-            raise DataError("no samples; choose the other splits with `splits=`")
-        last = _compute_penultimate(dump, view, settings, context(view), shared, train_means)
-        records = [
-            _compute_layer(dump, layer, settings, context(layer), train_means, labelled=view.labelled)
-            for layer in layers
-        ]
-    except DataError as error:
-        raise DataError(f"{dump.path}: {view.name}: {error}") from error
-    records.append(_with_fitted_line(last, records, settings) if layers else last)
-    return [_with_position(record, dump, view, settings) for record in records]
-
-
-def _compute_penultimate(
-    dump: Dump,
-    view: SplitView,
-    settings: Settings,
-    context: Context,
-    shared: SharedSplits | None,
-    train_means: dict[str, Tensor | None],
-) -> DetailedRecord:
-    if not view.labelled:
-        return _compute_unlabelled(view, settings, context)
-    weights, bias, rows = dump.weights, dump.bias, _rows_at_once(view, settings)
-    if view.features is None:
-        blocks, (moments, numbers) = None, _stored_moments(view, settings, None if weights is None else len(weights))
+    def records(self) -> list[DetailedRecord]:
+        """Compute the record of each layer, that of the classifier's input last."""
+        view, settings = self.view, self.settings
         try:
-            first = FirstPass(moments, Quality.from_numbers(numbers))
-        except (KeyError, ValueError, TypeError, OverflowError) as error:
-            raise DataError("stored moments: scored, right and summed_loss are missing; extract again") from error
-    else:
-        blocks = Pass(view, rows)
-        accumulated = None if shared is None else shared.accumulate(dump, view, settings, rows)
-        first = accumulated or accumulate(blocks, weights, bias, settings)
-    if context.training:
-        train_means[PENULTIMATE] = first.moments.means_of_classes(settings.min_samples).cpu()
-    return compute_from_moments(first, weights, bias, settings=settings, blocks=blocks, context=context)
+            if not view.samples:
+                raise DataError("no samples; choose the other splits with `splits=`")
+            last = self._record(PENULTIMATE, view)
+            layers = layers_of(view).values() if settings.layers else []
+            records = [self._record_of_layer(layer) for layer in layers if isinstance(layer, LayerView)]
+        except DataError as error:
+            raise DataError(f"{self.dump.path}: {view.name}: {error}") from error
+        records.append(_with_fitted_line(last, records, settings) if records else last)
+        return [_with_position(record, self.dump, view, settings) for record in records]
 
+    def _record_of_layer(self, layer: LayerView) -> DetailedRecord:
+        position = {"layer": layer.name, "depth": layer.depth}
+        try:
+            detailed = self._record(layer.name, layer)
+        except DataError as error:
+            raise DataError(f"layer {layer.name}: {error}") from error
+        per_class = [{**position, **row} for row in detailed.per_class]
+        return replace(detailed, record={**position, **detailed.record}, per_class=per_class, portrait=None)
 
-def _compute_layer(
-    dump: Dump,
-    layer: LayerView,
-    settings: Settings,
-    context: Context,
-    train_means: dict[str, Tensor | None],
-    *,
-    labelled: bool,
-) -> DetailedRecord:
-    """Compute the record of a layer of any width; at sample level the classifier weights stand for the labels."""
-    position = {"layer": layer.name, "depth": layer.depth}
-    try:
-        if not labelled:
-            detailed = _compute_unlabelled(layer, settings, context)
-            return replace(detailed, record={**position, **detailed.record})
-        families, weights = settings.families & OF_LAYERS, dump.weights
-        narrowed = replace(settings, only=tuple(families) or ("quality",), centred=False)
-        classes = None if weights is None else len(weights)
-        if layer.features is None:
-            blocks, (moments, _) = None, _stored_moments(layer, narrowed, classes)
-        else:
-            blocks, moments = Pass(layer, _rows_at_once(layer, settings), scores=False), narrowed.moments(classes)
-            for features, labels, _ in blocks():
-                moments.update(features, labels)
+    def _record(self, name: str, layer: SplitView) -> DetailedRecord:
+        """Compute the record of the classifier's input, or of an earlier layer.
+
+        An earlier layer may have any width; at sample level the classifier weights stand for the labels.
+        """
+        dump, settings, last = self.dump, self.settings, name == PENULTIMATE
+        context = self._context(name)
+        if not self.view.labelled:
+            return _compute_unlabelled(layer, settings, context)
+        weights, bias, label_rows = (dump.weights, dump.bias, None) if last else (None, None, dump.weights)
+        if not last:
+            families = settings.families & OF_LAYERS
+            settings = replace(settings, only=tuple(families) or ("quality",), centred=False)
+        blocks = None
+        if layer.features is not None:
+            blocks = Pass(layer, rows_at_once(layer, settings), scores=last)
+        first = self._first_pass(layer, blocks, settings)
         if context.training:
-            train_means[layer.name] = moments.means_of_classes(settings.min_samples).cpu()
-        first = FirstPass(moments, second=blocks and partial(_count_nearest, blocks))
-        detailed = compute_from_moments(
-            first, None, settings=narrowed, blocks=blocks, context=context, label_rows=weights
+            self.train_means[name] = first.moments.means_of_classes(settings.min_samples).cpu()
+        return compute_from_moments(
+            first, weights, bias, settings=settings, blocks=blocks, context=context, label_rows=label_rows
         )
-    except DataError as error:
-        raise DataError(f"layer {layer.name}: {error}") from error
-    per_class = [{**position, **row} for row in detailed.per_class]
-    return replace(detailed, record={**position, **detailed.record}, per_class=per_class, portrait=None)
 
+    def _first_pass(self, layer: SplitView, blocks: Pass | None, settings: Settings) -> FirstPass:
+        """Return the stored moments of a layer, or make the first pass over its rows."""
+        dump, last = self.dump, layer is self.view
+        if last and blocks is not None:
+            if self.shared is not None:
+                return self.shared.accumulate(dump, self.view, settings, blocks.rows)
+            return accumulate(blocks, dump.weights, dump.bias, settings)
+        moments = settings.moments(None if dump.weights is None else len(dump.weights))
+        numbers = fill_moments(moments, layer, 0 if blocks is None else blocks.rows)
+        if last:
+            try:
+                return FirstPass(moments, Quality.from_numbers(numbers))
+            except (KeyError, ValueError, TypeError, OverflowError) as error:
+                raise DataError("stored moments: scored, right and summed_loss are missing; extract again") from error
 
-def _count_nearest(blocks: Pass, class_means: Sequence[Tensor], confusion: bool) -> list[NearestCounts]:
-    return count_nearest(blocks, class_means, Predictions(None), confusion=confusion)
+        if blocks is None:
+            return FirstPass(moments)
+
+        def second(class_means: Sequence[Tensor], confusion: bool) -> list[NearestCounts]:
+            return count_nearest(blocks, class_means, Predictions(None), confusion=confusion)
+
+        return FirstPass(moments, second=second)
+
+    def _context(self, name: str) -> Context:
+        """Return what the record of a layer takes from documents, the training split and other data."""
+        view, settings, training = self.view, self.settings, self.view.name == TRAIN
+        if not training and "nc4" in settings.families and name not in self.train_means:
+            self.train_means[name] = means_of_training(self.dump, name, settings)
+        of_ranges = None
+        if self.shared is not None and name == PENULTIMATE:
+            of_ranges = partial(self.shared.documents, self.dump, view, settings)
+        train_means = None if training else self.train_means.get(name)
+        context = documents_of(view, name, settings, of_ranges)
+        return replace(context, outside_mean=self.outside, training=training, train_means=train_means)
 
 
 def _with_fitted_line(last: DetailedRecord, layers: Sequence[DetailedRecord], settings: Settings) -> DetailedRecord:
@@ -223,16 +205,11 @@ def _with_fitted_line(last: DetailedRecord, layers: Sequence[DetailedRecord], se
 
 def _compute_unlabelled(view: SplitView, settings: Settings, context: Context) -> DetailedRecord:
     """Compute the record of rows without labels: values that need labels are None, with the reason in `missing`."""
-    rows = Pass(view, _rows_at_once(view, settings), scores=False)
-    stored = view.read_moments() if view.features is None else None
+    at_once = rows_at_once(view, settings)
     # Earlier dumps have no second moment of rows without labels.
-    only = ["sample", "spectrum"] if stored is None or "within" in stored[0] else ["sample"]
+    only = UNLABELLED if view.features is not None or f"{MOMENTS}/within" in view.arrays() else ("sample",)
     moments = Moments(None, memory=settings.memory, only=only, precision=settings.precision)
-    if stored is not None:
-        moments.load_state_dict(stored[0])
-    else:
-        for features, labels, _ in _one_class(rows()):
-            moments.update(features, labels)
+    fill_moments(moments, view, at_once, labelled=False)
     options = replace(settings.options, families=moments.families, details=settings.spectra)
     computed = compute_record(moments.inputs(options=options))
     metrics = [metric for metric in METRICS if metric.family in settings.families and not metric.of_weights]
@@ -244,84 +221,31 @@ def _compute_unlabelled(view: SplitView, settings: Settings, context: Context) -
     reason = NEEDS_FEATURES
     if "centred" in settings.families and view.features is not None:
         try:
-            centred, _ = centred_entropies(lambda: _one_class(rows()), moments, None, settings)
+            centred, _ = centred_entropies(
+                lambda: one_class(view.blocks(at_once, scores=False)), moments, None, settings
+            )
             record[CENTRED_RANK] = float(centred.values["first"][1.0].exp())
         except DataError as error:
             reason = str(error)
     absent = [name for name, value in record.items() if value is None and name not in REFERENCES]
-    of_labels = [name for name in absent if name not in (CENTRED_RANK, *UNLABELLED["spectrum"])]
-    record["missing"] = f"{', '.join(of_labels)}: {NO_LABELS}"
-    if of_rows := [name for name in absent if name in UNLABELLED["spectrum"]]:
-        record["missing"] += f"; {', '.join(of_rows)}: {NO_SPECTRUM}"
-    if CENTRED_RANK in absent:
-        record["missing"] += f"; {CENTRED_RANK}: {reason}"
+    groups: dict[str, list[str]] = {NO_LABELS: [], NO_SPECTRUM: [], reason: []}
+    for name in absent:
+        cause = NO_SPECTRUM if name in UNLABELLED["spectrum"] else reason if name == CENTRED_RANK else NO_LABELS
+        groups[cause].append(name)
+    reasons = [f"{', '.join(names)}: {cause}" for cause, names in groups.items() if names]
     of_documents = _record_of_documents(moments, context, settings)
-    record |= {**of_documents, "missing": join_reasons(record["missing"], of_documents["missing"])}
+    record |= {**of_documents, "missing": join_reasons(*reasons, of_documents["missing"])}
     return replace(computed, record=settled(record), per_class=[])
 
 
 def _record_of_documents(moments: Moments, context: Context, settings: Settings) -> Record:
     """Return the metrics of documents of rows without labels, and `missing`."""
     inputs, record = moments.inputs(), RecordBuilder()
-    context.add_to(inputs)
+    add_documents(inputs, context)
     if context.documents is not None:
         record.put("documents", context.documents.count)
     record.evaluate(inputs, settings.families & {"documents"})
     return record.finish()
-
-
-def _train_means(dump: Dump, settings: Settings, layer: str) -> Tensor | None:
-    """Return the class means (C, D) of a layer of the training split, NaN for absent classes; None without them."""
-    if TRAIN not in dump.splits or not dump[TRAIN].labelled:
-        return None
-    split = dump[TRAIN]
-    view = split if layer == PENULTIMATE else next((each for each in split.layers if each.name == layer), None)
-    if view is None or not view.samples:
-        return None
-    moments = Moments(None if dump.weights is None else len(dump.weights), only=["nc2"])
-    if view.features is None:
-        stored = view.read_moments()
-        if stored is None:
-            return None
-        moments.load_state_dict(stored[0])
-    else:
-        for features, labels, _ in view.blocks(_rows_at_once(view, settings), scores=False):
-            moments.update(features, labels)
-    return moments.means_of_classes(settings.min_samples).cpu()
-
-
-def _stored_moments(view: SplitView, settings: Settings, classes: int | None) -> tuple[Moments, dict[str, Any]]:
-    """Return the stored class moments, and the stored numbers of accuracy and loss."""
-    stored = view.read_moments()
-    if stored is None:
-        raise DataError("neither features nor moments are stored; extract again")
-    moments = settings.moments(classes)
-    moments.load_state_dict(stored[0])
-    return moments, stored[1]
-
-
-def _mean_of_outside(path: Path, view: SplitView) -> Tensor:
-    """Return the mean feature (D,) of the split of the same name in a dump of other data, or of its only split."""
-    with open_dump(path) as dump:
-        if view.name not in dump.splits and len(dump.splits) > 1:
-            raise DataError(f"{path}: no split {view.name}, and several others: {', '.join(dump.splits)}")
-        other = dump[view.name if view.name in dump.splits else dump.splits[0]]
-        if other.dimension != view.dimension:
-            raise DataError(f"{path}: {other.dimension} features, where the dump itself has {view.dimension}")
-        stored = other.read_moments() if other.features is None else None
-        if stored is not None:
-            counts, means = (double(stored[0][name], name) for name in ("counts", "means"))
-            return counts @ means / counts.sum()
-        moments = Moments(None, only=["nc2"])
-        for features, labels, _ in _one_class(other.blocks(ROWS_AT_ONCE, scores=False)):
-            moments.update(features, labels)
-        return moments.mean
-
-
-def _one_class(blocks: Iterable[Block]) -> Iterable[Block]:
-    """Yield blocks without scores, all rows in one class."""
-    for features, _, _ in blocks:
-        yield features, torch.zeros(len(features), dtype=torch.int64), None
 
 
 def _with_position(detailed: DetailedRecord, dump: Dump, view: SplitView, settings: Settings) -> DetailedRecord:
@@ -336,8 +260,3 @@ def _with_position(detailed: DetailedRecord, dump: Dump, view: SplitView, settin
         per_class=named_rows(rows, dump.class_names),
         portrait=detailed.portrait if settings.portrait else None,
     )
-
-
-def _rows_at_once(view: SplitView, settings: Settings) -> int:
-    size = sorted((*BLOCK_BYTES, settings.memory // 16))[1]
-    return max(1, size // (8 * view.dimension))

@@ -48,7 +48,12 @@ def corrected(record: Mapping[str, Any]) -> Record:
     Args:
         record: Values by name, with `NAME_bias` beside `NAME`.
     """
-    return {name: _corrected(record, name, value) for name, value in record.items()}
+
+    def less_bias(name: str, value: Any) -> Any:
+        bias = record.get(f"{name}{BIAS}")
+        return value - bias if bias is not None and value is not None and bias_is_reliable(record, name) else value
+
+    return {name: less_bias(name, value) for name, value in record.items()}
 
 
 def corrected_value(record: Mapping[str, Any], name: str) -> tuple[float, float] | None:
@@ -57,11 +62,6 @@ def corrected_value(record: Mapping[str, Any], name: str) -> tuple[float, float]
     if record.get(name) is None or bias is None or stderr is None or not bias_is_reliable(record, name):
         return None
     return record[name] - bias, stderr
-
-
-def _corrected(record: Mapping[str, Any], name: str, value: Any) -> Any:
-    bias = record.get(f"{name}{BIAS}")
-    return value - bias if bias is not None and value is not None and bias_is_reliable(record, name) else value
 
 
 def bias_is_reliable(record: Mapping[str, Any], name: str) -> bool:

@@ -1,11 +1,11 @@
 """Groups of runs: the runs of one condition that differ in their seed, and their values at one step."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ckpt_probe.analysis.entries import settled
 from ckpt_probe.analysis.records import RECORD_SUFFIXES, metric_names, number, of_penultimate, read_lines
 from ckpt_probe.analysis.series import is_recorded, read_series, without_failed
 from ckpt_probe.analysis.settings import Settings
@@ -120,8 +120,8 @@ def measure(
         DataError: If split or step are missing, a value is no number, or several records have the step.
     """
     record = read_dump(source, split, step).record if source.is_dir() else _record_in(source, metrics, split, step)
-    record = _finite(record)
     label = f"{source}: {split}"
+    step, record = _step(record, label), settled(dict(record))
     values, undefined = {}, {}
     names = metric_names([record])
     for metric in find_metrics(metrics, names):
@@ -135,7 +135,7 @@ def measure(
             undefined.setdefault(metric, f"{label}: {metric} is undefined at step {record.get('step')}{reason}")
         else:
             values[metric] = value
-    return Measurement(_step(record, label), values, collapse_values(record, values), undefined)
+    return Measurement(step, values, collapse_values(record, values), undefined)
 
 
 def collapse_values(record: Mapping[str, Any], names: Iterable[str]) -> dict[str, float]:
@@ -171,8 +171,8 @@ def read_course(
     else:
         records = [record for record in of_penultimate(read_lines(source)) if record.get("split") == split]
     course: dict[int, Mapping[str, Any]] = {}
-    for record in map(_finite, records):
-        step = _step(record, label)
+    for record in records:
+        step, record = _step(record, label), settled(dict(record))
         values = [number(record, metric, label) for metric in metrics]
         if step is None:
             continue
@@ -248,14 +248,6 @@ def _record_in(file: Path, metrics: Sequence[str], split: str, step: int | None)
     if len({repr([record.get(name) for name in names]) for record in matching}) > 1:
         raise DataError(f"{label}: {len(matching)} records {_at(wanted)}, expected one")
     return matching[0]
-
-
-def _finite(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a record in which metrics that are NaN or infinite have no value."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) and name != "step" else value
-        for name, value in record.items()
-    }
 
 
 def _step(record: Mapping[str, Any], label: str) -> int | None:

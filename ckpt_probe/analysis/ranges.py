@@ -1,6 +1,6 @@
 """Share a split among workers, who make both passes over ranges of its rows; results are added in order of the rows."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ckpt_probe.analysis.documents import ROWS_AT_ONCE as DOCUMENT_ROWS
-from ckpt_probe.analysis.documents import numbers_of_rows
+from ckpt_probe.analysis.context import ROWS_AT_ONCE as DOCUMENT_ROWS
+from ckpt_probe.analysis.context import numbers_of_rows
 from ckpt_probe.analysis.nearest import NearestCounts, Predictions, count_nearest
 from ckpt_probe.analysis.record import FirstPass, accumulate
 from ckpt_probe.analysis.settings import Settings
@@ -49,12 +49,12 @@ class SharedSplits:
 
     Attributes:
         rows: Rows per range.
-        team: Workers, or None for a plain loop in this process.
+        team: The workers.
         progress: Receives messages and bars.
     """
 
     rows: int
-    team: Team | None
+    team: Team
     progress: Progress
 
     def contains(self, view: SplitView) -> bool:
@@ -100,7 +100,7 @@ class SharedSplits:
 
     def _map(
         self,
-        work: Callable[[Range], Any],
+        work: Callable[[Dump, Range], Any],
         dump: Dump,
         view: SplitView,
         at_once: int,
@@ -110,52 +110,41 @@ class SharedSplits:
         starts = starts or self._starts(view)
         stops = [*starts[1:], view.samples]
         ranges = [Range(dump.path, view.name, *ends, at_once) for ends in zip(starts, stops, strict=True)]
+        names, say = [str(each) for each in ranges], self.progress.message
         with (
             self.progress.task(f"{dump.name} {view.name}: {description}", len(ranges), "ranges") as bar,
-            closing(self._results(work, ranges)) as parts,
+            closing(results(partial(_of_range, work), ranges, names=names, workers=self.team, say=say)) as parts,
         ):
-            for part in parts:
+            for part in in_turn(parts):
                 bar.advance()
                 yield part
 
-    def _results(self, work: Callable[[Range], Any], ranges: list[Range]) -> Generator[Any, None, None]:
-        if self.team is None:
-            yield from map(work, ranges)
-            return
-        names = [str(each) for each in ranges]
-        with closing(results(work, ranges, names=names, workers=self.team, say=self.progress.message)) as ready:
-            yield from in_turn(ready)
+
+def _of_range(work: Callable[[Dump, Range], Any], part: Range) -> Any:
+    """Return the result of a range of an opened dump; add the range to an error."""
+    with open_dump(part.dump) as dump:
+        try:
+            return work(dump, part)
+        except DataError as error:
+            # Rows are counted from the start of the range.
+            counted = f" (counted from row {part.start})" if part.start else ""
+            raise DataError(f"{part.dump}: {part.split}: {error}{counted}") from error
 
 
-def _accumulate(settings: Settings, part: Range) -> tuple[dict[str, Tensor], dict[str, Any], bool]:
+def _accumulate(settings: Settings, dump: Dump, part: Range) -> tuple[dict[str, Tensor], dict[str, Any], bool]:
     """Make the first pass over a range: state of the moments, numbers of the quality, whether anything predicts."""
-    with open_dump(part.dump) as dump:
-        view = dump[part.split]
-        before = view.read(view.labels, slice(0, part.start)) if settings.errors else None
-        try:
-            first = accumulate(part.blocks(dump), dump.weights, dump.bias, settings, before)
-        except DataError as error:
-            raise _located(error, part) from error
-        assert first.quality is not None
-        return first.moments.state_dict(), first.quality.to_numbers(), first.predicted
+    view = dump[part.split]
+    before = view.read(view.labels, slice(0, part.start)) if settings.errors else None
+    first = accumulate(part.blocks(dump), dump.weights, dump.bias, settings, before)
+    assert first.quality is not None
+    return first.moments.state_dict(), first.quality.to_numbers(), first.predicted
 
 
-def _documents(memory: int, part: Range) -> DocumentNumbers:
-    with open_dump(part.dump) as dump:
-        view = dump[part.split]
-        return numbers_of_rows(view, view, memory, part.start, part.stop, part.at_once)
+def _documents(memory: int, dump: Dump, part: Range) -> DocumentNumbers:
+    view = dump[part.split]
+    return numbers_of_rows(view, view, memory, part.start, part.stop, part.at_once)
 
 
-def _count_nearest(class_means: Sequence[Tensor], confusion: bool, part: Range) -> list[NearestCounts]:
-    with open_dump(part.dump) as dump:
-        predictions = Predictions(LinearHead.of(dump.weights, dump.bias))
-        try:
-            return count_nearest(part.blocks(dump), class_means, predictions, confusion=confusion)
-        except DataError as error:
-            raise _located(error, part) from error
-
-
-def _located(error: DataError, part: Range) -> DataError:
-    # Rows are counted from the start of the range.
-    counted = f" (counted from row {part.start})" if part.start else ""
-    return DataError(f"{part.dump}: {part.split}: {error}{counted}")
+def _count_nearest(class_means: Sequence[Tensor], confusion: bool, dump: Dump, part: Range) -> list[NearestCounts]:
+    predictions = Predictions(LinearHead.of(dump.weights, dump.bias))
+    return count_nearest(part.blocks(dump), class_means, predictions, confusion=confusion)

@@ -1,12 +1,13 @@
 """Compute the record of one split in three stages: accumulate class moments, pass over the rows again, compute."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ckpt_probe.analysis.context import Context
 from ckpt_probe.analysis.entries import Record, in_order, settled
 from ckpt_probe.analysis.nearest import (
     NearestCounts,
@@ -18,14 +19,9 @@ from ckpt_probe.analysis.nearest import (
 )
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.errors import DataError
-from ckpt_probe.keywords import from_arguments
-from ckpt_probe.metrics.rows import Array, as_labels, as_tensor
-from ckpt_probe.metrics.stochastic import MOST
-from ckpt_probe.moments import MEMORY, DetailedRecord, Moments, registry
+from ckpt_probe.metrics.rows import Array, as_labels
+from ckpt_probe.moments import DetailedRecord, Moments, registry
 from ckpt_probe.moments.centred import centred_levels
-from ckpt_probe.moments.class_sums import rows_at_once
-from ckpt_probe.moments.design import RecordWithErrors
-from ckpt_probe.moments.documents import DocumentNumbers
 from ckpt_probe.moments.entropies import LevelEntropies
 from ckpt_probe.moments.errors import Sample
 from ckpt_probe.moments.inputs import CentredParts, Inputs
@@ -62,10 +58,6 @@ class FirstPass(NamedTuple):
     second: SecondPass | None = None
 
 
-ROWS_AT_ONCE = 8192
-MANY_CLASSES = 1000
-"""Number of classes from which a block of `ROWS_AT_ONCE` rows would have few rows per class."""
-
 PREDICTED_SHARE = 8
 """Predictions of the first pass may take one eighth of the memory budget."""
 
@@ -79,113 +71,6 @@ NEEDS_FEATURES = (
 LAYER_NEEDS_FEATURES = (
     "needs the layer's features, not only moments (extract again with `layer_store='both'` and `overwrite=True`)"
 )
-
-
-@dataclass(frozen=True)
-class Context:
-    """Inputs of the record of a split from elsewhere than its rows and the classifier.
-
-    Attributes:
-        outside_mean: Mean feature of data of other classes, shape (D,), or None.
-        training: Whether the split is the training split.
-        train_means: Class means of the training split, shape (C, D), NaN for absent classes; None without such a split.
-        documents: Numbers of each document, or None if rows have no documents.
-        reference: Numbers of each document of the reference dump, or None.
-        unavailable: Reason for each requirement of metrics that the split and the settings name, but that is not
-            fulfilled.
-    """
-
-    outside_mean: Tensor | None = None
-    training: bool = False
-    train_means: Tensor | None = None
-    documents: DocumentNumbers | None = None
-    reference: DocumentNumbers | None = None
-    unavailable: Mapping[str, str] = field(default_factory=dict)
-
-    def add_to(self, inputs: Inputs) -> None:
-        """Provide the documents and the reference to the metrics of `inputs`."""
-        inputs.documents, inputs.reference = self.documents, self.reference
-        fulfilled = {registry.DOCUMENTS: self.documents, registry.REFERENCE: self.reference}
-        inputs.provided |= {name for name, value in fulfilled.items() if value is not None} | self.unavailable.keys()
-        inputs.unavailable |= self.unavailable
-
-
-def analyze_features(
-    features: Array,
-    labels: Array,
-    weights: Array | None = None,
-    bias: Array | None = None,
-    *,
-    logits: Array | None = None,
-    only: str | Iterable[str] | None = None,
-    centred: bool = False,
-    errors: bool = False,
-    orders: float | Sequence[float] = (),
-    min_samples: int = 1,
-    tolerance: float = 1e-3,
-    budget: float | None = None,
-    seed: int = 0,
-    probes: int = MOST,
-    exact_limit: int | None = None,
-    precision: str = "float64",
-    memory: int = MEMORY,
-) -> Record:
-    """Compute the record of features, labels and a classifier; numpy or torch.
-
-    Args:
-        features: Features of the samples, shape (N, D).
-        labels: Classes of the samples, shape (N,), whole numbers from 0.
-        weights: Classifier weights, shape (C, D). Without weights and logits, C is the highest label plus 1.
-        bias: Classifier bias, shape (C,).
-        logits: Logits of the samples, shape (N, C); computed from `weights` and `bias` if None.
-        only: Metrics, families of metrics or patterns to compute, such as "nc,class" or ("MIR", "nc1.*"); the usual
-            ones if None.
-        centred: Whether to compute MIR, HDR and effective rank also of features minus their mean.
-        errors: Whether to add the standard error `NAME_stderr` and the bias `NAME_bias` of each metric; rows count as
-            independent.
-        orders: Rényi orders of entropies that are computed beside those of order 1, such as (0.5, 2).
-        min_samples: Smallest number of samples of a class that enters metrics of class means.
-        tolerance: Relative standard error of MIR at which sampling stops.
-        budget: Seconds after which sampling stops; no limit if None.
-        seed: Seed of the sampling.
-        probes: Largest number of probes of the sampling.
-        exact_limit: Largest side of a joint matrix that is solved exactly; larger ones are sampled. 12,000, or as
-            `memory` allows, if None.
-        precision: "float64", or "float32" for products of rows in single precision (about six digits).
-        memory: Largest size of moments and matrices in bytes.
-
-    Returns:
-        Values by name, entropies in nats. A value that is undefined or not finite is None, with the reason in
-        `missing`.
-
-    Raises:
-        DataError: If features are NaN or infinite, a label is outside 0 … C−1, shapes do not match, or, with C unknown,
-            the class means would take more than `memory` bytes.
-        UsageError: If an argument is invalid.
-    """
-    settings = from_arguments(Settings, locals())
-    # Arrays in files are read in parts; lists have no shape.
-    features = as_tensor(features, "features") if isinstance(features, list | tuple | Tensor) else features
-    for name, values in (("features", features), ("labels", labels), ("logits", logits)):
-        optional = name == "logits" and values is None
-        if not (optional or isinstance(values, list | tuple) or getattr(values, "shape", ())):
-            raise DataError(f"{name}: expected an array with a row for each sample, found {values!r}")
-    logits = as_tensor(logits, "logits") if isinstance(logits, list | tuple) else logits
-    if logits is not None and len(logits) != len(features):
-        raise DataError(f"{len(features)} rows of features but {len(logits)} rows of logits")
-    if len(features) != len(labels):
-        raise DataError(f"{len(features)} rows of features but {len(labels)} labels")
-    rows = ROWS_AT_ONCE
-    if weights is not None and features.ndim == 2 and len(weights) > MANY_CLASSES:
-        rows = max(rows, rows_at_once(features.shape[1], len(weights)))
-
-    def blocks() -> Iterable[Block]:
-        for start in range(0, len(features), rows):
-            part = slice(start, start + rows)
-            yield features[part], labels[part], None if logits is None else logits[part]
-
-    detailed = compute_from_blocks(blocks, weights, bias, settings)
-    return RecordWithErrors(detailed.record, detailed.influences) if errors else detailed.record
 
 
 def compute_from_blocks(
@@ -302,7 +187,7 @@ def compute_from_moments(
         label_rows=label_rows,
         errors=settings.errors,
     )
-    context.add_to(inputs)
+    add_documents(inputs, context)
     dead = 0 if inputs.unit is None or quality is not None else inputs.unit.left_out
     if 2 * dead > inputs.samples:
         # A dead layer does not keep the other layers from their records.
@@ -339,6 +224,14 @@ def compute_from_moments(
     record = in_order(settled(record))
     per_class = [settled(counts.row_of_class(row)) for row in detailed.per_class]
     return replace(detailed, record=record, per_class=per_class)
+
+
+def add_documents(inputs: Inputs, context: Context) -> None:
+    """Provide the documents and the reference to the metrics of `inputs`, or the reasons for their absence."""
+    inputs.documents, inputs.reference = context.documents, context.reference
+    provided = {registry.DOCUMENTS: context.documents, registry.REFERENCE: context.reference}
+    inputs.provided |= {name for name, value in provided.items() if value is not None} | context.unavailable.keys()
+    inputs.unavailable |= context.unavailable
 
 
 def _require_labels(features: Array, labels: Array, scores: Array | Scored | None, moments: Moments) -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ckpt_probe.analysis.cache import RECORDS, Cache, CachedRecords, cached_records
-from ckpt_probe.analysis.documents import reference_dump
-from ckpt_probe.analysis.dump import compute_dump, outside_dump
+from ckpt_probe.analysis.context import outside_dump, reference_dump
+from ckpt_probe.analysis.dump import compute_dump
 from ckpt_probe.analysis.entries import Record, in_order, join_reasons
 from ckpt_probe.analysis.entries import corrected as corrected_record
 from ckpt_probe.analysis.ranges import SharedSplits
 from ckpt_probe.analysis.records import RECORD_SUFFIXES, Records, read_records, record_files
 from ckpt_probe.analysis.settings import Settings
-from ckpt_probe.dumps import PENULTIMATE, Dump, has_dumps, open_dump, open_dump_series
+from ckpt_probe.dumps import PENULTIMATE, Dump, has_dumps, open_dump, ordered_dumps
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import content_hash
 from ckpt_probe.groups import GroupedRun, Sources, find_runs
@@ -25,7 +25,6 @@ from ckpt_probe.moments.design import RecordWithErrors
 from ckpt_probe.progress import DeduplicatedProgress, NullProgress, Progress
 from ckpt_probe.remote import resolve
 from ckpt_probe.scheduling import Busy, Failed, Team, Workers, in_turn, remove_abandoned, results
-from ckpt_probe.series import Member
 from ckpt_probe.user_cache import cache_directory
 
 Result = TypeVar("Result")
@@ -221,22 +220,22 @@ def read_series(
 
     Each is computed when the iterator reaches it. Arguments, order and errors are those of `analyze`.
     """
-    members, splits = open_dump_series(resolve(path)), as_sequence(splits)
+    dumps, splits = ordered_dumps(resolve(path)), as_sequence(splits)
     task = _Task(Cache.of(settings, splits) if cache else None, splits, settings)
-    return _records(task, members, workers or Workers(), rows_per_task, progress or NullProgress())
+    return _records(task, dumps, workers or Workers(), rows_per_task, progress or NullProgress())
 
 
 def _records(
-    task: "_Task", members: Sequence[Member], workers: Workers, rows_per_task: int | None, progress: Progress
+    task: "_Task", dumps: Sequence[Path], workers: Workers, rows_per_task: int | None, progress: Progress
 ) -> Iterator[DetailedRecord]:
     settings, cache = task.settings, task.cache is not None
-    compares_ranks = "centred" in settings.families and len(members) > 1
+    compares_ranks = "centred" in settings.families and len(dumps) > 1
     first: dict[Any, Record] = {}
     warnings: dict[str, None] = {}
     from_cache = 0
     with (
-        progress.task("dumps", len(members), "dumps") as bar,
-        closing(_outcomes(task, members, workers, rows_per_task, progress)) as outcomes,
+        progress.task("dumps", len(dumps), "dumps") as bar,
+        closing(_outcomes(task, dumps, workers, rows_per_task, progress)) as outcomes,
     ):
         for outcome in in_turn(outcomes):
             from_cache += outcome.from_cache
@@ -250,7 +249,7 @@ def _records(
     if cache:
         remove_abandoned(cache_directory() / RECORDS)
     if from_cache:
-        progress.message(f"{from_cache} of {len(members)} dumps are from the cache; `cache=False` recomputes them")
+        progress.message(f"{from_cache} of {len(dumps)} dumps are from the cache; `cache=False` recomputes them")
     for warning in warnings:
         progress.message(warning)
 
@@ -277,17 +276,15 @@ class _Task:
             # Also in this process, the other dumps are analyzed first.
             return Failed(str(error), ours=True)
 
-    def _files(self, dump: Dump) -> Iterator[Path]:
-        """Yield the files that the records of a dump depend on."""
-        yield dump.path
-        if self.settings.outside is not None:
-            yield outside_dump(dump, self.settings.outside)
-        if self.settings.reference is not None:
-            yield reference_dump(self.settings.reference)
+    def _files(self, dump: Dump) -> list[Path]:
+        """Return the files that the records of a dump depend on."""
+        outside, reference = self.settings.outside, self.settings.reference
+        others = [] if outside is None else [outside_dump(dump, outside)]
+        return [dump.path, *others, *([] if reference is None else [reference_dump(reference)])]
 
 
 def _outcomes(
-    task: _Task, members: Sequence[Member], workers: Workers, rows: int | None, progress: Progress
+    task: _Task, dumps: Sequence[Path], workers: Workers, rows: int | None, progress: Progress
 ) -> Generator[tuple[int, CachedRecords], None, None]:
     """Analyze the dumps: first those with a split that all workers share, then the others, one per worker.
 
@@ -298,21 +295,21 @@ def _outcomes(
     def analyze_dumps(
         task: _Task, chosen: Sequence[int], workers: Workers
     ) -> Generator[tuple[int, CachedRecords], None, None]:
-        paths, names = [members[index].path for index in chosen], [members[index].name for index in chosen]
+        paths = [dumps[index] for index in chosen]
+        names = [path.stem for path in paths]
         with closing(results(task, paths, names=names, workers=workers, say=progress.message)) as ready:
             for number, outcome in ready:
                 yield chosen[number], outcome
 
-    large = [] if rows is None else [index for index, each in enumerate(members) if _most_rows(each) > rows]
+    large = [] if rows is None else [index for index, path in enumerate(dumps) if _most_rows(path) > rows]
     if rows is not None and large:
         with Team(workers, progress.message) as team:
-            shared = SharedSplits(rows, None if workers.alone else team, progress)
-            yield from analyze_dumps(replace(task, shared=shared), large, Workers())
-    yield from analyze_dumps(task, [index for index in range(len(members)) if index not in large], workers)
+            yield from analyze_dumps(replace(task, shared=SharedSplits(rows, team, progress)), large, Workers())
+    yield from analyze_dumps(task, [index for index in range(len(dumps)) if index not in large], workers)
 
 
-def _most_rows(member: Member) -> int:
-    with open_dump(member.path) as dump:
+def _most_rows(path: Path) -> int:
+    with open_dump(path) as dump:
         return max((dump[split].samples for split in dump.splits), default=0)
 
 

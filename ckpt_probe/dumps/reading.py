@@ -89,12 +89,7 @@ class Dump:
         dataset = self._array(schema.CLASSIFIER, name)
         if dataset is None:
             return None
-        wanted = 2 if name == schema.WEIGHTS else 1
-        if dataset.ndim != wanted or dataset.dtype.kind != "f":
-            raise DataError(
-                f"{self.path}: {schema.CLASSIFIER}/{name}: expected floating-point numbers in {wanted} dimensions, "
-                f"found {_describe(dataset)}"
-            )
+        self._require(f"{schema.CLASSIFIER}/{name}", dataset, "f", ("C", "D") if name == schema.WEIGHTS else ("C",))
         return np.asarray(dataset, dtype=np.float64)
 
     def _class_names(self) -> tuple[str, ...] | None:
@@ -116,15 +111,22 @@ class Dump:
             )
         return member
 
-    def _require(self, name: str, dataset: Any, kinds: str, shape: tuple[int | str, ...]) -> None:
-        """Raise DataError for numbers of another kind or shape; a letter in the shape stands for any length."""
+    def _require_dataset(self, name: str, kinds: str, shape: tuple[int | str | None, ...]) -> tuple[int, ...]:
+        """Return the shape of a dataset; raise DataError if it is missing, or has another shape or kind of numbers."""
+        dataset = self._required(name, h5py.Dataset)
+        self._require(name, dataset, kinds, shape)
+        return dataset.shape
+
+    def _require(self, name: str, dataset: Any, kinds: str, shape: tuple[int | str | None, ...]) -> None:
+        """Raise DataError for numbers of another kind or shape; a letter stands for any length, None for no length."""
         fits = dataset.ndim == len(shape) and all(
             isinstance(wanted, str) or wanted == length for wanted, length in zip(shape, dataset.shape, strict=True)
         )
         if not fits or dataset.dtype.kind not in kinds:
             numbers = {"f": "floating-point numbers", "iu": "integers"}.get(kinds, "numbers")
             axes = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
-            raise DataError(f"{self.path}: {name}: expected {numbers} of shape {axes}, found {_describe(dataset)}")
+            actual = f"shape {dataset.shape} of {dataset.dtype}"
+            raise DataError(f"{self.path}: {name}: expected {numbers} of shape {axes}, found {actual}")
 
     def _check_layers(self, split: str) -> None:
         group = self._required(split, h5py.Group)
@@ -139,34 +141,26 @@ class Dump:
                 raise DataError(f"{self.path}: {path}: depth (0 … 1) or pooling is missing; extract again")
             self._check_split(path, None)
             for array in {schema.SUBSET_ROWS, schema.EARLIER_ROWS} & set(layer):
-                self._check_subset_rows(f"{path}/{array}", indices)
-
-    def _check_subset_rows(self, path: str, count: int | None) -> None:
-        rows = self._required(path, h5py.Dataset)
-        if rows.ndim != 2 or rows.dtype.kind != "f" or rows.shape[0] != count:
-            raise DataError(f"{self.path}: {path}: expected ({count}, D), found {_describe(rows)}")
+                self._require_dataset(f"{path}/{array}", "f", (indices, "D"))
 
     def _check_indices(self, name: str) -> int:
         group = self._required(name, h5py.Group)
         if schema.INDICES not in set(group) or schema.SEED not in group.attrs:
             raise DataError(f"{self.path}: {name}: indices or seed are missing; extract again")
-        path = f"{name}/{schema.INDICES}"
-        indices = self._required(path, h5py.Dataset)
-        self._require(path, indices, "iu", ("R",))
-        count = indices.shape[0]
-        for member in set(group) - {schema.INDICES, schema.FEATURES}:
-            self._require(f"{name}/{member}", self._required(f"{name}/{member}", h5py.Dataset), "iu", (count,))
-        if schema.FEATURES in group:
-            self._check_subset_rows(f"{name}/{schema.FEATURES}", count)
+        [count] = self._require_dataset(f"{name}/{schema.INDICES}", "iu", ("R",))
+        for member in set(group) - {schema.INDICES}:
+            kinds, width = ("f", ("D",)) if member == schema.FEATURES else ("iu", ())
+            self._require_dataset(f"{name}/{member}", kinds, (count, *width))
         return count
 
     def _check_split(self, name: str, width: int | None) -> None:
         arrays = (schema.FEATURES, schema.LABELS, schema.LOGITS)
         features, labels, logits = (self._array(name, array) for array in arrays)
         where = f"{self.path}: {name}"
-        if schema.MOMENTS in set(self._required(name, h5py.Group)):
+        members = set(self._required(name, h5py.Group))
+        if schema.MOMENTS in members:
             self._check_moments(f"{name}/{schema.MOMENTS}", width)
-        if schema.BY_DOCUMENT in set(self._required(name, h5py.Group)):
+        if schema.BY_DOCUMENT in members:
             self._check_documents(f"{name}/{schema.BY_DOCUMENT}")
         if features is None:
             return
@@ -180,13 +174,14 @@ class Dump:
         self._require(f"{name}/{schema.LABELS}", labels, "iu", ("N",))
         if labels.shape[0] != features.shape[0]:
             raise DataError(f"{where}: {features.shape[0]} rows of features but {labels.shape[0]} labels")
-        if logits is not None and (logits.ndim != 2 or logits.shape[0] != features.shape[0]):
-            raise DataError(f"{where}: {features.shape[0]} rows of features but logits have shape {logits.shape}")
-        if logits is not None:
-            self._require(f"{name}/{schema.LOGITS}", logits, "fiu", ("N", "C"))
         if width is not None and width != features.shape[1]:
             raise DataError(f"{where}: features have {features.shape[1]} columns but classifier weights {width}")
-        if self.weights is not None and logits is not None and logits.shape[1] != self.weights.shape[0]:
+        if logits is None:
+            return
+        if logits.shape[:1] != features.shape[:1]:
+            raise DataError(f"{where}: {features.shape[0]} rows of features but logits have shape {logits.shape}")
+        self._require(f"{name}/{schema.LOGITS}", logits, "fiu", ("N", "C"))
+        if self.weights is not None and logits.shape[1] != self.weights.shape[0]:
             raise DataError(
                 f"{where}: logits have {logits.shape[1]} classes but classifier weights {self.weights.shape[0]}"
             )
@@ -199,12 +194,9 @@ class Dump:
                 self._require(f"{name}/{array}", numbers, kinds, (rows,))
 
     def _check_documents(self, path: str) -> None:
-        group = self._required(path, h5py.Group)
-        arrays = {name: self._required(f"{path}/{name}", h5py.Dataset) for name in NUMBERS}
-        count = arrays[NUMBERS[0]].shape
-        for name, array in arrays.items():
-            if len(count) != 1 or array.shape != count or array.dtype.kind != "f" or len(group) != len(NUMBERS):
-                raise DataError(f"{self.path}: {path}/{name}: expected (K,), found {_describe(array)}; extract again")
+        count: int | str = "K"
+        for name in NUMBERS:
+            [count] = self._require_dataset(f"{path}/{name}", "f", (count,))
 
     def _check_moments(self, path: str, width: int | None) -> None:
         where, size, group = f"{self.path}: {path}", self.path.stat().st_size, self._required(path, h5py.Group)
@@ -267,6 +259,12 @@ def has_dumps(path: Path) -> bool:
         raise DataError(f"{path}: cannot be read: {error.strerror}; repair or remove it") from error
 
 
+def ordered_dumps(path: Path | str) -> list[Path]:
+    """Return the dumps at `path` in the order of `open_dump_series`; a single one is not opened for its step."""
+    files = _files(as_path(path))
+    return files if len(files) == 1 else [member.path for member in in_order(map(_member, files))]
+
+
 def open_dump_series(path: Path | str) -> list[Member]:
     """List the dumps at `path`, one .h5 file or a directory of them, ordered by step.
 
@@ -275,7 +273,7 @@ def open_dump_series(path: Path | str) -> list[Member]:
     Raises:
         DataError: If there is no dump, or one of them cannot be read.
     """
-    return in_order([_member(file) for file in _files(as_path(path))])
+    return in_order(map(_member, _files(as_path(path))))
 
 
 def _files(path: Path) -> list[Path]:
@@ -371,7 +369,3 @@ def _split_names(path: Path, file: h5py.File) -> list[str]:
         raise DataError(f"{path}: no split found; expected groups with the arrays features and labels")
     order = {name: number for number, name in enumerate(schema.SPLIT_ORDER)}
     return sorted(groups, key=lambda name: (order.get(name, len(order)), name))
-
-
-def _describe(dataset: Any) -> str:
-    return f"shape {dataset.shape} of {dataset.dtype}"

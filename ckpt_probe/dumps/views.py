@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,11 @@ class SplitView:
         self.labelled = not bool(group.attrs.get(schema.UNLABELLED, False))
         self.not_stored = int(group.attrs.get(schema.NOT_STORED, 0))
         self.unreadable = int(group.attrs.get("unreadable", 0))
+        self._subset = group.get(schema.SUBSET)
         self._moments = group.get(schema.MOMENTS)
         self._by_document = group.get(schema.BY_DOCUMENT)
 
-    @property
+    @cached_property
     def layers(self) -> "list[LayerView]":
         """Stored layers, including the penultimate one, in execution order; often an empty list."""
         if schema.LAYERS not in self._group:
@@ -122,12 +124,9 @@ class SplitView:
         Raises:
             DataError: If they cannot be read.
         """
-        return self._read_subset(self._group.get(schema.SUBSET))
-
-    def _read_subset(self, group: Any) -> dict[str, np.ndarray] | None:
-        if group is None:
+        if self._subset is None:
             return None
-        return read_arrays(self._path, f"{self.name}/{schema.SUBSET}", group)
+        return read_arrays(self._path, f"{self.name}/{schema.SUBSET}", self._subset)
 
     @property
     def samples(self) -> int:
@@ -286,18 +285,13 @@ class LayerView(SplitView):
         """Return whether features or moments are stored."""
         return self.features is not None or self._moments is not None
 
-    @property
-    def layers(self) -> "list[LayerView]":
-        """Empty list: a layer contains no layers."""
-        return []
-
     def read_subset(self) -> dict[str, np.ndarray] | None:
         """Return the features of the fixed subset in this layer, and the numbers of its rows, by name, or None.
 
         Raises:
             DataError: If they cannot be read.
         """
-        subset = self._read_subset(self._subset)
+        subset = super().read_subset()
         return None if subset is None or self.rows is None else {**subset, schema.FEATURES: native(self.rows[()])}
 
 

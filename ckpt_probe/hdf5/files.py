@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,16 @@ import h5py
 import numpy as np
 from h5py import h5l, h5o  # pyright: ignore[reportAttributeAccessIssue]
 
-from ckpt_probe.addresses import local_path
 from ckpt_probe.budget import MEMORY, Budget
 from ckpt_probe.errors import DataError
 from ckpt_probe.hdf5.lookover import look_over
 
 BROKEN = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)
 """Errors that h5py raises for damaged files; text that is not UTF-8 raises a ValueError."""
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+FIRST_WITH_CHECKSUMS = 2
+"""First version of the superblock with checksums for everything except the numbers themselves."""
 
 CLASS_NAMES = "class_names"
 SAMPLE_NAMES = "sample_names"
@@ -70,7 +73,7 @@ def opened(path: Path, *, in_child: bool = False) -> Iterator[h5py.File]:
     """Open a file for reading, within a `with` block.
 
     Args:
-        path: File. If its structure has no checksums, a child process opens it first (`lookover`).
+        path: File. If its structure has no checksums, a child process opens it first (`look_over`).
         in_child: Whether this is that process.
 
     Raises:
@@ -83,8 +86,8 @@ def opened(path: Path, *, in_child: bool = False) -> Iterator[h5py.File]:
         raise DataError(f"{path}: a directory; expected one file")
     if not path.is_file():
         raise DataError(f"{path}: a pipe, a socket or a device, not a file; copy its contents into a file first")
-    local = local_path(path)
-    if not in_child:
+    local = Path(os.fspath(path))  # a remote file is downloaded
+    if not in_child and not _has_checksums(local):
         look_over(path, local, state_of(local.stat()))
     try:
         file = h5py.File(local, "r")
@@ -106,6 +109,18 @@ def opened(path: Path, *, in_child: bool = False) -> Iterator[h5py.File]:
         yield file
 
 
+def _has_checksums(path: Path) -> bool:
+    """Return whether superblock and root group are of a version with checksums."""
+    with suppress(OSError, OverflowError, ValueError), path.open("rb") as file:
+        start = file.read(48)
+        if start[:8] != SIGNATURE or len(start) < 48 or start[8] < FIRST_WITH_CHECKSUMS or start[9] != 8:
+            return False
+        base, root = (int.from_bytes(start[offset : offset + 8], "little") for offset in (12, 36))
+        file.seek(base + root)
+        return file.read(4) == b"OHDR"
+    return False
+
+
 @contextmanager
 def own_reads(path: Path, name: str | None = None) -> Iterator[None]:
     """Turn errors of h5py inside the `with` into DataError; it must not surround code of a caller.
@@ -117,8 +132,7 @@ def own_reads(path: Path, name: str | None = None) -> Iterator[None]:
     try:
         yield
     except BROKEN as error:
-        where = f"{path}: {name}" if name else str(path)
-        raise DataError(f"{where}: cannot be read and may be damaged: {_first_clause(error)}") from error
+        raise _unreadable(f"{path}: {name}" if name else str(path), error) from error
 
 
 @contextmanager
@@ -131,8 +145,11 @@ def bounded_reads(path: Path) -> Iterator[Budget]:
         The budget of the file.
     """
     budget = Budget(path, path.stat().st_size)
-    with own_reads(path), budget.enforced():
-        yield budget
+    try:
+        with budget.enforced():
+            yield budget
+    except BROKEN as error:
+        raise _unreadable(str(path), error) from error
 
 
 def _check(path: Path, file: h5py.File, budget: Budget) -> int:
@@ -308,6 +325,10 @@ def native(values: np.ndarray) -> np.ndarray:
     # torch accepts neither the other byte order nor numbers wider than float64.
     kind = values.dtype.newbyteorder("=")
     return values.astype(np.float64 if kind.kind == "f" and kind.itemsize > 8 else kind, copy=False)
+
+
+def _unreadable(where: str, error: Exception) -> DataError:
+    return DataError(f"{where}: cannot be read and may be damaged: {_first_clause(error)}")
 
 
 def _first_clause(error: Exception) -> str:

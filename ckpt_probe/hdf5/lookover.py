@@ -12,10 +12,6 @@ from pathlib import Path
 from ckpt_probe.children import start_module
 from ckpt_probe.errors import DataError
 
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
-FIRST_WITH_CHECKSUMS = 2
-"""First version of the superblock with checksums for everything except the numbers themselves."""
-
 PROCESSOR_SECONDS = 8
 """Processor time for one file after which the child ends itself."""
 WAITED_SECONDS = 180
@@ -28,7 +24,7 @@ _turn = threading.Lock()
 
 
 def look_over(path: Path, local: Path, state: tuple[int, ...]) -> None:
-    """Have the child walk through a file if its metadata has no checksums, once for each state of a file.
+    """Have the child walk through a file, once for each state of it.
 
     Other errors are not reported here, because opening the file afterwards raises them again.
 
@@ -41,21 +37,9 @@ def look_over(path: Path, local: Path, state: tuple[int, ...]) -> None:
         DataError: If the library crashed, or needed more than `PROCESSOR_SECONDS` or more memory than allowed.
     """
     with _turn:
-        if state not in _survived and not _has_checksums(local):
+        if state not in _survived:
             _ask(path, local)
             _survived.add(state)
-
-
-def _has_checksums(path: Path) -> bool:
-    """Return whether superblock and root group are of a version with checksums."""
-    with suppress(OSError, OverflowError, ValueError), path.open("rb") as file:
-        start = file.read(48)
-        if start[:8] != SIGNATURE or len(start) < 48 or start[8] < FIRST_WITH_CHECKSUMS or start[9] != 8:
-            return False
-        base, root = (int.from_bytes(start[offset : offset + 8], "little") for offset in (12, 36))
-        file.seek(base + root)
-        return file.read(4) == b"OHDR"
-    return False
 
 
 def _ask(path: Path, local: Path) -> None:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.analysis import Record, Settings, empty_record, in_order, settled
-from ckpt_probe.analysis.dump import TRAIN
+from ckpt_probe.analysis.context import TRAIN, Context
 from ckpt_probe.analysis.entries import BIAS, STDERR
-from ckpt_probe.analysis.record import Context, accumulate, compute_from_moments
+from ckpt_probe.analysis.record import accumulate, compute_from_moments
 from ckpt_probe.checkpoints import State
 from ckpt_probe.errors import DataError, UsageError, error_context
 from ckpt_probe.extraction import Block, Setup, Storage, StoreWriter, Subject, open_subject, store_writer

@@ -13,8 +13,7 @@ from scipy import stats
 from ckpt_probe.analysis import analyze, compare
 from ckpt_probe.analysis.comparison import Interval, expanded
 from ckpt_probe.analysis.differences import compare_at_loss
-from ckpt_probe.analysis.equal_loss import Curves, band
-from ckpt_probe.analysis.paired import difference_p, equivalence_p, grain_of
+from ckpt_probe.analysis.paired import Curves, band, difference_p, equivalence_p, grain_of
 from ckpt_probe.analysis.series import read_series
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.errors import DataError, UsageError

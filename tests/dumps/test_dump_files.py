@@ -206,7 +206,7 @@ def test_a_newer_version_is_refused(tmp_path: Path) -> None:
         ({"test/logits": np.zeros((9, 3))}, "11 rows of features but logits"),
         ({"test/logits": np.zeros((11, 4))}, "logits have 4 classes but classifier weights 3"),
         ({"classifier/weights": np.zeros((3, 6))}, "features have 5 columns but classifier weights 6"),
-        ({"classifier/weights": np.zeros(3)}, "classifier/weights: expected floating-point numbers in 2 dimensions"),
+        ({"classifier/weights": np.zeros(3)}, "classifier/weights: expected floating-point numbers of shape"),
     ],
 )
 def test_missing_and_inconsistent_arrays_are_refused(tmp_path: Path, changes: dict, message: str) -> None:

@@ -128,4 +128,4 @@ def test_a_name_that_is_no_text_is_refused_in_one_line(tmp_path: Path) -> None:
         file["test/features"], file["test/labels"], file["test/strange"] = np.ones((4, 2)), np.arange(4), np.ones(2)
     path.write_bytes(path.read_bytes().replace(b"strange", b"str\xffnge"))
     with pytest.raises(DataError, match="a member whose name is no text"):
-        analyze(path)
+        list(analyze(path))

@@ -70,13 +70,13 @@ LAYER = "test/layers/body"
         (without(f"{LAYER}/moments/counts"), r"layers/body/moments: counts \(C,\) or means \(C, D\) are missing"),
         (
             replaced(f"{LAYER}/subset_rows", np.zeros((4, 4))),
-            r"layers/body/subset_rows: expected \(5, D\), found shape",
+            r"layers/body/subset_rows: expected floating-point numbers of shape \(5, D\), found",
         ),
         (
             replaced(f"{LAYER}/subset_rows", np.arange(5)),
-            r"layers/body/subset_rows: expected \(5, D\), found shape",
+            r"layers/body/subset_rows: expected floating-point numbers of shape \(5, D\), found",
         ),
-        (without("test/subset"), r"layers/body/subset_rows: expected \(None, D\)"),
+        (without("test/subset"), r"layers/body/subset_rows: expected floating-point numbers of shape \(None, D\)"),
         (without("test/subset/indices"), r"test/subset: indices or seed are missing"),
         (replaced("test/subset/indices", np.zeros(5)), r"indices: expected integers of shape \(R,\)"),
         (replaced(LAYER, np.zeros(3)), r"layers/body: expected a group"),

@@ -10,7 +10,8 @@ from scipy import stats
 from torch import Tensor
 
 import ckpt_probe.data
-from ckpt_probe.analysis.record import Context, compute_from_blocks
+from ckpt_probe.analysis.context import Context
+from ckpt_probe.analysis.record import compute_from_blocks
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.bias import NO_HALF, TOO_SMALL, remaining_bias
