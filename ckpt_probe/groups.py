@@ -18,8 +18,8 @@ from ckpt_probe.series import natural
 Sources = Path | str | Iterable[Path | str] | Mapping[str, Path | str | Iterable[Path | str]]
 """Paths or texts of the command line, one or several; or a mapping from names of groups to paths."""
 
-OF_RUNS = frozenset({"metrics.jsonl", "records.jsonl", "barriers.jsonl", "checkpoints"})
-"""Files and directories in the directory of a run, which is named after that directory."""
+OF_RUNS = frozenset({"metrics.jsonl", "records.jsonl", "barriers.jsonl", "points.jsonl", "checkpoints"})
+"""Files and directories in the directory of a run or a path, which is named after that directory."""
 
 
 @dataclass(frozen=True)
@@ -81,18 +81,13 @@ def group_runs(
     say: Callable[[str], None] = print,
 ) -> list[GroupedRun]:
     """Find the runs of paths with the name of their group, None without one; otherwise as `find_runs`."""
-    groups = [group for name, paths in named for group in _groups_of(name, paths, is_run, expected, say)]
-    if not groups:
-        raise UsageError(f"nothing to read; expected {expected}")
-    if len(groups) == 1 and groups[0].name is None and len(groups[0].runs) == 1:
-        return [GroupedRun(groups[0].runs[0])]
-    derived = iter(distinct_names([_naming(group.path) for group in groups if group.name is None]))
-    names = [group.name or next(derived) for group in groups]
-    if repeated := next((name for name in names if names.count(name) > 1), None):
-        raise UsageError(f"two sources are called {repeated}; name each source once (NAME=PATH)")
+    groups = named_groups(named, is_run, expected, say)
+    first = next(iter(groups.values()))
+    if len(groups) == 1 and first.name is None and len(first.runs) == 1:
+        return [GroupedRun(first.runs[0])]
     runs = [
         GroupedRun(path, name, seed)
-        for name, group in zip(names, groups, strict=True)
+        for name, group in groups.items()
         for path, seed in zip(group.runs, group.seeds(), strict=True)
     ]
     paths = [str(run.path if is_address(run.path) else Path(run.path).resolve()) for run in runs]
@@ -101,13 +96,30 @@ def group_runs(
     return runs
 
 
+def named_groups(
+    named: Iterable[tuple[str | None, list[Path | str]]],
+    is_run: Callable[[Path], bool],
+    expected: str,
+    say: Callable[[str], None],
+) -> "dict[str, Group]":
+    """Find the groups of paths by their names, also those of a single run, which may be in several; see `find_runs`."""
+    groups = [group for name, paths in named for group in _groups_of(name, paths, is_run, expected, say)]
+    if not groups:
+        raise UsageError(f"nothing to read; expected {expected}")
+    derived = iter(distinct_names([_naming(group.path) for group in groups if group.name is None]))
+    names = [group.name or next(derived) for group in groups]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise UsageError(f"two sources are called {repeated}; name each source once (NAME=PATH)")
+    return dict(zip(names, groups, strict=True))
+
+
 def seed_names(paths: Iterable[Path | str]) -> list[str]:
     """Return the names of the runs of a group by their paths: the fewest last parts that distinguish them."""
     return distinct_names([_naming(Path(path)) for path in paths])
 
 
 @dataclass(frozen=True)
-class _Group:
+class Group:
     """Runs below one name. name: None for that of `path`. directory: whether the runs are the entries of `path`."""
 
     name: str | None
@@ -116,6 +128,7 @@ class _Group:
     directory: bool = False
 
     def seeds(self) -> list[str | None]:
+        """Return the names of the runs in the group; None for a run that is its whole group."""
         if len(self.runs) == 1 and not self.directory:
             return [None]
         return [*seed_names(self.runs)]
@@ -127,15 +140,15 @@ def _groups_of(
     is_run: Callable[[Path], bool],
     expected: str,
     say: Callable[[str], None],
-) -> list[_Group]:
+) -> list[Group]:
     """Return the groups of one source: its name if it has one, and its paths."""
     path = Path(paths[0])
     if len(paths) != 1 or is_address(paths[0]):
         if wrong := next((each for each in paths if not is_address(each) and not is_run(Path(each))), None):
             raise DataError(f"{wrong}: not a run; expected {expected}")
-        return [_Group(name, path.parent if len(paths) > 1 else path, [*paths])]
+        return [Group(name, path.parent if len(paths) > 1 else path, [*paths])]
     if not path.is_dir() or is_run(path):
-        return [_Group(name, path, [path])]
+        return [Group(name, path, [path])]
     runs, others = _parted(path, is_run)
     parted = {child: _parted(child, is_run) for child in others if child.is_dir()}
     below = {child: inside for child, (inside, _) in parted.items() if inside}
@@ -146,11 +159,11 @@ def _groups_of(
             say(f"{directory}: {len(names)} names are neither runs nor groups and were left out: {left_out}")
     if not below:
         # The caller knows best why a path is no run.
-        return [_Group(name, path, [*runs] or [path], directory=bool(runs))]
+        return [Group(name, path, [*runs] or [path], directory=bool(runs))]
     prefix = "" if name is None else f"{name}/"
     inside = {**{child: _only_run(child) for child in runs}, **below}
     children = sorted(inside, key=lambda child: natural(child.name))
-    return [_Group(f"{prefix}{each.name}", each, [*inside[each]] or [each], bool(inside[each])) for each in children]
+    return [Group(f"{prefix}{each.name}", each, [*inside[each]] or [each], bool(inside[each])) for each in children]
 
 
 def _only_run(directory: Path) -> list[Path]:

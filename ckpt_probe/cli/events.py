@@ -7,7 +7,7 @@ import click
 
 from ckpt_probe.cli.flags import PATH
 from ckpt_probe.cli.options import flag, metric_option, option, option_group, out_option, setting_group, verb
-from ckpt_probe.cli.output import Output, bars, console, require_writable, say, show, takes_output
+from ckpt_probe.cli.output import Output, bars, console, say, show, takes_output
 from ckpt_probe.errors import UsageError, printable
 from ckpt_probe.groups import named_paths
 
@@ -55,12 +55,12 @@ def command(
     step, with one error level for all. Runs with fewer than 12 checkpoints have no events, groups with fewer than 6
     seeds no order over seeds.
     """
-    if figure is not None:
-        require_writable(figure, overwrite=output.overwrite)
-
     from ckpt_probe.findings import events
     from ckpt_probe.reporting.findings import findings_footnotes, findings_table
+    from ckpt_probe.reporting.line_figure import require_drawable
 
+    if figure is not None:
+        require_drawable(figure, overwrite=output.overwrite)
     named = {name: paths for name, paths in map(named_paths, groups) if name is not None}
     if len(named) < len(groups):
         raise UsageError("--group: expected NAME=DIR, each with another name")

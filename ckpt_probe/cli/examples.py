@@ -59,13 +59,11 @@ def command(dumps: tuple[str, ...], output: Output, by: str, rows: int, **option
 def _print_table(records: Sequence[Any], by: str, rows: int, output: Output) -> None:
     from ckpt_probe.reporting.table import examples_table, first_of_each, footnotes, summaries
 
-    in_table = first_of_each(records, rows) if by == "example" else list(records)
+    in_table = first_of_each(records, rows) if by == "example" else records
     for line in summaries(records) if by == "example" else ():
         click.echo(line)
     output.screen.print(examples_table(in_table, by))
-    if by == "example":
-        if len(in_table) < len(records):
-            click.echo(f"{len(records) - len(in_table):,} more examples with --rows N, --json, --csv or -o FILE")
-        return
+    if len(in_table) < len(records):
+        click.echo(f"{len(records) - len(in_table):,} more examples with --rows N, --json, --csv or -o FILE")
     for note in footnotes(in_table):
         show(note)

@@ -7,7 +7,6 @@ import click
 from ckpt_probe.cli.flags import PATH
 from ckpt_probe.cli.options import flag, option, option_group, out_option, verb
 from ckpt_probe.cli.output import Output, bars, takes_output
-from ckpt_probe.errors import UsageError
 
 EXAMPLE = """\b
 Examples: ckpt-probe export records.jsonl --tensorboard events
@@ -32,9 +31,6 @@ def command(records: tuple[str, ...], output: Output, tensorboard: Path | None) 
     directory of runs are seeds of one group. If there are several, columns `group` and `seed` of the table name them.
     Nothing is sent anywhere.
     """
-    if tensorboard is None and output.out is None:
-        raise UsageError("export: choose an output: --tensorboard DIR, -o FILE.parquet, or both")
-
     from ckpt_probe.reporting.conditions import export
 
     with bars() as progress:

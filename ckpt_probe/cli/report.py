@@ -12,7 +12,7 @@ import click
 from ckpt_probe.cli.flags import DIRECTORY, FILE, POSITIVE, WHOLE, require_follow
 from ckpt_probe.cli.options import flag, option, option_group, setting_group, verb
 from ckpt_probe.cli.output import bars, say
-from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.errors import DataError
 
 if TYPE_CHECKING:
     from ckpt_probe.reporting.page import ReportSummary
@@ -75,8 +75,6 @@ def command(
     directory of a run), and the directories of paths and planes; their content decides which. NAME=SOURCE sets the
     name in the page. The page is a single file that contains its data and loads nothing; it opens in any browser.
     """
-    if out is None and options["figures"] is None:
-        raise UsageError("choose an output: -o report.html for a page, --figures DIR for figures, or both")
     require_follow(follow, "every")
 
     from ckpt_probe.reporting.page import report

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ckpt_probe.analysis import Records
 from ckpt_probe.analysis.entries import POSITION
@@ -12,16 +12,13 @@ from ckpt_probe.analysis.records import by_run, metric_names, number, of_penulti
 from ckpt_probe.analysis.series import is_recorded, records_of
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.files import refuse_existing, replacing_directory
-from ckpt_probe.groups import group_runs, named_paths, seed_names
+from ckpt_probe.groups import named_groups, named_paths, seed_names
 from ckpt_probe.keywords import as_sequence
 from ckpt_probe.moments.selection import metrics_in, values_at_collapse
 from ckpt_probe.plugins import require_extra
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.reporting.formats import write_records
 from ckpt_probe.reporting.plots.curves import Record, Runs
-
-if TYPE_CHECKING:
-    pass
 
 RecordsSource = Path | str | Iterable[Any]
 """A file or directory of records, records, or several of either."""
@@ -69,37 +66,17 @@ def open_conditions(texts: Sequence[str]) -> dict[str, list[Path]]:
     is a condition with one path per seed, and a directory of such directories has several (see `ckpt_probe.groups`).
 
     Raises:
+        DataError: If one of several paths is neither a file nor a directory of records or dumps.
         UsageError: If a glob matches nothing, or two conditions have the same name.
     """
-    named = [condition for text in texts for condition in _files_of(*named_paths(text))]
-    derived = iter(_labels([files for name, files in named if name is None]))
-    labels = [name or next(derived) for name, _ in named]
-    repeated = next((label for label in labels if labels.count(label) > 1), None)
-    if repeated is not None:
-        raise UsageError(f"two of the files are called {repeated}; give each a name, as NAME=FILE")
-    return dict(zip(labels, (files for _, files in named), strict=True))
+    named = [named_paths(text) for text in texts]
+    named_files = {path for _, paths in named for path in paths}
 
+    def is_run(path: Path) -> bool:
+        return is_recorded(path) or (path in named_files and not path.is_dir())
 
-def _labels(files: Sequence[Sequence[Path]]) -> list[str]:
-    # The first scheme that gives distinct labels; a run's metrics.jsonl is labelled by its directory.
-    schemes = [
-        [paths[0].stem if len(paths) == 1 else paths[0].parent.name for paths in files],
-        [paths[0].resolve().parent.name for paths in files],
-        [paths[0].parent.as_posix() for paths in files],
-    ]
-    different = [labels for labels in schemes if len(set(labels)) == len(labels) and all(labels)]
-    return different[0] if different else [paths[0].as_posix() for paths in files]
-
-
-def _files_of(name: str | None, paths: Sequence[Path | str]) -> list[tuple[str | None, list[Path]]]:
-    """Return the paths, or those of every group in them if they are one directory of runs, with the group's name."""
-    files = [Path(path) for path in paths]
-    if len(files) != 1 or not files[0].is_dir() or is_recorded(files[0]):
-        return [(name, files)]
-    groups: dict[str | None, list[Path]] = {}
-    for run in group_runs([(name, [*files])], is_recorded, "dumps or records", lambda _: None):
-        groups.setdefault(run.group or name, []).append(Path(run.path))
-    return [*groups.items()]
+    groups = named_groups(named, is_run, "dumps or records", lambda _: None)
+    return {label: [Path(run) for run in group.runs] for label, group in groups.items()}
 
 
 def labelled(groups: Mapping[str, Runs], files: Mapping[str, Sequence[Path]]) -> Iterator[Record]:
@@ -236,12 +213,12 @@ def _scalars(series: Mapping[str, Sequence[Record]]) -> tuple[dict[str, Points],
             if record["step"] != int(record["step"]) or abs(record["step"]) >= 2**63:
                 raise DataError(f"{condition}: step {record['step']:g}: TensorBoard has whole steps of at most 64 bits")
             run = _path([*prefix, *_run_parts(record)])
-            for name in metrics:
-                value = number(record, name, condition) if name in record else None
-                absent += name in record and value is None
-                if value is None:
+            step = int(record["step"])
+            for name in filter(record.__contains__, metrics):
+                if (value := number(record, name, condition)) is None:
+                    absent += 1
                     continue
-                step, points = int(record["step"]), runs.setdefault(run, {})
+                points = runs.setdefault(run, {})
                 if (name, step) in points:
                     raise DataError(
                         f"{run}: {name} has several values at step {step}; name the files apart (NAME=FILE)"

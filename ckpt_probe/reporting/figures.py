@@ -52,12 +52,11 @@ LONGEST_NAME = 100
 
 
 class Drawing(NamedTuple):
-    """Name of a file without suffix, size in inches, function that draws the figure, and whether axes have a grid."""
+    """Name of a file without suffix, size in inches, and the function that draws the figure."""
 
     name: str
     size: tuple[float, float]
     paint: Paint
-    grid: bool = True
 
 
 def draw_contents(
@@ -79,8 +78,8 @@ def draw_contents(
         require_drawable(file, overwrite=overwrite)
     warnings: dict[str, None] = {}
     with progress.task("figures", len(files), "figures") as bar:
-        for file, (_, size, paint, grid) in zip(files, drawings, strict=True):
-            warnings |= dict.fromkeys(draw(file, size, paint, overwrite=overwrite, grid=grid))
+        for file, (_, size, paint) in zip(files, drawings, strict=True):
+            warnings |= dict.fromkeys(draw(file, size, paint, overwrite=overwrite))
             bar.advance()
     for line in warnings:
         progress.message(line)
@@ -93,15 +92,15 @@ def _drawings(plot: Plot, contents: Contents) -> Iterable[Drawing]:
     elif isinstance(plot, IntervalPlot):
         yield Drawing(plot.key, (WIDTH, HEIGHT_OF_ROW * len(plot.rows) + 0.9), partial(_intervals, plot))
     elif isinstance(plot, ContourPlot):
-        yield Drawing(plot.key, *_of_contours([plot]), grid=False)
+        yield Drawing(plot.key, *_of_contours([plot]))
     elif isinstance(plot, MatrixPlot | LayerMap | SpectrumPlot):
         for run, frames in grouped_by(plot.frames, lambda frame: frame.run).items():
             name, count = f"{plot.key}-{run}", len(frames)
             if isinstance(plot, MatrixPlot):
-                yield Drawing(name, (3.6 * count + 0.6, 3.8), partial(_matrices, plot, frames), grid=False)
+                yield Drawing(name, (3.6 * count + 0.6, 3.8), partial(_matrices, plot, frames))
             elif isinstance(plot, LayerMap):
                 height = (0.5 + 0.19 * len(plot.layers[run])) * count + 0.7
-                yield Drawing(name, (6.8, height), partial(_layer_map, plot, frames), grid=False)
+                yield Drawing(name, (6.8, height), partial(_layer_map, plot, frames))
             else:
                 [track] = [track for track in contents.tracks if track.run == run]
                 paint = partial(_spectra, plot, frames, track, contents.axis)
@@ -139,6 +138,7 @@ def _matrices(plot: MatrixPlot, frames: Sequence[Frames], figure: "Figure") -> N
         names = [words(labels[i], 14) for i in indices]
         axes.set_xticks(list(indices), names, rotation=90 if max(map(len, names)) > 2 else 0)
         axes.set_yticks(list(indices), names)
+        axes.grid(visible=False)
         _write_cosines(axes, frame.values[-1])
         axes.set_title(words(" ".join(part for part in (plot.title, frame.split) if part)))
         figure.colorbar(image, ax=axes, label=plot.unit, shrink=0.8)
@@ -161,6 +161,7 @@ def _layer_map(plot: LayerMap, frames: Sequence[Frames], figure: "Figure") -> No
         axes.set_xticks(range(0, len(columns), every), [words(name, 10) for name in columns[::every]])
         axes.set_yticks(range(len(layers)), [words(name, 20) for name in layers])
         axes.set_ylabel(words(frame.split))
+        axes.grid(visible=False)
         figure.colorbar(image, ax=axes)
     figure.suptitle(words(f"{plot.title}, {run}"))
 
@@ -222,9 +223,7 @@ def draw_plane(result: "PlaneResult", path: Path | str, *, overwrite: bool = Fal
         UsageError: If matplotlib is not installed, the suffix is unknown, or the file exists and `overwrite` is not
             set.
     """
-    path = Path(path)
-    require_drawable(path, overwrite=overwrite)
-    return draw(path, *_of_contours(contour_plots(result)), overwrite=overwrite, grid=False)
+    return draw(Path(path), *_of_contours(contour_plots(result)), overwrite=overwrite)
 
 
 def _of_contours(plots: Sequence[ContourPlot]) -> tuple[tuple[float, float], Paint]:
@@ -252,6 +251,7 @@ def _contours(figure: "Figure", axes: "Axes", plot: ContourPlot) -> None:
         axes.plot([p.x for p in plot.points], [p.y for p in plot.points], color="#444444", linewidth=1.0)
     for mark in plot.points:
         _mark(axes, mark)
+    axes.grid(visible=False)
     axes.set_xlim(plot.xs[0], plot.xs[-1])
     axes.set_ylim(plot.ys[0], plot.ys[-1])
     ratio = (plot.xs[-1] - plot.xs[0]) / (plot.ys[-1] - plot.ys[0])
@@ -292,8 +292,6 @@ def draw_events(findings: Findings, path: Path | str, *, overwrite: bool = False
         DataError: If there is no event.
         UsageError: If matplotlib is not installed, or the suffix is unknown.
     """
-    path = Path(path)
-    require_drawable(path, overwrite=overwrite)
     plot = event_plot("", findings)
     if plot is None:
         raise DataError(f"{path}: no event to draw")
@@ -308,7 +306,7 @@ def draw_events(findings: Findings, path: Path | str, *, overwrite: bool = False
         _scale(below, plot.x)
         below.set(ylabel="share of the range")
 
-    draw(path, (WIDTH, sum(heights) + 0.6), paint, overwrite=overwrite)
+    draw(Path(path), (WIDTH, sum(heights) + 0.6), paint, overwrite=overwrite)
 
 
 def _intervals(plot: IntervalPlot, figure: "Figure") -> None:

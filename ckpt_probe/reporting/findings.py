@@ -1,8 +1,7 @@
 """Findings as a table, as intervals drawn with characters, and as a plot of intervals, sorted by onset."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 from rich.cells import cell_len, set_cell_size
 from rich.table import Table
@@ -16,9 +15,7 @@ from ckpt_probe.findings.order import FEWEST_SEEDS
 from ckpt_probe.reporting.plots.description import Bar, IntervalPlot
 from ckpt_probe.reporting.plots.runs import axis_along
 from ckpt_probe.reporting.table import add_row, plain_table
-from ckpt_probe.reporting.wording import MISSING, short_number
-
-Record = Mapping[str, Any]
+from ckpt_probe.reporting.wording import MISSING, Record, short_number
 
 LEAST_AXIS, MOST_NAME = 24, 34
 """Least number of characters of the axis of steps, and most of the names beside it."""

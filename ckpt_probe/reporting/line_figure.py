@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FORMATS = ("svg", "png", "pdf")
 DOTS_PER_INCH = 200
 
 STYLE = Path(__file__).with_name("paper.mplstyle")
 METADATA = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}, "pdf": {"CreationDate": None}}
+"""Formats of figures, and the entries of their metadata that would differ for equal figures."""
 
 
 def require_drawable(path: Path, *, overwrite: bool) -> None:
     """Raise UsageError for an unknown suffix, an existing file, or missing matplotlib."""
-    if _kind(path) not in FORMATS:
-        raise UsageError(f"{path}: expected a name that ends in {listed([f'.{suffix}' for suffix in FORMATS])}")
+    if _kind(path) not in METADATA:
+        raise UsageError(f"{path}: expected a name that ends in {listed([f'.{suffix}' for suffix in METADATA])}")
     refuse_existing(path, overwrite=overwrite)
     try:
         import matplotlib  # noqa: F401
@@ -41,7 +41,7 @@ Paint = Callable[["Figure"], None]
 """Function that draws into an empty figure."""
 
 
-def draw(path: Path, size: tuple[float, float], paint: Paint, *, overwrite: bool, grid: bool = True) -> list[str]:
+def draw(path: Path, size: tuple[float, float], paint: Paint, *, overwrite: bool) -> list[str]:
     """Draw a figure in the style of all figures, whatever the user's settings are, and write its file atomically.
 
     Args:
@@ -49,15 +49,18 @@ def draw(path: Path, size: tuple[float, float], paint: Paint, *, overwrite: bool
         size: Width and height in inches.
         paint: Function that draws into the figure.
         overwrite: Whether to replace an existing file.
-        grid: Whether axes have a grid.
 
     Returns:
         A line with the warnings of matplotlib, if there are any.
+
+    Raises:
+        UsageError: As `require_drawable`.
     """
+    require_drawable(path, overwrite=overwrite)
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    style: dict[Any, Any] = {**mpl.rc_params_from_file(STYLE, use_default_template=True), "axes.grid": grid}
+    style = mpl.rc_params_from_file(STYLE, use_default_template=True)
     with warnings.catch_warnings(record=True) as caught, mpl.rc_context(style):
         warnings.simplefilter("always")
         figure = Figure(figsize=size, layout="constrained")
@@ -215,7 +218,12 @@ def _panel(axes: "Axes", plot: LinePlot, positions: Sequence[float], *, beside: 
         axes.text(
             mark.x, 1.01, words(mark.label), transform=transform, ha="center", va="bottom", fontsize=7, color="#555555"
         )
-    _scales(axes, plot, positions)
+    if plot.y.log:
+        axes.set_yscale("log", nonpositive="mask")
+        _few_powers(axes)
+    if plot.y.bounds:
+        axes.set_ylim(*plot.y.bounds)
+    scale_x(axes, plot.x, positions[-1])
     # If not all names fit, they are written above the panel only.
     axes.set_ylabel(words(plot.y.label if len(plot.y.name) <= 28 else plot.y.unit))
     if len(plot.names) > 1:
@@ -245,15 +253,6 @@ def _line(axes: "Axes", line: Line) -> None:
     low, high = (line.low, line.high) if line.seeds > 1 else line.interval
     if low:
         axes.fill_between(line.x, low, high, color=style.colour, alpha=0.16, linewidth=0)
-
-
-def _scales(axes: "Axes", plot: LinePlot, positions: Sequence[float]) -> None:
-    if plot.y.log:
-        axes.set_yscale("log", nonpositive="mask")
-        _few_powers(axes)
-    if plot.y.bounds:
-        axes.set_ylim(*plot.y.bounds)
-    scale_x(axes, plot.x, positions[-1])
 
 
 def scale_x(axes: "Axes", x: Axis, last: float) -> None:

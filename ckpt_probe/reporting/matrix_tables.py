@@ -1,6 +1,6 @@
 """Tables of matrices in blocks of columns: one metric by layer and step, and similarities."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,7 @@ from ckpt_probe.analysis.records import metric_names
 from ckpt_probe.errors import DataError, printable
 from ckpt_probe.moments.selection import find_metrics, suggest_metrics
 from ckpt_probe.reporting.table import PADDING, add_row, plain_table
-from ckpt_probe.reporting.wording import MISSING, error_of, number_with_error
-
-Record = Mapping[str, Any]
+from ckpt_probe.reporting.wording import MISSING, Record, error_of, number_with_error
 
 FUNCTION_TITLES = {
     "disagreement": "share of rows predicted differently",

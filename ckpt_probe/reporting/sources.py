@@ -15,8 +15,8 @@ from ckpt_probe.checkpoints.series import has_checkpoints
 from ckpt_probe.dumps import has_dumps, open_dump_series, read_provenance
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction.config import command_of
-from ckpt_probe.files import content_hash, distinct_names, read_object, require_regular
-from ckpt_probe.groups import Sources, group_runs, named_sources
+from ckpt_probe.files import content_hash, read_object, require_regular
+from ckpt_probe.groups import Sources, group_runs, named_sources, seed_names
 from ckpt_probe.moments.selection import all_metrics
 from ckpt_probe.paths import PlaneResult
 from ckpt_probe.paths.ledger import CODE, PLAN_FILE, POINTS_FILE, REQUEST
@@ -70,12 +70,10 @@ def open_sources(sources: Sources) -> list[Source]:
     """
     runs = group_runs(map(_without_files, named_sources(sources)), _is_source, KINDS)
     recognised = [_recognised(Path(run.path)) for run in runs]
-    alone = runs[0].name or distinct_names([_naming_part(recognised[0][1])])[0]
+    names = [run.name for run in runs] if runs[0].name else seed_names([recognised[0][1]])
     return [
-        Source(
-            kind, path, run.name or alone, run.group if run.seed else None, run.seed, _checkpoints_beside(kind, path)
-        )
-        for (kind, path), run in zip(recognised, runs, strict=True)
+        Source(kind, path, name, run.group if run.seed else None, run.seed, _checkpoints_beside(kind, path))
+        for (kind, path), name, run in zip(recognised, names, runs, strict=True)
     ]
 
 
@@ -151,7 +149,7 @@ def read_path(source: Source) -> PathContents:
             raise DataError(f"{file}: a record without alpha or split is not a point of a path")
     points = sorted(({"loss": None, "accuracy": None, **record} for record in points), key=itemgetter("alpha"))
     file = source.path / "path.json"
-    if source.path.is_dir() and file.exists():
+    if file.exists():
         result = read_object(file, PLAN_OR_SUMMARY)
         return PathContents(points, _checked(_list_of_objects(result, "summary", file), file), result, plan_of(source))
     summary = []
@@ -166,24 +164,20 @@ def read_plane(source: Source) -> PlaneResult:
     file = source.path / "plane.json"
     result = read_object(file, PLAN_OR_SUMMARY)
     points = _checked(read_records(source.path / POINTS_FILE), source.path / POINTS_FILE)
-    lists = {name: _checked(_list_of_objects(result, name, file), file) for name in ("marks", "summary")}
-    grid = {name: _numbers(result, name, file) for name in ("xs", "ys")}
-    needed = {"points": (points, ("x", "y")), "marks": (lists["marks"], ("x", "y"))}
-    for name, (records, coordinates) in needed.items():
-        for record in records:
-            if any(number(record, axis, f"{file}: {name}") is None for axis in coordinates):
-                raise DataError(f"{source.path}: {name}: a record without x and y is not a point of a plane")
-            record["loss"] = number(record, "loss", f"{source.path}: {name}")
-            record["name"] = str(record.get("name") or "")
+    marks, summary = (_checked(_list_of_objects(result, name, file), file) for name in ("marks", "summary"))
+    for name, record in (*(("points", each) for each in points), *(("marks", each) for each in marks)):
+        if record.get("x") is None or record.get("y") is None:
+            raise DataError(f"{source.path}: {name}: a record without x and y is not a point of a plane")
+        record["loss"], record["name"] = record.get("loss"), str(record.get("name") or "")
+    xs, ys = (_numbers(result, name, file) for name in ("xs", "ys"))
     axes = result.get("axes")
-    axes = axes if isinstance(axes, dict) else {}
-    return PlaneResult(points, lists["marks"], lists["summary"], axes, grid["xs"], grid["ys"])
+    return PlaneResult(points, marks, summary, axes if isinstance(axes, dict) else {}, xs, ys)
 
 
 def plan_of(source: Source) -> Record:
     """Return the stored request of a path or a plane, empty if unknown; raise DataError if it is not JSON."""
     plan = source.path / PLAN_FILE
-    return read_object(plan, PLAN_OR_SUMMARY) if source.path.is_dir() and plan.exists() else {}
+    return read_object(plan, PLAN_OR_SUMMARY) if plan.exists() else {}
 
 
 def _recognised(path: Path) -> tuple[Kind, Path]:
@@ -226,15 +220,8 @@ def _are_checkpoints(path: Path) -> bool:
     return has_checkpoints(path) and not any(file.is_file() for file in runs)
 
 
-def _naming_part(path: Path) -> Path:
-    """Return the path that names a source: the directory of a run for its file of records."""
-    if path.name in RECORD_FILES:
-        return path.resolve().parent
-    return path.with_suffix("") if path.suffix.lower() in RECORD_SUFFIXES else path
-
-
 def _checked(records: Sequence[Record], path: Path) -> list[Record]:
-    known = [metric.name for metric in all_metrics()] + [*REFERENCES, "step", "alpha", "epoch", "to_step"]
+    known = [metric.name for metric in all_metrics()] + [*REFERENCES, "step", "alpha", "epoch", "to_step", "x", "y"]
     checked = []
     for index, record in enumerate(records, 1):
         for name in known:
@@ -285,9 +272,7 @@ def origin_of(source: Source) -> Origin:
     """Return the provenance of a source; raise DataError if one of its files cannot be read."""
     if source.kind == "dumps":
         return _of_dumps(source)
-    if source.kind == "checkpoints":
-        return Origin(source.name, source.kind, str(source.path), {}, (), "")
-    plan = plan_of(source) if source.kind in {"path", "plane"} else {}
+    plan = plan_of(source)
     names = (PLAN_FILE, POINTS_FILE, f"{source.kind}.json")
     files = [source.path / name for name in names] if source.path.is_dir() else [source.path]
     facts = {

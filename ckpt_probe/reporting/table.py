@@ -1,6 +1,6 @@
 """Tables of records: of `analyze`, fitted to the width of the terminal, and of `examples`; the list of all metrics."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -21,9 +21,7 @@ from ckpt_probe.analysis.records import grouped_by
 from ckpt_probe.errors import listed, printable
 from ckpt_probe.moments.registry import DEFAULT, FAMILIES, GROUPS, METRICS, Metric
 from ckpt_probe.moments.selection import all_metrics, metric_named, metrics_in, values_at_collapse
-from ckpt_probe.reporting.wording import MISSING, error_of, number_with_error, short_number
-
-Record = Mapping[str, Any]
+from ckpt_probe.reporting.wording import MISSING, Record, error_of, number_with_error, short_number
 
 PADDING = 2
 MOST_WORDS = 3

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckpt_probe.analysis.entries import STDERR, corrected_value
+from ckpt_probe.analysis.records import finite
 from ckpt_probe.moments import difference
 
 SMALLEST, LARGEST = 1e-3, 1e5
@@ -15,6 +16,8 @@ INTERVAL = 1.96
 """Standard errors from a value to the ends of its 95 % interval, up to which a difference is within its error."""
 
 WITHIN_ERROR, MISSING = "within its error", "–"
+
+Record = Mapping[str, Any]
 
 
 def is_within_error(value: float, stderr: float | None) -> bool:
@@ -63,13 +66,10 @@ def _in_digits(value: float, stderr: float) -> str:
     return f"{value:.{decimals}f}({round(stderr * 10**decimals)})"
 
 
-def error_of(record: Mapping[str, Any], name: str) -> float | None:
+def error_of(record: Record, name: str) -> float | None:
     """Return the standard error of a metric in a record, or None."""
-    error = record.get(f"{name}{STDERR}")
-    return error if isinstance(error, int | float) and not isinstance(error, bool) else None
+    return finite(record.get(f"{name}{STDERR}"))
 
-
-Record = Mapping[str, Any]
 
 ONE_BASIN = 0.02
 """Error barrier under which two networks count as linearly connected (Frankle et al. 2020, section 3).

@@ -91,7 +91,7 @@ def test_seeds_of_a_group_are_numbered() -> None:
 def test_export_without_an_output_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     Path("a.jsonl").write_text(json.dumps({"step": 3, "accuracy": 0.5}) + "\n")
     assert run(["export", "a.jsonl"]) == 2
-    assert "--tensorboard DIR, -o FILE.parquet" in capsys.readouterr().err
+    assert "--out records.parquet, --tensorboard DIR" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

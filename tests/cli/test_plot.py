@@ -56,10 +56,10 @@ def test_a_path_is_drawn_along_alpha(directory: Path) -> None:
 
 def test_files_of_the_same_name_get_distinct_labels(directory: Path) -> None:
     runs = [f"plain/seed-{seed}/metrics.jsonl" for seed in range(2)]
-    assert open_conditions(["points.jsonl"]) == {"points": [Path("points.jsonl")]}
+    assert open_conditions(["points.jsonl"]) == {directory.name: [Path("points.jsonl")]}
     assert open_conditions(runs) == {f"seed-{seed}": [Path(run)] for seed, run in enumerate(runs)}
     assert list(open_conditions([runs[0], "decay/seed-0/metrics.jsonl"])) == ["plain/seed-0", "decay/seed-0"]
-    assert open_conditions(["a=points.jsonl", "points.jsonl"]).keys() == {"a", "points"}
+    assert open_conditions(["a=points.jsonl", "points.jsonl"]).keys() == {"a", directory.name}
     assert open_conditions(["b=plain/*/*.jsonl"]) == {"b": [Path(run) for run in runs]}
     many = ",".join([runs[0]] * 200)
     assert open_conditions([f"many={many}"]) == {"many": [Path(runs[0])] * 200}
@@ -79,12 +79,12 @@ def test_files_of_the_same_name_get_distinct_labels(directory: Path) -> None:
         (
             ["a=points.jsonl", "a=points.jsonl", "--metric", "loss"],
             2,
-            "two of the files are called a; give each a name",
+            "two sources are called a; name each source once",
         ),
         (["points.jsonl"], 2, "--metric"),
         (["points.jsonl", "--metric", ","], 2, "--metric: expected names"),
         (["points.jsonl", "--metric", "lost"], 1, "no record has the metric 'lost'; did you mean loss?"),
-        (["points.jsonl", "--metric", "loss", "--x", "epoch"], 1, "no record has epoch"),
+        (["points.jsonl", "--metric", "loss", "--x", "epoch"], 1, "no record has loss at a known epoch; axes: alpha; "),
         (["points.jsonl", "--metric", "loss", "--mark", "alpha=x:y"], 2, "--mark: expected a mark such as alpha=1200"),
         (["points.jsonl", "--metric", "loss", "--mark", "alpha=1e999:y"], 2, "--mark: expected a mark such as alpha"),
         (

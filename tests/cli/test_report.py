@@ -52,7 +52,7 @@ def test_a_page_and_figures_are_written(directory: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["a.jsonl"], 2, "choose an output: -o report.html"),
+        (["a.jsonl"], 2, "choose an output: --out report.html"),
         (["-o", "r.html"], 2, "SOURCES"),
         (["nowhere", "-o", "r.html"], 1, "nowhere: cannot be read"),
         (["a.jsonl", "-o", "a.jsonl"], 2, "a.jsonl: exists already"),

@@ -182,7 +182,7 @@ def test_records_that_cannot_be_drawn_are_errors(tmp_path: Path) -> None:
     for series, options, kind, message in (
         (good, {"metrics": [["class.mir"]]}, DataError, "no record has the metric 'class.mir'; there are: accuracy"),
         (good, {"splits": ["train"]}, UsageError, "no record of split 'train'; there are: test"),
-        (good, {"x": "alpha"}, DataError, "no record has alpha for the x axis; there are: step"),
+        (good, {"x": "alpha"}, DataError, "run: no record has accuracy at a known alpha; axes: step; "),
         (twice, {}, DataError, "run: accuracy of test has several values at step 0; choose another axis with `x=`"),
         ({**good, "b": [records([1, 2, 3, 4], "loss")]}, {}, DataError, "b: no record has accuracy at a known step"),
         ({"run": [records([1, 2, "x", 4])]}, {}, DataError, "run: accuracy is 'x', expected a number"),

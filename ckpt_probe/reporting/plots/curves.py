@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from ckpt_probe.analysis.entries import STDERR
 from ckpt_probe.analysis.records import metric_names, number
@@ -26,8 +25,8 @@ from ckpt_probe.reporting.plots.description import (
     Style,
     colour_of,
 )
+from ckpt_probe.reporting.wording import Record
 
-Record = Mapping[str, Any]
 Runs = Sequence[Sequence[Record]]
 """Records of each seed of one condition."""
 
@@ -205,7 +204,6 @@ def curves(
     for metric in metrics:
         if not any(metric in record for record in records):
             raise DataError(f"no record has the metric {metric!r}{suggest_metrics(metric, metric_names(records))}")
-    _require_axis(records, x)
     chosen = _chosen_splits(records, splits)
     result, notes = [], []
     for condition, runs in series.items():
@@ -312,17 +310,9 @@ def _chosen_splits(records: Sequence[Record], splits: Sequence[str] | None) -> l
     return list(dict.fromkeys(splits))
 
 
-def _require_axis(records: Sequence[Record], x: str) -> None:
-    def has(axis: str) -> bool:
-        return any(position(record, axis, "records") is not None for record in records)
-
-    if not has(x):
-        available = listed([axis for axis in AXES if has(axis)]) or "none of " + listed(AXES)
-        raise DataError(f"no record has {x} for the x axis; there are: {available}")
-
-
 def _available(records: Sequence[Record]) -> str:
-    return f"there are: {listed(metric_names(records), 40)}"
+    axes = [axis for axis in AXES if any(position(record, axis, "records") is not None for record in records)]
+    return f"axes: {listed(axes) or f'none of {listed(AXES)}'}; metrics: {listed(metric_names(records), 40)}"
 
 
 def _all_records(series: Mapping[str, Runs]) -> list[Record]:

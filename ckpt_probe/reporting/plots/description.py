@@ -3,7 +3,6 @@
 The page and matplotlib draw the same descriptions.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -375,11 +374,6 @@ Plot = LinePlot | MatrixPlot | LayerMap | SpectrumPlot | ClassTable | RowTable |
 def evenly(count: int, most: int) -> list[int]:
     """Return the indices of at most `most` of `count` items, evenly spaced from the first to the last."""
     return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist() if count else []
-
-
-def float_of(value: object) -> float:
-    """Return a number of a record, NaN for anything else."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
 def colour_of(index: int, count: int) -> str:

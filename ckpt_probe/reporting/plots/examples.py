@@ -203,9 +203,7 @@ def run_table(runs: Sequence[Sequence[Predictions]]) -> tuple[list[RowTable], li
 
 
 def _cell(record: Mapping[str, Any], name: str) -> str | float:
-    value = (
-        record.get(f"{name}_name") if name in {"class", "predicted"} and record.get(f"{name}_name") else record[name]
-    )
+    value = record.get(f"{name}_name") or record[name]
     if value is None:
         return "not learned" if name == "first_learned" else "–" if name != "name" else ""
     return value if isinstance(value, int | float) else str(value)

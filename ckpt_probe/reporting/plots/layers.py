@@ -1,16 +1,14 @@
 """Describe plots of layers and of the weights of blocks: heat maps, similarities, separation, trajectory, spectra."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from ckpt_probe.analysis.entries import is_uncertainty
-from ckpt_probe.analysis.records import grouped_by
+from ckpt_probe.analysis.records import finite, grouped_by, metric_names
 from ckpt_probe.analysis.similarity import Similarity
 from ckpt_probe.metrics.covariance import line_through
-from ckpt_probe.moments.selection import WEIGHT_METRICS, all_metrics
+from ckpt_probe.moments.registry import Metric
+from ckpt_probe.moments.selection import WEIGHT_METRICS, all_metrics, metric_named
 from ckpt_probe.reporting.matrix_tables import grids_of
 from ckpt_probe.reporting.plots.description import (
     COLOURS,
@@ -25,16 +23,12 @@ from ckpt_probe.reporting.plots.description import (
     Span,
     Style,
     evenly,
-    float_of,
 )
-from ckpt_probe.reporting.plots.runs import Run, spread_out
+from ckpt_probe.reporting.plots.runs import Run, is_measure, spread_out
+from ckpt_probe.reporting.wording import Record
 from ckpt_probe.series import natural
 from ckpt_probe.trajectories.series import WeightSurvey
 from ckpt_probe.trajectories.spectra import Spectrum
-
-NO_HEAT_MAP = frozenset({"depth", "step", "epoch", "sample.mir_computing_error"})
-"""Numbers of a record that describe the measurement, or all layers at once."""
-
 
 OfRun = tuple[str, int, Similarity]
 """Name of a run, index of a checkpoint in it (0 for a matrix between checkpoints), and a matrix of similarities."""
@@ -64,22 +58,17 @@ def frames_of(cells: Cells) -> tuple[Frames, ...]:
 
 def layer_maps(runs: Sequence[Run]) -> list[LayerMap]:
     """Describe a heat map, layer by checkpoint, of every metric of at least two layers."""
-    descriptions = {metric.name: (metric.label, metric.meaning) for metric in all_metrics()}
     plots = []
     for name in _metrics(runs):
-        grids = {
-            run.name: grids_of(run.layered, name)
-            for run in runs
-            if any(isinstance(record.get(name), float) for record in run.layered)
-        }
+        grids = {run.name: grids_of(run.layered, name) for run in runs if name in metric_names(run.layered)}
         cells = {
             (run, grid.split): np.array(grid.values, dtype=float) for run, of_run in grids.items() for grid in of_run
         }
         layers = {run: of_run[0].layers for run, of_run in grids.items()}
         columns = {run: of_run[0].columns for run, of_run in grids.items()}
-        label, meaning = descriptions.get(name, (name, ""))
-        log = spread_out(*cells.values())
-        plots.append(LayerMap(f"layers-{name}", label, meaning, frames_of(cells), layers, columns, log))
+        metric = metric_named(name) or Metric(name, name, "", "")
+        key, log = f"layers-{name}", spread_out(*cells.values())
+        plots.append(LayerMap(key, metric.label, metric.meaning, frames_of(cells), layers, columns, log))
     return plots
 
 
@@ -145,16 +134,12 @@ def _separation(run: Run, split: str) -> LinePlot | None:
 
 def _metrics(runs: Iterable[Run]) -> list[str]:
     """Return the names of metrics of at least two layers, in the documented order."""
-    layers: dict[str, set[str]] = {}
-    for record in (record for run in runs for record in run.layered):
-        for name, value in record.items():
-            described = name not in NO_HEAT_MAP and not name.startswith("reference.")
-            if described and isinstance(value, float) and math.isfinite(value):
-                layers.setdefault(name, set()).add(str(record["layer"]))
+    records = [record for run in runs for record in run.layered]
+    names = [name for name in metric_names(records) if is_measure(name)]
+    layers = {name: {str(each["layer"]) for each in records if finite(each.get(name)) is not None} for name in names}
     order = [metric.name for metric in all_metrics()]
-    known = [name for name in order if name in layers]
-    others = [name for name in layers if name not in order and not is_uncertainty(name, layers)]
-    return [name for name in [*known, *others] if len(layers[name]) > 1]
+    names.sort(key=lambda name: order.index(name) if name in order else len(order))
+    return [name for name in names if len(layers[name]) > 1]
 
 
 MOST_SPECTRA = 12
@@ -169,8 +154,6 @@ NO_MAP = frozenset({"spectrum.alpha_stderr", "spectrum.alpha_distance", "motion.
 LEAST = 1e-5
 """Share of the largest eigenvalue below which one is not drawn."""
 PLANE = ("motion.pca_1", "motion.pca_2")
-
-Record = Mapping[str, Any]
 
 
 def is_of_weights(record: Record) -> bool:
@@ -195,7 +178,7 @@ def block_maps(name: str, contents: WeightSurvey, prefix: str) -> list[LayerMap]
     plots = []
     for metric in (metric for metric in WEIGHT_METRICS if metric.name not in NO_MAP):
         values = np.array(
-            [[float_of(at.get((row, column), {}).get(metric.name)) for column in columns] for row in rows], dtype=float
+            [[finite(at.get((row, column), {}).get(metric.name)) for column in columns] for row in rows], dtype=float
         )
         if np.isfinite(values).any(axis=1).sum() < 2 or np.nanmin(values) == np.nanmax(values):
             continue

@@ -62,7 +62,7 @@ def contour_plots(result: "PlaneResult", name: str = "plane") -> list[ContourPlo
     plots = []
     for split in [summary["split"] for summary in result.summary]:
         losses = {(p["x"], p["y"]): p["loss"] for p in result.points if p["split"] == split}
-        rows = [[_or_nan(losses.get((x, y))) for x in result.xs] for y in result.ys]
+        rows = [[losses.get((x, y)) for x in result.xs] for y in result.ys]
         marks = [mark for mark in result.marks if mark["split"] == split]
         plots.append(
             ContourPlot(
@@ -73,7 +73,7 @@ def contour_plots(result: "PlaneResult", name: str = "plane") -> list[ContourPlo
                 y=Axis("y", unit),
                 xs=tuple(result.xs),
                 ys=tuple(result.ys),
-                values=np.array(rows),
+                values=np.array(rows, dtype=float),
                 levels=_levels([loss for loss in losses.values() if loss is not None]),
                 unit="nats",
                 points=tuple(PlanePoint(m["name"], m["x"], m["y"], str(m.get("checkpoint") or "")) for m in marks),
@@ -155,9 +155,8 @@ def _to_one_scale(plots: Sequence[LinePlot]) -> list[LinePlot]:
 
 
 def _value(record: Mapping[str, object], quantity: str) -> float:
-    if quantity == "loss":
-        return _or_nan(number(record, "loss", "path"))
-    return 1 - _or_nan(number(record, "accuracy", "path"))
+    value = number(record, "loss" if quantity == "loss" else "accuracy", "path")
+    return math.nan if value is None else value if quantity == "loss" else 1 - value
 
 
 def _levels(losses: Sequence[float]) -> tuple[float, ...]:
@@ -165,7 +164,3 @@ def _levels(losses: Sequence[float]) -> tuple[float, ...]:
     if not losses or not 0 < (low := max(min(losses), max(losses) * LEAST)) < max(losses):
         return ()
     return (low, *loss_levels(losses, CONTOURS))
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value

@@ -6,7 +6,7 @@ from operator import itemgetter
 import numpy as np
 
 from ckpt_probe.analysis.entries import STDERR
-from ckpt_probe.analysis.records import grouped_by
+from ckpt_probe.analysis.records import finite, grouped_by
 from ckpt_probe.errors import listed
 from ckpt_probe.metrics.collapse import simplex_exists
 from ckpt_probe.moments.record import DetailedRecord
@@ -18,7 +18,6 @@ from ckpt_probe.reporting.plots.description import (
     MatrixPlot,
     SpectrumPlot,
     evenly,
-    float_of,
 )
 from ckpt_probe.reporting.plots.runs import Run
 
@@ -109,7 +108,9 @@ def class_table(runs: Sequence[Run]) -> tuple[list[ClassTable], list[str]]:
         by_class = {row["class"]: row for row in details.per_class}
         if not by_class:
             return None
-        return np.array([[float_of(by_class.get(c, {}).get(name)) for name in all_names] for c in classes[run.name]])
+        return np.array(
+            [[finite(by_class.get(c, {}).get(name)) for name in all_names] for c in classes[run.name]], dtype=float
+        )
 
     notes: list[str] = []
     frames = _frames(runs, {"": _values(runs, numbers)}, "classes", notes)[""]
@@ -149,12 +150,9 @@ def _cosines(runs: Sequence[Run], name: str, blocks: Mapping[str, list[list[int]
     if name != "weights":
         return values
     # The classifier is the same for every split; the split with the most classes represents it.
-    best: dict[tuple[str, int], Values] = {}
-    for run, _, checkpoint, cosines in values:
-        before = best.get((run, checkpoint))
-        if before is None or np.isnan(cosines).sum() < np.isnan(before[3]).sum():
-            best[run, checkpoint] = run, "", checkpoint, cosines
-    return list(best.values())
+    of_splits = grouped_by(values, itemgetter(0, 2))
+    best = {key: min(of_key, key=lambda each: np.isnan(each[3]).sum())[3] for key, of_key in of_splits.items()}
+    return [(run, "", checkpoint, cosines) for (run, checkpoint), cosines in best.items()]
 
 
 def _eigenvalues(runs: Sequence[Run], name: str, length: int) -> list[Values]:
