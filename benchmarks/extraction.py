@@ -204,7 +204,7 @@ def _timm(_: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _vit(folder: Path) -> tuple[str, dict[str, Any]]:
-    from transformers import ViTConfig
+    from transformers.models.vit.configuration_vit import ViTConfig
 
     labels: Any = {"num_labels": CLASSES}
     return _of_transformers(
@@ -217,7 +217,7 @@ def _vit(folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _bert(folder: Path) -> tuple[str, dict[str, Any]]:
-    from transformers import BertConfig
+    from transformers.models.bert.configuration_bert import BertConfig
 
     labels: Any = {"num_labels": CLASSES}
     return _of_transformers(
@@ -230,7 +230,7 @@ def _bert(folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _gpt2(folder: Path) -> tuple[str, dict[str, Any]]:
-    from transformers import GPT2Config
+    from transformers.models.gpt2.configuration_gpt2 import GPT2Config
 
     return _of_transformers(folder, GPT2Config(architectures=["GPT2LMHeadModel"]))
 

@@ -21,7 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification, PrinterCallback, Trainer, TrainingArguments
+from transformers.models.bert.configuration_bert import BertConfig
+from transformers.models.bert.modeling_bert import BertForSequenceClassification
+from transformers.trainer import Trainer
+from transformers.trainer_callback import PrinterCallback
+from transformers.training_args import TrainingArguments
 from transformers.utils import logging
 
 from ckpt_probe.integrations import TrainerProbe
