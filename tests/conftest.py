@@ -32,8 +32,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -227,6 +228,38 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
         yield started
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _workers_are_forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let worker processes that tests start be forks of the process of `commands`, from the first one on."""
+    if sys.platform != "linux" or sys.version_info >= (3, 14):
+        yield
+        return
+    from multiprocessing import forkserver
+
+    start = forkserver.ensure_running
+    with ExitStack() as open_until_the_end, pytest.MonkeyPatch.context() as patch:
+
+        def ensure_running() -> None:
+            patch.setattr(forkserver, "ensure_running", start)
+            commands = open_until_the_end.enter_context(served(_shared(tmp_path_factory), (sys.executable, str(WARM))))
+            address = f"{commands.path}/workers-{os.getpid()}"
+            process = subprocess.Popen([*commands.start, "workers", address], stdin=subprocess.PIPE)
+            while not Path(address).exists():
+                assert process.poll() is None
+                time.sleep(0.01)
+            assert process.stdin is not None
+            # What multiprocessing stores when it starts the server itself, which ends when the pipe is closed.
+            server = forkserver._forkserver
+            server._forkserver_address, server._forkserver_pid = address, process.pid
+            with process.stdin:
+                server._forkserver_alive_fd = os.dup(process.stdin.fileno())
+            process.returncode = 0  # it ends after this process
+            start()
+
+        patch.setattr(forkserver, "ensure_running", ensure_running)
+        yield
+
+
 FRAMEWORKS = (
     "lightning.pytorch",
     "peft",
@@ -274,7 +307,11 @@ def served(base: Path, start: tuple[str, ...], *modules: str) -> Iterator[Comman
             os.mkfifo(directory / "alive")
             _write_programs(directory)
             server = [*start, "serve", str(directory), *modules]
-            process = subprocess.Popen(server, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
+            # The package sets this variable while it starts workers.
+            environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+            process = subprocess.Popen(
+                server, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
+            )
             assert process.stdout is not None
             with process.stdout:
                 assert process.stdout.readline() == b"listening\n"

@@ -10,6 +10,7 @@ does. One server serves all processes of a test run and ends when the last of th
     python warm.py SOCKET python FILE ARGUMENT …     run python FILE
     python warm.py SOCKET dask ARGUMENT …            run Dask's command
     python warm.py SOCKET serve DIRECTORY MODULE …   listen at DIRECTORY/socket in a fork, which imports more modules
+    python warm.py SOCKET workers ADDRESS            start multiprocessing's workers as forks until stdin is closed
 """
 
 import atexit
@@ -151,6 +152,22 @@ def serve_workers():
     server._forkserver_address, server._forkserver_alive_fd, server._forkserver_pid = address, alive, process
 
 
+def fork_workers(address):
+    """Serve multiprocessing's requests for worker processes at an address until this process's stdin is closed."""
+    from multiprocessing import forkserver
+
+    # The package starts multiprocessing's own server with these signals blocked, so that its workers inherit this.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    alive = os.dup(0)
+    with open(os.devnull) as nothing:  # noqa: PTH123
+        os.dup2(nothing.fileno(), 0)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{address}.new")
+        listener.listen()
+        os.rename(f"{address}.new", address)  # noqa: PTH104
+        forkserver.main(listener.fileno(), alive, [])
+
+
 def _import_modules(modules):
     gc.disable()
     for name in (*LIBRARIES, *modules):
@@ -186,8 +203,9 @@ def _become(request, streams):
         os.close(stream)
     sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", closefd=False, errors="backslashreplace", buffering=1)  # noqa: SIM115
-    # If the tests run in the background, SIGINT is ignored, and the forks inherit this.
+    # SIGINT is ignored if the tests run in the background, and blocked if this server began with a test's workers.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     os.chdir(request["directory"])
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -226,6 +244,8 @@ def _run(words):
 
     if words[0] == "serve":
         words = serve(words[1], words[2:])
+    if words[0] == "workers":
+        fork_workers(words[1])
     if any("workers" in word for word in words):
         serve_workers()
     if words[0] == "-c":
