@@ -65,5 +65,5 @@ def _print_table(records: Sequence[Any], by: str, rows: int, output: Output) -> 
     output.screen.print(examples_table(in_table, by))
     if len(in_table) < len(records):
         click.echo(f"{len(records) - len(in_table):,} more examples with --rows N, --json, --csv or -o FILE")
-    for note in footnotes(in_table):
+    for note in footnotes(in_table) if by != "example" else ():
         show(note)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.flags import PATH, POSITIVE, WHOLE, explicit_options, require_follow
+from ckpt_probe.cli.flags import PATH, POSITIVE, WHOLE, explicit_options, require_used
 from ckpt_probe.cli.options import (
     DTYPES,
     FORWARD_SETTINGS,
@@ -75,7 +75,7 @@ def command(checkpoints: Path, out: Path, follow: bool, until: int | None, every
 
     CHECKPOINTS is a run, a tree of runs, which is mirrored, or a file; each gives a dump, NAME.h5.
     """
-    require_follow(follow, "until", "every")
+    require_used(follow, "--follow", "until", "every")
     if follow:
         excluded = {"workers", "scheduler", "rows_per_task"} & explicit_options().keys()
         if excluded:

@@ -220,17 +220,17 @@ def explicit_options() -> dict[str, str]:
     }
 
 
-def require_batchnorm_samples(batchnorm: str) -> None:
-    """Raise UsageError if `batchnorm_samples` is set although no statistics are recomputed."""
-    if batchnorm != "recompute" and "batchnorm_samples" in explicit_options():
-        raise UsageError("--set batchnorm_samples=N needs --set batchnorm=recompute")
+def require_used(used: bool, needed: str, *names: str) -> None:
+    """Raise UsageError if the command line sets one of some parameters although they have no effect.
 
-
-def require_follow(follow: bool, *names: str) -> None:
-    """Raise UsageError if a setting of --follow is set without it."""
+    Args:
+        used: Whether they have an effect.
+        needed: The option that they need, for the message.
+        names: Names of the parameters.
+    """
     unused = [spelling for name, spelling in explicit_options().items() if name in names]
-    if unused and not follow:
-        raise UsageError(f"{unused[0]} needs --follow")
+    if unused and not used:
+        raise UsageError(f"{unused[0]} needs {needed}")
 
 
 def flags_for_keywords(message: str, command: click.Command | None = None) -> str:

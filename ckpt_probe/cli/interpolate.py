@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.flags import PATH, POINTS, SPAN, explicit_options, require_batchnorm_samples
+from ckpt_probe.cli.flags import PATH, POINTS, SPAN, explicit_options, require_used
 from ckpt_probe.cli.options import (
     FORWARD_SETTINGS,
     flag,
@@ -128,17 +128,11 @@ def evaluate_ends(a: Path, b: Path, out: Path, options: dict[str, Any]) -> None:
 
 def path_keywords(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options as keywords of `evaluate_path`; raise UsageError if one has no effect with the others."""
-    explicit, path = explicit_options(), options["path"]
-    for names, used, reason in (
-        (("dtype",), False, "--alpha, which writes a checkpoint, is needed for"),
-        ((*TRAINING_OPTIONS, "midpoint"), path in BENT, f"--path {' or '.join(BENT)} is needed for"),
-        (TRAINING_OPTIONS, "midpoint" not in explicit, "--set midpoint=FILE, which needs no training, excludes"),
-        (("align_samples",), options["align"] == "activations", "--align activations is needed for"),
-    ):
-        unused = [explicit[name] for name in names if name in explicit]
-        if unused and not used:
-            raise UsageError(f"{reason} {', '.join(unused)}")
-    require_batchnorm_samples(options["batchnorm"])
+    require_used(False, "--alpha, which writes a checkpoint", "dtype")
+    require_used(options["path"] in BENT, f"--path {' or '.join(BENT)}", *TRAINING_OPTIONS, "midpoint")
+    require_used(options["midpoint"] is None, "a midpoint to train, which --midpoint replaces", *TRAINING_OPTIONS)
+    require_used(options["align"] == "activations", "--align activations", "align_samples")
+    require_used(options["batchnorm"] == "recompute", "--batchnorm recompute", "batchnorm_samples")
     return {name: value for name, value in options.items() if name != "dtype"}
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.flags import PATH, WHOLE, Parsed, require_batchnorm_samples
+from ckpt_probe.cli.flags import PATH, WHOLE, Parsed, require_used
 from ckpt_probe.cli.options import (
     FORWARD_SETTINGS,
     flag,
@@ -96,7 +96,7 @@ def command(
     OUT/points.jsonl and OUT/plane.json. Repeat the command to continue after an interruption.
     """
     output = take_printing(options)
-    require_batchnorm_samples(options["batchnorm"])
+    require_used(options["batchnorm"] == "recompute", "--batchnorm recompute", "batchnorm_samples")
     directions = directions or ("random" if b is None else None)
 
     from ckpt_probe.paths import evaluate_plane

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.flags import NUMBERS, PATH, WHOLE, explicit_options
+from ckpt_probe.cli.flags import NUMBERS, PATH, WHOLE, require_used
 from ckpt_probe.cli.options import flag, option, option_group, out_option, setting_group, verb
 from ckpt_probe.cli.output import bars, say
 from ckpt_probe.errors import printable
@@ -71,19 +71,14 @@ def command(
     --retrain each sparsity starts from the result of the previous one and is trained further, while pruned weights stay
     zero. Complete checkpoints are skipped, so the same command continues after an interruption.
     """
+    needed = "--retrain: pruning alone neither draws random numbers nor runs the network"
+    require_used(retrain is not None, needed, "seed", "device")
+    require_used(options["keep_classifier"], "--keep-classifier", "classifier")
+
     from ckpt_probe.config import load_config
-    from ckpt_probe.errors import UsageError
-
-    if seed is not None and retrain is None:
-        raise UsageError("--set seed=N needs --retrain: pruning alone draws no random numbers")
-    if retrain is None and "device" in explicit_options():
-        raise UsageError("--set device=NAME needs --retrain: pruning alone does not run the network")
-    if options["classifier"] is not None and not options["keep_classifier"]:
-        raise UsageError("--set classifier=NAME needs --keep-classifier")
-    config = None if retrain is None else load_config(retrain, seed=seed)
-
     from ckpt_probe.training import prune
 
+    config = None if retrain is None else load_config(retrain, seed=seed)
     with bars() as progress:
         summary = prune(checkpoint, out, sparsities, retrain=config, progress=progress, **options)
     for level in summary.levels:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.flags import DIRECTORY, FILE, POSITIVE, WHOLE, require_follow
+from ckpt_probe.cli.flags import DIRECTORY, FILE, POSITIVE, WHOLE, require_used
 from ckpt_probe.cli.options import flag, option, option_group, setting_group, verb
 from ckpt_probe.cli.output import bars, say
 from ckpt_probe.errors import DataError
@@ -75,7 +75,7 @@ def command(
     directory of a run), and the directories of paths and planes; their content decides which. NAME=SOURCE sets the
     name in the page. The page is a single file that contains its data and loads nothing; it opens in any browser.
     """
-    require_follow(follow, "every")
+    require_used(follow, "--follow", "every")
 
     from ckpt_probe.reporting.page import report
 

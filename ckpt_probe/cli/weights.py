@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.flags import WHOLE, require_follow
+from ckpt_probe.cli.flags import WHOLE, require_used
 from ckpt_probe.cli.options import option, option_group, setting_group, verb
 from ckpt_probe.cli.output import Output, bars, takes_output
 
@@ -39,7 +39,7 @@ def command(
     checkpoint; or several runs: their directories, a directory of runs or of groups of runs, or NAME='GLOB'. The audit
     names checkpoints that were copied, exchanged or damaged, and prints its verdict at the end.
     """
-    require_follow(follow, "until", "every")
+    require_used(follow, "--follow", "until", "every")
 
     from ckpt_probe.trajectories import weights
 

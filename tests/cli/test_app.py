@@ -93,15 +93,15 @@ def test_a_key_of_a_configuration_that_is_set_twice_is_refused(
         (["interpolate", "a", "b", "--alpha", "0.5", "-o", "c", "--path", "slerp"], "it does not take --path"),
         (
             ["interpolate", "a", "b", "-o", "c", "--set", "dtype=float16"],
-            "--alpha, which writes a checkpoint, is needed for --dt",
+            "--dtype needs --alpha, which writes a checkpoint",
         ),
         (
             ["interpolate", "a", "b", "-o", "c", "--set", "curve_epochs=3"],
-            "--path bezier or polychain is needed for --curve-ep",
+            "--curve-epochs needs --path bezier or polychain",
         ),
         (
             ["interpolate", "a", "b", "-o", "c", "--align", "permutation", "--set", "align_samples=9"],
-            "--align activations is needed for --align-samples",
+            "--align-samples needs --align activations",
         ),
         (["interpolate", "a", "b", "-o", "c", "--points", "²"], "a number of at least 3"),
     ],

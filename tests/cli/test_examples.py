@@ -34,7 +34,7 @@ def test_the_table_begins_with_a_summary_and_the_worst_example(dumps: Path, caps
     assert lines[0] == "test: 4 examples: 3 learned for good, 1 never learned, 1 forgotten at least once"
     assert lines[1].split("  ")[0] == "split"
     assert [line.split()[:2] for line in lines[2:4]] == [["test", "3"], ["test", "2"]]
-    assert lines[4] == "2 more examples with --rows N, --json, --csv or -o FILE"
+    assert lines[4:] == ["2 more examples with --rows N, --json, --csv or -o FILE"]
 
 
 def test_every_format_has_every_example(dumps: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,17 +17,17 @@ from ckpt_probe.cli.app import run
             "it does not take --device, --csv, --batchnorm",
         ),
         ("--alpha 0.5 --align permutation", "it does not take --align"),
-        ("--set dtype=float16", "--alpha, which writes a checkpoint, is needed for --dtype"),
-        ("--set curve_epochs=20", "--path bezier or polychain is needed for --curve-epochs"),
-        ("--path slerp --set midpoint=m", "--path bezier or polychain is needed for --midpoint"),
+        ("--set dtype=float16", "--dtype needs --alpha, which writes a checkpoint"),
+        ("--set curve_epochs=20", "--curve-epochs needs --path bezier or polychain"),
+        ("--path slerp --set midpoint=m", "--midpoint needs --path bezier or polychain"),
         (
             "--path bezier --set midpoint=m --set curve_epochs=3",
-            "--set midpoint=FILE, which needs no training, excludes --curve-epochs",
+            "--curve-epochs needs a midpoint to train, which --midpoint replaces",
         ),
-        ("--align permutation --set align_samples=1024", "--align activations is needed for --align-samples"),
+        ("--align permutation --set align_samples=1024", "--align-samples needs --align activations"),
         (
             "--set batchnorm=interpolate --set batchnorm_samples=9",
-            "--set batchnorm_samples=N needs --set batchnorm=recompute",
+            "--batchnorm-samples needs --batchnorm recompute",
         ),
     ],
 )
