@@ -122,10 +122,12 @@ def train(
             rate, loss, logits, labels = _step(stage, order[position * size : (position + 1) * size], step)
             step += 1
             if step % LOG_EVERY == 0 or step in checkpoints:
-                facts = _facts(loss, logits, labels, step)
+                _require_finite(value := loss.item(), step, "the loss")
+                accuracy = int((logits.detach().argmax(dim=1) == labels).sum()) / len(labels)
                 spent = {"learning_rate": rate, "seconds": round(time.monotonic() - began, 3)}
-                _write(log, {"step": step, "epoch": step / stage.per_epoch, **facts, **spent})
-                bar.advance(0, loss=facts["batch_loss"], accuracy=facts["batch_accuracy"])
+                facts = {"batch_loss": value, "batch_accuracy": accuracy, **spent}
+                _write(log, {"step": step, "epoch": step / stage.per_epoch, **facts})
+                bar.advance(0, loss=value, accuracy=accuracy)
             bar.advance()
             if step in checkpoints:
                 _keep(run, stage, step, log)
@@ -214,13 +216,6 @@ def _order(config: TrainingConfig, samples: int, epoch: int) -> Tensor:
         return torch.arange(samples)
     mixed = np.random.SeedSequence([config.seed, epoch]).generate_state(1, np.uint64)[0]
     return torch.randperm(samples, generator=torch.Generator().manual_seed(int(mixed)))
-
-
-def _facts(loss: Tensor, logits: Tensor, labels: Tensor, step: int) -> dict[str, float]:
-    value = loss.item()
-    _require_finite(value, step, "the loss")
-    accuracy = int((logits.detach().argmax(dim=1) == labels).sum()) / len(labels)
-    return {"batch_loss": value, "batch_accuracy": accuracy}
 
 
 def _require_finite(loss: float, step: int, which: str) -> None:

@@ -95,7 +95,13 @@ def spectrum_of(weights: np.ndarray, first: np.ndarray | None = None, bootstrap:
     start = _add_tail(numbers, reasons, values, bootstrap)
     edge = _add_edge(numbers, reasons, values, m, n, squares / n)
     if first is not None:
-        _add_change(numbers, reasons, matrix, _oriented(first))
+        changes, _, squares = eigenvalues_of(matrix, _oriented(first))
+        if not math.isfinite(squares):
+            reasons.append("spectrum.change_spikes: NaN or infinite weights in the first checkpoint")
+        elif squares == 0:
+            reasons.append("spectrum.change_spikes: no change since the first checkpoint")
+        else:
+            _add_edge(numbers, reasons, changes, m, n, squares / n, "change_")
     return Spectrum(numbers, tuple(reasons), tuple(map(float, values)), edge, start, bulk is None)
 
 
@@ -265,14 +271,3 @@ def _add_edge(
         return None
     numbers |= {f"{prefix}spikes": edge.spikes, f"{prefix}spike_share": edge.share}
     return edge.value
-
-
-def _add_change(numbers: dict[str, Any], reasons: list[str], matrix: np.ndarray, first: np.ndarray) -> None:
-    m, n = matrix.shape
-    values, _, squares = eigenvalues_of(matrix, first)
-    if not math.isfinite(squares):
-        reasons.append("spectrum.change_spikes: NaN or infinite weights in the first checkpoint")
-    elif squares == 0:
-        reasons.append("spectrum.change_spikes: no change since the first checkpoint")
-    else:
-        _add_edge(numbers, reasons, values, m, n, squares / n, "change_")

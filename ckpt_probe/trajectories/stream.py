@@ -89,7 +89,7 @@ def traces(
             size = min(size, limit if remote else max(SMALLEST, limit // SPREAD))
         pool = stack.enter_context(ThreadPoolExecutor(threads or min(MOST_THREADS, os.cpu_count() or 1)))
         tasks = [(name, starts) for name in names for starts in _tasks(math.prod(files[0].shape(name)), size, limit)]
-        results = pool.map(lambda task: _trace(files, task[0], task[1], size), tasks)
+        results = pool.map(lambda task: reduce(merged, map(Blocks(files, task[0], size).trace, task[1])), tasks)
         for name, parts in groupby(zip(tasks, results, strict=True), key=lambda task_and_part: task_and_part[0][0]):
             yield name, reduce(merged, (part for _, part in parts))
 
@@ -127,11 +127,6 @@ def _tasks(entries: int, size: int, sample: int | None) -> list[list[int]]:
     if sample is not None and len(starts) > (most := max(1, sample // size)):
         starts = [starts[i] for i in np.linspace(0, len(starts) - 1, most).round().astype(int)]
     return [starts[i : i + PER_TASK] for i in range(0, len(starts), PER_TASK)]
-
-
-def _trace(files: Sequence[Checkpoint], name: str, starts: Sequence[int], size: int) -> Trace:
-    blocks = Blocks(files, name, size)
-    return reduce(merged, map(blocks.trace, starts))
 
 
 class Blocks:
