@@ -141,9 +141,8 @@ def function_similarity(
     """
     progress, runs = progress or NullProgress(), find_dumps(dumps, progress)
     read = read_runs(runs, splits, progress)
-    if len(read) == 1:
-        return (matrix for predictions in read[0] for matrix in step_matrices(predictions, progress=progress))
-    return (matrix for ends in common_splits(read) for matrix in run_matrices(ends, progress=progress))
+    compared = [[predictions] for predictions in read[0]] if len(read) == 1 else common_splits(read)
+    return (matrix for of_split in compared for matrix in compare_functions(of_split, progress=progress))
 
 
 def mean_divergences(
@@ -165,39 +164,25 @@ def mean_divergences(
     return divergences(probability_blocks(paths, runs[0].split, rows), pairs)
 
 
-def step_matrices(
-    predictions: Predictions, *, rows: np.ndarray | None = None, progress: Progress | None = None
+def compare_functions(
+    runs: Sequence[Predictions], *, rows: np.ndarray | None = None, progress: Progress | None = None
 ) -> Iterator[Similarity]:
-    """Compare every two checkpoints of a run.
+    """Compare every two checkpoints of one run, or several runs with the same rows at their last checkpoints.
 
     Args:
-        predictions: The predictions.
+        runs: Predictions of one split.
         rows: Indices of the rows for the divergence, in ascending order; all if None.
         progress: Receives messages.
 
     Raises:
-        DataError: If fewer than two checkpoints have predictions.
+        DataError: If there is a single checkpoint.
     """
-    if len(predictions.members) < 2:
-        raise DataError(f"{predictions.run}: {predictions.split}: one checkpoint has predictions; two are needed")
-    yield from _matrices([predictions], predictions.names, predictions.predicted, "steps", rows, progress)
-
-
-def run_matrices(ends: Sequence[Predictions], *, progress: Progress | None = None) -> Iterator[Similarity]:
-    """Compare every two runs at their last checkpoints; the runs have the same rows."""
-    predicted = np.stack([run.predicted[-1] for run in ends])
-    yield from _matrices(ends, [run.run for run in ends], predicted, "runs", None, progress)
-
-
-def _matrices(
-    runs: Sequence[Predictions],
-    names: Sequence[str],
-    predicted: np.ndarray,
-    kind: str,
-    rows: np.ndarray | None,
-    progress: Progress | None,
-) -> Iterator[Similarity]:
-    first, count, pairs = runs[0], len(names), [*combinations(range(len(names)), 2)]
+    first, kind = runs[0], "steps" if len(runs) == 1 else "runs"
+    names = first.names if kind == "steps" else [run.run for run in runs]
+    predicted = first.predicted if kind == "steps" else np.stack([run.predicted[-1] for run in runs])
+    if len(names) < 2:
+        raise DataError(f"{first.run}: {first.split}: one checkpoint has predictions; two are needed")
+    count, pairs = len(names), [*combinations(range(len(names)), 2)]
     agreement = compare_predictions(predicted, first.labels, pairs)
 
     def matrix(measure: str, values: np.ndarray, diagonal: float, samples: int) -> Similarity:
@@ -212,8 +197,6 @@ def _matrices(
     if not np.isnan(divergence).any():
         yield matrix(DIVERGENCE, divergence, 0.0, predicted.shape[1] if rows is None else len(rows))
     elif progress is not None:
-        progress.message(
-            f"{first.split}: no divergence: it needs the logits of equally many classes at every checkpoint"
-        )
+        progress.message(f"{first.split}: no divergence: it needs logits of equally many classes at every checkpoint")
     if first.labels is not None:
         yield matrix(ERROR_AGREEMENT, agreement.error_agreement, 1.0, predicted.shape[1])

@@ -12,7 +12,7 @@ from ckpt_probe.data import names_of
 from ckpt_probe.errors import DataError
 from ckpt_probe.predictions import Predictions
 from ckpt_probe.predictions.examples import counts_by_class, example_records, pair_records, step_records
-from ckpt_probe.predictions.matrices import step_matrices
+from ckpt_probe.predictions.matrices import compare_functions
 from ckpt_probe.predictions.samples import open_samples, pictures
 from ckpt_probe.predictions.series import Histories, common_splits
 from ckpt_probe.reporting.plots.description import LayerMap, LinePlot, RowTable, TableRows, evenly
@@ -127,7 +127,7 @@ def disagreement_maps(read: Sequence[Predictions]) -> tuple[list[LayerMap], list
         if names.setdefault(each.run, tuple(thin.names)) != tuple(thin.names):
             notes.append(f"{each.run}: {each.split}: no matrices, since its checkpoints are not those of other splits")
             continue
-        for matrix in step_matrices(thin, rows=_rows_of(thin)):
+        for matrix in compare_functions([thin], rows=_rows_of(thin)):
             values = np.array(matrix.values, dtype=float)
             # The diagonal has no information, and would set the scale.
             np.fill_diagonal(values, math.nan)
