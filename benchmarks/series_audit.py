@@ -115,7 +115,6 @@ def plant(directories: list[Path], draws: int, seed: int) -> None:
     random, routes = np.random.default_rng(seed), []
     for directory in directories:
         series = measured_series(open_series(directory), WeightOptions(parts=("audit",)), NullProgress())
-        assert series.measured is not None
         assert series.audit is not None
         # A first update with learning rate 0 leaves two checkpoints with the same weights, of which one is taken.
         distinct = [

@@ -124,7 +124,7 @@ def parameters_of(members: Sequence[Member], layouts: Sequence[Layout], findings
         layouts: Layout of each.
         findings: Earlier observations, which are the first of the result.
     """
-    tensors = [_floating(layout) for layout in layouts]
+    tensors = [floating(layout) for layout in layouts]
     usual = dict(Counter(tuple(sorted(of_one.items())) for of_one in tensors).most_common(1)[0][0])
     findings, excluded = [*findings], {}
     for name, of_one in zip((member.name for member in members), tensors, strict=True):
@@ -179,7 +179,8 @@ def is_matrix(shape: tuple[int, ...]) -> bool:
     return len(shape) >= 2 and min(shape[0], math.prod(shape[1:])) > 1
 
 
-def _floating(layout: Layout) -> dict[str, tuple[int, ...]]:
+def floating(layout: Layout) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the floating-point tensors of a checkpoint that are not empty and no codes of others."""
     codes = quantised(layout)
     return {
         name: shape

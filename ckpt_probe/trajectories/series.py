@@ -34,6 +34,9 @@ BY_RANGES = ("safetensors", "torch zip")
 """Formats of which parts of a tensor are read without the others."""
 
 
+UNMEASURED = Measured((), 0, {}, {}, np.zeros((0, 0)), exact=True)
+
+
 @dataclass(frozen=True)
 class WeightSeries:
     """A series with its measurements.
@@ -42,7 +45,7 @@ class WeightSeries:
         members: The checkpoints in order, without those that cannot be opened.
         failed: Errors of those, by the name of the checkpoint.
         parameters: The tensors that are compared.
-        measured: Their measurements; None without audit and motion.
+        measured: Their measurements; those of no tensor without audit and motion.
         audit: The audit; None without measurements.
         trajectory: The plane of the trajectory; None if there is no motion.
     """
@@ -50,7 +53,7 @@ class WeightSeries:
     members: tuple[Member, ...]
     failed: Mapping[str, Failed]
     parameters: Parameters
-    measured: Measured | None = None
+    measured: Measured = UNMEASURED
     audit: Audit | None = None
     trajectory: Trajectory | None = None
 
@@ -234,13 +237,11 @@ class RecordBuilder:
         self._series, self._parts, self._by = series, parts, by
         self._index = {member.path: t for t, member in enumerate(series.parameters.members)}
         measured, partial = series.measured, series.parameters.partial
-        row_of = {} if measured is None else {measured.names[row]: row for row in range(measured.parameters)}
+        row_of = {name: row for row, name in enumerate(measured.names[: measured.parameters])}
         self._groups = _grouped([*row_of, *partial], by)
         rows = {group: [row_of[name] for name in names if name in row_of] for group, names in self._groups.items()}
         self._rows = {group: of_group for group, of_group in rows.items() if of_group}
-        self._routes: dict[str, Route] = {}
-        if measured is not None:
-            self._routes = {name: Route(measured.arrays, r, exact=measured.exact) for name, r in self._rows.items()}
+        self._routes = {name: Route(measured.arrays, r, exact=measured.exact) for name, r in self._rows.items()}
         self._motion = {group: route.numbers() for group, route in self._routes.items()} if "motion" in parts else {}
 
     def records(self, member: Member, spectra: Spectra, extra: Record) -> Iterator[Record]:
@@ -272,22 +273,20 @@ class RecordBuilder:
 
     def _unmeasured(self, member: Member, group: str) -> str | None:
         """Return the reason why a group of tensors has no measurements at a checkpoint."""
-        parameters, measured = self._series.parameters, self._series.measured
+        parameters, tied = self._series.parameters, self._series.measured.tied
         if member.path not in self._index:
             return parameters.excluded[member.name]
         if group in self._routes:
             return None
         names = self._groups.get(group, ())
         reasons = [f"{name} {parameters.partial[name]}" for name in names if name in parameters.partial]
-        tied = {} if measured is None else measured.tied
         return "; ".join(reasons[:3]) or (f"tied to {tied[group]}" if group in tied else "no tensor is compared")
 
     def _audited(self, t: int, group: str) -> Record:
-        measured, audit = self._series.measured, self._series.audit
-        assert measured is not None
+        arrays, audit = self._series.measured.arrays, self._series.audit
         assert audit is not None
         rows, route = self._rows[group], self._routes[group]
-        digests, broken = measured.arrays["digests"][rows], measured.arrays["broken"][rows, t].sum(axis=0)
+        digests, broken = arrays["digests"][rows], arrays["broken"][rows, t].sum(axis=0)
         ratio, reason = _turn_ratio(route.steps, route.next, route.broken, t)
         if self._by == "network" and np.isfinite(audit.turns.ratios[t]):
             # That of the checkpoints without NaN.

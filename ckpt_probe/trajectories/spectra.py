@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ckpt_probe.checkpoints import Checkpoint, Member, quantised
-from ckpt_probe.checkpoints.statistics import FLOATING
+from ckpt_probe.checkpoints import Checkpoint, Member
 from ckpt_probe.errors import DataError
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.scheduling import Failed, in_turn, results
@@ -31,7 +30,7 @@ from ckpt_probe.trajectories.eigenvalues import (
     goodness,
     mean_log_of,
 )
-from ckpt_probe.trajectories.layout import BUFFER, WeightOptions, is_matrix
+from ckpt_probe.trajectories.layout import BUFFER, WeightOptions, floating, is_matrix
 from ckpt_probe.trajectories.measure import cached, identity_of
 
 if TYPE_CHECKING:
@@ -150,15 +149,8 @@ def spectra_of_series(
 
 def matrices_of(checkpoint: Checkpoint) -> list[str]:
     """Return the names of the floating-point matrices and convolutions of a checkpoint, in natural order."""
-    codes = quantised(checkpoint.layout)
-    return sorted(
-        (
-            name
-            for name, (dtype, shape) in checkpoint.layout.items()
-            if dtype in FLOATING and is_matrix(shape) and name not in codes and not BUFFER.search(name)
-        ),
-        key=natural,
-    )
+    tensors = floating(checkpoint.layout).items()
+    return sorted((name for name, shape in tensors if is_matrix(shape) and not BUFFER.search(name)), key=natural)
 
 
 def _spectra(first: Member, options: WeightOptions, member: Member) -> tuple[Member, Spectra] | Failed:
