@@ -160,8 +160,9 @@ def mean_divergences(
     """
     if not pairs or not all(run.with_logits for run in runs) or len({run.classes for run in runs}) > 1:
         return np.full(len(pairs), math.nan)
-    paths = runs[0].paths if len(runs) == 1 else [run.paths[-1] for run in runs]
-    return divergences(probability_blocks(paths, runs[0].split, rows), pairs)
+    first = runs[0]
+    paths = first.paths if len(runs) == 1 else [run.paths[-1] for run in runs]
+    return divergences(probability_blocks(paths, first.split, first.predicted.shape[1], first.classes, rows), pairs)
 
 
 def compare_functions(

@@ -69,25 +69,21 @@ def read_scores(dump: Dump, split: str) -> Scores:
     return Scores(predicted, labels, loss, classes)
 
 
-def probability_blocks(paths: Sequence[Path], split: str, rows: np.ndarray | None = None) -> Iterator[np.ndarray]:
+def probability_blocks(
+    paths: Sequence[Path], split: str, samples: int, classes: int, rows: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
     """Yield the softmax of several dumps in blocks of the same rows, each of bounded size.
 
     Args:
         paths: Dumps with the same rows, each with logits or with features and classifier weights.
         split: Name of the split.
+        samples: Number of its rows.
+        classes: Number of logits of a row, C.
         rows: Indices of some rows in ascending order; all if None.
 
     Yields:
         Probabilities of at least `TINY`, shape (T, n, C), float64.
-
-    Raises:
-        DataError: If a dump has neither, or the numbers of classes differ.
     """
-    counts = {path: _logits_of(path, split) for path in paths}
-    (first, (samples, classes)), *others = counts.items()
-    for path, (_, other) in others:
-        if other != classes:
-            raise DataError(f"{first} and {path}: {split}: logits of {classes} and of {other} classes")
     at_once = max(1, BLOCK_BYTES // (8 * classes * len(paths)))
     for start in range(0, samples, at_once):
         stop = min(start + at_once, samples)
@@ -123,16 +119,6 @@ def _classes(dump: Dump, view: SplitView) -> int:
     if view.logits is not None:
         return view.logits.shape[1]
     return 0 if view.prediction is not None or dump.weights is None else len(dump.weights)
-
-
-def _logits_of(path: Path, split: str) -> tuple[int, int]:
-    """Return the numbers of rows and of logits of a row."""
-    with open_dump(path) as dump:
-        view, source = _rows_of(dump, split)
-        samples, classes = view.samples, _classes(dump, view)
-    if not classes:
-        raise DataError(f"{source}: the divergence of predictions needs logits, and only predictions are stored")
-    return samples, classes
 
 
 def _logit_blocks(

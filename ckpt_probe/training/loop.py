@@ -3,7 +3,6 @@
 import json
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -27,7 +26,7 @@ from ckpt_probe.models import (
     unknown_index,
 )
 from ckpt_probe.progress import NullProgress, Progress
-from ckpt_probe.training.objective import Objective, build_objective
+from ckpt_probe.training.objective import build_objective
 from ckpt_probe.training.pruning import count_zeros, hold_zeros
 from ckpt_probe.training.run import (
     RunDirectory,
@@ -94,7 +93,7 @@ def train(
     progress = progress or NullProgress()
     config = config if isinstance(config, TrainingConfig) else load_config(config)
     data = load_data(config.data.name, config.data.arguments)
-    stage = _stage(config, data, choose_device(device))
+    stage = _Stage(config, data, choose_device(device))
     start, samples = stage.start, len(data.split("train"))
     size = samples if config.training.batch_size == "full" else config.training.batch_size
     run = open_run(Path(out), config, resume=resume, overwrite=overwrite)
@@ -137,45 +136,31 @@ def train(
     return TrainingSummary(first_step, step, len(checkpoints))
 
 
-@dataclass(frozen=True)
 class _Stage:
-    """The network, data and length of one run."""
+    """The network, data and length of one run, before its first step."""
 
-    config: TrainingConfig
-    data: LabelledData
-    model: nn.Module
-    model_arguments: dict[str, Any]
-    optimizer: torch.optim.Optimizer
-    objective: Objective
-    start: int
-    masks: Mapping[str, Tensor]
-    device: torch.device
-    per_epoch: int
-    total: int
-
-
-def _stage(config: TrainingConfig, data: LabelledData, device: torch.device) -> _Stage:
-    """Create model, optimizer and loss of a run before its first step."""
-    per_epoch = steps_per_epoch(config.training, len(data.split("train")))
-    total = total_steps(config.training, per_epoch)
-    for name in _evaluated(config, data):
-        data.split(name)
-    torch.manual_seed(config.seed)
-    settings = config.model
-    sizes: dict[str, Any] = {"input_shape": data.input_shape, "classes": data.classes}
-    arguments = model_arguments(settings.name, settings.arguments, **sizes)
-    model = build_model(settings.name, arguments)
-    # Two samples, because some layers do not accept a single one in training mode.
-    sample = one_tensor(data.split("train").batch(slice(0, 2))[0], "training")
-    _require_fit(config, data, model, sample)
-    start, masks = begin(model, config.start, sample)
-    if start > total:
-        raise DataError(f"[start]: the checkpoint is at step {start}, after the last step of this run, {total}")
-    model.to(device)
-    objective = build_objective(config.loss, model, sample.to(device))
-    masks = {name: mask.to(device) for name, mask in masks.items()}
-    optimizer = build_optimizer(config.optimizer, model.parameters())
-    return _Stage(config, data, model, arguments, optimizer, objective, start, masks, device, per_epoch, total)
+    def __init__(self, config: TrainingConfig, data: LabelledData, device: torch.device) -> None:
+        self.config, self.data, self.device = config, data, device
+        self.per_epoch = steps_per_epoch(config.training, len(data.split("train")))
+        self.total = total_steps(config.training, self.per_epoch)
+        self.evaluated = list(data.splits) if config.checkpoints.evaluate is None else config.checkpoints.evaluate
+        for name in self.evaluated:
+            data.split(name)
+        torch.manual_seed(config.seed)
+        sizes: dict[str, Any] = {"input_shape": data.input_shape, "classes": data.classes}
+        self.model_arguments = model_arguments(config.model.name, config.model.arguments, **sizes)
+        self.model = build_model(config.model.name, self.model_arguments)
+        # Two samples, because some layers do not accept a single one in training mode.
+        sample = one_tensor(data.split("train").batch(slice(0, 2))[0], "training")
+        _require_fit(config, data, self.model, sample)
+        self.start, masks = begin(self.model, config.start, sample)
+        if self.start > self.total:
+            fault = f"the checkpoint is at step {self.start}, after the last step of this run, {self.total}"
+            raise DataError(f"[start]: {fault}")
+        self.model.to(device)
+        self.objective = build_objective(config.loss, self.model, sample.to(device))
+        self.masks = {name: mask.to(device) for name, mask in masks.items()}
+        self.optimizer = build_optimizer(config.optimizer, self.model.parameters())
 
 
 def _require_fit(config: TrainingConfig, data: LabelledData, model: nn.Module, sample: Tensor) -> None:
@@ -226,7 +211,7 @@ def _require_finite(loss: float, step: int, which: str) -> None:
 def _keep(run: RunDirectory, stage: _Stage, step: int, log: IO[str]) -> None:
     config, data, model = stage.config, stage.data, stage.model
     epoch = step / stage.per_epoch
-    metrics = {name: _evaluate(model, data.split(name)) for name in _evaluated(config, data)}
+    metrics = {name: _evaluate(model, data.split(name)) for name in stage.evaluated}
     for name, numbers in metrics.items():
         # Raised before anything is written: a diverged model is not stored.
         _require_finite(numbers["loss"], step, f"the loss on {name}")
@@ -248,10 +233,6 @@ def _keep(run: RunDirectory, stage: _Stage, step: int, log: IO[str]) -> None:
         versions=library_versions(),
     )
     save_checkpoint(run.checkpoint(step), model.state_dict(), metadata, overwrite=True)
-
-
-def _evaluated(config: TrainingConfig, data: LabelledData) -> list[str]:
-    return list(data.splits) if config.checkpoints.evaluate is None else config.checkpoints.evaluate
 
 
 @torch.no_grad()
