@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from ckpt_probe.alignment.matching import match_weights, permuted, proved
+from ckpt_probe.alignment.matching import Alignment, match_weights, permuted
 from ckpt_probe.alignment.symmetry import trace_symmetry
 from ckpt_probe.analysis import compute_from_blocks
 from ckpt_probe.config import TrainingConfig
@@ -50,7 +50,7 @@ def alignment() -> None:
     order = {group: torch.randperm(size, generator=generator) for group, size in symmetry.sizes.items()}
     for name, target in (("independent", b), ("permuted copy", permuted(a, symmetry, order))):
         started = time.perf_counter()
-        aligned = proved(a, target, symmetry, match_weights(a, target, symmetry, restarts=1), models[1], inputs)
+        aligned = Alignment(a, target, symmetry, match_weights(a, target, symmetry, restarts=1), models[1], inputs)
         spent = time.perf_counter() - started
         print(f"{name:13}  {spent:6.1f} s   distance {aligned.before:.2f} → {aligned.after:.2f}", flush=True)
 

@@ -24,7 +24,7 @@ from ckpt_probe.progress import NullProgress
 from ckpt_probe.trajectories.layout import WeightOptions
 from ckpt_probe.trajectories.motion import distances_of
 from ckpt_probe.trajectories.series import measured_series
-from ckpt_probe.trajectories.turns import find_turns
+from ckpt_probe.trajectories.turns import Turns
 
 SCHEDULES: tuple[str, ...] = ("constant", "drops", "cosine", "restarts", "warm-up", "too large")
 STEPS, EVERY, BATCH, WIDTH = 1200, 10, 32, 24
@@ -133,13 +133,13 @@ def plant(directories: list[Path], draws: int, seed: int) -> None:
             if kind.startswith("copy"):
                 order = np.arange(count)
                 order[i] = j
-                copies = find_turns(route[np.ix_(order, order)], [(i, j)]).copies
+                copies = Turns(route[np.ix_(order, order)], [(i, j)]).copies
                 detected, named = detected + 1, named + (copies == ((i,),))
             else:
                 ends = {"first two": (0, 1), "last two": (count - 2, count - 1)}
                 ends["with an end"] = (0, j) if draw % 2 else (i, count - 1)
                 i, j = ends.get(kind, (i, j))
-                turns = find_turns(exchanged(route, i, j))
+                turns = Turns(exchanged(route, i, j))
                 detected += bool(turns.exchanged or turns.strays)
                 named += turns.exchanged == ((i, j),)
                 missed[name] += not (turns.exchanged or turns.strays)
@@ -183,19 +183,19 @@ def main() -> None:
             series, count = distances[np.ix_(steps, steps)], len(steps)
             if count < 5:
                 continue
-            turns = find_turns(series)
+            turns = Turns(series)
             clean[str(kind)] += 1
             alarms[str(kind)] += bool(turns.exchanged or turns.strays)
             i, j = sorted(random.choice(np.arange(1, count - 1), 2, replace=False).tolist())
             if turns.ratios[1:-1].max() < CALM:
                 end = (0, max(2, j)) if random.random() < 0.5 else (min(i, count - 3), count - 1)
                 for name, pair in zip(EXCHANGES, ((i, j), end, (0, 1), (count - 2, count - 1)), strict=True):
-                    counts[name][0] += find_turns(exchanged(series, *pair)).exchanged == (pair,)
+                    counts[name][0] += Turns(exchanged(series, *pair)).exchanged == (pair,)
                     counts[name][1] += 1
             if j - i > 1:
                 order = np.arange(count)
                 order[i] = j
-                counts["copy"][0] += find_turns(series[np.ix_(order, order)], [(i, j)]).copies == ((i,),)
+                counts["copy"][0] += Turns(series[np.ix_(order, order)], [(i, j)]).copies == ((i,),)
                 counts["copy"][1] += 1
     for kind in SCHEDULES:
         print(f"{kind:10} {alarms[kind]} alarms in {clean[kind]:,} clean series")

@@ -1,7 +1,6 @@
 """Permutations of B's channels, by its weights (Ainsworth et al. 2022) or by correlations of its activations."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -31,21 +30,37 @@ CONSTANT = 1e-12
 """Variance relative to the mean square below which a channel counts as constant; its correlations are 0."""
 
 
-@dataclass(frozen=True)
 class Alignment:
-    """B with its channels in A's order.
+    """B with its channels in A's order, whose outputs are those of B.
+
+    Args:
+        a: State dict of A.
+        b: State dict of B.
+        symmetry: The groups.
+        permutations: Permutations of B's channels.
+        model: The network.
+        inputs: Inputs on which the outputs are compared.
 
     Attributes:
         state: State dict of aligned B.
         before: ‖A − B‖ before alignment.
         after: ‖A − B‖ after alignment.
         error: Largest change of an output of B, relative to the largest output.
+
+    Raises:
+        DataError: If outputs change by more than 1e-4 relative, so that the groups are not symmetries.
     """
 
-    state: dict[str, Tensor]
-    before: float
-    after: float
-    error: float
+    def __init__(
+        self, a: State, b: State, symmetry: Symmetry, permutations: Permutations, model: nn.Module, inputs: Tensor
+    ) -> None:
+        self.state = permuted(b, symmetry, permutations)
+        self.before, self.after = _distance(a, b), _distance(a, self.state)
+        self.error = output_change(model, b, self.state, inputs)
+        if not self.error <= SAME_OUTPUT:
+            fault = f"permuting the channels changes the network's outputs by {self.error:.1e} relative"
+            cause = "the groups are no symmetries of this model; pass them with `align_spec=`"
+            raise DataError(f"alignment: {fault} (at most {SAME_OUTPUT:g} is allowed): {cause}")
 
 
 def match_weights(
@@ -76,24 +91,6 @@ def match_weights(
             best = min(searched, key=lambda distance_and_permutations: distance_and_permutations[0])
             bar.advance(distance=best[0])
     return best[1]
-
-
-def proved(
-    a: State, b: State, symmetry: Symmetry, permutations: Permutations, model: nn.Module, inputs: Tensor
-) -> Alignment:
-    """Permute B and check that its outputs do not change.
-
-    Raises:
-        DataError: If they change on `inputs` by more than 1e-4 relative, so that the groups are not symmetries.
-    """
-    state = permuted(b, symmetry, permutations)
-    error = output_change(model, b, state, inputs)
-    if not error <= SAME_OUTPUT:
-        raise DataError(
-            f"alignment: permuting the channels changes the network's outputs by {error:.1e} relative (at most "
-            f"{SAME_OUTPUT:g} is allowed): the groups are no symmetries of this model; pass them with `align_spec=`"
-        )
-    return Alignment(state, _distance(a, b), _distance(a, state), error)
 
 
 def permuted(

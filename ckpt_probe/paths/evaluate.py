@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ckpt_probe.alignment import match_activations, match_weights, proved, read_spec, trace_symmetry
+from ckpt_probe.alignment import Alignment, match_activations, match_weights, read_spec, trace_symmetry
 from ckpt_probe.analysis import Record
 from ckpt_probe.checkpoints import State, open_checkpoint, save_checkpoint
 from ckpt_probe.data import Split, one_tensor
@@ -243,7 +243,7 @@ def _aligned(survey: Survey, a: State, b: State, progress: Progress) -> tuple[St
             with progress.task("activations", min(options.align_samples, len(split)), "samples") as bar:
                 batches = _batches(split, options.align_samples, subject.device, bar)
                 permutations = match_activations(a, b, symmetry, model, batches)
-        alignment = proved(a, b, symmetry, permutations, model, inputs)
+        alignment = Alignment(a, b, symmetry, permutations, model, inputs)
     description: Record = {
         "to": distinct_names(job.files)[0],
         "method": options.align,

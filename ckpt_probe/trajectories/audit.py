@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from ckpt_probe.errors import listed
 from ckpt_probe.trajectories.layout import Finding, Parameters, label_of
 from ckpt_probe.trajectories.measure import Measured
 from ckpt_probe.trajectories.motion import distances_of
-from ckpt_probe.trajectories.turns import Turns, find_turns, turn_ratios
+from ckpt_probe.trajectories.turns import Turns, turn_ratios
 
 JUMP = 10.0
 """A norm jumps if it changes by this multiple of its largest other change; the first interval is not judged."""
@@ -22,9 +21,13 @@ SMALL_TENSOR = 16
 MOST_NAMES = 4
 
 
-@dataclass(frozen=True)
 class Audit:
-    """Result of an audit.
+    """Judgement of the measurements of a series.
+
+    Args:
+        parameters: Its tensors.
+        measured: Measurements of the tensors.
+        confirm: If only a part of the weights was measured, a function that compares all weights of two checkpoints.
 
     Attributes:
         turns: Turn ratios and faults, by the indices of `members`.
@@ -33,10 +36,23 @@ class Audit:
         verdict: One line: all faults, or that nothing is wrong.
     """
 
-    turns: Turns
-    findings: tuple[Finding, ...]
-    members: tuple[Member, ...]
-    verdict: str
+    def __init__(
+        self, parameters: Parameters, measured: Measured, confirm: Callable[[Member, Member], bool] | None = None
+    ) -> None:
+        self.members = members = parameters.members
+        distances = distances_of(measured.gram)
+        usable = np.flatnonzero(~measured.arrays["broken"][: measured.parameters].any(axis=(0, 2))).tolist()
+        equal = [tuple(group) for group in _equal_groups(measured) if set(group) <= set(usable)]
+        if confirm is not None:
+            equal = [g for g in equal if all(confirm(members[g[0]], members[t]) for t in g[1:])]
+        self.turns = Turns(distances, equal, usable)
+        self.findings = (
+            *parameters.findings,
+            *_route_findings(members, self.turns, distances),
+            *_health_findings(members, measured),
+            *_frozen_findings(members, measured, equal),
+        )
+        self.verdict = _verdict(len(parameters.excluded), members, self.turns, self.findings)
 
     @property
     def alarms(self) -> tuple[Finding, ...]:
@@ -47,32 +63,6 @@ class Audit:
     def notes(self) -> list[str]:
         """Texts of the other findings that the verdict does not contain."""
         return [finding.text for finding in self.findings if not finding.alarm and finding.text not in self.verdict]
-
-
-def audit_of(
-    parameters: Parameters, measured: Measured, confirm: Callable[[Member, Member], bool] | None = None
-) -> Audit:
-    """Judge the measurements of a series.
-
-    Args:
-        parameters: Its tensors.
-        measured: Measurements of the tensors.
-        confirm: If only a part of the weights was measured, a function that compares all weights of two checkpoints.
-    """
-    members = parameters.members
-    distances = distances_of(measured.gram)
-    usable = np.flatnonzero(~measured.arrays["broken"][: measured.parameters].any(axis=(0, 2))).tolist()
-    equal = [tuple(group) for group in _equal_groups(measured) if set(group) <= set(usable)]
-    if confirm is not None:
-        equal = [g for g in equal if all(confirm(members[g[0]], members[t]) for t in g[1:])]
-    turns = find_turns(distances, equal, usable)
-    findings = [
-        *parameters.findings,
-        *_route_findings(members, turns, distances),
-        *_health_findings(members, measured),
-        *_frozen_findings(members, measured, equal),
-    ]
-    return Audit(turns, tuple(findings), members, _verdict(len(parameters.excluded), members, turns, findings))
 
 
 def _verdict(excluded: int, members: Sequence[Member], turns: Turns, findings: Sequence[Finding]) -> str:

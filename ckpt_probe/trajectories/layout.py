@@ -91,9 +91,15 @@ class Finding:
     alarm: bool = True
 
 
-@dataclass(frozen=True)
 class Parameters:
-    """Tensors of a series that are compared across checkpoints.
+    """Tensors of a series that are compared across checkpoints: those that its checkpoints have in common.
+
+    The network is the one of most checkpoints. A checkpoint with less than half of its entries is of another network.
+
+    Args:
+        members: Checkpoints in order.
+        layouts: Layout of each.
+        findings: Earlier observations, which are the first of the result.
 
     Attributes:
         members: Checkpoints of the network, in order.
@@ -105,55 +111,33 @@ class Parameters:
         partial: Tensors that are not compared, with the reason.
     """
 
-    members: tuple[Member, ...]
-    names: tuple[str, ...]
-    buffers: tuple[str, ...]
-    shapes: Mapping[str, tuple[int, ...]]
-    findings: tuple[Finding, ...]
-    excluded: Mapping[str, str] = field(default_factory=dict)
-    partial: Mapping[str, str] = field(default_factory=dict)
-
-
-def parameters_of(members: Sequence[Member], layouts: Sequence[Layout], findings: Sequence[Finding] = ()) -> Parameters:
-    """Find the tensors that the checkpoints of a series have in common.
-
-    The network is the one of most checkpoints. A checkpoint with less than half of its entries is of another network.
-
-    Args:
-        members: Checkpoints in order.
-        layouts: Layout of each.
-        findings: Earlier observations, which are the first of the result.
-    """
-    tensors = [floating(layout) for layout in layouts]
-    usual = dict(Counter(tuple(sorted(of_one.items())) for of_one in tensors).most_common(1)[0][0])
-    findings, excluded = [*findings], {}
-    for name, of_one in zip((member.name for member in members), tensors, strict=True):
-        if _common(of_one, usual) < ENOUGH * max(_entries(usual), _entries(of_one)):
-            excluded[name] = "its tensors are those of another network"
-            text = f"{name} is of another network: {_difference(of_one, usual)}"
-            findings.append(Finding("network", text, (name,)))
-    inside = [i for i, member in enumerate(members) if member.name not in excluded]
-    present, all_names = [tensors[i] for i in inside], {name for i in inside for name in tensors[i]}
-    common = sorted((name for name in usual if all(of_one.get(name) == usual[name] for of_one in present)), key=natural)
-    names = tuple(name for name in common if not BUFFER.search(name))
-    chosen = [members[i] for i in inside]
-    partial = {name: _change(name, chosen, present) for name in sorted(all_names - set(common), key=natural)}
-    findings += [Finding("layout", f"{name} {reason}", (), name) for name, reason in partial.items()]
-    findings += _dtypes(chosen, [layouts[i] for i in inside], common)
-    findings += _not_parameters([layouts[i] for i in inside])
-    for member in filter(_says_another_step, members):
-        stated, _ = named_step(member.name) or (0, None)
-        text = f"{member.name}: its name says step {stated:,}, its {member.step_source} says {member.step:,}"
-        findings.append(Finding("step", text, (member.name,)))
-    return Parameters(
-        tuple(chosen),
-        names,
-        tuple(name for name in common if BUFFER.search(name)),
-        {name: usual[name] for name in common},
-        tuple(findings),
-        excluded,
-        partial,
-    )
+    def __init__(self, members: Sequence[Member], layouts: Sequence[Layout], findings: Sequence[Finding] = ()) -> None:
+        self.excluded: dict[str, str] = {}
+        tensors = [floating(layout) for layout in layouts]
+        usual = dict(Counter(tuple(sorted(of_one.items())) for of_one in tensors).most_common(1)[0][0])
+        findings = [*findings]
+        for name, of_one in zip((member.name for member in members), tensors, strict=True):
+            if _common(of_one, usual) < ENOUGH * max(_entries(usual), _entries(of_one)):
+                self.excluded[name] = "its tensors are those of another network"
+                text = f"{name} is of another network: {_difference(of_one, usual)}"
+                findings.append(Finding("network", text, (name,)))
+        inside = [i for i, member in enumerate(members) if member.name not in self.excluded]
+        present, all_names = [tensors[i] for i in inside], {name for i in inside for name in tensors[i]}
+        shared = {name: shape for name, shape in usual.items() if all(of_one.get(name) == shape for of_one in present)}
+        common = sorted(shared, key=natural)
+        self.members = chosen = tuple(members[i] for i in inside)
+        self.names = tuple(name for name in common if not BUFFER.search(name))
+        self.buffers = tuple(name for name in common if BUFFER.search(name))
+        self.shapes = shared
+        self.partial = {name: _change(name, chosen, present) for name in sorted(all_names - set(common), key=natural)}
+        findings += [Finding("layout", f"{name} {reason}", (), name) for name, reason in self.partial.items()]
+        findings += _dtypes(chosen, [layouts[i] for i in inside], common)
+        findings += _not_parameters([layouts[i] for i in inside])
+        for member in filter(_says_another_step, members):
+            stated, _ = named_step(member.name) or (0, None)
+            text = f"{member.name}: its name says step {stated:,}, its {member.step_source} says {member.step:,}"
+            findings.append(Finding("step", text, (member.name,)))
+        self.findings = tuple(findings)
 
 
 def block_of(name: str) -> str:

@@ -19,8 +19,8 @@ from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.remote import resolve
 from ckpt_probe.scheduling import Failed, joint_error
 from ckpt_probe.series import natural
-from ckpt_probe.trajectories.audit import Audit, audit_of
-from ckpt_probe.trajectories.layout import ALONE, Finding, Parameters, WeightOptions, block_of, label_of, parameters_of
+from ckpt_probe.trajectories.audit import Audit
+from ckpt_probe.trajectories.layout import ALONE, Finding, Parameters, WeightOptions, block_of, label_of
 from ckpt_probe.trajectories.measure import Measured, measure
 from ckpt_probe.trajectories.motion import Route, Trajectory, trajectory_of
 from ckpt_probe.trajectories.spectra import Spectra, Spectrum, group_numbers, spectra_of_series
@@ -65,7 +65,7 @@ def measured_series(members: Sequence[Member], options: WeightOptions, progress:
         DataError: If none of them can be opened, or a tensor cannot be read.
     """
     if options.parts == ALONE:
-        return WeightSeries(tuple(members), {}, Parameters(tuple(members), (), (), {}, ()))
+        return WeightSeries(tuple(members), {}, Parameters(members, [{} for _ in members]))
     readable: dict[Member, Layout] = {}
     failed: dict[str, Failed] = {}
     size, files, buffered = 0, 0, 0
@@ -89,7 +89,7 @@ def measured_series(members: Sequence[Member], options: WeightOptions, progress:
         for member in members
         if member.name in failed
     ]
-    parameters = parameters_of([*readable], [*readable.values()], damaged)
+    parameters = Parameters([*readable], [*readable.values()], damaged)
     if not {"audit", "motion"} & set(options.parts) or not parameters.names:
         return WeightSeries(tuple(readable), failed, parameters)
     sketch = options.sketch
@@ -102,7 +102,7 @@ def measured_series(members: Sequence[Member], options: WeightOptions, progress:
 
     # All bytes of remote copies would be downloaded; a sample of every tensor was read.
     remote = any(isinstance(member.path, Address) for member in members)
-    audit = audit_of(parameters, measured, None if options.sample is None or remote else confirm)
+    audit = Audit(parameters, measured, None if options.sample is None or remote else confirm)
     return WeightSeries(tuple(readable), failed, parameters, measured, audit, trajectory_of(measured.gram))
 
 

@@ -6,7 +6,6 @@ no alarm; what counts is whether one repair of the series removes it. benchmarks
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
@@ -32,27 +31,6 @@ OSCILLATING, CONSECUTIVE = 1.5, 3
 """Turn ratio that consecutive checkpoints of an oscillating run exceed, and the least number of these."""
 
 
-@dataclass(frozen=True)
-class Turns:
-    """Checkpoints that do not belong where they are, by their indices in the series.
-
-    Attributes:
-        ratios: Turn ratio (T,) of each checkpoint; NaN for the first and the last, infinite for a return.
-        equal: Groups of checkpoints with equal parameters.
-        copies: For each group, the checkpoints whose removal shortens the route most; empty if that cannot be decided.
-        exchanged: Pairs of checkpoints whose exchange restores the route.
-        strays: Checkpoints far from the route of all others.
-        oscillation: Number of consecutive checkpoints that turn back; 0 without oscillation.
-    """
-
-    ratios: np.ndarray
-    equal: tuple[tuple[int, ...], ...] = ()
-    copies: tuple[tuple[int, ...], ...] = ()
-    exchanged: tuple[tuple[int, int], ...] = ()
-    strays: tuple[int, ...] = ()
-    oscillation: int = 0
-
-
 def turn_ratios(distances: np.ndarray) -> np.ndarray:
     """Compute the turn ratio of every inner checkpoint.
 
@@ -70,42 +48,47 @@ def turn_ratios(distances: np.ndarray) -> np.ndarray:
     return ratios
 
 
-def find_turns(
-    distances: np.ndarray, equal: Sequence[Sequence[int]] = (), usable: Sequence[int] | None = None
-) -> Turns:
-    """Find copied, exchanged and stray checkpoints.
+class Turns:
+    """Copied, exchanged and stray checkpoints of a series, by their indices in it.
 
     Args:
         distances: Distances (T, T) between checkpoints.
         equal: Groups of usable checkpoints with equal parameters.
         usable: Checkpoints whose distances are defined, in order; all if None.
+
+    Attributes:
+        ratios: Turn ratio (T,) of each checkpoint; NaN for the first and the last, infinite for a return.
+        equal: Groups of checkpoints with equal parameters.
+        copies: For each group, the checkpoints whose removal shortens the route most; empty if that cannot be decided.
+        exchanged: Pairs of checkpoints whose exchange restores the route.
+        strays: Checkpoints far from the route of all others.
+        oscillation: Number of consecutive checkpoints that turn back; 0 without oscillation.
     """
-    usable = range(len(distances)) if usable is None else usable
-    ratios = np.full(len(distances), np.nan)
-    ratios[usable] = turn_ratios(distances[np.ix_(usable, usable)])
-    copies = tuple(_copies(distances, group, usable) for group in equal)
-    # The checkpoint of each group that fits best remains; the others are left out of the further search.
-    removed = {i for group, wrong in zip(equal, copies, strict=True) for i in (wrong or tuple(group)[1:])}
-    left = np.array([i for i in usable if i not in removed], dtype=int)
-    route = distances[np.ix_(left, left)]
-    unrepaired = route
-    exchanged, route = _exchanges(route)
-    ends, route = _exchanged_ends(route)
-    exchanged += ends
-    if len(exchanged) > 1 and _stray(unrepaired) is not None:
-        # One checkpoint of another route needs several exchanges to come to an end of it.
-        exchanged, route = [], unrepaired
-    far = _stray(route)
-    strays = () if far is None else (int(left[far]),)
-    inner = turn_ratios(route)[1:-1]
-    return Turns(
-        ratios,
-        tuple(tuple(group) for group in equal),
-        copies,
-        tuple((int(left[i]), int(left[j])) for i, j in exchanged),
-        strays,
-        0 if strays or exchanged else _longest_run(inner > OSCILLATING),
-    )
+
+    def __init__(
+        self, distances: np.ndarray, equal: Sequence[Sequence[int]] = (), usable: Sequence[int] | None = None
+    ) -> None:
+        usable = range(len(distances)) if usable is None else usable
+        self.ratios = np.full(len(distances), np.nan)
+        self.ratios[usable] = turn_ratios(distances[np.ix_(usable, usable)])
+        self.equal = tuple(tuple(group) for group in equal)
+        self.copies = tuple(_copies(distances, group, usable) for group in self.equal)
+        # The checkpoint of each group that fits best remains; the others are left out of the further search.
+        removed = {i for group, wrong in zip(self.equal, self.copies, strict=True) for i in wrong or group[1:]}
+        left = np.array([i for i in usable if i not in removed], dtype=int)
+        route = distances[np.ix_(left, left)]
+        unrepaired = route
+        exchanged, route = _exchanges(route)
+        ends, route = _exchanged_ends(route)
+        exchanged += ends
+        if len(exchanged) > 1 and _stray(unrepaired) is not None:
+            # One checkpoint of another route needs several exchanges to come to an end of it.
+            exchanged, route = [], unrepaired
+        self.exchanged = tuple((int(left[i]), int(left[j])) for i, j in exchanged)
+        far = _stray(route)
+        self.strays = () if far is None else (int(left[far]),)
+        turns_back = turn_ratios(route)[1:-1] > OSCILLATING
+        self.oscillation = 0 if self.strays or exchanged else _longest_run(turns_back)
 
 
 def _stray(distances: np.ndarray) -> int | None:

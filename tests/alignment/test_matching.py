@@ -18,7 +18,6 @@ from ckpt_probe.alignment.matching import (
     match_weights,
     output_change,
     permuted,
-    proved,
     read_spec,
 )
 from ckpt_probe.alignment.symmetry import Symmetry, trace_symmetry
@@ -30,7 +29,7 @@ from ckpt_probe.paths.shapes import linear
 def align(
     a: dict[str, Tensor], b: dict[str, Tensor], symmetry: Symmetry, model: nn.Module, inputs: Tensor, **search: int
 ) -> Alignment:
-    return proved(a, b, symmetry, match_weights(a, b, symmetry, **search), model, inputs)
+    return Alignment(a, b, symmetry, match_weights(a, b, symmetry, **search), model, inputs)
 
 
 class AllLayers(nn.Module):
@@ -174,7 +173,7 @@ def test_a_permuted_copy_is_restored_by_its_activations(name: str) -> None:
     before = {n: tensor.clone() for n, tensor in model.state_dict().items()}
     permutations = match_activations(a, b, symmetry, model, inputs.split(20))
     assert all(torch.equal(shuffled[group][order], torch.arange(len(order))) for group, order in permutations.items())
-    assert proved(a, b, symmetry, permutations, model, inputs).after == 0
+    assert Alignment(a, b, symmetry, permutations, model, inputs).after == 0
     assert all(torch.equal(before[n], tensor) for n, tensor in model.state_dict().items())
 
 
@@ -384,6 +383,6 @@ def test_all_names_of_a_shared_tensor_are_permuted_alike(by_activations: bool) -
     assert not torch.equal(a["first.weight"], b["first.weight"])
     assert output_change(model, a, b, inputs) < 1e-5
     if by_activations:
-        assert proved(a, b, symmetry, match_activations(a, b, symmetry, model, [inputs]), model, inputs).after == 0
+        assert Alignment(a, b, symmetry, match_activations(a, b, symmetry, model, [inputs]), model, inputs).after == 0
     else:
         assert align(a, b, symmetry, model, inputs).error < 1e-5

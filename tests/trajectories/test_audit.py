@@ -13,7 +13,7 @@ import ckpt_probe as cp
 from ckpt_probe.checkpoints import open_series
 from ckpt_probe.trajectories import audit_series
 from ckpt_probe.trajectories.series import _turn_ratio
-from ckpt_probe.trajectories.turns import find_turns, turn_ratios
+from ckpt_probe.trajectories.turns import Turns, turn_ratios
 from tests.trajectories.conftest import STEPS
 
 Series = Callable[..., Path]
@@ -42,12 +42,12 @@ def test_every_copy_and_every_inner_exchange_is_detected(vectors: np.ndarray) ->
             order[i] = j
             distances = np.linalg.norm(vectors[order][:, None] - vectors[order][None], axis=2)
             if abs(i - j) > 1:
-                assert find_turns(distances, [tuple(sorted((i, j)))]).copies == ((i,),), (i, j)
+                assert Turns(distances, [tuple(sorted((i, j)))]).copies == ((i,),), (i, j)
             if 0 < i < j < 9:
                 order = np.arange(10)
                 order[[i, j]] = j, i
                 distances = np.linalg.norm(vectors[order][:, None] - vectors[order][None], axis=2)
-                assert find_turns(distances).exchanged == ((i, j),)
+                assert Turns(distances).exchanged == ((i, j),)
 
 
 def test_a_file_with_the_weights_of_another_step_is_named(states, series: Series) -> None:
@@ -87,7 +87,7 @@ def test_an_exchange_with_an_end_of_the_run_is_found(vectors: np.ndarray, pair: 
     order = np.arange(10)
     order[list(pair)] = pair[::-1]
     distances = np.linalg.norm(vectors[order][:, None] - vectors[order][None], axis=2)
-    assert find_turns(distances).exchanged == (pair,)
+    assert Turns(distances).exchanged == (pair,)
 
 
 def _route(points: np.ndarray) -> np.ndarray:
@@ -106,14 +106,14 @@ def test_one_exchange_of_inner_checkpoints_is_preferred_to_several_and_to_the_re
     lengths = 1 + 0.4 * np.random.default_rng(0).normal(size=(len(steps), 400))
     points = np.concatenate([np.zeros((1, 400)), np.cumsum(np.array(steps)[:, None] * lengths, axis=0)])
     points[list(pair)] = points[list(pair[::-1])]
-    assert find_turns(_route(points)).exchanged == (pair,)
+    assert Turns(_route(points)).exchanged == (pair,)
 
 
 def test_random_walks_with_unequal_steps_have_no_exchange() -> None:
     for seed in range(200):
         random = np.random.default_rng(seed)
         steps = np.exp(0.5 * random.normal(size=(6 + seed % 6, 1))) * random.normal(size=(6 + seed % 6, 100))
-        assert find_turns(_route(np.cumsum(steps, axis=0))).exchanged == (), seed
+        assert Turns(_route(np.cumsum(steps, axis=0))).exchanged == (), seed
 
 
 @pytest.mark.parametrize(("pair", "text"), [((0, 1), "its start"), ((8, 9), "its end")])
@@ -132,7 +132,7 @@ def test_a_fall_out_of_noise_at_the_end_is_no_exchange() -> None:
     points[-1] = np.full(400, 1.2)
     distances = np.linalg.norm(points[:, None] - points[None], axis=2)
     assert distances[-3, -1] < distances[-3, -2]
-    assert find_turns(distances).exchanged == ()
+    assert Turns(distances).exchanged == ()
 
 
 def test_a_first_update_with_learning_rate_zero_is_no_alarm(states, series: Series) -> None:
@@ -146,7 +146,7 @@ def test_oscillation_is_described_without_an_alarm() -> None:
     points = np.random.default_rng(0).normal(size=(12, 400))
     points[:, 0] += np.linspace(0, 1, 12)
     distances = np.linalg.norm(points[:, None] - points[None], axis=2)
-    report = find_turns(distances)
+    report = Turns(distances)
     assert (report.exchanged, report.strays, report.copies) == ((), (), ())
     assert report.oscillation >= 8
 
@@ -155,7 +155,7 @@ def test_a_checkpoint_of_another_run_is_far_from_the_route(vectors: np.ndarray) 
     points = vectors.copy()
     points[5] += 20 * np.random.default_rng(0).normal(size=points.shape[1])
     distances = np.linalg.norm(points[:, None] - points[None], axis=2)
-    assert find_turns(distances).strays == (5,)
+    assert Turns(distances).strays == (5,)
 
 
 def test_the_turn_ratio_of_a_group_follows_from_its_steps_or_has_a_reason() -> None:
@@ -228,7 +228,7 @@ def test_a_damaged_checkpoint_far_from_a_short_route_is_not_exchanged(step: int)
     random = np.random.default_rng(0)
     points = np.cumsum(0.5 + random.normal(size=(9, 20)), axis=0)
     points[step] += 100 * random.normal(size=20)
-    turns = find_turns(np.linalg.norm(points[:, None] - points, axis=2))
+    turns = Turns(np.linalg.norm(points[:, None] - points, axis=2))
     assert turns.strays == (step,)
     assert not turns.exchanged
 
