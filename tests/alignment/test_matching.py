@@ -282,6 +282,19 @@ def test_a_mean_over_positions_leaves_the_channels_in_their_group_and_one_over_c
         trace_symmetry(Centred(), torch.randn(2, 4))
 
 
+def test_a_sum_of_channels_on_different_axes_is_named() -> None:
+    class Crossed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 6), nn.Conv1d(6, 6, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.first(x) + self.second(x)
+
+    with pytest.raises(DataError, match=r"a sum of tensors whose channels lie on other axes \(at add"):
+        trace_symmetry(Crossed(), torch.randn(2, 6, 6))
+
+
 def test_an_unknown_operation_is_named() -> None:
     class Flipped(nn.Module):
         def __init__(self) -> None:

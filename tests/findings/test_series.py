@@ -77,6 +77,14 @@ def test_a_csv_file_has_series_of_its_numeric_columns_by_step(tmp_path: Path) ->
         cp.events(file)
 
 
+def test_events_are_found_in_the_requested_splits_only(tmp_path: Path) -> None:
+    rows = [{"step": step, "split": split, "x": float(step > 100)} for step in STEPS for split in ("train", "test")]
+    file = tmp_path / "run.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert {limit["split"] for limit in cp.events(file).limits} == {"train", "test"}
+    assert {limit["split"] for limit in cp.events(file, splits="test").limits} == {"test"}
+
+
 def test_a_header_in_another_spelling(tmp_path: Path) -> None:
     file = tmp_path / "log.csv"
     file.write_text("\ufeffStep, loss\n1, 0.5\n2, 0.25\n")

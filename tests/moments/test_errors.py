@@ -142,6 +142,18 @@ def test_the_error_of_a_mean_of_rows_is_the_standard_error_of_its_values() -> No
         assert record[f"{name}_bias"] == pytest.approx(float(changes.mean()), abs=1e-12)
 
 
+def test_the_error_of_the_calibration_error_is_that_of_signed_gaps_of_rows() -> None:
+    rows, labels, weights = classes_of_gaussians(200)
+    record = record_with_errors(rows, labels, weights, ["quality"])
+    confidence, predicted = (rows @ weights.T).softmax(dim=1).max(dim=1)
+    bins, gaps = torch.ceil(15 * confidence).long() - 1, confidence - (predicted == labels).double()
+    signs = torch.zeros(15, dtype=torch.float64).index_add(0, bins, gaps).sign()
+    values = signs[bins] * gaps
+    assert record["ece"] == pytest.approx(float(values.mean()), rel=1e-9)
+    error = math.sqrt(float(values.reshape(-1, CLASSES).var(dim=0, correction=1).mean()) / 200)
+    assert record["ece_stderr"] == pytest.approx(error, rel=1e-5)
+
+
 def test_bias_is_the_mean_over_halves_minus_the_value_of_all_rows() -> None:
     rows, labels, weights = classes_of_gaussians(200)
     record = moments_of(rows, labels).compute(weights, errors=True)

@@ -54,6 +54,18 @@ def test_merged_parts_equal_one_pass(kind: str) -> None:
         assert merged[name] == (pytest.approx(value, rel=1e-8, abs=1e-10) if isinstance(value, float) else value), name
 
 
+def test_a_part_with_second_moments_of_each_class_is_added_to_one_with_their_total() -> None:
+    coarse, fine = Moments(4, memory=KINDS["total"][1]), Moments(4)
+    coarse.update(FEATURES[:50], LABELS[:50])
+    fine.update(FEATURES[50:], LABELS[50:])
+    assert "total" in coarse.state_dict()
+    assert "second" in fine.state_dict()
+    coarse.merge(fine)
+    merged, complete = coarse.compute(WEIGHTS), moments_of_kind("total").compute(WEIGHTS)
+    for name, value in complete.items():
+        assert merged[name] == (pytest.approx(value, rel=1e-8, abs=1e-10) if isinstance(value, float) else value), name
+
+
 def state_with(state: dict[str, Tensor], name: str, value: Tensor | None) -> dict[str, Tensor]:
     copied = dict(state)
     if value is None:

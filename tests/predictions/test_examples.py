@@ -97,6 +97,29 @@ def test_logits_are_computed_from_features_and_classifier_weights(
     assert predictions.loss == pytest.approx(np.log(np.exp(logits).sum(1)) - logits[np.arange(6), np.arange(6) % 3])
 
 
+def test_a_label_without_a_logit_has_no_loss(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "step_1.h5", "w") as file:
+        file["test/features"], file["test/labels"] = np.zeros((2, 2)), np.array([0, 3])
+        file["test/logits"] = np.array([[1.0, 0, 0], [0, 1, 0]])
+    first, second = single(read_predictions(tmp_path)).loss
+    assert first == pytest.approx(-1 + np.log(np.e + 2))
+    assert np.isnan(second)
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 2, 5, 100])
+def test_probabilities_in_blocks_are_those_of_every_row(
+    write_run: Writing, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = [np.random.default_rng(seed).normal(size=(5, 3)).astype(np.float32) for seed in range(2)]
+    directory = write_run("blocks", logits, np.arange(5) % 3)
+    monkeypatch.setattr(scores, "BLOCK_BYTES", 8 * 3 * 2 * rows_at_once)
+    blocks = [*scores.probability_blocks(sorted(directory.glob("*.h5")), "test")]
+    expected = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
+    np.testing.assert_allclose(np.concatenate(blocks, axis=1), expected, rtol=1e-6)
+    chosen = [*scores.probability_blocks(sorted(directory.glob("*.h5")), "test", np.array([0, 3]))]
+    np.testing.assert_allclose(np.concatenate(chosen, axis=1), expected[:, [0, 3]], rtol=1e-6)
+
+
 def test_a_single_checkpoint_has_no_forgetting(write_run: Writing) -> None:
     directory = write_run("one", [logits_of(PREDICTED[0])], LABELS)
     record = cp.examples(directory)[-1]

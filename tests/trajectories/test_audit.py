@@ -244,6 +244,16 @@ def test_new_and_missing_tensors_and_another_network_are_alarms(states, series: 
     assert "step-130 is of another network: it has no 0.bias, 0.weight, 1.bias and 7 more" in texts
     assert "extra.weight appears at step 60" in texts
     assert "5.bias disappears at step 60" in texts
+    assert "extra.weight appears at step 60" in texts
+    assert "5.bias disappears at step 60" in texts
+    layout = [finding for finding in report.findings if finding.kind == "layout"]
+    assert [(finding.tensor, finding.checkpoints) for finding in layout] == [("5.bias", ()), ("extra.weight", ())]
+
+
+def test_the_jump_of_a_norm_names_its_checkpoint_and_tensor(states, series: Series) -> None:
+    report = audit(series(states_with(states, 5, "3.weight", lambda t: 1000 * t)))
+    jumps = [(finding.checkpoints, finding.tensor) for finding in report.alarms if finding.kind == "jump"]
+    assert (("step-80",), "3.weight") in jumps
 
 
 def test_tied_tensors_give_no_alarm_and_frozen_and_repeated_ones_are_reported(states, series: Series) -> None:

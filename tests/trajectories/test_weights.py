@@ -78,6 +78,9 @@ def test_adapters_on_their_base_are_a_series_of_the_merged_weights(states, tmp_p
     assert [record["step"] for record in records] == [1, 2, 3]
     for t in (1, 2):
         assert records[t]["motion.step"] == pytest.approx(float((changes[t] - changes[t - 1]).norm()), rel=1e-5)
+    [*_, with_head] = cp.weights(tmp_path / "run", base=tmp_path / "base.safetensors")
+    [of_base] = cp.weights(tmp_path / "base.safetensors")
+    assert with_head["class.entropy_weights"] == pytest.approx(of_base["class.entropy_weights"], rel=1e-9)
     spectra = list(cp.weights(tmp_path / "run", only="spectra", by="tensor", base=tmp_path / "base.safetensors"))
     merged = states[0]["0.weight"].double() + changes[2]
     [last] = [record for record in spectra if (record["step"], record["tensor"]) == (3, "0.weight")]
@@ -232,6 +235,30 @@ def test_half_precision_weights_are_read_and_tied_ones_are_counted_once(states, 
     assert [r["motion.norm"] for r in records[0]] == [r["motion.norm"] for r in records[1]]
     shared = [r for r in cp.weights(series(tied), only="motion", by="tensor") if r["tensor"] == "lm_head.weight"]
     assert all("tied to 5.weight" in record["missing"] for record in shared)
+    assert all("tied to 5.weight" in record["missing"] for record in shared)
+
+
+def test_equal_constant_tensors_are_not_tied(states, series: Series) -> None:
+    constant = [{**state, "a.bias": torch.zeros(7), "b.bias": torch.zeros(7)} for state in states[:3]]
+    records = list(cp.weights(series(constant), only="motion", by="tensor"))
+    assert {record["tensor"] for record in records} >= {"a.bias", "b.bias"}
+    assert not any("tied" in (record["missing"] or "") for record in records)
+
+
+def test_weights_are_read_from_the_requested_part_of_a_file(states, series: Series, tmp_path: Path) -> None:
+    nested = tmp_path / "nested"
+    nested.mkdir()
+    for step, state in enumerate(states[:3]):
+        torch.save(
+            {"student": state, "teacher": {name: 2 * t for name, t in state.items()}}, nested / f"step-{step}.pt"
+        )
+    records = [
+        list(cp.weights(path, only="motion", state_key=key))
+        for path, key in ((nested, "student"), (nested, "teacher"), (series(states[:3], steps=(0, 1, 2)), None))
+    ]
+    norms = [[record["motion.norm"] for record in part] for part in records]
+    assert norms[0] == norms[2]
+    assert norms[1] == pytest.approx([2 * norm for norm in norms[0]], rel=1e-6)
 
 
 def test_a_followed_run_has_records_of_new_checkpoints(states, series: Series, tmp_path: Path) -> None:
