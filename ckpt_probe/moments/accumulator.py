@@ -297,9 +297,10 @@ class Moments:
         options = replace(options, memory=self.memory, families=self.families & options.families)
         for order in options.orders:
             require_order(order, "orders")
-        heads, other_rows = self._checked_rows(weights, self.features), self._checked_rows(label_rows, None)
+        heads = self._checked_rows(weights, self.features)
         if heads is not None and bias is not None:
             bias = as_bias(bias, len(heads))
+        other_rows = self._checked_rows(label_rows, None)
         classes = self.classes or (len(sums.scatter.counts) if heads is None else len(heads))
         blocks = None if rows is None else _as_tensors(rows)
 
@@ -473,8 +474,8 @@ class Moments:
         """Return rows of classes as float64; raise DataError if they do not match the classes or a width."""
         if values is None:
             return None
-        rows, highest = as_tensor(values, "classifier weights").detach(), max(self.counts)
-        rows = where_float64_is(rows).to(self.device, torch.float64)
+        highest = max(self.counts)
+        rows = where_float64_is(as_tensor(values, "classifier weights").detach()).to(self.device, torch.float64)
         if rows.ndim != 2 or width not in (None, rows.shape[1]):
             expected = f"(classes, {width or 'features'})"
             raise DataError(f"classifier weights: expected shape {expected}, found {tuple(rows.shape)}")

@@ -61,7 +61,7 @@ CLASS_METRICS = (
 # fmt: on
 
 # Each entry: name, label, meaning, source.
-_ROWS = (
+_OF_WEIGHTS = (
     ("audit.turn_ratio", "turn", "length of the way through the checkpoint, relative to the way past it", ""),
     ("spectrum.alpha", "α", "exponent of the power law of the largest eigenvalues; mean over matrices", CLAUSET),
     ("spectrum.alpha_stderr", "± α", "standard error of the exponent", CLAUSET),
@@ -94,11 +94,14 @@ _ROWS = (
     ("motion.walk_share_2", "walk 2", "share of its second main direction", ANTOGNINI),
 )
 
-WEIGHT_METRICS = tuple(
-    Metric(name, label, meaning, name.partition(".")[0], priority, requires=(), source=source)
-    for priority, (name, label, meaning, source) in enumerate(_ROWS, 1)
-)
-"""In the order in which a narrow table keeps its columns."""
+
+@cache
+def weight_metrics() -> tuple[Metric, ...]:
+    """Return the numbers of the weights of a series, in the order in which a narrow table keeps its columns."""
+    return tuple(
+        Metric(name, label, meaning, name.partition(".")[0], priority, requires=(), source=source)
+        for priority, (name, label, meaning, source) in enumerate(_OF_WEIGHTS, 1)
+    )
 
 
 def metric_named(name: str) -> Metric | None:
@@ -120,7 +123,7 @@ def metric_named(name: str) -> Metric | None:
 def metrics_in(records: Iterable[Mapping[str, Any]]) -> list[Metric]:
     """Return the metrics that at least one record has, in the order of tables; those of Rényi orders come last."""
     names = dict.fromkeys(name for record in records for name in record)
-    known = CLASS_METRICS if "class" in names else (*WEIGHT_METRICS, *all_metrics())
+    known = CLASS_METRICS if "class" in names else (*weight_metrics(), *all_metrics())
     metrics = [metric for metric in known if metric.name in names]
     present = {metric.name for metric in metrics}
     others = [metric_named(name) for name in names if name.startswith("renyi_")]
@@ -170,7 +173,7 @@ def find_metrics(names: str | Iterable[str], known: Iterable[str] | None = None)
         The names without repetition. A name that is neither a metric nor a label is returned unchanged.
     """
     known = [metric.name for metric in all_metrics()] if known is None else list(known)
-    labels = {metric.label: metric.name for metric in (*WEIGHT_METRICS, *all_metrics())}
+    labels = {metric.label: metric.name for metric in (*weight_metrics(), *all_metrics())}
     texts = _separated(names, known)
     return list(dict.fromkeys(name for text in texts for name in matching(text, known, labels) or [text]))
 
@@ -246,5 +249,5 @@ def _by_name(path: tuple[str, ...]) -> dict[str, Metric]:
     """Return the builtin metrics and those that packages on the import path register, by name."""
     return {
         metric.name: metric
-        for metric in (*registry.METRICS, *BARRIERS, *PREDICTION_METRICS, *WEIGHT_METRICS, *_installed(path)[0])
+        for metric in (*registry.METRICS, *BARRIERS, *PREDICTION_METRICS, *weight_metrics(), *_installed(path)[0])
     }

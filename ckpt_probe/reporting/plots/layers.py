@@ -8,7 +8,7 @@ from ckpt_probe.analysis.records import finite, grouped_by, metric_names
 from ckpt_probe.analysis.similarity import Similarity
 from ckpt_probe.metrics.covariance import line_through
 from ckpt_probe.moments.registry import Metric
-from ckpt_probe.moments.selection import WEIGHT_METRICS, all_metrics, metric_named
+from ckpt_probe.moments.selection import all_metrics, metric_named, weight_metrics
 from ckpt_probe.reporting.matrix_tables import grids_of
 from ckpt_probe.reporting.plots.description import (
     COLOURS,
@@ -176,7 +176,7 @@ def block_maps(name: str, contents: WeightSurvey, prefix: str) -> list[LayerMap]
     columns = list(dict.fromkeys(_column(record) for record in contents.blocks))
     at = {(str(record.get(group)), _column(record)): record for record in contents.blocks}
     plots = []
-    for metric in (metric for metric in WEIGHT_METRICS if metric.name not in NO_MAP):
+    for metric in (metric for metric in weight_metrics() if metric.name not in NO_MAP):
         values = np.array(
             [[finite(at.get((row, column), {}).get(metric.name)) for column in columns] for row in rows], dtype=float
         )
