@@ -232,15 +232,16 @@ class Inputs:
     @cached_property
     def pairs(self) -> dict[str, pairs.Quantity]:
         """Return the quantities of pairs of class means that families need; each pair is visited once for all."""
+        variances, errors, with_errors = self.variances, None, self._linear_of is not None
         unit, lengths = unit_or_zero(self.means), row_lengths(self.means)
         quantities: dict[str, pairs.Quantity] = {}
         if "nc1" in self.options.families:
-            quantities["distances"] = pairs.Cdnv(self.variances, self.class_means, lengths, self._sizes)
+            quantities["distances"] = pairs.Cdnv(variances, self.class_means, lengths, self._sizes)
         if "nc2" in self.options.families:
-            sizes, errors = self._centred_sizes / torch.where(lengths > 0, lengths, 1.0), None
-            if self._linear_of is not None and self.sample is not None:
+            if with_errors and self.sample is not None:
                 errors = self.sample.errors_of_cosines(self.scatter, self.present, unit, lengths)
             quantities["angles"] = pairs.Equiangular(unit, errors)
+            sizes = self._centred_sizes / torch.where(lengths > 0, lengths, 1.0)
             quantities["evenness"] = pairs.Uniformity(unit, sizes)
         pairs.visit(unit, list(quantities.values()))
         return quantities
@@ -385,8 +386,8 @@ class Inputs:
     @cached_property
     def _centred_sizes(self) -> Tensor:
         """Return the rounding of each centred class mean, (k,)."""
-        lengths = self._lengths[self.present]
-        return self._sizes + self._sizes.mean() + len(lengths) * EPSILON * lengths.mean()
+        sizes, lengths = self._sizes, self._lengths[self.present]
+        return sizes + sizes.mean() + len(lengths) * EPSILON * lengths.mean()
 
 
 def _spread_of_rows(axes: Tensor, scatter: Scatter, blocks: RowBlocks) -> float:
