@@ -17,16 +17,8 @@ if TYPE_CHECKING:
 
 SAMPLE, FEATURE, CLASS = schema.SAMPLE_SCALE, schema.FEATURE_SCALE, schema.CLASS_SCALE
 
-DIMENSIONS = {
-    schema.FEATURES: (SAMPLE, FEATURE),
-    schema.LABELS: (SAMPLE,),
-    schema.LOGITS: (SAMPLE, CLASS),
-    schema.PREDICTION: (SAMPLE,),
-    schema.LOSS: (SAMPLE,),
-    schema.CONFIDENCE: (SAMPLE,),
-    schema.DOCUMENTS: (SAMPLE,),
-    schema.POSITIONS: (SAMPLE,),
-}
+AXES = {"N": SAMPLE, "D": FEATURE, "C": CLASS}
+DIMENSIONS = {name: tuple(AXES[axis] for axis in axes) for name, (_, axes) in schema.OF_ROWS.items()}
 SUBSET_ROW = "subset_row"
 OF_MOMENTS = {
     "counts": ("seen_class",),

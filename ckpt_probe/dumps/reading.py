@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 SUFFIXES = frozenset({".h5", ".hdf5"})
 
+Sizes = dict[str, tuple[int, str]]
+"""Length of each axis, and the dataset that it comes from."""
+
 _checked: dict[State, bool] = {}
 """Files that were checked → whether the shapes of their arrays were compared too: a report opens each several times."""
 
@@ -58,12 +61,12 @@ class Dump:
         self.provenance = _provenance(path, file)
         self.step = _step(path, file)
         self.splits = _split_names(path, file)
-        self.weights: np.ndarray | None = self._classifier(schema.WEIGHTS)
-        self.bias: np.ndarray | None = self._classifier(schema.BIAS)
+        sizes: Sizes = {}
+        self.weights: np.ndarray | None = self._classifier(schema.WEIGHTS, "CD", sizes)
+        self.bias: np.ndarray | None = self._classifier(schema.BIAS, "C", {})
         self.class_names = self._class_names()
-        width = None if self.weights is None else self.weights.shape[1]
         for name in () if consistent else self.splits:
-            self._check_split(name, width)
+            self._check_split(name, sizes)
             self._check_layers(name)
         self._views = {name: SplitView(path, name, file[name]) for name in self.splits}
 
@@ -85,11 +88,11 @@ class Dump:
     def _repr_html_(self) -> str:
         return to_html(self, closed=not self._file)
 
-    def _classifier(self, name: str) -> np.ndarray | None:
+    def _classifier(self, name: str, axes: str, sizes: Sizes) -> np.ndarray | None:
         dataset = self._array(schema.CLASSIFIER, name)
         if dataset is None:
             return None
-        self._require(f"{schema.CLASSIFIER}/{name}", dataset, "f", ("C", "D") if name == schema.WEIGHTS else ("C",))
+        self._require(f"{schema.CLASSIFIER}/{name}", "f", axes, sizes)
         return np.asarray(dataset, dtype=np.float64)
 
     def _class_names(self) -> tuple[str, ...] | None:
@@ -111,108 +114,85 @@ class Dump:
             )
         return member
 
-    def _require_dataset(self, name: str, kinds: str, shape: tuple[int | str | None, ...]) -> tuple[int, ...]:
-        """Return the shape of a dataset; raise DataError if it is missing, or has another shape or kind of numbers."""
-        dataset = self._required(name, h5py.Dataset)
-        self._require(name, dataset, kinds, shape)
-        return dataset.shape
+    def _require(self, name: str, kinds: str, axes: str, sizes: Sizes) -> None:
+        """Check the numbers of a dataset.
 
-    def _require(self, name: str, dataset: Any, kinds: str, shape: tuple[int | str | None, ...]) -> None:
-        """Raise DataError for numbers of another kind or shape; a letter stands for any length, None for no length."""
-        fits = dataset.ndim == len(shape) and all(
-            isinstance(wanted, str) or wanted == length for wanted, length in zip(shape, dataset.shape, strict=True)
+        Args:
+            name: Name of the dataset.
+            kinds: Kinds of numbers as in numpy, such as "iu" for integers.
+            axes: A letter for each axis.
+            sizes: Known lengths of axes, each with the dataset that it comes from; gets the lengths of the other axes.
+
+        Raises:
+            DataError: If there is no such dataset, or it has numbers of another kind or another shape.
+        """
+        dataset = self._required(name, h5py.Dataset)
+        known = [f", {axis} = {sizes[axis][0]} as in {sizes[axis][1]}" for axis in axes if axis in sizes]
+        fits = dataset.ndim == len(axes) and all(
+            sizes.setdefault(axis, (length, name))[0] == length
+            for axis, length in zip(axes, dataset.shape, strict=True)
         )
         if not fits or dataset.dtype.kind not in kinds:
             numbers = {"f": "floating-point numbers", "iu": "integers"}.get(kinds, "numbers")
-            axes = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+            shape = f"({', '.join(axes)}{',' if len(axes) == 1 else ''}){''.join(known)}"
             actual = f"shape {dataset.shape} of {dataset.dtype}"
-            raise DataError(f"{self.path}: {name}: expected {numbers} of shape {axes}, found {actual}")
+            raise DataError(f"{self.path}: {name}: expected {numbers} of shape {shape}, found {actual}")
 
     def _check_layers(self, split: str) -> None:
         group = self._required(split, h5py.Group)
-        indices = None
+        sizes: Sizes = {}
         for subset in {schema.SUBSET, schema.EARLIER_SUBSET} & set(group):
-            indices = self._check_indices(f"{split}/{subset}")
+            self._check_subset(f"{split}/{subset}", sizes)
         for name in self._required(f"{split}/{schema.LAYERS}", h5py.Group) if schema.LAYERS in set(group) else ():
             path = schema.layer_place(split, name)
             layer: Any = self._required(path, h5py.Group)
             depth = layer.attrs.get(schema.DEPTH)
             if not isinstance(depth, float) or not 0 <= depth <= 1 or schema.POOLING not in layer.attrs:
                 raise DataError(f"{self.path}: {path}: depth (0 … 1) or pooling is missing; extract again")
-            self._check_split(path, None)
+            self._check_split(path, {})
             for array in {schema.SUBSET_ROWS, schema.EARLIER_ROWS} & set(layer):
-                self._require_dataset(f"{path}/{array}", "f", (indices, "D"))
+                if not sizes:
+                    raise DataError(f"{self.path}: {path}/{array}: the indices of its rows are missing; extract again")
+                self._require(f"{path}/{array}", "f", "RD", {"R": sizes["R"]})
 
-    def _check_indices(self, name: str) -> int:
+    def _check_subset(self, name: str, sizes: Sizes) -> None:
         group = self._required(name, h5py.Group)
         if schema.INDICES not in set(group) or schema.SEED not in group.attrs:
             raise DataError(f"{self.path}: {name}: indices or seed are missing; extract again")
-        [count] = self._require_dataset(f"{name}/{schema.INDICES}", "iu", ("R",))
+        self._require(f"{name}/{schema.INDICES}", "iu", "R", sizes)
         for member in set(group) - {schema.INDICES}:
-            kinds, width = ("f", ("D",)) if member == schema.FEATURES else ("iu", ())
-            self._require_dataset(f"{name}/{member}", kinds, (count, *width))
-        return count
+            self._require(f"{name}/{member}", *(("f", "RD") if member == schema.FEATURES else ("iu", "R")), sizes)
 
-    def _check_split(self, name: str, width: int | None) -> None:
-        arrays = (schema.FEATURES, schema.LABELS, schema.LOGITS)
-        features, labels, logits = (self._array(name, array) for array in arrays)
-        where = f"{self.path}: {name}"
-        members = set(self._required(name, h5py.Group))
+    def _check_split(self, name: str, sizes: Sizes) -> None:
+        group = self._required(name, h5py.Group)
+        members, documents = set(group), Sizes()
         if schema.MOMENTS in members:
-            self._check_moments(f"{name}/{schema.MOMENTS}", width)
-        if schema.BY_DOCUMENT in members:
-            self._check_documents(f"{name}/{schema.BY_DOCUMENT}")
-        if features is None:
+            self._check_moments(f"{name}/{schema.MOMENTS}", sizes)
+        for array in NUMBERS if schema.BY_DOCUMENT in members else ():
+            self._require(f"{name}/{schema.BY_DOCUMENT}/{array}", "f", "K", documents)
+        if schema.FEATURES not in members:
             return
-        self._check_scored(name, features.shape[0] if features.ndim else 0)
-        if labels is None and self._file[name].attrs.get(schema.UNLABELLED, False):
-            labels = np.broadcast_to(-1, features.shape[:1])
-        if labels is None:
+        if schema.LABELS not in members and not group.attrs.get(schema.UNLABELLED, False):
             advice = f"add an array {name}/labels, or an attribute {schema.UNLABELLED} = true to {name}"
-            raise DataError(f"{where}: features without labels; {advice}")
-        self._require(f"{name}/{schema.FEATURES}", features, "f", ("N", "D"))
-        self._require(f"{name}/{schema.LABELS}", labels, "iu", ("N",))
-        if labels.shape[0] != features.shape[0]:
-            raise DataError(f"{where}: {features.shape[0]} rows of features but {labels.shape[0]} labels")
-        if width is not None and width != features.shape[1]:
-            raise DataError(f"{where}: features have {features.shape[1]} columns but classifier weights {width}")
-        if logits is None:
-            return
-        if logits.shape[:1] != features.shape[:1]:
-            raise DataError(f"{where}: {features.shape[0]} rows of features but logits have shape {logits.shape}")
-        self._require(f"{name}/{schema.LOGITS}", logits, "fiu", ("N", "C"))
-        if self.weights is not None and logits.shape[1] != self.weights.shape[0]:
-            raise DataError(
-                f"{where}: logits have {logits.shape[1]} classes but classifier weights {self.weights.shape[0]}"
-            )
+            raise DataError(f"{self.path}: {name}: features without labels; {advice}")
+        of_rows = dict(sizes)
+        for array, (kinds, axes) in schema.OF_ROWS.items():
+            if array in members:
+                self._require(f"{name}/{array}", kinds, axes, of_rows)
 
-    def _check_scored(self, name: str, rows: int) -> None:
-        for array in (schema.PREDICTION, schema.LOSS, schema.CONFIDENCE, schema.DOCUMENTS, schema.POSITIONS):
-            numbers = self._array(name, array)
-            if numbers is not None:
-                kinds = "f" if array in (schema.LOSS, schema.CONFIDENCE) else "iu"
-                self._require(f"{name}/{array}", numbers, kinds, (rows,))
-
-    def _check_documents(self, path: str) -> None:
-        count: int | str = "K"
-        for name in NUMBERS:
-            [count] = self._require_dataset(f"{path}/{name}", "f", (count,))
-
-    def _check_moments(self, path: str, width: int | None) -> None:
+    def _check_moments(self, path: str, sizes: Sizes) -> None:
         where, size, group = f"{self.path}: {path}", self.path.stat().st_size, self._required(path, h5py.Group)
         for name in group:
             member = self._file.get(f"{path}/{name}")
             if isinstance(member, h5py.Group):
-                self._check_moments(f"{path}/{name}", width)
+                self._check_moments(f"{path}/{name}", sizes)
                 continue
             claimed = self._required(f"{path}/{name}", h5py.Dataset).nbytes
             if claimed > size:
                 raise DataError(f"{where}/{name}: claims {claimed:,} bytes, but the file has {size:,}; extract again")
-        if "counts" not in group or "means" not in group or group["means"].ndim != 2:
+        if not {"counts", "means"} <= set(group) or group["means"].ndim != 2:
             raise DataError(f"{where}: counts (C,) or means (C, D) are missing; extract again")
-        features = group["means"].shape[1]
-        if width is not None and width != features:
-            raise DataError(f"{where}: moments have {features} features but classifier weights {width}")
+        self._require(f"{path}/means", "f", "KD", dict(sizes))
 
 
 @contextmanager

@@ -26,8 +26,17 @@ SCORES = (LOGITS, PREDICTION, LOSS, CONFIDENCE)
 DOCUMENTS = "documents"
 POSITIONS = "positions"
 """Index of the document of each row, and the row's position in it; rows of one document are not independent."""
-OF_ROWS = (FEATURES, LABELS, *SCORES, DOCUMENTS, POSITIONS)
-"""Arrays of a split with one entry per row."""
+OF_ROWS = {
+    FEATURES: ("f", "ND"),
+    LABELS: ("iu", "N"),
+    LOGITS: ("fiu", "NC"),
+    PREDICTION: ("iu", "N"),
+    LOSS: ("f", "N"),
+    CONFIDENCE: ("f", "N"),
+    DOCUMENTS: ("iu", "N"),
+    POSITIONS: ("iu", "N"),
+}
+"""Arrays of a split with one entry per row: kinds of their numbers as in numpy, and a letter for each axis."""
 
 MOMENTS = "moments"
 BY_DOCUMENT = "by_document"

@@ -58,7 +58,7 @@ def test_metrics_that_need_no_weights_are_computed_from_features_alone(tmp_path:
         ({"test/features": np.where(np.arange(60)[:, None] == 7, np.nan, FEATURES)}, r"test: features: 1 row .* row 7"),
         ({"test/labels": np.where(np.arange(60) == 9, 5, LABELS)}, "test: labels: row 9 is 5"),
         ({"test/labels": np.where(np.arange(60) == 9, -2, LABELS)}, "test: labels: row 9 is -2"),
-        ({"test/labels": LABELS[:-1]}, "60 rows of features but 59 labels"),
+        ({"test/labels": LABELS[:-1]}, "test/labels: expected integers of shape .N,., N = 60 as in test/features"),
         ({"test/features": FEATURES[:0], "test/labels": LABELS[:0]}, "test: no samples; choose the other splits"),
         ({"test/features": FEATURES * 0}, "60 of 60 rows have zero length"),
         ({"classifier/weights": WEIGHTS * np.nan}, "classifier weights: 3 rows hold NaN"),

@@ -198,14 +198,17 @@ def test_a_newer_version_is_refused(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"test/labels": None}, "features without labels"),
-        ({"test/labels": np.zeros(10, dtype=int)}, "11 rows of features but 10 labels"),
+        (
+            {"test/labels": np.zeros(10, dtype=int)},
+            "labels: expected integers of shape .N,., N = 11 as in test/features, found",
+        ),
         ({"test/labels": np.zeros(11)}, "labels: expected integers of shape"),
         ({"test/features": np.zeros((11, 5), dtype=int)}, "features: expected floating-point numbers of shape"),
         ({"test/features": np.zeros(11)}, "features: expected"),
         ({"test/features": None}, "no split"),
-        ({"test/logits": np.zeros((9, 3))}, "11 rows of features but logits"),
-        ({"test/logits": np.zeros((11, 4))}, "logits have 4 classes but classifier weights 3"),
-        ({"classifier/weights": np.zeros((3, 6))}, "features have 5 columns but classifier weights 6"),
+        ({"test/logits": np.zeros((9, 3))}, "logits: expected numbers of shape .N, C., N = 11 as in test/features"),
+        ({"test/logits": np.zeros((11, 4))}, "logits: expected .*, C = 3 as in classifier/weights, found"),
+        ({"classifier/weights": np.zeros((3, 6))}, "features: expected .*, D = 6 as in classifier/weights, found"),
         ({"classifier/weights": np.zeros(3)}, "classifier/weights: expected floating-point numbers of shape"),
     ],
 )

@@ -61,7 +61,10 @@ LAYER = "test/layers/body"
         (attribute(LAYER, "depth", 1.5), r"layers/body: depth \(0 … 1\) or pooling is missing"),
         (attribute(LAYER, "depth", np.nan), r"layers/body: depth \(0 … 1\) or pooling is missing"),
         (attribute(LAYER, "depth", "deep"), r"layers/body: depth \(0 … 1\) or pooling is missing"),
-        (replaced(f"{LAYER}/features", np.zeros((11, 4))), r"layers/body: 11 rows of features but 12 labels"),
+        (
+            replaced(f"{LAYER}/features", np.zeros((11, 4))),
+            r"layers/body/labels: expected integers of shape \(N,\), N = 11 as in test/layers/body/features",
+        ),
         (
             replaced(f"{LAYER}/features", np.zeros(12)),
             r"layers/body/features: expected floating-point numbers of shape",
@@ -70,13 +73,13 @@ LAYER = "test/layers/body"
         (without(f"{LAYER}/moments/counts"), r"layers/body/moments: counts \(C,\) or means \(C, D\) are missing"),
         (
             replaced(f"{LAYER}/subset_rows", np.zeros((4, 4))),
-            r"layers/body/subset_rows: expected floating-point numbers of shape \(5, D\), found",
+            r"layers/body/subset_rows: expected floating-point numbers of shape \(R, D\), R = 5 as in test/subset/indices",
         ),
         (
             replaced(f"{LAYER}/subset_rows", np.arange(5)),
-            r"layers/body/subset_rows: expected floating-point numbers of shape \(5, D\), found",
+            r"layers/body/subset_rows: expected floating-point numbers of shape \(R, D\), R = 5 as in test/subset/indices",
         ),
-        (without("test/subset"), r"layers/body/subset_rows: expected floating-point numbers of shape \(None, D\)"),
+        (without("test/subset"), r"layers/body/subset_rows: the indices of its rows are missing"),
         (without("test/subset/indices"), r"test/subset: indices or seed are missing"),
         (replaced("test/subset/indices", np.zeros(5)), r"indices: expected integers of shape \(R,\)"),
         (replaced(LAYER, np.zeros(3)), r"layers/body: expected a group"),

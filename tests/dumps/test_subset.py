@@ -77,7 +77,10 @@ def test_an_invalid_subset_is_refused(tmp_path: Path) -> None:
         labels = file["test/subset/labels"][()]  # pyright: ignore[reportIndexIssue]
         del file["test/subset/labels"]
         file["test/subset/labels"] = labels[:-1]
-    with pytest.raises(DataError, match=r"test/subset/labels: expected integers of shape \(40,\), found shape \(39,\)"):
+    with pytest.raises(
+        DataError,
+        match=r"subset/labels: expected integers of shape \(R,\), R = 40 as in test/subset/indices, found shape \(39",
+    ):
         cp.analyze(path, errors=True)[0]
 
 

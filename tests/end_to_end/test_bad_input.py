@@ -102,7 +102,10 @@ def test_an_incomplete_dump_is_refused(probe: Run, trained: Path, tmp_path: Path
     [
         ({"test/features": np.where(np.arange(30)[:, None] == 7, np.nan, np.ones((30, 4)))}, ("test", "NaN", "row 7")),
         ({"test/labels": np.where(np.arange(30) == 9, 3, 0)}, ("labels: row 9 is 3", "between 0 and 2")),
-        ({"test/labels": np.arange(29) % 3}, ("30 rows of features but 29 labels",)),
+        (
+            {"test/labels": np.arange(29) % 3},
+            ("test/labels: expected integers of shape (N,), N = 30 as in test/features, found shape (29,)",),
+        ),
     ],
 )
 def test_dumps_with_invalid_values_are_refused(
