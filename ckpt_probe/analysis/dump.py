@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from ckpt_probe.analysis.context import (
@@ -224,7 +225,7 @@ def _compute_unlabelled(view: SplitView, settings: Settings, context: Context) -
             centred, _ = centred_entropies(
                 lambda: one_class(view.blocks(at_once, scores=False)), moments, None, settings
             )
-            record[CENTRED_RANK] = float(centred.values["first"][1.0].exp())
+            record[CENTRED_RANK] = float(torch.as_tensor(centred.values["first"][1.0]).exp())
         except DataError as error:
             reason = str(error)
     absent = [name for name, value in record.items() if value is None and name not in REFERENCES]

@@ -73,11 +73,11 @@ LAYER = "test/layers/body"
         (without(f"{LAYER}/moments/counts"), r"layers/body/moments: counts \(C,\) or means \(C, D\) are missing"),
         (
             replaced(f"{LAYER}/subset_rows", np.zeros((4, 4))),
-            r"layers/body/subset_rows: expected floating-point numbers of shape \(R, D\), R = 5 as in test/subset/indices",
+            r"subset_rows: expected floating-point numbers of shape \(R, D\), R = 5 as in test/subset/indices",
         ),
         (
             replaced(f"{LAYER}/subset_rows", np.arange(5)),
-            r"layers/body/subset_rows: expected floating-point numbers of shape \(R, D\), R = 5 as in test/subset/indices",
+            r"subset_rows: expected floating-point numbers of shape \(R, D\), R = 5 as in test/subset/indices",
         ),
         (without("test/subset"), r"layers/body/subset_rows: the indices of its rows are missing"),
         (without("test/subset/indices"), r"test/subset: indices or seed are missing"),
