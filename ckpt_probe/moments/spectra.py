@@ -22,14 +22,15 @@ from ckpt_probe.moments.subset import ranks_in_classes
 from ckpt_probe.moments.unit_moments import UnitMoments
 
 ROWS_AT_ONCE, VECTORS_AT_ONCE = 512, 32
+"""Rows whose products are formed at a time, and rows with a recurrence each at a time."""
 
-ROWS = 512
-"""Rows whose influence is computed; their standard deviation is known to about 3 %."""
+ROWS_OF_EXACT = 512
+"""Rows whose influence on an exact entropy is computed; their standard deviation is known to about 3 %."""
 
 STEPS = 6
 """Steps of each recurrence; the influence of a row needs far fewer digits than the entropy."""
 
-ROWS_OF_SAMPLED, FEWEST, STEPS_OF_LARGE, LARGE = 256, 48, 3, 10_000
+ROWS_OF_SAMPLED, FEWEST_OF_SAMPLED, STEPS_OF_LARGE, LARGE = 256, 48, 3, 10_000
 """Rows for a sampled entropy. If its vectors have more than `LARGE` numbers, fewer rows and steps in single precision
 take about as long as the entropy. The fewest rows determine a standard deviation to 10 %, and three steps to 5 %."""
 
@@ -226,10 +227,10 @@ def influences_of_rows(
         classes: Indices of their classes, (m,).
         estimate: The entropy if it is sampled; the derivatives then take about as many products as the entropy.
     """
-    most, steps, dtype = ROWS if estimate is None else ROWS_OF_SAMPLED, STEPS, torch.float64
+    most, steps, dtype = ROWS_OF_EXACT if estimate is None else ROWS_OF_SAMPLED, STEPS, torch.float64
     if estimate is not None and operator.size > LARGE:
         steps, dtype = STEPS_OF_LARGE, torch.float32
-        most = min(most, max(FEWEST, estimate.probes * estimate.steps // steps))
+        most = min(most, max(FEWEST_OF_SAMPLED, estimate.probes * estimate.steps // steps))
     chosen = torch.argsort(ranks_in_classes(classes), stable=True)[:most]  # as many of each class
     nodes, weights, of_gram = [], [], False
     for part in chosen.split(VECTORS_AT_ONCE):
