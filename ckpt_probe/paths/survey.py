@@ -3,10 +3,10 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
-from typing import Generic, Self, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from ckpt_probe.analysis.entries import BIAS, STDERR
 from ckpt_probe.analysis.record import accumulate, compute_from_moments
 from ckpt_probe.checkpoints import State
 from ckpt_probe.errors import DataError, UsageError, error_context
-from ckpt_probe.extraction import Block, Setup, Storage, StoreWriter, Subject, open_subject, store_writer
+from ckpt_probe.extraction import Block, Setup, Storage, StoreWriter, open_subject, store_writer
 from ckpt_probe.models import unwrapped
 from ckpt_probe.moments.design import RecordWithErrors
 from ckpt_probe.moments.quality import Quality, Scored
@@ -78,9 +78,11 @@ class Job(Generic[Options]):
         return states
 
 
-@dataclass
 class Survey:
     """Evaluates positions between checkpoints, one set of weights after another with the same model and data.
+
+    Args:
+        job: Checkpoints and settings; the first checkpoint names the model and the data, which are opened.
 
     Attributes:
         job: Checkpoints and settings.
@@ -88,14 +90,9 @@ class Survey:
         train_means: Class means (C, D) of the training split under the present weights, or None.
     """
 
-    job: Job
-    subject: Subject
-    train_means: Tensor | None = field(default=None, init=False)
-
-    @classmethod
-    def open(cls, job: Job) -> Self:
-        """Open model and data."""
-        return cls(job, open_subject(job.files[0], job.setup))
+    def __init__(self, job: Job) -> None:
+        self.job, self.subject = job, open_subject(job.files[0], job.setup)
+        self.train_means: Tensor | None = None
 
     @property
     def splits(self) -> list[str]:
@@ -274,7 +271,7 @@ def opened(job: Job, *, overwrite: bool, resume: bool, progress: Progress) -> It
         raise UsageError("overwrite and resume exclude each other")
     with claimed_in_turn(job.ledger.path, progress.message) as waited:
         job.ledger.require_free(overwrite=overwrite, resume=resume or (waited and not overwrite))
-        yield Survey.open(job)
+        yield Survey(job)
 
 
 def visit(
@@ -350,7 +347,7 @@ class _RowsOfBlocks:
 
 def _evaluate_in_worker(job: Job, reopened: Callable[[Survey], StateAt], position: Position) -> list[Record]:
     def evaluation() -> Callable[[Position, Progress], list[Record]]:
-        survey = Survey.open(job)
+        survey = Survey(job)
         return partial(survey.evaluate, reopened(survey))
 
     return made_once(job, evaluation)(position, NullProgress())

@@ -158,7 +158,7 @@ def mean_divergences(
     Returns:
         Array of shape (len(pairs),), NaN without the logits of equally many classes.
     """
-    if not pairs or not all(run.with_logits for run in runs) or len({run.classes for run in runs}) > 1:
+    if not pairs or not all(run.classes for run in runs) or len({run.classes for run in runs}) > 1:
         return np.full(len(pairs), math.nan)
     first = runs[0]
     paths = first.paths if len(runs) == 1 else [run.paths[-1] for run in runs]

@@ -100,11 +100,6 @@ class Predictions:
         """Return the files of the checkpoints."""
         return [member.path for member in self.members]
 
-    @property
-    def with_logits(self) -> bool:
-        """Return whether every checkpoint has logits, as the divergence needs."""
-        return self.classes > 0
-
     @cached_property
     def positions(self) -> list[int | str]:
         """Return the steps of the checkpoints if these are known and distinct, else their names."""

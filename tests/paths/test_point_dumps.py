@@ -145,7 +145,7 @@ def test_a_failed_evaluation_leaves_no_thread(
 ) -> None:
     monkeypatch.setattr(survey_module, "CACHE_BYTES", 0)
     setup, ledger = Setup(device="cpu", batch_size=1), Ledger(tmp_path / "p", "path")
-    survey = survey_module.Survey.open(survey_module.Job(ends, setup, PathOptions(batchnorm="interpolate"), ledger))
+    survey = survey_module.Survey(survey_module.Job(ends, setup, PathOptions(batchnorm="interpolate"), ledger))
     subject = survey.subject
     *_, scale, shift = (p for name, p in subject.model.named_parameters() if not name.startswith(subject.classifier))
     scale.data.fill_(1e6 if failure == "writer" else torch.nan)
