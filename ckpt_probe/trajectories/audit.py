@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from ckpt_probe.analysis.records import grouped_by
 from ckpt_probe.checkpoints import Member
 from ckpt_probe.errors import listed
 from ckpt_probe.trajectories.layout import Finding, Parameters, label_of
@@ -42,7 +43,9 @@ class Audit:
         self.members = members = parameters.members
         distances = distances_of(measured.gram)
         usable = np.flatnonzero(~measured.arrays["broken"][: measured.parameters].any(axis=(0, 2))).tolist()
-        equal = [tuple(group) for group in _equal_groups(measured) if set(group) <= set(usable)]
+        digests = measured.arrays["digests"][: measured.parameters]
+        groups = grouped_by(range(len(members)), lambda t: digests[:, t].tobytes()).values()
+        equal = [tuple(group) for group in groups if len(group) > 1 and set(group) <= set(usable)]
         if confirm is not None:
             equal = [g for g in equal if all(confirm(members[g[0]], members[t]) for t in g[1:])]
         self.turns = Turns(distances, equal, usable)
@@ -82,15 +85,6 @@ def _verdict(excluded: int, members: Sequence[Member], turns: Turns, findings: S
     notes += [f"oscillates at {turns.oscillation} consecutive checkpoints"] if turns.oscillation else []
     ratio = f"{turns.ratios[highest]:.2f} at {label_of(members[highest])}"
     return f"audit: {count} checkpoints, nothing wrong; largest turn ratio {'; '.join([ratio, *notes])}"
-
-
-def _equal_groups(measured: Measured) -> Iterator[list[int]]:
-    """Yield groups of checkpoints whose parameters are all equal."""
-    digests = measured.arrays["digests"][: measured.parameters]
-    groups: dict[bytes, list[int]] = {}
-    for t in range(digests.shape[1]):
-        groups.setdefault(digests[:, t].tobytes(), []).append(t)
-    yield from (group for group in groups.values() if len(group) > 1)
 
 
 def _route_findings(members: Sequence[Member], turns: Turns, distances: np.ndarray) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ckpt_probe.analysis.records import grouped_by
 from ckpt_probe.budget import require_regular
 from ckpt_probe.checkpoints import Member, fingerprint
 from ckpt_probe.errors import CkptProbeError
@@ -197,10 +198,8 @@ def _sketch(names: tuple[str, ...], options: WeightOptions, member: Member) -> A
 
 def _tied(parameters: Parameters, options: WeightOptions) -> dict[str, str]:
     """Return parameters that share their values with another in the first and the last checkpoint, and its name."""
-    shapes: dict[Any, list[str]] = {}
-    for name in parameters.names:
-        shapes.setdefault(parameters.shapes[name], []).append(name)
-    candidates = [name for names in shapes.values() if len(names) > 1 for name in names]
+    of_shape = grouped_by(parameters.names, parameters.shapes.__getitem__).values()
+    candidates = [name for names in of_shape if len(names) > 1 for name in names]
     groups: dict[str, str] = dict.fromkeys(candidates, "")
     with ExitStack() as stack:
         for member in {member.path: member for member in (parameters.members[0], parameters.members[-1])}.values():

@@ -10,6 +10,7 @@ import numpy as np
 
 from ckpt_probe.addresses import Address
 from ckpt_probe.analysis.entries import Record, in_order, join_reasons
+from ckpt_probe.analysis.records import grouped_by
 from ckpt_probe.analysis.weights import ClassifierRecords
 from ckpt_probe.checkpoints import Member, open_series
 from ckpt_probe.checkpoints.series import have_same_weights
@@ -342,8 +343,5 @@ def _turn_ratio(steps: np.ndarray, after: np.ndarray, broken: np.ndarray, t: int
 
 def _grouped(names: Iterable[str], by: str) -> dict[str, list[str]]:
     """Return names of tensors by that of their block, by their own, or by "" for the network."""
-    groups: dict[str, list[str]] = {"": []} if by == "network" else {}
-    for name in names:
-        group = {"network": "", "block": block_of(name), "tensor": name}[by]
-        groups.setdefault(group, []).append(name)
-    return groups
+    groups = grouped_by(names, lambda name: {"network": "", "block": block_of(name), "tensor": name}[by])
+    return {"": groups.get("", [])} if by == "network" else groups
