@@ -39,8 +39,10 @@ def events_alone(values: np.ndarray, steps: np.ndarray, level: float = LEVEL) ->
     results = []
     for analysis in analyses([Series("", "", {}, "m", steps, row) for row in values]):
         of_changes, of_levels = level * OF_CHANGES, level * OF_LEVELS
-        events = list(analysis.changes(of_changes)) if analysis.changes_p <= of_changes else []
-        results.append(events + (list(analysis.onset_and_end(of_levels)) if analysis.levels_p <= of_levels else []))
+        changes_p = analysis.line.p_value(analysis.of_line.max())
+        levels_p = analysis.level.p_value(analysis.of_level.max())
+        events = list(analysis.changes(of_changes)) if changes_p <= of_changes else []
+        results.append(events + (list(analysis.onset_and_end(of_levels)) if levels_p <= of_levels else []))
     return results
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any
 
@@ -63,8 +63,8 @@ def find_events(series: Sequence[Series], level: float = LEVEL) -> tuple[list[Re
     tested = [each for each in series if untested(each) is None]
     by_series = {id(analysis.series): analysis for analysis in analyses(tested)}
     results = [by_series[id(each)] for each in tested]
-    changes = _levels([analysis.changes_p for analysis in results], OF_CHANGES * level)
-    levels = _levels([analysis.levels_p for analysis in results], OF_LEVELS * level)
+    changes = _levels([each.line.p_value(each.of_line.max()) for each in results], OF_CHANGES * level)
+    levels = _levels([each.level.p_value(each.of_level.max()) for each in results], OF_LEVELS * level)
     events: list[Record] = []
     limits: dict[int, Record] = {}
     first = level / max(1, len(results))
@@ -104,63 +104,60 @@ def positions(steps: np.ndarray) -> np.ndarray:
     return np.log(steps - min(steps[0], 0) + float(steps[steps > 0][0] if (steps > 0).any() else 1))
 
 
+@dataclass(frozen=True)
 class Analysis:
-    """Statistics of one series, with `changes_p` and `levels_p`, the p-values of any change and of a level that moves.
+    """Statistics of one series.
 
-    Args:
+    Attributes:
         series: The series.
-        models: Noise model and families of its grid.
-        noise: Its noise.
-        statistics: Statistics of the intervals of both families.
+        model: Noise model of its grid.
+        level: Family of the intervals that are tested for departures from a constant.
+        line: Family of the intervals that are tested for departures from a line.
+        noise: Noise of the series.
+        of_level: Statistics of the intervals of `level`.
+        of_line: Statistics of the intervals of `line`.
     """
 
-    def __init__(
-        self,
-        series: Series,
-        models: tuple[NoiseModel, Family, Family],
-        noise: Noise,
-        statistics: tuple[np.ndarray, np.ndarray],
-    ) -> None:
-        self.series = series
-        self._model, self._level, self._line = models
-        self._noise = noise
-        self._of_level, self._of_line = statistics
-        self.levels_p, self.changes_p = (
-            family.p_value(each.max()) for family, each in zip(models[1:], statistics, strict=True)
-        )
+    series: Series
+    model: NoiseModel
+    level: Family
+    line: Family
+    noise: Noise
+    of_level: np.ndarray
+    of_line: np.ndarray
 
     def changes(self, level: float | None) -> Iterator[Record]:
         """Yield a record for each interval that contains a change; no record without a `level`."""
         if level is None:
             return
-        critical = self._line.critical(level)
-        for each in narrowest(self._line, self._of_line, critical):
+        critical = self.line.critical(level)
+        for each in narrowest(self.line, self.of_line, critical):
             yield self._event("change", each, abrupt=self._is_abrupt(each, critical))
 
     def onset_and_end(self, level: float | None) -> Iterator[Record]:
         """Yield the records of the onset and the end; no record without a `level`."""
         if level is None:
             return
-        significant = [*compress(self._level.intervals, self._of_level > self._level.critical(level))]
+        significant = [*compress(self.level.intervals, self.of_level > self.level.critical(level))]
         first = first_departure(significant)
         if first is None:
             return
         yield self._event("onset", first)
         last = max(significant, key=lambda each: (each.start, -each.stop))
-        rest = at_rest(self.series.values, last.stop - 1, float(self._noise.second[0, last.stop - 1]))
+        rest = at_rest(self.series.values, last.stop - 1, float(self.noise.second[0, last.stop - 1]))
         if rest is not None:
             yield self._event("end", Interval(last.start, rest + 1))
 
     def limit(self, level: float) -> Record:
         """Return the noise of the series, and the jump at its middle that is reported in 90 % of the cases."""
         middle = len(self.series.steps) // 2
-        smallest = self._line.detectable(int(self._noise.limit[0]), self._line.critical(level))
+        smallest = self.line.detectable(int(self.noise.limit[0]), self.line.critical(level))
         return {
             **identity(self.series),
             "checkpoints": len(self.series.steps),
             "absent": self.series.absent,
-            "noise": float(self._noise.scale[0].min()),
-            "smallest_detectable": smallest * float(self._noise.scale[0, middle]),
+            "noise": float(self.noise.scale[0].min()),
+            "smallest_detectable": smallest * float(self.noise.scale[0, middle]),
             "missing": None,
         }
 
@@ -182,14 +179,14 @@ class Analysis:
         A curve is smooth if a polynomial of degree 5 in the step or in its logarithm describes it in and around the
         interval; with little noise and many checkpoints, even a power law departs from a line within a factor of 2.
         """
-        x, count = self._model.x, at.stop - at.start
+        x, count = self.model.x, at.stop - at.start
         if x[at.stop - 1] - x[at.start] > ABRUPT:
             return False
         start = max(0, at.start - max(BESIDE, count))
         stop = min(len(x), at.stop + max(BESIDE, count))
         values = self.series.values[start:stop]
-        coefficient = float(COEFFICIENTS[self._noise.limit[0]])
-        scale = self._noise.scale[0, (start + stop) // 2]
+        coefficient = float(COEFFICIENTS[self.noise.limit[0]])
+        scale = self.noise.scale[0, (start + stop) // 2]
         for axis in (x[start:stop], np.exp(x[start:stop])):
             vectors = contrasts(axis, SMOOTH, MOST_SPLITS)
             answers = vectors @ values
@@ -230,7 +227,7 @@ def at_rest(values: np.ndarray, start: int, scale: float) -> int | None:
 def analyses(series: Sequence[Series]) -> Iterator[Analysis]:
     """Yield the analysis of each series, those on one grid of steps together."""
     for x, members in grouped_by(series, lambda each: tuple(positions(each.steps).tolist())).items():
-        model, level, line = models = families(x)
+        model, level, line = families(x)
         values = np.array([each.values for each in members])
         noise = model.estimate(values)
         # A change of one or two samples is no event, even where all other values are equal.
@@ -239,7 +236,7 @@ def analyses(series: Sequence[Series]) -> Iterator[Analysis]:
         of_level, of_line = level.statistics(values, noise), line.statistics(values, noise)
         for index, each in enumerate(members):
             of_series = Noise(*(each[index : index + 1] for each in (noise.scale, noise.limit, noise.second)))
-            yield Analysis(each, models, of_series, (of_level[:, index], of_line[:, index]))
+            yield Analysis(each, model, level, line, of_series, of_level[:, index], of_line[:, index])
 
 
 def _without_events(series: Series) -> Record:
