@@ -281,7 +281,7 @@ class _Runner:
         head, taps, logits = self._head, self._taps, None
         with taps.tapping(self._model, inputs) if taps.layers else nullcontext({}) as recorded:
             if self._scored and isinstance(head, Head) and head.ends:
-                features = head.entering(self._model, inputs)
+                features = models.rows_entering(self._model, head.name, inputs)
             else:
                 rows = head.tapped(self._model, inputs)
                 features, logits = rows.features, rows.logits

@@ -11,6 +11,7 @@ from ckpt_probe.models.calling import (
     on_device,
     part_of,
     precision_hint,
+    rows_entering,
     run_once,
     samples_in,
     unknown_index,

@@ -231,8 +231,8 @@ class _ReachedError(Exception):
     """Raised when a layer is about to run."""
 
 
-def stopped_at(model: nn.Module, layer: str, inputs: Batch) -> Tensor:
-    """Return the input of a layer in its first call; the forward pass ends there.
+def rows_entering(model: nn.Module, layer: str, inputs: Batch) -> Tensor:
+    """Return the rows that enter a layer in its first call, shape (m, D); the forward pass ends there.
 
     Args:
         model: The model.
@@ -252,7 +252,7 @@ def stopped_at(model: nn.Module, layer: str, inputs: Batch) -> Tensor:
         call(model, inputs)
     if not received or received[0] is None:
         raise DataError(f"classifier {layer} did not run in a forward pass, or received no tensor")
-    return received[0]
+    return received[0].reshape(-1, received[0].shape[-1])
 
 
 def first_tensor(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor | None:

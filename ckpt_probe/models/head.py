@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.models.calling import Batch, Call, call, evaluating, results_of, samples_in, stopped_at, tapping
+from ckpt_probe.models.calling import Batch, Call, call, evaluating, results_of, samples_in, tapping
 
 if TYPE_CHECKING:
     from ckpt_probe.models.pooling import Backbone
@@ -213,17 +213,11 @@ class Head:
 
     @property
     def ends(self) -> bool:
-        """Return whether logits are W z + b of the input of one layer, so that a forward pass may end before it."""
-        return self.settled and not self.reading and len(self.parts) == 1 and self.parts[0].kind == "linear"
+        """Return whether logits are W z + b of the input of one layer, so that a forward pass may end before it.
 
-    def entering(self, model: nn.Module, inputs: Batch) -> Tensor:
-        """Return the rows that enter the head, shape (m, D), from a forward pass that ends there; see `ends`.
-
-        Raises:
-            DataError: If the layer does not run.
+        See `rows_entering`.
         """
-        received = stopped_at(model, self.parts[0].layer, inputs)
-        return received.reshape(-1, received.shape[-1])
+        return self.settled and not self.reading and len(self.parts) == 1 and self.parts[0].kind == "linear"
 
     def tapped(self, model: nn.Module, inputs: Batch) -> Rows:
         """Return the rows of one complete forward pass.
