@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ckpt_probe.checkpoints import Checkpoint, fingerprint, step_of
 from ckpt_probe.dumps import Provenance, read_provenance, require_split_name
 from ckpt_probe.errors import DataError, UsageError
@@ -228,9 +226,7 @@ def _write_dump(
             if shared is not None and shared.divides(subject, name, storage.limit):
                 forwarded = shared.blocks(job, subject, member, name, path, bar)
             else:
-                forwarded = subject.forward(
-                    name, dtype=getattr(torch, storage.dtype), limit=storage.limit, progress=progress, bar=bar
-                )
+                forwarded = subject.forward(name, storage, progress=progress, bar=bar)
             chosen = None if count is None else choose_rows(count, storage.max_rows, storage.rows_seed)
             # If the writer fails, the thread that prepares batches ends here and not at garbage collection.
             with closing(forwarded) as blocks:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ckpt_probe.checkpoints import Checkpoint, CheckpointMetadata, open_checkpoint, save_checkpoint
@@ -164,9 +163,8 @@ def _forward(job: Job, part: SampleRange) -> Forwarded:
     if subject.loaded_from != str(part.member.path):
         with subject.setup.open(part.member.path) as checkpoint:
             subject.load(checkpoint.state_dict(), str(part.member.path), checkpoint.extra_state())
-    storage, (start, stop) = job.storage, (part.start, part.stop)
-    within = {"limit": storage.limit, "start": start, "stop": stop}
-    with closing(subject.forward(part.split, dtype=getattr(torch, storage.dtype), progress=log, **within)) as blocks:
+    start, stop = part.start, part.stop
+    with closing(subject.forward(part.split, job.storage, start=start, stop=stop, progress=log)) as blocks:
         _write(part.file, blocks)
     samples = subject.data.split(part.split)
     left_out = samples.left_out if isinstance(samples, Streaming) else {}

@@ -92,23 +92,23 @@ class Subject:
     def forward(
         self,
         split: str,
+        storage: Storage | None = None,
         *,
-        dtype: torch.dtype = torch.float32,
-        limit: int | None = None,
         start: int = 0,
         stop: int | None = None,
         progress: Progress | None = None,
         bar: Task | None = None,
     ) -> Generator[Block, None, None]:
-        """Yield features, labels, logits and layers of one split in blocks; see `forward_blocks`."""
+        """Yield features, labels, logits and layers of one split in blocks; see `Storage` and `forward_blocks`."""
+        storage = storage or Storage()
         return forward_blocks(
             self.model,
             self.head,
             self.data.splits[split],
             batch_size=self.setup.batch_size,
             device=self.device,
-            dtype=dtype,
-            limit=limit,
+            dtype=getattr(torch, storage.dtype),
+            limit=storage.limit,
             start=start,
             stop=stop,
             taps=self.taps,
