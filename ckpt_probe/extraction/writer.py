@@ -119,12 +119,12 @@ class StoreWriter:
         Raises:
             DataError: If the number of rows is unknown and no row comes, or as in `DumpWriter.append`.
         """
-        stores_rows, tally = self.storage.store != "moments", Tally()
+        storage, tally = self.storage, Tally()
         # The first block has what all of them have.
         blocks = iter(blocks)
         first = next(blocks, None)
         documents, positions = (None, None) if first is None else (first.documents, first.positions)
-        if stores_rows:
+        if storage.store != "moments":
             self.dump.start_split(
                 name,
                 rows if chosen is None else None,
@@ -134,39 +134,30 @@ class StoreWriter:
                 documents=documents is not None,
                 positions=positions is not None,
             )
-        storage = self.storage
         by_document = positions is not None and (chosen is not None or storage.store != "features")
         computes_logits = storage.store != "features" and labelled and scores == "none" and len(self.weights)
         head = LinearHead.of(self.weights, self.bias) if computes_logits else None
         group = self._group(name, storage.store, storage.memory, labelled, by_document, head)
+        group.chosen = chosen
         layers = self._start_layers(name, labelled, positions is not None) if self.taps.layers else {}
-        seen = stored = 0
         for block in () if first is None else chain([first], blocks):
             _count_predictions(block, tally)
-            count = len(block.labels)
-            if chosen is None:
-                group.append(block, scores=scores)
-                stored += count
-            else:
-                start, stop = torch.searchsorted(chosen, torch.tensor([seen, seen + count])).tolist()
-                group.append(block, chosen[start:stop] - seen, scores=scores)
-                stored += stop - start
+            group.append(block, scores=scores)
             for layer, features in block.layers.items():
                 layers[layer].append(replace(block, features=features))
-            seen += count
-        if not seen and rows is None:
+        if not group.seen and rows is None:
             raise DataError(f"split {name}: no row: every label is {LEFT_OUT}, or there is no sample")
         group.finish(with_quality=True)
-        self.stored[name] = stored
-        if rows is not None and rows != seen:
-            self.dump.leave_out(name, rows - seen)
-        if chosen is not None and stores_rows:
-            self.dump.count_not_stored(name, seen - stored)
+        self.stored[name] = group.stored
+        if rows is not None and rows != group.seen:
+            self.dump.leave_out(name, rows - group.seen)
+        if chosen is not None and storage.store != "moments":
+            self.dump.count_not_stored(name, group.seen - group.stored)
         for layer in layers.values():
             layer.finish()
         arrays = {array.removeprefix(PREFIX): values for array, values in group.subset.state().items()}
         # Without moments of the split, halves are those of the moments of its layers.
-        if self.storage.store == "features" and self.storage.layer_store != "features":
+        if storage.store == "features" and storage.layer_store != "features":
             arrays["halves"] = next((layer.subset.halves for layer in layers.values()), arrays["halves"])
         features = {layer: written.subset.features for layer, written in layers.items()}
         self.dump.write_subset(name, arrays, group.subset.seed, features)
@@ -226,7 +217,9 @@ class _GroupWriter:
         labelled: Whether rows have labels.
         subset: The fixed subset of rows; that of the moments if there are any.
         documents: Computes the numbers of each document, or None.
+        chosen: Indices of the rows that are stored, in ascending order; None for all of them.
         seen: Number of rows so far.
+        stored: Number of those that are chosen.
     """
 
     dump: DumpWriter
@@ -236,30 +229,36 @@ class _GroupWriter:
     labelled: bool
     subset: RowSubset
     documents: Documents | None = None
+    chosen: Tensor | None = None
     seen: int = 0
+    stored: int = 0
 
-    def append(self, block: Block, chosen: Tensor | None = None, *, scores: Scores = "none") -> None:
-        """Add rows, with scores unless they are "none"; `chosen` are the indices of the rows that are stored."""
+    def append(self, block: Block, *, scores: Scores = "none") -> None:
+        """Add rows, with scores unless they are "none"."""
         known = None if scores == "none" else block.scores
         arrays = (block.features, block.labels, known, block.documents, block.positions)
+        count, chosen = len(block.labels), None
+        if self.chosen is not None:
+            start, stop = torch.searchsorted(self.chosen, torch.tensor([self.seen, self.seen + count])).tolist()
+            chosen = self.chosen[start:stop] - self.seen
         if self.stores_rows and chosen is None:
             rounded = self.dump.append(self.name, *arrays)
         else:
             if self.stores_rows and chosen is not None and len(chosen):
                 self.dump.append(self.name, *(_take_rows(array, chosen) for array in arrays))
-            where = f"{self.dump.path}: {self.name}"
-            rounded = as_stored(block.features, self.dump.feature_dtype, where)
-        stored = torch.from_numpy(rounded)
-        labels = block.labels.cpu() if self.labelled else torch.zeros(len(block.labels), dtype=torch.int64)
+            rounded = as_stored(block.features, self.dump.feature_dtype, f"{self.dump.path}: {self.name}")
+        rows = torch.from_numpy(rounded)
+        labels = block.labels.cpu() if self.labelled else torch.zeros(count, dtype=torch.int64)
         if self.gathering is None:
-            indices = torch.arange(self.seen, self.seen + len(labels))
-            self.subset.update(stored, labels, indices, torch.zeros_like(labels), block.documents)
-            self.seen += len(labels)
+            indices = torch.arange(self.seen, self.seen + count)
+            self.subset.update(rows, labels, indices, torch.zeros_like(labels), block.documents)
         else:
             scored = known.float() if isinstance(known, Tensor) else known
-            self.gathering.add(stored, labels, scored if self.labelled else None, block.documents)
+            self.gathering.add(rows, labels, scored if self.labelled else None, block.documents)
         if self.documents is not None and block.documents is not None and block.positions is not None:
-            self.documents.update(stored, block.documents, block.positions)
+            self.documents.update(rows, block.documents, block.positions)
+        self.seen += count
+        self.stored += count if chosen is None else len(chosen)
 
     def finish(self, *, with_quality: bool = False) -> None:
         """Write the moments after the last row, with accuracy and loss if `with_quality`."""
