@@ -163,31 +163,31 @@ def _related(model: nn.Module, inputs: Batch, names: Sequence[str], results: Seq
 
 
 def _named(model: nn.Module, inputs: Batch, names: Sequence[str], linears: Sequence[str]) -> Head:
-    modules = dict(model.named_modules())
-    unknown = next((name for name in names if name not in modules), None)
-    if unknown is not None:
-        raise UsageError(f"`classifier={unknown!r}`: no linear layer has that name; there are: {_last(linears)}")
+    modules, samples = dict(model.named_modules()), samples_in(inputs)
+    for name in names:
+        if name not in modules:
+            raise UsageError(f"`classifier={name!r}`: no linear layer has that name; there are: {_last(linears)}")
     calls, output = _run(model, names, inputs)
     copies, _ = _run(model, names, inputs, copied=True)
-    parts_found = [_part(model, name, copies, samples_in(inputs)) for name in names]
-    other = next((name for name, (part, _) in zip(names, parts_found, strict=True) if part is None), None)
-    if other is not None:
-        kind = type(modules[other]).__name__
-        raise UsageError(f"`classifier={other!r}`: {kind} is no linear layer; there are: {_last(linears)}")
+    parts: dict[Part, int] = {}
+    for name in names:
+        part, positions = _part(model, name, copies, samples)
+        if part is None:
+            kind = type(modules[name]).__name__
+            raise UsageError(f"`classifier={name!r}`: {kind} is no linear layer; there are: {_last(linears)}")
+        parts[part] = positions
     results = results_of(output)
-    if len(names) == 1 and (head := _returned(model, calls, results, samples_in(inputs))):
+    if len(names) == 1 and (head := _returned(model, calls, results, samples)):
         return head
     if head := _related(model, inputs, names, results):
         return head
-    for name, (_, positions) in zip(names, parts_found, strict=True):
+    for part, positions in parts.items():
         if positions != 1:
-            shape = tuple(calls[name][0][0].shape)
             raise DataError(
-                f"classifier {name} takes {shape} for {samples_in(inputs)} samples, and how the model's output comes "
-                "from its own is not known; one row of features per sample is needed"
+                f"classifier {part.layer} takes {tuple(calls[part.layer][0][0].shape)} for {samples} samples, and how "
+                "the model's output comes from its own is not known; one row of features per sample is needed"
             )
-    parts = tuple(part for part, _ in parts_found if part is not None)
-    return Head(parts, why="named by the caller; what the model returns comes from its output in another way")
+    return Head(tuple(parts), why="named by the caller; what the model returns comes from its output in another way")
 
 
 def _not_found(model: nn.Module, calls: Calls, result: Tensor) -> DataError:
