@@ -6,14 +6,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.models.calling import Batch, Call, forward_once, results_of, samples_in, tapping
-from ckpt_probe.models.head import CONVOLUTIONS, Head, Part, kind_of, only_call, rows_by_position
+from ckpt_probe.models.head import CONVOLUTIONS, Head, Kind, Part, affine_map, as_rows, only_call, rows_by_position
 from ckpt_probe.models.pooling import HEADLESS, STATE, Backbone, backbone_of
 from ckpt_probe.models.relation import relation_to
 
 SHOWN = 8
+LARGEST_PROBED = 16_384
+"""Maximum number of features of a layer whose weights are computed from its outputs for unit vectors."""
 
 Calls = dict[str, list[Call]]
 """Calls of some layers, by name."""
@@ -107,22 +110,80 @@ def _returned(model: nn.Module, calls: Calls, results: Sequence[Tensor], samples
             message = f"several layers yield the model's output: {', '.join(same)}"
             raise DataError(f"{message}; pick one with `classifier=`")
         if len(same) == 1 and len(calls[same[0]]) == 1:
-            part, positions = _part(model, same[0], calls, samples)
+            part, positions = _part(model, same[0], calls[same[0]][0], samples)
             if part is not None:
                 part = replace(part, positions="one" if positions == 1 else "every")
                 return Head((part,), result=number, why=_why("its output is {what}", number, len(results)))
     return None
 
 
-def _part(model: nn.Module, name: str, calls: Calls, samples: int) -> tuple[Part | None, int]:
+def _part(model: nn.Module, name: str, call: Call, samples: int) -> tuple[Part | None, int]:
     """Return a layer as a part of a head, or None if it is not linear, and its number of rows per sample."""
-    received, output = only_call(name, calls[name])
     layer = model.get_submodule(name)
-    kind = kind_of(layer, received, output, samples)
+    kind = _kind_of(layer, *call, samples)
     if kind is None:
         return None, 0
-    features, _ = rows_by_position(layer, received, output, samples)
+    features, _ = rows_by_position(layer, *call, samples)
     return Part(name, features.shape[-1], kind), features.shape[1]
+
+
+def _kind_of(layer: nn.Module, received: Tensor, output: Tensor, samples: int) -> Kind | None:
+    """Return the kind of linear map of a layer, None if it is not linear.
+
+    The output of a layer with weights must agree with them.
+
+    Args:
+        layer: The layer.
+        received: Its input, shape (n, …).
+        output: Its output, shape (n, …).
+        samples: Number of samples n.
+    """
+    if received.ndim < 2 or output.ndim < 2 or len(received) != samples or len(output) != samples:
+        return None
+    if not (received.is_floating_point() and output.is_floating_point()):
+        return None
+    if isinstance(layer, CONVOLUTIONS):
+        fits = _sees_once(layer, received) and _agrees(layer, "convolution", received, output)
+        return "convolution" if fits else None
+    if received.shape[:-1] != output.shape[:-1]:
+        return None
+    weight = getattr(layer, "weight", None)
+    shaped = isinstance(weight, Tensor) and weight.shape == (output.shape[-1], received.shape[-1])
+    if shaped and _agrees(layer, "linear", received, output):
+        return "linear"
+    if received.shape[-1] > LARGEST_PROBED:
+        return None
+    return next((kind for kind in ("affine", "cosine") if _agrees(layer, kind, received, output)), None)
+
+
+def _sees_once(layer: nn.Module, received: Tensor) -> bool:
+    """Return whether a convolution has one output per position, or one for its complete input."""
+    if not isinstance(layer, CONVOLUTIONS) or layer.groups != 1 or received.ndim != 2 + len(layer.kernel_size):
+        return False
+    if any(padding != 0 for padding in layer.padding):
+        return False
+    at_each = max(layer.kernel_size) == max(layer.stride) == 1
+    return at_each or tuple(received.shape[2:]) == layer.kernel_size
+
+
+def _agrees(layer: nn.Module, kind: Kind, received: Tensor, output: Tensor) -> bool:
+    """Return whether a layer's output agrees with its weights up to rounding."""
+    features, wanted = rows_by_position(layer, received.detach(), output.detach(), len(received))
+    try:
+        with torch.no_grad():
+            weights, bias = affine_map(layer, kind, features.shape[-1])
+    except Exception:  # the layer refuses unit vectors
+        return False
+    if weights.shape != (wanted.shape[-1], features.shape[-1]):
+        return False
+    predicted = F.linear(as_rows(kind, features).float(), weights.float(), None if bias is None else bias.float())
+    finite = wanted.isfinite()
+    if not bool(finite.all()) and kind in ("affine", "cosine"):
+        return False
+    # In a diverged model only finite outputs can be compared.
+    predicted, wanted = predicted[finite], wanted[finite].float()
+    tolerance = 0.05 if torch.finfo(output.dtype).bits < 32 else 1e-3
+    return not len(wanted) or bool(((predicted - wanted).abs() <= tolerance * wanted.abs().max()).all())
 
 
 def _groups(model: nn.Module, inputs: Batch, linears: Sequence[str], results: Sequence[Tensor]) -> list[list[str]]:
@@ -153,7 +214,8 @@ def _related(model: nn.Module, inputs: Batch, names: Sequence[str], results: Seq
         if relation is None:
             continue
         calls, _ = _run(model, relation.layers, inputs, copied=True)
-        linear = [_part(model, part.layer, calls, samples_in(inputs))[0] for part in relation.parts]
+        samples, once = samples_in(inputs), {name: only_call(name, seen) for name, seen in calls.items()}
+        linear = [_part(model, part.layer, once[part.layer], samples)[0] for part in relation.parts]
         pairs = zip(relation.parts, linear, strict=True)
         parts = tuple(replace(part, width=layer.width, kind=layer.kind) for part, layer in pairs if layer is not None)
         if len(parts) == len(linear):
@@ -171,7 +233,7 @@ def _named(model: nn.Module, inputs: Batch, names: Sequence[str], linears: Seque
     copies, _ = _run(model, names, inputs, copied=True)
     parts: dict[Part, int] = {}
     for name in names:
-        part, positions = _part(model, name, copies, samples)
+        part, positions = _part(model, name, only_call(name, copies[name]), samples)
         if part is None:
             kind = type(modules[name]).__name__
             raise UsageError(f"`classifier={name!r}`: {kind} is no linear layer; there are: {_last(linears)}")

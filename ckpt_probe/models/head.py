@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 PROBED_AT_ONCE = 1024
-LARGEST_PROBED = 16_384
-"""Maximum number of features of a layer whose weights are computed from its outputs for unit vectors."""
 
 Kind = Literal["linear", "convolution", "cosine", "affine"]
 """Kind of a layer: "linear" and "convolution" compute W z + b with their `weight` and `bias`, a convolution for each
@@ -38,36 +36,6 @@ READINGS: dict[str, Callable[[Tensor], Tensor]] = {
 
 Positions = Literal["one", "mean", "chosen", "every"]
 """Rows of a layer that belong to a sample: the only one, their mean, the one that the model chooses, or all."""
-
-
-def kind_of(layer: nn.Module, received: Tensor, output: Tensor, samples: int) -> Kind | None:
-    """Return the kind of linear map of a layer, None if it is not linear.
-
-    The output of a layer with weights must agree with them.
-
-    Args:
-        layer: The layer.
-        received: Its input, shape (n, …).
-        output: Its output, shape (n, …).
-        samples: Number of samples n.
-    """
-    if received.ndim < 2 or output.ndim < 2 or len(received) != samples or len(output) != samples:
-        return None
-    if not (received.is_floating_point() and output.is_floating_point()):
-        return None
-    if isinstance(layer, CONVOLUTIONS):
-        return (
-            "convolution" if _sees_once(layer, received) and _agrees(layer, "convolution", received, output) else None
-        )
-    if received.shape[:-1] != output.shape[:-1]:
-        return None
-    weight = getattr(layer, "weight", None)
-    shaped = isinstance(weight, Tensor) and weight.shape == (output.shape[-1], received.shape[-1])
-    if shaped and _agrees(layer, "linear", received, output):
-        return "linear"
-    if received.shape[-1] > LARGEST_PROBED:
-        return None
-    return next((kind for kind in ("affine", "cosine") if _agrees(layer, kind, received, output)), None)
 
 
 def affine_map(layer: nn.Module, kind: Kind, width: int) -> tuple[Tensor, Tensor | None]:
@@ -333,36 +301,6 @@ def only_call(layer: str, calls: Sequence[Call]) -> Call:
     if len(calls) != 1:
         raise DataError(f"classifier {layer} ran {len(calls)} times in one forward pass, not once")
     return calls[0]
-
-
-def _sees_once(layer: nn.Module, received: Tensor) -> bool:
-    """Return whether a convolution has one output per position, or one for its complete input."""
-    if not isinstance(layer, CONVOLUTIONS) or layer.groups != 1 or received.ndim != 2 + len(layer.kernel_size):
-        return False
-    if any(padding != 0 for padding in layer.padding):
-        return False
-    at_each = max(layer.kernel_size) == max(layer.stride) == 1
-    return at_each or tuple(received.shape[2:]) == layer.kernel_size
-
-
-def _agrees(layer: nn.Module, kind: Kind, received: Tensor, output: Tensor) -> bool:
-    """Return whether a layer's output agrees with its weights up to rounding."""
-    features, wanted = rows_by_position(layer, received.detach(), output.detach(), len(received))
-    try:
-        with torch.no_grad():
-            weights, bias = affine_map(layer, kind, features.shape[-1])
-    except Exception:  # the layer refuses unit vectors
-        return False
-    if weights.shape != (wanted.shape[-1], features.shape[-1]):
-        return False
-    predicted = F.linear(as_rows(kind, features).float(), weights.float(), None if bias is None else bias.float())
-    finite = wanted.isfinite()
-    if not bool(finite.all()) and kind in ("affine", "cosine"):
-        return False
-    # In a diverged model only finite outputs can be compared.
-    predicted, wanted = predicted[finite], wanted[finite].float()
-    tolerance = 0.05 if torch.finfo(output.dtype).bits < 32 else 1e-3
-    return not len(wanted) or bool(((predicted - wanted).abs() <= tolerance * wanted.abs().max()).all())
 
 
 def _chosen(layer: str, logits: Tensor, result: Tensor) -> Tensor:
