@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.flags import PATH, POSITIVE, WHOLE, flags_for_keywords
+from ckpt_probe.cli.flags import PATH, POSITIVE, WHOLE, flags_for_keywords, require_used
 from ckpt_probe.cli.options import flag, option, option_group, setting_group, verb
 from ckpt_probe.cli.output import Output, bars, say, takes_output
-from ckpt_probe.errors import UsageError
 from ckpt_probe.keywords import from_arguments
 
 if TYPE_CHECKING:
@@ -108,7 +107,9 @@ def command(
 
     if spectra is not None:
         refuse_existing(spectra, overwrite=output.overwrite)
-    _require_grid(layer_metric, json=output.json, **options)
+    without_layers = () if options["layers"] else ("layers",)
+    needed = "records: --layer-metric prints a table of layers and steps"
+    require_used(layer_metric is None, needed, "json", "per_class", *without_layers)
     errors = options["errors"] or corrected
     changed = {"orders": options["orders"] or (), "errors": errors, "spectra": spectra is not None}
     settings = from_arguments(Settings, options | changed)
@@ -153,16 +154,6 @@ def _print_grids(records: list[Any], metric: str, output: Output) -> None:
     for grid in grids:
         click.echo(f"{grid.split}: {grid.metric}")
         output.screen.print(grid_table(grid, output.table_width))
-
-
-def _require_grid(metric: str | None, *, json: bool, layers: bool, per_class: bool, **_others: object) -> None:
-    """Raise UsageError if an option contradicts `layer_metric`."""
-    values = {"--json": json, "--set layers=false": not layers, "--per-class": per_class}
-    contradicting = [option for option, is_set in values.items() if is_set]
-    if metric is not None and contradicting:
-        raise UsageError(
-            f"`layer_metric={metric!r}` prints a table of layers and steps; it does not take {', '.join(contradicting)}"
-        )
 
 
 def _rows(

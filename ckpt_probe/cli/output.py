@@ -165,6 +165,8 @@ class Output:
         if self.json and self.csv:
             raise UsageError("--json and --csv exclude each other")
         if self.out is not None:
+            from ckpt_probe.reporting.formats import require_writable
+
             require_writable(self.out, overwrite=self.overwrite)
 
     @property
@@ -271,14 +273,3 @@ def takes_output(function: Function) -> Function:
 def take_printing(options: dict[str, Any]) -> Output:
     """Remove --json, --csv and --wide from the options of a command whose results are a directory; return them."""
     return Output(**{name: options.pop(name) for name in ("json", "csv", "wide") if name in options})
-
-
-def require_writable(path: Path, *, overwrite: bool) -> None:
-    """Raise UsageError if the file exists, or the libraries of its format are missing; call this before computing."""
-    from ckpt_probe.files import refuse_existing
-
-    refuse_existing(path, overwrite=overwrite)
-    if path.suffix.lower() == ".parquet":
-        from ckpt_probe.reporting.formats import require_parquet
-
-        require_parquet(path, overwrite=overwrite)

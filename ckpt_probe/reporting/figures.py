@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -51,12 +51,8 @@ if TYPE_CHECKING:
 LONGEST_NAME = 100
 
 
-class Drawing(NamedTuple):
-    """Name of a file without suffix, size in inches, and the function that draws the figure."""
-
-    name: str
-    size: tuple[float, float]
-    paint: Paint
+Drawing = tuple[str, tuple[float, float], Paint]
+"""Name of a file without suffix, size in inches, and the function that draws the figure."""
 
 
 def draw_contents(
@@ -73,7 +69,7 @@ def draw_contents(
     drawings = [
         drawing for section in contents.sections for plot in section.plots for drawing in _drawings(plot, contents)
     ]
-    files = [folder / f"{name}.{kind}" for name in _file_names([drawing.name for drawing in drawings])]
+    files = [folder / f"{name}.{kind}" for name in _file_names([name for name, _, _ in drawings])]
     for file in files:
         require_drawable(file, overwrite=overwrite)
     warnings: dict[str, None] = {}
@@ -88,23 +84,22 @@ def draw_contents(
 
 def _drawings(plot: Plot, contents: Contents) -> Iterable[Drawing]:
     if isinstance(plot, LinePlot):
-        yield Drawing(plot.key, *of_lines([plot]))
+        yield plot.key, *of_lines([plot])
     elif isinstance(plot, IntervalPlot):
-        yield Drawing(plot.key, (WIDTH, HEIGHT_OF_ROW * len(plot.rows) + 0.9), partial(_intervals, plot))
+        yield plot.key, (WIDTH, HEIGHT_OF_ROW * len(plot.rows) + 0.9), partial(_intervals, plot)
     elif isinstance(plot, ContourPlot):
-        yield Drawing(plot.key, *_of_contours([plot]))
+        yield plot.key, *_of_contours([plot])
     elif isinstance(plot, MatrixPlot | LayerMap | SpectrumPlot):
         for run, frames in grouped_by(plot.frames, lambda frame: frame.run).items():
             name, count = f"{plot.key}-{run}", len(frames)
             if isinstance(plot, MatrixPlot):
-                yield Drawing(name, (3.6 * count + 0.6, 3.8), partial(_matrices, plot, frames))
+                yield name, (3.6 * count + 0.6, 3.8), partial(_matrices, plot, frames)
             elif isinstance(plot, LayerMap):
                 height = (0.5 + 0.19 * len(plot.layers[run])) * count + 0.7
-                yield Drawing(name, (6.8, height), partial(_layer_map, plot, frames))
+                yield name, (6.8, height), partial(_layer_map, plot, frames)
             else:
                 [track] = [track for track in contents.tracks if track.run == run]
-                paint = partial(_spectra, plot, frames, track, contents.axis)
-                yield Drawing(name, (6.8, 2.4 * count + 0.3), paint)
+                yield name, (6.8, 2.4 * count + 0.3), partial(_spectra, plot, frames, track, contents.axis)
 
 
 def _file_names(keys: Iterable[str]) -> list[str]:

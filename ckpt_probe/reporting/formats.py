@@ -86,17 +86,17 @@ def write_records(records: Sequence[Record], path: Path, *, overwrite: bool = Fa
 
 def write_parquet(records: Iterable[Record], path: Path | str, *, overwrite: bool = False) -> int:
     """Write records into a Parquet file atomically and return their number; raises the errors of `to_dataframe`."""
-    require_parquet(Path(path), overwrite=overwrite)
+    require_writable(Path(path), overwrite=overwrite)
     frame = to_dataframe(records)
     with replacing(Path(path), overwrite=overwrite) as temporary:
         frame.to_parquet(temporary, engine="pyarrow", index=False)
     return len(frame)
 
 
-def require_parquet(path: Path, *, overwrite: bool) -> None:
-    """Raise UsageError if the file exists, or pandas or pyarrow is not installed."""
+def require_writable(path: Path, *, overwrite: bool) -> None:
+    """Raise UsageError if the file exists, or the libraries of its format are missing; call this before computing."""
     refuse_existing(path, overwrite=overwrite)
-    for module in ("pandas", "pyarrow"):
+    for module in ("pandas", "pyarrow") if path.suffix.lower() == ".parquet" else ():
         require_extra(module, EXTRA)
 
 

@@ -113,7 +113,7 @@ def test_a_metric_is_printed_by_layer_and_step(folder: Path, capsys: pytest.Capt
         (
             ["dumps", "--set", "layer_metric=loss", "--json"],
             2,
-            "--layer-metric loss prints a table of layers and steps; it does not take",
+            "--json needs records: --layer-metric prints a table of layers and steps",
         ),
     ],
 )
