@@ -79,38 +79,31 @@ def group_runs(
     is_run: Callable[[Path], bool],
     expected: str,
     say: Callable[[str], None] = print,
+    *,
+    repeats: bool = False,
 ) -> list[GroupedRun]:
-    """Find the runs of paths with the name of their group, None without one; otherwise as `find_runs`."""
-    groups = named_groups(named, is_run, expected, say)
-    first = next(iter(groups.values()))
-    if len(groups) == 1 and first.name is None and len(first.runs) == 1:
-        return [GroupedRun(first.runs[0])]
-    runs = [
-        GroupedRun(path, name, seed)
-        for name, group in groups.items()
-        for path, seed in zip(group.runs, group.seeds(), strict=True)
-    ]
-    paths = [str(run.path if is_address(run.path) else Path(run.path).resolve()) for run in runs]
-    if twice := next((path for path in paths if paths.count(path) > 1), None):
-        raise UsageError(f"two sources are read from {twice}; name each source once (NAME=PATH)")
-    return runs
+    """Find the runs of paths with the name of their group, None without one; otherwise as `find_runs`.
 
-
-def named_groups(
-    named: Iterable[tuple[str | None, list[Path | str]]],
-    is_run: Callable[[Path], bool],
-    expected: str,
-    say: Callable[[str], None],
-) -> "dict[str, Group]":
-    """Find the groups of paths by their names, also those of a single run, which may be in several; see `find_runs`."""
+    `repeats` allows that a run occurs twice.
+    """
     groups = [group for name, paths in named for group in _groups_of(name, paths, is_run, expected, say)]
     if not groups:
         raise UsageError(f"nothing to read; expected {expected}")
+    if len(groups) == 1 and groups[0].name is None and len(groups[0].runs) == 1:
+        return [GroupedRun(groups[0].runs[0])]
     derived = iter(distinct_names([_naming(group.path) for group in groups if group.name is None]))
     names = [group.name or next(derived) for group in groups]
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise UsageError(f"two sources are called {repeated}; name each source once (NAME=PATH)")
-    return dict(zip(names, groups, strict=True))
+    runs = [
+        GroupedRun(path, name, seed)
+        for name, group in zip(names, groups, strict=True)
+        for path, seed in zip(group.runs, group.seeds(), strict=True)
+    ]
+    paths = [str(run.path if is_address(run.path) else Path(run.path).resolve()) for run in runs]
+    if not repeats and (twice := next((path for path in paths if paths.count(path) > 1), None)):
+        raise UsageError(f"two sources are read from {twice}; name each source once (NAME=PATH)")
+    return runs
 
 
 def seed_names(paths: Iterable[Path | str]) -> list[str]:
@@ -119,7 +112,7 @@ def seed_names(paths: Iterable[Path | str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Group:
+class _Group:
     """Runs below one name. name: None for that of `path`. directory: whether the runs are the entries of `path`."""
 
     name: str | None
@@ -128,7 +121,6 @@ class Group:
     directory: bool = False
 
     def seeds(self) -> list[str | None]:
-        """Return the names of the runs in the group; None for a run that is its whole group."""
         if len(self.runs) == 1 and not self.directory:
             return [None]
         return [*seed_names(self.runs)]
@@ -140,15 +132,15 @@ def _groups_of(
     is_run: Callable[[Path], bool],
     expected: str,
     say: Callable[[str], None],
-) -> list[Group]:
+) -> list[_Group]:
     """Return the groups of one source: its name if it has one, and its paths."""
     path = Path(paths[0])
     if len(paths) != 1 or is_address(paths[0]):
         if wrong := next((each for each in paths if not is_address(each) and not is_run(Path(each))), None):
             raise DataError(f"{wrong}: not a run; expected {expected}")
-        return [Group(name, path.parent if len(paths) > 1 else path, [*paths])]
+        return [_Group(name, path.parent if len(paths) > 1 else path, [*paths])]
     if not path.is_dir() or is_run(path):
-        return [Group(name, path, [path])]
+        return [_Group(name, path, [path])]
     runs, others = _parted(path, is_run)
     parted = {child: _parted(child, is_run) for child in others if child.is_dir()}
     below = {child: inside for child, (inside, _) in parted.items() if inside}
@@ -159,11 +151,11 @@ def _groups_of(
             say(f"{directory}: {len(names)} names are neither runs nor groups and were left out: {left_out}")
     if not below:
         # The caller knows best why a path is no run.
-        return [Group(name, path, [*runs] or [path], directory=bool(runs))]
+        return [_Group(name, path, [*runs] or [path], directory=bool(runs))]
     prefix = "" if name is None else f"{name}/"
     inside = {**{child: _only_run(child) for child in runs}, **below}
     children = sorted(inside, key=lambda child: natural(child.name))
-    return [Group(f"{prefix}{each.name}", each, [*inside[each]] or [each], bool(inside[each])) for each in children]
+    return [_Group(f"{prefix}{each.name}", each, [*inside[each]] or [each], bool(inside[each])) for each in children]
 
 
 def _only_run(directory: Path) -> list[Path]:
@@ -191,10 +183,8 @@ def named_paths(text: str) -> tuple[str | None, list[Path | str]]:
     Raises:
         UsageError: If a pattern matches nothing.
     """
-    if is_address(text):
-        return None, [text]
-    if _exists(text):
-        return None, [Path(text)]
+    if is_address(text) or _exists(text):
+        return None, [text if is_address(text) else Path(text)]
     name, separator, rest = text.partition("=")
     if not separator or not name or "/" in name:
         return None, _matching(text)

@@ -8,11 +8,11 @@ from typing import Any
 
 from ckpt_probe.analysis import Records
 from ckpt_probe.analysis.entries import POSITION
-from ckpt_probe.analysis.records import by_run, metric_names, number, of_penultimate
+from ckpt_probe.analysis.records import by_run, grouped_by, metric_names, number, of_penultimate
 from ckpt_probe.analysis.series import is_recorded, records_of
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.files import refuse_existing, replacing_directory
-from ckpt_probe.groups import named_groups, named_paths, seed_names
+from ckpt_probe.groups import group_runs, named_paths, seed_names
 from ckpt_probe.keywords import as_sequence
 from ckpt_probe.moments.selection import metrics_in, values_at_collapse
 from ckpt_probe.plugins import require_extra
@@ -75,8 +75,9 @@ def open_conditions(texts: Sequence[str]) -> dict[str, list[Path]]:
     def is_run(path: Path) -> bool:
         return is_recorded(path) or (path in named_files and not path.is_dir())
 
-    groups = named_groups(named, is_run, "dumps or records", lambda _: None)
-    return {label: [Path(run) for run in group.runs] for label, group in groups.items()}
+    runs = group_runs(named, is_run, "dumps or records", lambda _: None, repeats=True)
+    groups = grouped_by(runs, lambda run: run.group or seed_names([run.path])[0])
+    return {label: [Path(run.path) for run in of_group] for label, of_group in groups.items()}
 
 
 def labelled(groups: Mapping[str, Runs], files: Mapping[str, Sequence[Path]]) -> Iterator[Record]:
