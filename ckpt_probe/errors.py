@@ -43,6 +43,11 @@ def listed(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + more
 
 
+def shortened(text: str, most: int) -> str:
+    """Return a text of at most `most` characters; a longer one ends in an ellipsis."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def last_line(error: BaseException) -> str:
     """Return the type of an exception and the first line of its message, like the last line of a traceback."""
     text = str(error).strip().partition("\n")[0]

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from html import escape
 
+from ckpt_probe.errors import shortened
+
 LONGEST = 120
 """Largest number of characters of a text; names come from untrusted files."""
 
@@ -25,8 +27,7 @@ def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) ->
 
 def text(value: object, *, longest: int = LONGEST) -> str:
     """Return a value as escaped text of one line, cut after `longest` characters, without unprintable characters."""
-    line = str(value)
-    line = line if len(line) <= longest else line[: longest - 1] + "…"
+    line = shortened(str(value), longest)
     return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line))
 
 

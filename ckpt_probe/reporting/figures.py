@@ -194,7 +194,7 @@ def _by_rank(axes: "Axes", plot: SpectrumPlot, frame: Frames, values: np.ndarray
 
 
 def _through(axes: "Axes", plot: SpectrumPlot, positions: Sequence[float | None], values: np.ndarray, x: Axis) -> None:
-    known = np.array([np.nan if position is None else position for position in positions])
+    known = np.array(positions, dtype=float)
     nearest = [min(range(len(plot.ranks)), key=lambda i: abs(plot.ranks[i] - rank)) for rank in FOLLOWED]
     styles = zip(dict.fromkeys(nearest), COLOURS, [*DASHES.values(), "solid"], strict=False)
     for index, colour, dash in styles:

@@ -7,7 +7,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.table import Table
 
 from ckpt_probe.analysis.records import grouped_by
-from ckpt_probe.errors import listed, printable
+from ckpt_probe.errors import listed, printable, shortened
 from ckpt_probe.findings import Findings
 from ckpt_probe.findings.detection import name_of
 from ckpt_probe.findings.findings import event_sentence, run_name, series_key, untested_names
@@ -106,7 +106,8 @@ def findings_drawing(findings: Findings, width: int = 100) -> list[str]:
     first = min(
         (float(series.steps[series.steps > 0][0]) for series in findings.series if series.steps[-1] > 0), default=1
     )
-    names = {key: _cut(printable(" ".join(_names(rows[0], several))), MOST_NAME) for key, rows in by_series.items()}
+    full_names = {key: printable(" ".join(_names(rows[0], several))) for key, rows in by_series.items()}
+    names = {key: shortened(name, MOST_NAME) for key, name in full_names.items()}
     margin = max(map(cell_len, names.values())) + 2
     axis = max(LEAST_AXIS, width - margin)
     low, high = (math.log(max(step, 0) + first) for step in (min(steps), max(steps)))
@@ -136,10 +137,6 @@ def _names(record: Record, several: bool) -> list[str]:
 
 def _onset(events: Iterable[Record]) -> tuple[bool, float]:
     return min((event["kind"] != "onset", float(event["from_step"])) for event in events)
-
-
-def _cut(name: str, most: int) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def event_plot(run: str, findings: Findings) -> IntervalPlot | None:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckpt_probe.errors import UsageError, listed, printable
+from ckpt_probe.errors import UsageError, listed, printable, shortened
 from ckpt_probe.files import refuse_existing, replacing
 from ckpt_probe.keywords import as_sequence
 from ckpt_probe.reporting.conditions import RecordsSource, conditions_of
@@ -188,8 +188,7 @@ def of_lines(plots: Sequence[LinePlot], title: str | None = None) -> tuple[tuple
 
 def words(text: str, most: int = 80) -> str:
     """Escape a text so that matplotlib does not draw it as a formula, and cut it after `most` characters."""
-    line = printable(text)
-    line = line if len(line) <= most else f"{line[: most - 1]}…"
+    line = shortened(printable(text), most)
     # $ would open a formula, and keys that begin with a dash below are hidden.
     return (" " if line.startswith("_") else "") + line.replace("$", r"\$")
 

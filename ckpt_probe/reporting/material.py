@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from ckpt_probe.analysis import Comparison, Settings, read_series
@@ -142,7 +141,8 @@ def _read_dumps(source: Source, material: Material, progress: Progress) -> None:
     readings, failed = without_failed(results, progress)
     if failed is not None:
         material.left_out[source.name] = failed
-    names = material.class_names or _class_names(source.path)
+    with open_dump(open_dump_series(source.path)[0].path) as dump:
+        names = material.class_names or dump.class_names or ()
     run = replace(run_of_readings(source.name, readings, names), group=source.group, seed=source.seed)
     material.runs.append(run)
     if run.layered:
@@ -173,9 +173,3 @@ def _compare_layers(source: Source, run: Run, material: Material, progress: Prog
                 material.similar += similar
             except DataError as error:
                 material.missing.append(str(error))
-
-
-def _class_names(path: Path) -> tuple[str, ...]:
-    # None for data without named classes.
-    with open_dump(open_dump_series(path)[0].path) as dump:
-        return dump.class_names or ()

@@ -18,7 +18,7 @@ from ckpt_probe.analysis.entries import (
     split_reasons,
 )
 from ckpt_probe.analysis.records import grouped_by
-from ckpt_probe.errors import listed, printable
+from ckpt_probe.errors import listed, printable, shortened
 from ckpt_probe.moments.registry import DEFAULT, FAMILIES, GROUPS, METRICS, Metric
 from ckpt_probe.moments.selection import all_metrics, metric_named, metrics_in, values_at_collapse
 from ckpt_probe.reporting.wording import MISSING, Record, error_of, number_with_error, short_number
@@ -306,4 +306,4 @@ def _example_cell(value: Any) -> str:
     if value is None or isinstance(value, float):
         return short_number(value)
     text = printable(str(value))
-    return text if len(text) <= LONGEST else f"…{text[1 - LONGEST :]}" if "/" in text else f"{text[: LONGEST - 1]}…"
+    return f"…{text[1 - LONGEST :]}" if "/" in text and len(text) > LONGEST else shortened(text, LONGEST)

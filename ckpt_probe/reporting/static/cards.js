@@ -30,6 +30,52 @@ function cardOf(plot, tools, code) {
   };
 }
 
+/** A part of the page that shows a frame of a plot: {root, draw(width), move()}.
+ * `make(frame, width)` draws another frame or width, as {root, over(event)}, and `update(frame, drawing)` follows the slider. */
+function framedPart(plot, card, make, update) {
+  let drawing = null;
+  let shown = null;
+  let width = 0;
+  function draw(wide) {
+    width = wide;
+    shown = frameOf(plot);
+    drawing = null;
+    card.warn([]);
+    if (!shown) {
+      card.show(element("p", { class: "none" }, `${state.run}: none`), `${plot.title}: none`);
+      return;
+    }
+    drawing = make(shown, width);
+    card.show(drawing.root, "");
+    if (drawing.over) {
+      drawing.root.addEventListener("pointermove", (event) => card.hint(drawing.over(event)));
+      drawing.root.addEventListener("pointerleave", () => card.hint(""));
+    }
+    update(shown, drawing);
+  }
+  function move() {
+    if (frameOf(plot) !== shown) draw(width);
+    else if (drawing) update(shown, drawing);
+  }
+  return { root: card.root, draw, move };
+}
+
+/** The key of the colours of a picture, with texts from its start to its end. */
+function colourKey(x, y, width, colourAt, texts) {
+  const group = svgElement("g", { transform: `translate(${x},${y})`, "aria-label": "key" });
+  const steps = 21;
+  for (let i = 0; i < steps; i += 1) {
+    group.append(svgElement("rect", { x: (i * width) / steps, width: width / steps + 0.5, height: 7, fill: colourAt(i / (steps - 1)) }));
+  }
+  const last = texts.length - 1;
+  texts.forEach((content, i) => {
+    const text = svgElement("text", { x: (i * width) / last, y: 19, "text-anchor": i === 0 ? "start" : i === last ? "end" : "middle", class: "name" });
+    text.textContent = content;
+    group.append(text);
+  });
+  return group;
+}
+
 /** Write names and values, each after the sign of its line; elements are reused, and only their texts change. */
 function fillReadout(readout, parts) {
   while (readout.children.length > parts.length) readout.lastChild.remove();

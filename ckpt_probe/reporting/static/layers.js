@@ -4,39 +4,17 @@ const MOST_CELLS_WRITTEN = 14;
 
 /** A figure of a heat map: {root, draw(width), move()}. */
 function layerMap(plot) {
-  let drawn = null;
-  let shownKey = null;
-  let width = 0;
   const copied = copyButton(plot.title, () => layerRows(plot));
   const card = cardOf(plot, [copied], plot.across ? "" : plot.key.replace(/^layers-/, ""));
 
-  function draw(wide) {
-    width = wide;
-    const frame = frameOf(plot);
-    shownKey = frame && `${frame.run}/${frame.split}`;
-    if (!frame) {
-      card.show(element("p", { class: "none" }, `${state.run}: none`), `${plot.title}: none`);
-      drawn = null;
-      return;
-    }
-    drawn = drawLayers(plot, frame, Math.min(width, 620));
-    card.show(drawn.svg, "");
-    drawn.svg.addEventListener("pointermove", (event) => card.hint(drawn.over(event)));
-    drawn.svg.addEventListener("pointerleave", () => card.hint(""));
-    move();
-  }
-
-  function move() {
-    const frame = frameOf(plot);
-    if ((frame && `${frame.run}/${frame.split}`) !== shownKey) return draw(width);
-    if (!frame) return undefined;
+  function update(frame, drawn) {
     const layers = plot.layers[frame.run];
     const columns = plot.columns[frame.run];
     if (plot.across) {
       card.read([{ name: [data.tracks.length > 1 ? frame.run : "", frame.split].filter(Boolean).join(" · "), value: "" }]);
       card.describe(`${plot.title} of ${layers.length} ${plot.rows} by ${columns.length} columns (${plot.across}), ${frame.split}; ` +
         `from ${format(d3.min(drawn.values))} to ${format(d3.max(drawn.values))}`);
-      return undefined;
+      return;
     }
     const column = Math.min(Math.max(checkpointAt(frame.run), 0), columns.length - 1);
     drawn.mark(column);
@@ -49,9 +27,8 @@ function layerMap(plot) {
     card.describe(`${plot.title} of ${layers.length} layers at ${columns.length} checkpoints, ${frame.split}; ` +
       `from ${format(d3.min(drawn.values))} to ${format(d3.max(drawn.values))}. At ${columns[column]}: ` +
       layers.map((layer, i) => `${shortened(layer, 30)} ${format(at[i])}`).join(", "));
-    return undefined;
   }
-  return { root: card.root, draw, move };
+  return framedPart(plot, card, (frame, width) => drawLayers(plot, frame, Math.min(width, 620)), update);
 }
 
 function drawLayers(plot, frame, width) {
@@ -64,6 +41,7 @@ function drawLayers(plot, frame, width) {
   const height = layers.length * high;
   const finite = values.filter((value) => Number.isFinite(value));
   const scale = (plot.log ? d3.scaleLog : d3.scaleLinear)().domain(d3.extent(finite)).range([0, 1]);
+  const ends = [format(d3.min(finite)), `${format(d3.max(finite))}${plot.log ? " (log)" : ""}`];
   const shade = (value) => (finite.length && scale.domain()[0] < scale.domain()[1] ? scale(value) : 0.5);
   const svg = svgElement("svg", { width, height: height + 62, viewBox: `0 0 ${width} ${height + 62}`, class: "matrix" });
   const cells = svgElement("g", { transform: `translate(${margin},0)`, "aria-label": "cells" });
@@ -95,9 +73,9 @@ function drawLayers(plot, frame, width) {
   });
   const frameOfColumn = svgElement("rect", { y: -0.5, width: wide, height: height + 1, fill: "none", stroke: "var(--ink)", "stroke-width": 2 });
   if (!plot.across) cells.append(frameOfColumn);
-  svg.append(cells, layerKey(margin, height + 26, width - margin - 8, d3.extent(finite), plot.log));
+  svg.append(cells, colourKey(margin, height + 26, width - margin - 8, d3.interpolateCividis, ends));
   return {
-    svg,
+    root: svg,
     values,
     mark(column) { frameOfColumn.setAttribute("x", column * wide); },
     over(event) {
@@ -108,21 +86,6 @@ function drawLayers(plot, frame, width) {
       return `${shortened(layers[y], 40)} ${plot.across ? "·" : "at"} ${columns[x]}: ${format(values[y * columns.length + x])}`;
     },
   };
-}
-
-/** The key of the colours, from the least to the greatest number. */
-function layerKey(x, y, width, [low, high], log) {
-  const group = svgElement("g", { transform: `translate(${x},${y})`, "aria-label": "key" });
-  const steps = 24;
-  for (let i = 0; i < steps; i += 1) {
-    group.append(svgElement("rect", { x: (i * width) / steps, width: width / steps + 0.5, height: 7, fill: d3.interpolateCividis(i / (steps - 1)) }));
-  }
-  for (const [value, offset, anchor] of [[low, 0, "start"], [high, width, "end"]]) {
-    const text = svgElement("text", { x: offset, y: 19, "text-anchor": anchor, class: "name" });
-    text.textContent = `${format(value)}${value === high && log ? " (log)" : ""}`;
-    group.append(text);
-  }
-  return group;
 }
 
 function layerRows(plot) {

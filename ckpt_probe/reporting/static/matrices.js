@@ -5,32 +5,9 @@ const diverging = (value) => d3.interpolateRdBu((value + 1) / 2);
 
 /** A figure of such a matrix: {root, draw(width), move()}. */
 function matrixPlot(plot) {
-  let cells = null;
-  let shownRun = null;
-  let width = 0;
-  const copied = copyButton(plot.title, () => matrixRows(plot));
-  const card = cardOf(plot, [copied]);
+  const card = cardOf(plot, [copyButton(plot.title, () => matrixRows(plot))]);
 
-  function draw(wide) {
-    width = wide;
-    const frame = frameOf(plot);
-    shownRun = frame?.run;
-    if (!frame) {
-      card.show(element("p", { class: "none" }, `${state.run}: none`), `${plot.title}: none`);
-      cells = null;
-      return;
-    }
-    cells = drawMatrix(plot.labels[frame.run], Math.min(width, 460), plot.unit);
-    card.show(cells.svg, "");
-    cells.svg.addEventListener("pointermove", (event) => card.hint(cells.over(event)));
-    cells.svg.addEventListener("pointerleave", () => card.hint(""));
-    move();
-  }
-
-  function move() {
-    const frame = frameOf(plot);
-    if (frame?.run !== shownRun) return draw(width);
-    if (!frame) return undefined;
+  function update(frame, cells) {
     const moment = momentOf(frame);
     const values = moment < 0 ? new Float32Array(frame.shape[1] ** 2).fill(NaN) : atMoment(frame, moment);
     cells.colour(values);
@@ -44,9 +21,8 @@ function matrixPlot(plot) {
     ]);
     card.describe(`${plot.title}: ${plot.unit} of ${size} ${plot.rows}, ${describePicture(plot, frame, moment)}; between different ones ` +
       `from ${format(d3.min(off))} to ${format(d3.max(off))}, mean ${format(d3.mean(off))}`);
-    return undefined;
   }
-  return { root: card.root, draw, move };
+  return framedPart(plot, card, (frame, width) => drawMatrix(plot.labels[frame.run], Math.min(width, 460), plot.unit), update);
 }
 
 /** Describe a matrix: its checkpoint, or its run if it belongs to all checkpoints. */
@@ -85,9 +61,9 @@ function drawMatrix(labels, width, unit) {
     above.textContent = shortened(label, 13);
     svg.append(left, above);
   });
-  svg.append(group, ramp(margin, margin + side + 12, side, unit));
+  svg.append(group, colourKey(margin, margin + side + 12, side, (share) => diverging(2 * share - 1), [format(-1), "0", `1 ${unit}`]));
   return {
-    svg,
+    root: svg,
     colour(values) {
       rects.forEach((rect, i) => {
         const value = values[i];
@@ -106,21 +82,6 @@ function drawMatrix(labels, width, unit) {
       return `${shortened(labels[y], 40)} with ${shortened(labels[x], 40)}: ${format(this.values[y * size + x])}`;
     },
   };
-}
-
-/** The key of the colours, −1 to 1, with numbers. */
-function ramp(x, y, width, unit) {
-  const group = svgElement("g", { transform: `translate(${x},${y})`, "aria-label": "key" });
-  const steps = 21;
-  for (let i = 0; i < steps; i += 1) {
-    group.append(svgElement("rect", { x: (i * width) / steps, width: width / steps + 0.5, height: 7, fill: diverging(-1 + (2 * i) / (steps - 1)) }));
-  }
-  for (const [value, anchor] of [[-1, "start"], [0, "middle"], [1, "end"]]) {
-    const text = svgElement("text", { x: ((value + 1) / 2) * width, y: 19, "text-anchor": anchor, class: "name" });
-    text.textContent = `${format(value)}${value === 1 ? ` ${unit}` : ""}`;
-    group.append(text);
-  }
-  return group;
 }
 
 function matrixRows(plot) {

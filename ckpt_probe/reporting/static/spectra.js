@@ -10,26 +10,15 @@ const SHADE_DASH = ["solid", "dashed", "dotted", "dash-dot", "dash-dot-dot", "so
 
 /** A figure of a spectrum in two parts: {root, draw(width), move()}. */
 function spectrumPlot(plot) {
-  let drawn = null;
-  let width = 0;
-  let drawnFrame = null;
-  const copied = copyButton(`spectrum of ${plot.title}`, () => spectrumRows(plot));
-  const card = cardOf(plot, [copied]);
+  const card = cardOf(plot, [copyButton(`spectrum of ${plot.title}`, () => spectrumRows(plot))]);
 
-  function draw(wide) {
-    width = wide;
-    const frame = frameOf(plot);
-    drawnFrame = frame;
-    drawn = frame ? drawSpectrum(plot, frame, width) : null;
-    card.warn(drawn?.below ? [`eigenvalues of less than ${LEAST.toExponential()} of the largest lie below this axis`] : []);
-    card.show(frame ? drawn.root : element("p", { class: "none" }, `${state.run}: no such spectrum`), "");
-    move();
+  function make(frame, width) {
+    const drawn = drawSpectrum(plot, frame, width);
+    card.warn(drawn.below ? [`eigenvalues of less than ${LEAST.toExponential()} of the largest lie below this axis`] : []);
+    return drawn;
   }
 
-  function move() {
-    const frame = frameOf(plot);
-    if (frame !== drawnFrame) return draw(width);
-    if (!frame) return undefined;
+  function update(frame, drawn) {
     const moment = momentOf(frame);
     const values = moment < 0 ? [] : atMoment(frame, moment);
     drawn.move(values, moment);
@@ -43,9 +32,8 @@ function spectrumPlot(plot) {
     ]);
     card.describe(`Spectrum, ${plot.title}, ${describeFrame(frame, moment)}: eigenvalues ` +
       `${known.slice(0, 5).map(format).join(", ")}${known.length > 5 ? ` … ${format(known.at(-1))}` : ""}; beside it some of them through the run`);
-    return undefined;
   }
-  return { root: card.root, draw, move };
+  return framedPart(plot, card, make, update);
 }
 
 function drawSpectrum(plot, frame, width) {
