@@ -36,40 +36,15 @@ NUMBERS = ("samples", "fixed")
 VALUE = "value/"
 
 
-@dataclass(frozen=True)
-class Cache:
-    """The cached records for one set of options.
+def cache_key(settings: Settings, splits: Sequence[str] | None) -> str | None:
+    """Return options, code and library versions as JSON, which with the content of a dump determine its records.
 
-    Attributes:
-        key: Options, code and library versions as JSON; with the content of a dump, they determine its records.
+    None if the records cannot be cached: with spectra, which are too large, and with metrics of other packages, whose
+    code may change.
     """
-
-    key: str
-
-    @staticmethod
-    def of(settings: Settings, splits: Sequence[str] | None) -> "Cache | None":
-        """Return the cache for these options; None if the records cannot be cached.
-
-        That is the case for spectra, which are too large, and with metrics of other packages, whose code may change.
-        """
-        if settings.spectra or entry_points(group=ENTRY_POINTS):
-            return None
-        key = {**settings.to_json(), "splits": splits and list(splits), **_code()}
-        return Cache(json.dumps(key, sort_keys=True))
-
-    def entry(self, file: Path, content: str) -> "CacheEntry":
-        """Return the entry of a file.
-
-        Args:
-            file: A dump or a checkpoint.
-            content: Hash of everything in it that its records depend on.
-
-        Raises:
-            DataError: If the cache cannot be written, or others may use it.
-        """
-        identity = json.dumps([self.key, content, file.name])
-        name = f"{sha256(identity.encode()).hexdigest()[:32]}.json"
-        return CacheEntry(private_cache(RECORDS) / name, self.key, content)
+    if settings.spectra or entry_points(group=ENTRY_POINTS):
+        return None
+    return json.dumps({**settings.to_json(), "splits": splits and list(splits), **_code()}, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -82,12 +57,12 @@ class CachedRecords:
 
 
 def cached_records(
-    cache: Cache | None, file: Path, content: Callable[[], str], compute: Callable[[], list[DetailedRecord]]
+    key: str | None, file: Path, content: Callable[[], str], compute: Callable[[], list[DetailedRecord]]
 ) -> CachedRecords | Busy:
     """Return the records of a file from the cache, or compute them and add them to it.
 
     Args:
-        cache: The cache, or None.
+        key: Result of `cache_key`; None to use no cache.
         file: A dump or a checkpoint.
         content: Returns the hash of everything in it that its records depend on.
         compute: Returns the records.
@@ -95,10 +70,12 @@ def cached_records(
     Returns:
         The records, or `Busy` if another process computes them.
     """
-    if cache is None:
+    if key is None:
         return CachedRecords(compute())
     try:
-        entry = cache.entry(file, content())
+        present = content()
+        identity = sha256(json.dumps([key, present, file.name]).encode()).hexdigest()
+        entry = CacheEntry(private_cache(RECORDS) / f"{identity[:32]}.json", key, present)
     except DataError as error:
         return CachedRecords(compute(), warning=f"records are not cached: {error}")
     if (records := entry.read()) is not None:
@@ -122,7 +99,7 @@ class CacheEntry:
 
     Attributes:
         file: The JSON file of the entry.
-        key: Key of the `Cache`.
+        key: Result of `cache_key`.
         content: Hash of the content that was analyzed.
     """
 

@@ -23,6 +23,7 @@ from ckpt_probe.analysis.groups import (
     read_dump,
 )
 from ckpt_probe.analysis.paired import Interval, curves_by_loss, expanded, grain_of
+from ckpt_probe.analysis.records import finite
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.keywords import as_paths, as_sequence, from_arguments, whole_number
 from ckpt_probe.moments.design import difference
@@ -192,6 +193,8 @@ def _of_single_runs(
 
     It comes from the standard error of rows, which is paired if both dumps have the same rows.
     """
+    from scipy import stats
+
     sources = [next(iter(group.members.values())) for group in groups.values()]
     details = {}
     if all(source.is_dir() for source in sources):
@@ -209,17 +212,11 @@ def _of_single_runs(
                     of_rows = {}
                 error, corrected = of_rows.get(f"{each.metric}_stderr"), of_rows.get(f"{each.metric}_corrected")
                 if error is not None and corrected is not None:
-                    half = error * _normal_quantile(each.confidence)
+                    half = error * float(stats.norm.isf((1 - each.confidence) / 2))
                     bounds = {"difference": corrected, "low": corrected - half, "high": corrected + half}
                     each = replace(each, **bounds, note=f"{ONE_RUN}; the interval is that of these two networks")
         results.append(each)
     return results
-
-
-def _normal_quantile(confidence: float) -> float:
-    from scipy import stats
-
-    return float(stats.norm.isf((1 - confidence) / 2))
 
 
 def _courses(groups: Mapping[str, RunGroup], names: Sequence[str], split: str, progress: Progress) -> Courses:
@@ -234,9 +231,7 @@ def _courses(groups: Mapping[str, RunGroup], names: Sequence[str], split: str, p
 def _values(courses: Courses, metric: str) -> Iterator[float]:
     """Yield the values of a metric at all steps of all runs."""
     for course in (course for runs in courses.values() for course in runs.values()):
-        for record in course.values():
-            if isinstance(value := record.get(metric), int | float) and math.isfinite(value):
-                yield float(value)
+        yield from (value for record in course.values() if (value := finite(record.get(metric))) is not None)
 
 
 def _by_step(courses: Courses, metric: str, progress: Progress) -> list[Measurements]:

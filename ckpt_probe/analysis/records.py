@@ -311,14 +311,10 @@ def _short(value: float | None) -> str:
 
 def finite(value: Any) -> float | None:
     """Return a finite number as a float; None for anything else, also for a truth value."""
-    return float(value) if _is_number(value) and _is_finite(value) else None
-
-
-def _is_finite(value: float) -> bool:
     try:
-        return math.isfinite(value)
+        return float(value) if _is_number(value) and math.isfinite(value) else None
     except OverflowError:  # an integer beyond the range of floats
-        return False
+        return None
 
 
 def _is_number(value: object) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ckpt_probe.analysis.cache import RECORDS, Cache, CachedRecords, cached_records
+from ckpt_probe.analysis.cache import RECORDS, CachedRecords, cache_key, cached_records
 from ckpt_probe.analysis.context import outside_dump, reference_dump
 from ckpt_probe.analysis.dump import compute_dump
 from ckpt_probe.analysis.entries import Record, in_order, join_reasons
@@ -221,14 +221,14 @@ def read_series(
     Each is computed when the iterator reaches it. Arguments, order and errors are those of `analyze`.
     """
     dumps, splits = ordered_dumps(resolve(path)), as_sequence(splits)
-    task = _Task(Cache.of(settings, splits) if cache else None, splits, settings)
+    task = _Task(cache_key(settings, splits) if cache else None, splits, settings)
     return _records(task, dumps, workers or Workers(), rows_per_task, progress or NullProgress())
 
 
 def _records(
     task: "_Task", dumps: Sequence[Path], workers: Workers, rows_per_task: int | None, progress: Progress
 ) -> Iterator[DetailedRecord]:
-    settings, cache = task.settings, task.cache is not None
+    settings, cache = task.settings, task.key is not None
     compares_ranks = "centred" in settings.families and len(dumps) > 1
     first: dict[Any, Record] = {}
     warnings: dict[str, None] = {}
@@ -258,7 +258,7 @@ def _records(
 class _Task:
     """Analyzes one dump, in this process or in a worker."""
 
-    cache: Cache | None
+    key: str | None
     splits: Sequence[str] | None
     settings: Settings
     shared: SharedSplits | None = None
@@ -267,7 +267,7 @@ class _Task:
         try:
             with open_dump(path) as dump:
                 return cached_records(
-                    self.cache,
+                    self.key,
                     dump.path,
                     lambda: "".join(map(content_hash, self._files(dump))),
                     lambda: compute_dump(dump, self.splits, self.settings, self.shared),

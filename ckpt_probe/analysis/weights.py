@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ckpt_probe.analysis.cache import Cache, cached_records
+from ckpt_probe.analysis.cache import cache_key, cached_records
 from ckpt_probe.analysis.entries import Record
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.checkpoints import Checkpoint, Member, likely_heads, open_checkpoint
@@ -45,7 +45,7 @@ class ClassifierRecords:
 
     def __post_init__(self) -> None:
         self._settings = Settings(orders=self.orders)
-        self._cache = Cache.of(self._settings, ["weights"]) if self.cache else None
+        self._key = cache_key(self._settings, ["weights"]) if self.cache else None
         self._tensor: str | None = None
         self.required = self.required or self.classifier is not None
 
@@ -61,7 +61,7 @@ class ClassifierRecords:
             with open_checkpoint(member.path, state_key=self.state_key, base=self.base) as checkpoint:
                 if self._tensor is None:
                     self._tensor = _chosen(checkpoint, self.classifier, progress)
-                record, warning = _record(checkpoint, self._tensor, self._settings, self._cache)
+                record, warning = _record(checkpoint, self._tensor, self._settings, self._key)
         except DataError as error:
             if self.required:
                 raise
@@ -101,7 +101,7 @@ def weights_record(weights: Array, *, orders: tuple[float, ...] = ()) -> Record:
     return {**record, "missing": None if exists else f"reference.entropy: {without_simplex(*heads.shape)}"}
 
 
-def _record(checkpoint: Checkpoint, name: str, settings: Settings, cache: Cache | None) -> tuple[Record, str | None]:
+def _record(checkpoint: Checkpoint, name: str, settings: Settings, key: str | None) -> tuple[Record, str | None]:
     """Return the record of one checkpoint, and a warning if it could not be written into the cache."""
     matrix = _matrix(checkpoint, name)
 
@@ -112,7 +112,7 @@ def _record(checkpoint: Checkpoint, name: str, settings: Settings, cache: Cache 
         return [DetailedRecord(weights_record(matrix, orders=settings.orders), {}, [])]
 
     try:
-        cached = cached_records(cache, checkpoint.file, content, compute)
+        cached = cached_records(key, checkpoint.file, content, compute)
         if isinstance(cached, Busy):
             return compute()[0].record, None
     except DataError as error:

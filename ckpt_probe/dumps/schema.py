@@ -160,7 +160,11 @@ class Provenance:
     def to_attributes(self) -> dict[str, Any]:
         """Return HDF5 attributes; fields that are None, such as an unknown step, are left out."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: _attribute(value) for name, value in values.items() if value is not None}
+        return {
+            name: json.dumps(value, sort_keys=True) if isinstance(value, dict | tuple) else value
+            for name, value in values.items()
+            if value is not None
+        }
 
     @staticmethod
     def from_attributes(attributes: Mapping[str, Any]) -> "Provenance | None":
@@ -184,10 +188,6 @@ class Provenance:
 
 OF_THE_CALL = frozenset({"device", "versions", "request"})
 _JSON = frozenset({"model_arguments", "data_arguments", "versions", "splits", "request"})
-
-
-def _attribute(value: Any) -> Any:
-    return json.dumps(value, sort_keys=True) if isinstance(value, dict | tuple) else value
 
 
 def text(stored: Any) -> Any:

@@ -92,7 +92,7 @@ class SplitView:
         with own_reads(self._path, self.name):
             groups = dict(self._group[schema.LAYERS])
             layers = (LayerView(self._path, name, group, self._group) for name, group in groups.items())
-            return sorted(layers, key=_by_depth)
+            return sorted(layers, key=lambda layer: (layer.depth, layer.name))
 
     def sample_names(self) -> tuple[str, ...] | None:
         """Return the names of the samples of the rows, such as files in the folder of the split, or None.
@@ -222,7 +222,7 @@ class SplitView:
         with own_reads(self._path, where):
             stored = {name.replace("/", "."): dataset for name, dataset in datasets_in(self._moments).items()}
             arrays = read_arrays(self._path, where, stored)
-            numbers = {name: _as_number(value) for name, value in self._moments.attrs.items()}
+            numbers = {name: np.asarray(value).tolist() for name, value in self._moments.attrs.items()}
         subset = self.read_subset() or {}
         return {**arrays, **{f"{schema.SUBSET}.{name}": values for name, values in subset.items()}}, numbers
 
@@ -302,11 +302,3 @@ def datasets_in(group: Any) -> dict[str, h5py.Dataset]:
         nested = datasets_in(member) if isinstance(member, h5py.Group) else {"": member}
         datasets |= {f"{name}/{path}".rstrip("/"): dataset for path, dataset in nested.items()}
     return datasets
-
-
-def _by_depth(layer: LayerView) -> tuple[float, str]:
-    return layer.depth, layer.name
-
-
-def _as_number(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else value

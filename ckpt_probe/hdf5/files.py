@@ -201,8 +201,10 @@ def items(file: h5py.File, budget: Budget | None = None) -> Iterator[tuple[str, 
         for key in sorted(keys, reverse=True):
             inner = f"{name.rstrip('/')}/{key}"
             if item.id.links.get_info(key.encode(errors="surrogateescape")).type not in FOLLOWED:
-                link = _described(item.get(key, getlink=True))
-                raise DataError(f"{file.filename}: {inner.strip('/')}: {link}, which is not followed")
+                link = item.get(key, getlink=True)
+                external = isinstance(link, h5py.ExternalLink)
+                kind = f"a link to another file ({link.filename!r})" if external else "a user-defined link"
+                raise DataError(f"{file.filename}: {inner.strip('/')}: {kind}, which is not followed")
             member = item.get(key)
             if isinstance(member, h5py.Group | h5py.Dataset):
                 waiting.append((inner, member, depth + 1))
@@ -253,12 +255,6 @@ def settled_state(file: h5py.File) -> State | None:
     # The state is that of the open file, as another file may have its name by now.
     state = state_of(os.fstat(file.id.get_vfd_handle()))
     return state if time.time_ns() - state[-1] > SETTLED_NS else None
-
-
-def _described(link: Any) -> str:
-    if isinstance(link, h5py.ExternalLink):
-        return f"a link to another file ({link.filename!r})"
-    return "a user-defined link"
 
 
 def _require_plain(where: str, dataset: h5py.Dataset, kinds: str) -> bool:

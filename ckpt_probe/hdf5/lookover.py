@@ -60,11 +60,8 @@ def _ask(path: Path, local: Path) -> None:
         raise DataError(f"{path}: reading its structure took longer than {WAITED_SECONDS} seconds; {advice}")
     if child.returncode == -getattr(signal, "SIGXCPU", 0):
         raise DataError(f"{path}: the HDF5 library came to no end within {PROCESSOR_SECONDS} seconds; {advice}")
-    raise DataError(f"{path}: the HDF5 library crashed on it ({_how(child.returncode)}); {advice}")
-
-
-def _how(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
+    cause = f"signal {-child.returncode}" if child.returncode < 0 else f"exit code {child.returncode}"
+    raise DataError(f"{path}: the HDF5 library crashed on it ({cause}); {advice}")
 
 
 def _running() -> subprocess.Popen[bytes]:
