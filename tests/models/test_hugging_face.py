@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -304,7 +303,7 @@ def test_building_a_model_does_not_change_the_hubs_offline_setting(
     assert "HF_HUB_OFFLINE" not in os.environ
 
 
-def test_a_torchvision_that_does_not_fit_torch_is_an_error_of_one_line(tmp_path: Path) -> None:
+def test_a_torchvision_that_does_not_fit_torch_is_an_error_of_one_line(tmp_path: Path, commands: Any) -> None:
     """Transformers imports torchvision when a model of images is used for the first time."""
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')\n")
@@ -313,14 +312,9 @@ def test_a_torchvision_that_does_not_fit_torch_is_an_error_of_one_line(tmp_path:
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.99.0\n")
     save_file({"classifier.weight": torch.zeros(3, 8)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"architectures": ["ViTForImageClassification"], "model_type": "vit"}')
-    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    words = ["inspect", str(tmp_path), "--model", f"hf:{tmp_path}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "ckpt_probe", *words],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": paths},
-    )
+    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from ckpt_probe.cli.app import main; main()"
+    words = commands.python(program, "inspect", tmp_path, "--model", f"hf:{tmp_path}")
+    done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == (
         "error: transformers is installed, but a part of it cannot be imported: RuntimeError: operator nms does not "

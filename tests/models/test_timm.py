@@ -24,7 +24,7 @@ FAMILIES = {
     "regnetx_002": ("head.fc", 64, {}),
     "mixer_s32_224": ("head", 64, {"img_size": 64}),
     "maxvit_pico_rw_256": ("head.fc", 64, {"img_size": 64}),
-    "vgg11": ("head.fc", 32, {}),
+    "vgg11": ("head.fc", 32, {"mlp_ratio": 1 / 16}),
     "resnetv2_50x1_bit": ("head.fc", 64, {}),
     "xcit_nano_12_p16_224": ("head", 32, {}),
     "deit_tiny_distilled_patch16_224": ("head+head_dist", 32, {"img_size": 32}),
