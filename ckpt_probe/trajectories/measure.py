@@ -125,13 +125,11 @@ def _exact(
         rows: dict[str, Arrays] = {}
         gram = np.zeros((len(members) - 1, len(members) - 1))
         with progress.task("weights", len(names), "tensors") as bar:
-            work = partial(_rows_of, members, frozenset(names[:parameters]), options)
-            if workers.alone:
-                measured = iter([work(names, None, bar.advance)])
-            else:
-                labels = [chunk[0] for chunk in chunks]
-                measured = in_turn(results(work, chunks, names=labels, workers=workers, say=progress.message))
-            for of_chunk, sums in measured:
+            # This process reads with several threads and reports each tensor; workers use one thread each.
+            threads, advance = (None, bar.advance) if workers.alone else (1, None)
+            work = partial(_rows_of, members, frozenset(names[:parameters]), options, threads, advance)
+            labels = [chunk[0] for chunk in chunks]
+            for of_chunk, sums in in_turn(results(work, chunks, names=labels, workers=workers, say=progress.message)):
                 rows |= of_chunk
                 gram += sums
                 bar.advance(0 if workers.alone else len(of_chunk))
@@ -148,16 +146,17 @@ def _rows_of(
     members: Sequence[Member],
     parameters: frozenset[str],
     options: WeightOptions,
+    threads: int | None,
+    advance: Callable[[], None] | None,
     names: tuple[str, ...],
-    threads: int | None = 1,
-    advance: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Arrays], np.ndarray]:
     """Return the arrays of some tensors, and the sum of the Gram matrices of those that are parameters."""
     rows, gram = {}, np.zeros((len(members) - 1, len(members) - 1))
     for name, trace in traces(members, names, options, threads):
         rows[name] = _row(trace)
         gram += trace["steps"] if name in parameters else 0.0
-        advance()
+        if advance is not None:
+            advance()
     return rows, gram
 
 
