@@ -149,7 +149,8 @@ def main_findings(name: str, runs: Mapping[str, Iterable[Record]], level: float 
     series = {}
     for seed, records in runs.items():
         records = list(records)
-        names = [metric for metric in READ if metric in metric_names(records)]
+        present = metric_names(records)
+        names = [metric for metric in READ if metric in present]
         # No steps, or several records at one step, as of a pruned series, are no course of training.
         with suppress(DataError):
             series[name, seed] = series_of(records, metrics=names, group=name, seed=seed)

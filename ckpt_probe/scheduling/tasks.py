@@ -7,9 +7,10 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckpt_probe.addresses import Credentials, redacted, use_credentials
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError, last_line, listed
@@ -191,7 +192,7 @@ def results(
         raise joint_error({names[number]: failed[number] for number in sorted(failed)}, len(items))
 
 
-class Team:
+class Team(AbstractContextManager["Team"]):
     """Workers that are reused by several calls of `results`, so that they start only once.
 
     Args:
@@ -203,9 +204,6 @@ class Team:
     def __init__(self, workers: Workers, say: Callable[[str], None], items: int | None = None) -> None:
         self._workers, self._say, self._backend = workers, say, None
         self._count = workers.count if items is None else min(workers.count, items)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
