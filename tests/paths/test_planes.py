@@ -328,7 +328,7 @@ def test_the_command_prints_and_draws_the_plane(
         ["--grid", "3x"],
         ["--grid", "a"],
         ["--json", "--csv"],
-        ["--set", "batchnorm=interpolate", "--set", "batchnorm_samples=9"],
+        ["--batchnorm-samples", "9", "--set", "batchnorm=interpolate"],
     ],
 )
 def test_wrong_use_of_the_command_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
