@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 SAMPLE, FEATURE, CLASS = schema.SAMPLE_SCALE, schema.FEATURE_SCALE, schema.CLASS_SCALE
 
 AXES = {"N": SAMPLE, "D": FEATURE, "C": CLASS}
-DIMENSIONS = {name: tuple(AXES[axis] for axis in axes) for name, (_, axes) in schema.OF_ROWS.items()}
 SUBSET_ROW = "subset_row"
 OF_MOMENTS = {
     "counts": ("seen_class",),
@@ -106,7 +105,8 @@ def _dimensions(folder: str, name: str) -> tuple[str, ...] | None:
         return (SUBSET_ROW, FEATURE) if name == schema.FEATURES else (SUBSET_ROW,)
     if folder.endswith(schema.BY_DOCUMENT):
         return ("document",)
-    known = OF_MOMENTS if folder.endswith(schema.MOMENTS) else {**DIMENSIONS, **OF_LAYERS}
+    of_rows = {name: tuple(AXES[axis] for axis in axes) for name, (_, axes) in schema.OF_ROWS.items()}
+    known = OF_MOMENTS if folder.endswith(schema.MOMENTS) else {**of_rows, **OF_LAYERS}
     dimensions = known.get(name)
     if dimensions is None or not folder.startswith(f"{schema.LAYERS}/"):
         return dimensions
