@@ -74,12 +74,6 @@ class Grouped:
         each = self.each()
         return (group(self.rows[piece], self.labels[each[piece]]) for piece in self.pieces())
 
-    def where(self, mask: Tensor) -> "Grouped":
-        """Return the rows that a mask (n,) selects."""
-        if bool(mask.all()):
-            return self
-        return group(self.rows[mask], self.labels[self.each()[mask]])
-
 
 def cached_rows(features: int) -> int:
     """Return the number of rows of D `features` that are processed at a time."""

@@ -157,7 +157,11 @@ class UnitMoments:
     def rows_where(self, mask: Tensor) -> Grouped:
         """Return the unit rows of the classes that a mask (C,) selects, if `kind` is "rows"."""
         rows = self.all_rows()
-        return rows.where(mask[rows.labels][rows.each()])
+        selected = mask[rows.labels]
+        if bool(selected.all()):
+            return rows
+        each = rows.each()
+        return group(rows.rows[selected[each]], rows.labels[each[selected[each]]])
 
     def of_classes(self, labels: Tensor) -> Tensor:
         """Return Σ ẑẑᵀ of some classes, (k, D, D), if `kind` is "rows" or "classes"."""
