@@ -4,11 +4,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ckpt_probe.analysis.differences import (
     Comparison,
     Measurements,
+    Tested,
     compare_at_loss,
     compare_at_step,
     with_verdicts,
@@ -39,7 +40,6 @@ ONE_RUN = "one run per group: no claim about the recipes, whose runs with other 
 OF_RANGE = 0.05
 """Default margin of equivalence, as a share of the range of a metric over training."""
 
-T = TypeVar("T")
 Courses = Mapping[str, Mapping[str, Mapping[int, Mapping[str, Any]]]]
 """Records of every run at every step, by group, name and step."""
 
@@ -88,8 +88,6 @@ def compare(
     """
     progress, interval = progress or NullProgress(), from_arguments(Interval, locals())
     groups, metrics = as_paths(groups), as_sequence(metrics) or ()
-    if len(groups) < 2 and not (groups and Path(groups[0]).is_dir()):
-        raise UsageError(f"compare needs at least two groups of runs, found {len(groups)}")
     if not metrics:
         raise UsageError("compare needs at least one metric, such as accuracy or class.mir")
     if at not in (None, LOSS):
@@ -134,41 +132,35 @@ def compare(
     }
     last = [measurement.values for runs in measurements.values() for measurement in runs.values()]
     grains = {name: grain_of(values[name] or (each[name] for each in last if name in each)) for name in metrics}
-    if at == LOSS:
-        curves = _of_each(metrics, lambda name: curves_by_loss(courses, name, progress), progress)
-        compared = [
-            compare_at_loss(name, label, split, of_metric, interval, grains[name])
-            for name, of_metric in curves.items()
-            for label in opened
-        ]
-    else:
 
-        def at_steps(metric: str) -> list[Measurements]:
-            return _by_step(courses, metric, progress) if step == STEPS else [_defined(metric, measurements)]
-
-        compared = [
+    def of_metric(name: str) -> list[Tested]:
+        if at == LOSS:
+            curves = curves_by_loss(courses, name, progress)
+            return [compare_at_loss(name, label, split, curves, interval, grains[name]) for label in opened]
+        steps = _by_step(courses, name, progress) if step == STEPS else [_defined(name, measurements)]
+        return [
             compare_at_step(name, label, split, at_step, interval, grains[name])
-            for name, of_metric in _of_each(metrics, at_steps, progress).items()
             for label in opened
-            for at_step in of_metric
+            for at_step in steps
         ]
-    compared = with_verdicts(compared, margins)
+
+    compared = with_verdicts(_of_each(metrics, of_metric, progress), margins)
     if at is None and step != STEPS and all(len(group.members) == 1 for group in opened.values()):
         return _of_single_runs(compared, opened, split, chosen)
     return compared
 
 
-def _of_each(metrics: Sequence[str], of_metric: Callable[[str], T], progress: Progress) -> dict[str, T]:
-    """Return what a function returns for each metric without those that have no comparison, which are reported.
+def _of_each(metrics: Sequence[str], of_metric: Callable[[str], list[Tested]], progress: Progress) -> list[Tested]:
+    """Return the results of a function for all metrics without those that have no comparison, which are reported.
 
     Raises:
         DataError: If no metric has one.
     """
-    results: dict[str, T] = {}
+    results: list[Tested] = []
     errors: dict[str, DataError] = {}
     for name in metrics:
         try:
-            results[name] = of_metric(name)
+            results += of_metric(name)
         except DataError as error:
             errors[name] = error
     for name, error in errors.items():
