@@ -282,6 +282,19 @@ def test_a_mean_over_positions_leaves_the_channels_in_their_group_and_one_over_c
         trace_symmetry(Centred(), torch.randn(2, 4))
 
 
+def test_a_change_of_shape_that_splits_channels_is_named_with_both_shapes() -> None:
+    class Split(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 6), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x).reshape(-1, 2, 3))
+
+    with pytest.raises(DataError, match=r"a change of shape from \(2, 6\) to \(2, 2, 3\) \(at reshape"):
+        trace_symmetry(Split(), torch.randn(2, 4))
+
+
 def test_a_sum_of_channels_on_different_axes_is_named() -> None:
     class Crossed(nn.Module):
         def __init__(self) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ckpt_probe.findings import findings_of
-from ckpt_probe.findings.order import flip_p_values, is_one_process, lag, noise_lag
+from ckpt_probe.findings.order import _without_implied, flip_p_values, is_one_process, lag, noise_lag
 from ckpt_probe.findings.series import Series
 
 STEPS = np.unique(np.geomspace(1, 6000, 44).round())
@@ -72,3 +72,8 @@ def test_the_lag_from_noise_is_antisymmetric_and_positive_for_the_noisier_metric
     [(clean, noisy)] = [tuple(series) for series in runs(1, 0, noise=(0.004, 0.15)).values()]
     assert noise_lag(clean, noisy) >= 0
     assert noise_lag(noisy, clean) == -noise_lag(clean, noisy)
+
+
+def test_pairs_that_follow_from_two_others_are_left_out_of_an_order() -> None:
+    assert _without_implied({("a", "b"), ("a", "c")}) == [("a", "b"), ("a", "c")]
+    assert _without_implied({("a", "b"), ("b", "c"), ("a", "c")}) == [("a", "b"), ("b", "c")]

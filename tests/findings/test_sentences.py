@@ -26,6 +26,11 @@ def test_every_sentence_has_its_interval_or_the_smallest_detectable_change() -> 
     assert quiet.startswith("No event (smallest change that would be reported): test nc1.pinv (0.")
 
 
+def test_sentences_are_about_the_main_metrics_of_a_run_that_has_some() -> None:
+    more = [{**record, "sample.mir": record["accuracy"]} for record in records()]
+    assert main_findings("run", {"run": more}).limits == main_findings("run", {"run": records()}).limits
+
+
 def test_short_runs_have_a_sentence_with_the_reason_and_runs_without_steps_have_none() -> None:
     [reason] = read_findings(main_findings("run", {"run": records(8)}))
     assert reason == (

@@ -186,6 +186,17 @@ def test_the_bias_that_remains_follows_from_halves_and_quarters() -> None:
     assert remaining_bias(0.1, -0.3, 4) == math.inf
 
 
+def test_quarters_have_a_fourth_of_the_rows_for_the_bias_that_remains(monkeypatch: pytest.MonkeyPatch) -> None:
+    ratios = []
+    monkeypatch.setattr(
+        "ckpt_probe.moments.bias.remaining_bias", lambda *numbers: ratios.append(numbers[2]) or remaining_bias(*numbers)
+    )
+    rows, labels, weights = classes_of_gaussians(96, 128)
+    moments_of(rows, labels).compute(weights, errors=True)
+    assert ratios
+    assert ratios == [pytest.approx(4)] * len(ratios)
+
+
 @pytest.mark.parametrize(
     ("rows", "labels", "reason"),
     [

@@ -74,6 +74,7 @@ def test_the_cache_returns_the_same_portrait(tmp_path: Path) -> None:
     first, second = (list(read_series(tmp_path, settings, cache=True)) for _ in range(2))
     assert first[0].portrait is not None
     assert second[0].portrait is not None
+    assert set(first[0].portrait.cosines) == {"means", "weights"}
     assert first[0].portrait.cosines == second[0].portrait.cosines
     assert [list(map(list, spectrum)) for spectrum in first[0].portrait.spectra.values()] == [
         list(map(list, spectrum)) for spectrum in second[0].portrait.spectra.values()

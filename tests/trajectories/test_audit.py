@@ -13,6 +13,7 @@ import ckpt_probe as cp
 from ckpt_probe.checkpoints import open_series
 from ckpt_probe.trajectories import audit_series
 from ckpt_probe.trajectories.series import _turn_ratio
+from ckpt_probe.trajectories.stream import _tasks
 from ckpt_probe.trajectories.turns import Turns, turn_ratios
 from tests.trajectories.conftest import STEPS
 
@@ -248,6 +249,12 @@ def test_new_and_missing_tensors_and_another_network_are_alarms(states, series: 
     assert "5.bias disappears at step 60" in texts
     layout = [finding for finding in report.findings if finding.kind == "layout"]
     assert [(finding.tensor, finding.checkpoints) for finding in layout] == [("5.bias", ()), ("extra.weight", ())]
+
+
+def test_blocks_of_a_large_tensor_are_sampled_evenly_from_its_first_to_its_last() -> None:
+    assert [start for task in _tasks(100, 10, None) for start in task] == list(range(0, 100, 10))
+    assert [start for task in _tasks(100, 10, 35) for start in task] == [0, 40, 90]
+    assert [start for task in _tasks(100, 10, 5) for start in task] == [0]
 
 
 def test_the_jump_of_a_norm_names_its_checkpoint_and_tensor(states, series: Series) -> None:
