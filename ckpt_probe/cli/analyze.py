@@ -85,14 +85,7 @@ def _list_metrics(context: click.Context, _option: click.Parameter, asked: bool)
 )
 @takes_output
 def command(
-    dumps: tuple[str, ...],
-    output: Output,
-    layer_metric: str | None,
-    spectra: Path | None,
-    workers: int,
-    scheduler: str | None,
-    corrected: bool,
-    **options: Any,
+    dumps: tuple[str, ...], output: Output, layer_metric: str | None, spectra: Path | None, **options: Any
 ) -> None:
     """Compute matrix entropy, MIR, HDR, neural collapse, accuracy and loss from dumps.
 
@@ -110,16 +103,16 @@ def command(
     without_layers = () if options["layers"] else ("layers",)
     needed = "records: --layer-metric prints a table of layers and steps"
     require_used(layer_metric is None, needed, "json", "per_class", *without_layers)
-    errors = options["errors"] or corrected
-    changed = {"orders": options["orders"] or (), "errors": errors, "spectra": spectra is not None}
-    settings = from_arguments(Settings, options | changed)
+    corrected = options["corrected"]
+    options |= {"orders": options["orders"] or (), "errors": options["errors"] or corrected}
+    settings = from_arguments(Settings, options | {"spectra": spectra is not None})
     readings: list[DetailedRecord] = []
     with bars() as progress:
         results = read_runs(
             dumps,
             settings,
             splits=options["splits"] or None,
-            workers=Workers(workers, scheduler),
+            workers=Workers(options["workers"], options["scheduler"]),
             rows_per_task=options["rows_per_task"],
             cache=options["cache"],
             progress=progress,

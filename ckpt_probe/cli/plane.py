@@ -80,15 +80,7 @@ def parse_grid(text: str) -> int | tuple[int, int]:
     "batchnorm batchnorm_samples",
     FORWARD_SETTINGS,
 )
-def command(
-    a: Path,
-    b: Path | None,
-    c: Path | None,
-    out: Path,
-    directions: str | None,
-    figure: Path | None,
-    **options: Any,
-) -> None:
+def command(a: Path, b: Path | None, c: Path | None, out: Path, figure: Path | None, **options: Any) -> None:
     """Evaluate a grid in the plane of three checkpoints, around one, or of the trajectory of a series.
 
     Computes loss, accuracy and every metric of analyze at each point, and prints a map of the loss. Coordinates are
@@ -97,7 +89,7 @@ def command(
     """
     output = take_printing(options)
     require_used(options["batchnorm"] == "recompute", "--batchnorm recompute", "batchnorm_samples")
-    directions = directions or ("random" if b is None else None)
+    options["directions"] = options["directions"] or ("random" if b is None else None)
 
     from ckpt_probe.paths import evaluate_plane
     from ckpt_probe.reporting.figures import draw_plane
@@ -107,9 +99,7 @@ def command(
     if figure is not None:
         require_drawable(figure, overwrite=overwrite)
     with bars() as progress:
-        result = evaluate_plane(
-            a, b, c, out=out, directions=directions, resume=not overwrite, progress=progress, **options
-        )
+        result = evaluate_plane(a, b, c, out=out, resume=not overwrite, progress=progress, **options)
     output.print(result.points, lambda _: print_maps(result))
     if figure is not None:
         for note in draw_plane(result, figure, overwrite=overwrite):

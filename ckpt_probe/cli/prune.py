@@ -57,14 +57,7 @@ Examples: ckpt-probe prune A.safetensors --sparsity 0,0.5,0.9 -o pruned/a
     option("classifier", "NAME", "With --keep-classifier: name of the last linear layer."),
     "state_key base",
 )
-def command(
-    checkpoint: Path,
-    out: Path,
-    sparsities: tuple[float, ...],
-    retrain: Path | None,
-    seed: int | None,
-    **options: Any,
-) -> None:
+def command(checkpoint: Path, out: Path, retrain: Path | None, seed: int | None, **options: Any) -> None:
     """Set the smallest weights of CHECKPOINT to zero, at one or more sparsities.
 
     Writes OUT/sparsity-0.500.safetensors and so on, which extract and analyze read like any series of checkpoints. With
@@ -80,7 +73,7 @@ def command(
 
     config = None if retrain is None else load_config(retrain, seed=seed)
     with bars() as progress:
-        summary = prune(checkpoint, out, sparsities, retrain=config, progress=progress, **options)
+        summary = prune(checkpoint, out, retrain=config, progress=progress, **options)
     for level in summary.levels:
         click.echo(printable(_description(level)))
     written = sum(level.written for level in summary.levels)

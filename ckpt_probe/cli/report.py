@@ -61,13 +61,7 @@ Examples: ckpt-probe report dumps/digits paths/ab -o report.html
     "memory cache every",
 )
 def command(
-    sources: tuple[str, ...],
-    out: Path | None,
-    follow: bool,
-    every: float,
-    labels: Path | None,
-    overwrite: bool,
-    **options: Any,
+    sources: tuple[str, ...], out: Path | None, follow: bool, every: float, overwrite: bool, **options: Any
 ) -> None:
     """Write a page of all results: metrics, matrices, spectra, classes, paths, planes and their provenance.
 
@@ -79,7 +73,7 @@ def command(
 
     from ckpt_probe.reporting.page import report
 
-    figures, options = options["figures"], {"labels": labels or (), "command": _command_line(), **options}
+    figures, options["command"] = options["figures"], _command_line()
 
     def write(*, overwrite: bool) -> "ReportSummary":
         with bars() as progress:

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -50,15 +51,7 @@ def parse_seeds(text: str) -> list[int]:
     flag("--resume", "Continue an interrupted run."),
     flag("--overwrite", "Start over if the directory contains a run; its files are removed."),
 )
-def command(
-    config: Path,
-    out: Path,
-    resume: bool,
-    overwrite: bool,
-    device: str,
-    seeds: list[int] | None,
-    overrides: tuple[str, ...],
-) -> None:
+def command(config: Path, out: Path, seeds: list[int] | None, overrides: tuple[str, ...], **options: Any) -> None:
     """Train the network that the TOML file CONFIG describes, and write its checkpoints.
 
     Writes OUT/checkpoints/step-NNNNNN.safetensors, OUT/metrics.jsonl, and the state from which --resume continues. The
@@ -66,7 +59,7 @@ def command(
     """
     from ckpt_probe.config import load_config
 
-    if resume and overwrite:
+    if options["resume"] and options["overwrite"]:
         raise UsageError("--resume and --overwrite exclude each other: continue the run, or start over")
     numbers = [None] if seeds is None else seeds
     directories = [out / f"seed-{number}" if seeds is not None else out for number in numbers]
@@ -75,10 +68,10 @@ def command(
     from ckpt_probe.training import require_free, train
 
     # Check the directories of all seeds before the first training, which may take hours.
-    require_free(directories, configs, resume=resume, overwrite=overwrite)
+    require_free(directories, configs, resume=options["resume"], overwrite=options["overwrite"])
     for settings, directory in zip(configs, directories, strict=True):
         with bars() as progress:
-            summary = train(settings, directory, resume=resume, overwrite=overwrite, device=device, progress=progress)
+            summary = train(settings, directory, progress=progress, **options)
         if summary.first_step == summary.last_step:
             say(f"{directory}: already finished, at step {summary.last_step}; nothing to do")
         else:

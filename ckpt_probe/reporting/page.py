@@ -50,7 +50,7 @@ def report(
     figures: Path | str | None = None,
     figure_format: str = "svg",
     title: str = TITLE,
-    labels: Path | str | Sequence[str] = (),
+    labels: Path | str | Sequence[str] | None = None,
     splits: str | Sequence[str] | None = None,
     memory: int = MEMORY,
     mir_rows: int = MIR_ROWS,
@@ -71,7 +71,7 @@ def report(
         figures: Directory to draw the plots into, one file per plot.
         figure_format: Format of the figures: "svg", "pdf" or "png".
         title: Heading of the page.
-        labels: Names of the classes, or a text file with one name per line; those in the dumps if empty.
+        labels: Names of the classes, or a text file with one name per line; those in the dumps if None.
         splits: Splits of the dumps to analyze; all if None.
         memory: Memory limit for the analysis of one dump, in bytes.
         mir_rows: Number of stored rows for MIR between layers; 0 leaves it out.
@@ -95,7 +95,7 @@ def report(
     if out is not None:
         refuse_existing(Path(out), overwrite=overwrite)
     progress = progress or NullProgress()
-    names = class_names(Path(labels)) if isinstance(labels, Path | str) else tuple(labels)
+    names = class_names(Path(labels)) if isinstance(labels, Path | str) else tuple(labels or ())
     chosen = as_sequence(splits) or ()
     material = Material(title, names, chosen, memory, workers, cache, mir_rows, data, data_arguments)
     contents = gather(open_sources(sources), material, progress)
