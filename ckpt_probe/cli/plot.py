@@ -55,15 +55,7 @@ Examples: ckpt-probe plot records.jsonl -o a.svg --metric class.mir --metric nc1
     ),
     option("title", "TEXT", "Title above the figure."),
 )
-def command(
-    records: tuple[str, ...],
-    out: Path,
-    metrics: tuple[str, ...],
-    x: str | None,
-    logarithmic: tuple[str, ...],
-    marks: tuple[str, ...],
-    **options: Any,
-) -> None:
+def command(records: tuple[str, ...], out: Path, metrics: tuple[str, ...], **options: Any) -> None:
     """Draw metrics against the training step, the position on a path, sparsity or epoch.
 
     RECORDS are files of records (JSON Lines, .csv, .parquet): from analyze -o, points.jsonl of a path, barriers.jsonl,
@@ -80,10 +72,10 @@ def command(
     panels = panels_of(metrics)
     with bars() as progress:
         series, _ = conditions_of(records, progress)
-    axis = x or axis_of([record for runs in series.values() for group in runs for record in group])
-    axes = {"log_x": "x" in logarithmic, "log_y": "y" in logarithmic}
-    lines = [Mark(*_mark(text, axis)) for text in marks]
-    for note in plot(series, out, metrics=panels, x=axis, marks=lines, **axes, **options):
+    x = options.pop("x") or axis_of([record for runs in series.values() for group in runs for record in group])
+    marks, logarithmic = [Mark(*_mark(text, x)) for text in options.pop("marks")], options.pop("logarithmic")
+    axes = {"x": x, "log_x": "x" in logarithmic, "log_y": "y" in logarithmic}
+    for note in plot(series, out, metrics=panels, marks=marks, **axes, **options):
         say(note)
     say(f"{out}: {len(panels)} panels of {sum(len(files) for files in series.values())} files")
 
