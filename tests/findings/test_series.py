@@ -84,6 +84,8 @@ def test_events_are_found_in_the_requested_splits_only(tmp_path: Path) -> None:
     assert {limit["split"] for limit in cp.events(file).limits} == {"train", "test"}
     assert {limit["split"] for limit in cp.events(file, splits="test").limits} == {"test"}
     assert [(limit["checkpoints"], limit["absent"]) for limit in cp.events(file).limits] == [(len(STEPS), 0)] * 2
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows[:12]))
+    assert [(limit["checkpoints"], limit["absent"]) for limit in cp.events(file).limits] == [(6, 0)] * 2
 
 
 def test_a_header_in_another_spelling(tmp_path: Path) -> None:
