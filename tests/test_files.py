@@ -20,6 +20,21 @@ def test_a_file_is_written_completely_and_no_temporary_file_stays(tmp_path: Path
     assert list(target.parent.iterdir()) == [target]
 
 
+def test_a_file_is_on_the_disk_before_its_name_is_and_the_name_before_the_call_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[int, bool]] = []
+    target, directory = tmp_path / "a.txt", tmp_path / "run"
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append((os.fstat(file).st_ino, target.exists())))
+    write_text(target, "x")
+    assert synced == [(target.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+    synced.clear()
+    with replacing_directory(directory) as temporary:
+        (temporary / "b.txt").write_text("y")
+    numbers = [number for number, _ in synced]
+    assert numbers == [path.stat().st_ino for path in (directory / "b.txt", directory, tmp_path)]
+
+
 def test_an_existing_file_is_refused_unless_asked(tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
     write_text(target, "old")

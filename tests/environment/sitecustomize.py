@@ -1,9 +1,11 @@
-"""Store bytecode in tests, and let torchvision from the package index be imported with a CPU build of torch.
+"""Store bytecode in tests, do not wait for the disk, and let torchvision be imported with a CPU build of torch.
 
 Container images often set PYTHONDONTWRITEBYTECODE. Each process would then compile every module that it imports,
 which takes three times as long as importing torch.
 
-That build of torchvision contains kernels that need CUDA's libraries. Without these libraries it registers no
+Files are written with fsync, which matters only if the machine loses power: tests kill processes, not machines.
+
+torchvision from the package index contains kernels that need CUDA's libraries. Without these libraries it registers no
 operators, and its import fails when it adds meta functions to them. If the operators are declared here without a
 kernel, the import succeeds, and everything works that does not call them. Only tests may do this; the package must not.
 """
@@ -16,6 +18,14 @@ from pathlib import Path
 
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def fsync(file):
+    """Check a file descriptor, as `os.fsync` does, without waiting until its file is on the disk."""
+    os.fstat(file if isinstance(file, int) else file.fileno())
+
+
+os.fsync = fsync
 
 OPERATORS = (
     "_deform_conv2d_backward",
