@@ -1,7 +1,7 @@
 """Formats of checkpoints, one module each: a new format is a module and an entry in the list below."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -52,8 +52,8 @@ FORMATS: tuple[tuple[Callable[[str, bytes], bool], str], ...] = (
     ),
 )
 """Formats in the order in which they are tried: a function that recognises the format by `ModelFiles.kind` and the
-first bytes of the file, and "module:function" of this package, imported when it is needed, a context manager that takes
-the files, the `state_key` and the open base of an adapter, and yields the checkpoint."""
+first bytes of the file, and "module:function" of this package, imported when it is needed, which takes the files, the
+`state_key`, the open base of an adapter and the stack that closes what it opens, and returns the checkpoint."""
 
 
 @contextmanager
@@ -78,12 +78,12 @@ def open_checkpoint(path: Path, *, state_key: str | None = None, base: Path | No
         merged = None if base is None else stack.enter_context(open_checkpoint(base, state_key=state_key))
         files = model_files(checkpoint_in(path) if path.is_dir() else path)
         require_regular(files.file)
-        checkpoint = stack.enter_context(opener(files)(files, state_key, merged))
+        checkpoint = opener(files)(files, state_key, merged, stack)
         checkpoint.path = path
         yield checkpoint
 
 
-def opener(files: ModelFiles) -> Callable[..., AbstractContextManager[Checkpoint]]:
+def opener(files: ModelFiles) -> Callable[..., Checkpoint]:
     """Return the function that opens a model: the first of `FORMATS` that recognises its file.
 
     Raises:

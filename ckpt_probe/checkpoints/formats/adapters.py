@@ -5,8 +5,8 @@ whole model in memory and code that builds it, where here any file is read one t
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +30,7 @@ MOST_ALIKE = 8
 """Weights of one shape up to which they are compared: embeddings and heads are few, layers of a network are many."""
 
 
-@contextmanager
-def open_adapter(files: ModelFiles, state_key: str | None, base: Checkpoint | None) -> Iterator[Checkpoint]:
+def open_adapter(files: ModelFiles, state_key: str | None, base: Checkpoint | None, stack: ExitStack) -> Checkpoint:
     """Open an adapter's weights merged onto `base`, which is any checkpoint.
 
     The base that the configuration names is only mentioned, never opened by itself.
@@ -46,51 +45,51 @@ def open_adapter(files: ModelFiles, state_key: str | None, base: Checkpoint | No
         named = settings.get("base_model_name_or_path") or "not named in its configuration"
         raise UsageError(f"{path}: a PEFT adapter; name the checkpoint that it was trained on ({named}) with `base=`")
     weights = replace(files, kind=path.suffix)
-    with opener(weights)(weights, None, None) as adapter:
-        changes, replaced = read_changes(path, settings, adapter)
-        changed = {f"{module}.{kind}": module for module, change in changes.items() for kind in change.kinds}
-        names = _names(path, base, list(changed))
-        names |= _no_longer_tied(base, names, set(replaced) - set(changed))
-        layout = _layout(base, names, adapter, replaced)
+    adapter = opener(weights)(weights, None, None, stack)
+    changes, replaced = read_changes(path, settings, adapter)
+    changed = {f"{module}.{kind}": module for module, change in changes.items() for kind in change.kinds}
+    names = _names(path, base, list(changed))
+    names |= _no_longer_tied(base, names, set(replaced) - set(changed))
+    layout = _layout(base, names, adapter, replaced)
 
-        def unchanged(name: str) -> "Tensor":
-            import torch
+    def unchanged(name: str) -> "Tensor":
+        import torch
 
-            if name not in replaced:
-                return base.read(names[name])
-            # Convert to the dtype of the base, as loading into a parameter of a model does.
-            dtype = layout[name][0]
-            return adapter.read(replaced[name]).to(getattr(torch, TORCH_NAMES.get(dtype, dtype)))
+        if name not in replaced:
+            return base.read(names[name])
+        # Convert to the dtype of the base, as loading into a parameter of a model does.
+        dtype = layout[name][0]
+        return adapter.read(replaced[name]).to(getattr(torch, TORCH_NAMES.get(dtype, dtype)))
 
-        def read(name: str) -> "Tensor":
-            tensor = unchanged(name)
-            return merge(name, tensor, adapter, changes[changed[name]]) if name in changed else tensor
+    def read(name: str) -> "Tensor":
+        tensor = unchanged(name)
+        return merge(name, tensor, adapter, changes[changed[name]]) if name in changed else tensor
 
-        for name, module in changed.items():
-            _require_fit(path, base, name, layout[name], adapter, changes[module])
-        _require_untied(path, layout, names, changed, unchanged)
-        changes = _oriented(path, settings, layout, adapter, changes)
-        ranks = sorted({change.rank for change in changes.values()})
-        summary = {
-            "kind": "LoRA",
-            "rank": ranks[0] if len(ranks) == 1 else ranks,
-            "alpha": settings["lora_alpha"],
-            "changed": len(changes),
-            "replaced": sorted(replaced),
-            "base": str(base.file),
-        }
-        yield Checkpoint(
-            file=path,
-            format=f"PEFT adapter merged onto {base.format}",
-            files=(path.parent / ADAPTER_CONFIG, *adapter.files, *base.files),
-            layout=layout,
-            reader=read,
-            fill=filler(read),
-            extras={"adapter": summary},
-            state_key=base.state_key,
-            others=base.others,
-            dropped=base.dropped,
-        )
+    for name, module in changed.items():
+        _require_fit(path, base, name, layout[name], adapter, changes[module])
+    _require_untied(path, layout, names, changed, unchanged)
+    changes = _oriented(path, settings, layout, adapter, changes)
+    ranks = sorted({change.rank for change in changes.values()})
+    summary = {
+        "kind": "LoRA",
+        "rank": ranks[0] if len(ranks) == 1 else ranks,
+        "alpha": settings["lora_alpha"],
+        "changed": len(changes),
+        "replaced": sorted(replaced),
+        "base": str(base.file),
+    }
+    return Checkpoint(
+        file=path,
+        format=f"PEFT adapter merged onto {base.format}",
+        files=(path.parent / ADAPTER_CONFIG, *adapter.files, *base.files),
+        layout=layout,
+        reader=read,
+        fill=filler(read),
+        extras={"adapter": summary},
+        state_key=base.state_key,
+        others=base.others,
+        dropped=base.dropped,
+    )
 
 
 def _names(path: Path, base: Checkpoint, changed: list[str]) -> dict[str, str]:

@@ -7,8 +7,8 @@ torch's reader, which would unpickle anything. Each part is a file of torch.save
 import io
 import pickle
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -46,8 +46,7 @@ CLASSES = {
 """Classes and functions that `.metadata` may name, besides torch's dtypes; its paths are read as texts."""
 
 
-@contextmanager
-def open_distributed(files: ModelFiles, state_key: str | None, base: Checkpoint | None) -> Iterator[Checkpoint]:
+def open_distributed(files: ModelFiles, state_key: str | None, base: Checkpoint | None, stack: ExitStack) -> Checkpoint:
     """Open a directory by its `.metadata`.
 
     Raises:
@@ -70,7 +69,7 @@ def open_distributed(files: ModelFiles, state_key: str | None, base: Checkpoint 
     def read(name: str) -> "Tensor":
         return _read(tensors[name])
 
-    yield Checkpoint(
+    return Checkpoint(
         file=path,
         format="torch distributed",
         files=(path, *sorted({piece.file for entry in entries for piece in entry.pieces})),

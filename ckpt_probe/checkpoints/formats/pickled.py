@@ -6,8 +6,9 @@ data, for names, dtypes and shapes, and again for the numbers when a tensor is r
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -31,8 +32,7 @@ LISTING_DEVICE = "meta"
 """Device on which a file is loaded for its names, dtypes and shapes."""
 
 
-@contextmanager
-def open_pickled(files: ModelFiles, state_key: str | None, base: Checkpoint | None) -> Iterator[Checkpoint]:
+def open_pickled(files: ModelFiles, state_key: str | None, *_: object) -> Checkpoint:
     """Open a file of torch.save.
 
     Raises:
@@ -40,16 +40,13 @@ def open_pickled(files: ModelFiles, state_key: str | None, base: Checkpoint | No
             classes in `stand_ins`, or if it is a whole module.
         UsageError: See `nesting.choose`.
     """
-    yield _open_file(files.file, state_key)
-
-
-def _open_file(path: Path, state_key: str | None) -> Checkpoint:
+    path = files.file
     pickled = _PickledFile(path, state_key)
     tree, choice, tensors = pickled.listing
     try:
         extras = plain(_extras(tree, choice))
     except NeedsData:
-        tree, *_ = pickled.loaded
+        tree = pickled.loaded[0]
         extras = plain(_extras(tree, choice))
 
     def read(name: str) -> "Tensor":
@@ -70,8 +67,7 @@ def _open_file(path: Path, state_key: str | None) -> Checkpoint:
     )
 
 
-@contextmanager
-def open_pickled_shards(files: ModelFiles, state_key: str | None, base: Checkpoint | None) -> Iterator[Checkpoint]:
+def open_pickled_shards(files: ModelFiles, state_key: str | None, *_: object) -> Checkpoint:
     """Open shards, memory-mapped.
 
     Raises:
@@ -85,7 +81,7 @@ def open_pickled_shards(files: ModelFiles, state_key: str | None, base: Checkpoi
     extras: Mapping[str, Any] = {}
     keys: set[str | None] = set()
     for file in files.shards:
-        shard = _open_file(file, None)
+        shard = open_pickled(replace(files, file=file), None)
         names[file.name] = sorted(shard.layout)
         layout |= shard.layout
         tensors |= {name: shard.read(name) for name in shard.layout}
@@ -105,7 +101,7 @@ def open_pickled_shards(files: ModelFiles, state_key: str | None, base: Checkpoi
         state_key=keys.pop() if len(keys) == 1 else None,
     )
     inner = state_key not in {None, checkpoint.state_key}
-    yield checkpoint.below(str(state_key)) if inner else checkpoint
+    return checkpoint.below(str(state_key)) if inner else checkpoint
 
 
 class _PickledFile:

@@ -8,8 +8,8 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -188,8 +188,7 @@ def _metadata_hash(metadata: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(ours).encode()).hexdigest()
 
 
-@contextmanager
-def open_safetensors(files: ModelFiles, state_key: str | None, base: Checkpoint | None) -> Iterator[Checkpoint]:
+def open_safetensors(files: ModelFiles, state_key: str | None, base: Checkpoint | None, stack: ExitStack) -> Checkpoint:
     """Open a safetensors file or shards.
 
     Raises:
@@ -201,24 +200,23 @@ def open_safetensors(files: ModelFiles, state_key: str | None, base: Checkpoint 
     if several:
         files.require_listed({header.file.name: header.tensors for header in headers})
     homes = {name: header for header in headers for name in header.tensors}
-    with ExitStack() as stack:
-        fill = _filler(homes, stack)
-        checkpoint = Checkpoint(
-            file=files.file,
-            format=f"safetensors, {len(headers)} shards" if several else "safetensors",
-            files=files.shards if index is None else (index, *files.shards),
-            layout={name: (header.tensors[name].dtype, header.tensors[name].shape) for name, header in homes.items()},
-            reader=_reader(homes, fill, stack),
-            fill=fill,
-            raw_metadata={name: text for header in reversed(headers) for name, text in header.metadata.items()},
-            stated_hashes={name: text for header in headers for name, text in header.hashes.items()},
-            # Copies of shards without an index are written as one file.
-            shards=()
-            if index is None and several
-            else tuple(Shard(h.file.name, tuple(h.tensors), h.metadata) for h in headers),
-            index=index,
-        )
-        yield checkpoint if state_key is None else checkpoint.below(state_key)
+    fill = _filler(homes, stack)
+    checkpoint = Checkpoint(
+        file=files.file,
+        format=f"safetensors, {len(headers)} shards" if several else "safetensors",
+        files=files.shards if index is None else (index, *files.shards),
+        layout={name: (header.tensors[name].dtype, header.tensors[name].shape) for name, header in homes.items()},
+        reader=_reader(homes, fill, stack),
+        fill=fill,
+        raw_metadata={name: text for header in reversed(headers) for name, text in header.metadata.items()},
+        stated_hashes={name: text for header in headers for name, text in header.hashes.items()},
+        # Copies of shards without an index are written as one file.
+        shards=()
+        if index is None and several
+        else tuple(Shard(h.file.name, tuple(h.tensors), h.metadata) for h in headers),
+        index=index,
+    )
+    return checkpoint if state_key is None else checkpoint.below(state_key)
 
 
 def _reader(homes: Mapping[str, Header], fill: Fill, stack: ExitStack) -> "Callable[[str], Tensor]":
