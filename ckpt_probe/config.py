@@ -292,20 +292,15 @@ def _known_keys(section: list[str]) -> list[str]:
 
 def _line_of(keys: list[str], text: str) -> int | None:
     """Return the number of the line that sets a key, None if no line does."""
-    section = ""
-    last = None
-    for number, line in enumerate(text.splitlines(), start=1):
-        header = re.match(r"\s*\[+\s*([\w.\-\"]+)\s*\]+", line)
-        if header:
-            section = header[1].replace('"', "")
-            if section == ".".join(keys):
+    name, section, last = ".".join(keys), "", None
+    for number, line in enumerate(text.replace('"', "").splitlines(), start=1):
+        if header := re.match(r"\s*\[+\s*([\w.\-]+)\s*\]+", line):
+            section = header[1]
+            if section == name:
                 return number
-            if keys and section == keys[0]:
-                last = number
-            continue
-        key = re.match(r"\s*([\w.\-\"]+)\s*=", line)
-        if key:
-            spelled = ".".join(part for part in (section, key[1].replace('"', "")) if part)
-            if spelled == ".".join(keys) or ".".join(keys).startswith(f"{spelled}."):
+            last = number if section in keys[:1] else last
+        elif key := re.match(r"\s*([\w.\-]+)\s*=", line):
+            spelled = f"{section}.{key[1]}".removeprefix(".")
+            if f"{name}.".startswith(f"{spelled}."):
                 return number
     return last
