@@ -74,29 +74,19 @@ def open_pickled_shards(files: ModelFiles, state_key: str | None, *_: object) ->
         DataError: If a shard is missing, has other tensors than the index states, or a tensor of another shard; also as
             in `open_pickled`.
     """
-    names: dict[str, list[str]] = {}
-    layout: dict[str, tuple[str, tuple[int, ...]]] = {}
-    tensors: dict[str, Tensor] = {}
-    extra: dict[str, Any] = {}
-    extras: Mapping[str, Any] = {}
-    keys: set[str | None] = set()
-    for file in files.shards:
-        shard = open_pickled(replace(files, file=file), None)
-        names[file.name] = sorted(shard.layout)
-        layout |= shard.layout
-        tensors |= {name: shard.read(name) for name in shard.layout}
-        extra |= shard.extra_state()
-        extras = extras or shard.extras
-        keys.add(shard.state_key)
-    files.require_listed(names)
+    shards = [open_pickled(replace(files, file=file), None) for file in files.shards]
+    tensors = {name: shard.read(name) for shard in shards for name in shard.layout}
+    extra = {name: value for shard in shards for name, value in shard.extra_state().items()}
+    keys = {shard.state_key for shard in shards}
+    files.require_listed({shard.file.name: sorted(shard.layout) for shard in shards})
     checkpoint = Checkpoint(
         file=files.file,
-        format=f"torch zip, {len(files.shards)} shards",
+        format=f"torch zip, {len(shards)} shards",
         files=files.shards if files.homes is None else (files.file, *files.shards),
-        layout=layout,
+        layout={name: entry for shard in shards for name, entry in shard.layout.items()},
         reader=tensors.__getitem__,
         fill=filler(tensors.__getitem__),
-        extras=extras,
+        extras=next((shard.extras for shard in shards if shard.extras), {}),
         extra_state=lambda: extra,
         state_key=keys.pop() if len(keys) == 1 else None,
     )
