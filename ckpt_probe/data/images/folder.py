@@ -133,22 +133,17 @@ def _has_images(directory: Path) -> bool:
 
 
 def _scanned(directory: Path, names: list[str], preparation: Preparation) -> ImageFiles:
-    files: list[str] = []
-    labels: list[int] = []
-    others: list[str] = []
-    system: list[str] = []
     folders = [*enumerate(names), *((None, name) for name in subfolders(directory, of_system=True))]
-    for label, name in folders:
-        for file, of_system in files_below(directory / name):
-            path = os.path.relpath(file, directory)
-            if Path(file).suffix.lower() not in SUFFIXES:
-                others += [] if of_system or label is None else [path]
-            elif of_system or label is None:
-                system.append(path)
-            else:
-                files.append(path)
-                labels.append(label)
-    return ImageFiles(directory, files, np.array(labels, dtype=np.int64), preparation, others, system)
+    found = [
+        (label, os.path.relpath(file, directory), of_system or label is None, Path(file).suffix.lower() in SUFFIXES)
+        for label, name in folders
+        for file, of_system in files_below(directory / name)
+    ]
+    images = [(label, path) for label, path, of_system, is_image in found if is_image and not of_system]
+    others = [path for _, path, of_system, is_image in found if not is_image and not of_system]
+    system = [path for _, path, of_system, is_image in found if is_image and of_system]
+    labels = np.array([label for label, _ in images], dtype=np.int64)
+    return ImageFiles(directory, [path for _, path in images], labels, preparation, others, system)
 
 
 def _require_images(split: str, folders: ImageFiles, names: list[str], allow_empty: bool) -> None:
