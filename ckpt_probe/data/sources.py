@@ -171,9 +171,9 @@ def _load(name: str, arguments: dict[str, Any], hints: ModelHints, workers: int 
         )
     if _is_arrays(name):
         read, names = ARRAYS[kind]
-        require_known(kind, arguments, (*names, *CHOICES))
         division = {key: value for key, value in arguments.items() if key in names}
         choices = {key: value for key, value in arguments.items() if key in CHOICES}
+        require_known(kind, arguments, (*names, *CHOICES))
         splits, class_names = read(*([Path(location)] if location else []), **division)
         data = of_splits(name, splits, arguments, class_names)
         return choose_samples(data, **choices) if choices else data
