@@ -317,9 +317,8 @@ def _require_classes(classes: Any, labels: Sequence[int]) -> None:
 def _of_each_class(
     splits: Mapping[str, ArraySplit], classes: Sequence[int], training: int | None, validation: int | None, seed: int
 ) -> dict[str, ArraySplit]:
-    for count, name in ((training, "per_class"), (validation, "validation_per_class")):
-        if count is not None:
-            whole_argument(name, count, 1)
+    counts = {"per_class": training, "validation_per_class": validation}
+    wanted = {name: whole_argument(name, count, 1) for name, count in counts.items() if count is not None}
     if "train" not in splits:
         raise UsageError(f"per_class: no split 'train'; there are: {', '.join(splits)}")
     if validation and "validation" in splits:
@@ -329,22 +328,16 @@ def _of_each_class(
     first, last = torch.zeros(len(labels), dtype=torch.bool), torch.zeros(len(labels), dtype=torch.bool)
     for label in classes:
         members = np.flatnonzero(labels == label)
-        _require_enough(label, len(members), training, validation)
+        # At least one sample remains for training.
+        if len(members) < sum(wanted.values()) + (training is None):
+            few = " and ".join(f"{name} = {count}" for name, count in wanted.items())
+            raise UsageError(f"{few}: class {label} has {len(members)} samples in split train, which is too few")
         order = torch.from_numpy(np.random.default_rng([seed, label]).permutation(members))
         end = len(order) - (validation or 0)
         first[order[: end if training is None else training]] = True
         last[order[end:]] = True
     chosen = {**splits, "train": train.part(first)}
     return {**chosen, "validation": train.part(last)} if validation else chosen
-
-
-def _require_enough(label: int, count: int, training: int | None, validation: int | None) -> None:
-    # At least one sample remains for training.
-    if count >= (1 if training is None else training) + (validation or 0):
-        return
-    wanted = [f"per_class = {training}"] if training is not None else []
-    wanted += [f"validation_per_class = {validation}"] if validation else []
-    raise UsageError(f"{' and '.join(wanted)}: class {label} has {count} samples in split train, which is too few")
 
 
 def _renumbered(split: ArraySplit, classes: Sequence[int]) -> ArraySplit:
