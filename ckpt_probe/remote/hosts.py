@@ -79,7 +79,10 @@ def list_directory(address: str) -> list[Entry]:
     entries: dict[str, Entry] = {}
     budget = Budget(address)
     for entry in _web_entries(address) if scheme_of(address) in WEB else _entries(address):
-        _require_inside(address, entry.address)
+        name = entry.address.removeprefix(f"{address}/")
+        parts = unquote(name).split("/")
+        if name == entry.address or any(part in {"", ".", ".."} or "\\" in part or "\0" in part for part in parts):
+            raise DataError(f"{address}: the host lists {name[:200]!r}, a name that leads out of the directory")
         if entry.address in entries and entries[entry.address].directory != entry.directory:
             raise DataError(f"{entry.address}: a file and a directory of one name, which cannot be read as files")
         budget.spend(len(entry.address), entries=2)
@@ -315,13 +318,6 @@ def _web_entries(address: str) -> Iterator[Entry]:
     for link in dict.fromkeys(link.partition("#")[0].partition("?")[0] for link in links):
         if link.rstrip("/") != address:
             yield Entry(link.rstrip("/"), directory=link.endswith("/"))
-
-
-def _require_inside(directory: str, address: str) -> None:
-    name = address.removeprefix(f"{directory}/")
-    parts = unquote(name).split("/")
-    if name == address or any(part in {"", ".", ".."} or "\\" in part or "\0" in part for part in parts):
-        raise DataError(f"{directory}: the host lists {name[:200]!r}, a name that leads out of the directory")
 
 
 def _file_entry(address: str, info: Any) -> Entry:

@@ -205,9 +205,10 @@ def _oriented(
         a, b = (adapter.layout[change.parts[role]][1] for role in "ab")
         transposed = change.embedding or (len(a) == 2 and shape != (b[0], a[1]))
         oriented[module] = replace(change, transposed=transposed)
-        if len(a) == 2 and not change.embedding:
-            kinds |= {transposed} if len(set(shape)) == 2 else set()
-            square += [module] if len(set(shape)) == 1 else []
+        if len(a) == 2 and not change.embedding and len(set(shape)) == 2:
+            kinds.add(transposed)
+        elif len(a) == 2 and not change.embedding:
+            square.append(module)
     if square and len(kinds) > 1:
         raise DataError(
             f"{path}: changes the square weight {square[0]!r} of a model that has both kinds of linear layers, "
