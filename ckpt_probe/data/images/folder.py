@@ -134,14 +134,14 @@ def _has_images(directory: Path) -> bool:
 
 def _scanned(directory: Path, names: list[str], preparation: Preparation) -> ImageFiles:
     folders = [*enumerate(names), *((None, name) for name in subfolders(directory, of_system=True))]
-    found = [
+    entries = [
         (label, os.path.relpath(file, directory), of_system or label is None, Path(file).suffix.lower() in SUFFIXES)
         for label, name in folders
         for file, of_system in files_below(directory / name)
     ]
-    images = [(label, path) for label, path, of_system, is_image in found if is_image and not of_system]
-    others = [path for _, path, of_system, is_image in found if not is_image and not of_system]
-    system = [path for _, path, of_system, is_image in found if is_image and of_system]
+    images = [(label, path) for label, path, of_system, is_image in entries if is_image and not of_system]
+    others = [path for _, path, of_system, is_image in entries if not is_image and not of_system]
+    system = [path for _, path, of_system, is_image in entries if is_image and of_system]
     labels = np.array([label for label, _ in images], dtype=np.int64)
     return ImageFiles(directory, [path for _, path in images], labels, preparation, others, system)
 
