@@ -67,7 +67,7 @@ def open_distributed(files: ModelFiles, state_key: str | None, base: Checkpoint 
     tensors: Mapping[str, _Entry] = choice.taken.tensors
 
     def read(name: str) -> "Tensor":
-        return _read(tensors[name])
+        return _read(path.parent, tensors[name])
 
     return Checkpoint(
         file=path,
@@ -76,8 +76,8 @@ def open_distributed(files: ModelFiles, state_key: str | None, base: Checkpoint 
         layout={name: (dtype_name(entry.dtype), entry.shape) for name, entry in tensors.items()},
         reader=read,
         fill=filler(read),
-        extras=plain(_extras(entries)),
-        extra_state=lambda: _extra_states(entries, choice.taken.key),
+        extras=plain(_extras(path.parent, entries)),
+        extra_state=lambda: _extra_states(path.parent, entries, choice.taken.key),
         state_key=choice.taken.key or None,
         others=tuple(map(str, choice.others)),
     )
@@ -211,11 +211,13 @@ def _entries(path: Path, metadata: Any) -> list[_Entry]:
 
 
 def _as_tensor(entry: _Entry, stored: Any) -> _Entry:
+    import torch
+
     shape, dtype = tuple(map(int, stored.size)), stored.properties.dtype
     chunks = {tuple(map(int, chunk.offsets)): tuple(map(int, chunk.sizes)) for chunk in stored.chunks}
     numbers, length = sum(map(prod, chunks.values())), sum(piece.length for piece in entry.pieces)
     described = f"tensor {entry.name!r} of shape {shape}"
-    if any(axis < 0 for axis in shape):
+    if not isinstance(dtype, torch.dtype) or not all(0 <= axis < 2**63 for axis in shape):
         raise ValueError(described)
     if numbers != prod(shape) or sorted(piece.start for piece in entry.pieces) != sorted(chunks):
         raise ValueError(f"{described} has {numbers:,} numbers in {len(entry.pieces)} parts")
@@ -231,26 +233,31 @@ def _tree(entries: list[_Entry]) -> dict[str, Any]:
     """Return the tensors in the nested mappings that were saved."""
     tree: dict[str, Any] = {}
     for entry in entries:
+        if entry.dtype is None:
+            continue
         mapping = tree
-        for step in entry.steps[:-1] if entry.dtype else ():
+        for step in entry.steps[:-1]:
             inner = mapping.setdefault(step, {})
             mapping = inner if isinstance(inner, dict) else {}
-        mapping |= {entry.steps[-1]: entry} if entry.dtype else {}
+        mapping[entry.steps[-1]] = entry
     return tree
 
 
-def _read(entry: _Entry) -> Any:
+def _read(folder: Path, entry: _Entry) -> Any:
     """Return a tensor, or another value with all tensors in it."""
     import torch
 
     if entry.dtype is None:
         return entry.pieces[0].load()
-    tensor = torch.zeros(entry.shape, dtype=entry.dtype)
+    try:
+        tensor = torch.zeros(entry.shape, dtype=entry.dtype)
+    except RuntimeError as error:
+        # There is not enough memory, or no zero of this dtype.
+        raise DataError(f"{folder}: tensor {entry.name!r} cannot be read ({last_line(error)})") from error
     for stored in entry.pieces:
         # A remote directory is downloaded as a whole.
-        piece = replace(stored, file=local_path(stored.file.parent) / stored.file.name)
-        part = piece.load()
-        sizes = entry.chunks[piece.start]
+        piece = replace(stored, file=local_path(folder) / stored.file.name)
+        part, sizes = piece.load(), entry.chunks[piece.start]
         target = tensor[tuple(slice(start, start + size) for start, size in zip(piece.start, sizes, strict=True))]
         if not isinstance(part, torch.Tensor) or (part.shape, part.dtype) != (target.shape, target.dtype):
             raise DataError(f"{piece.file}: a part of tensor {entry.name!r} is not {entry.dtype} of shape {sizes}")
@@ -259,30 +266,32 @@ def _read(entry: _Entry) -> Any:
     return tensor
 
 
-def _extra_states(entries: list[_Entry], state_key: str) -> dict[str, Any]:
+def _extra_states(folder: Path, entries: list[_Entry], state_key: str) -> dict[str, Any]:
     """Return modules' extra state beside the tensors at a key; torch stores each entry of its mappings by itself."""
     extra: dict[str, Any] = {}
     for entry in entries:
         steps = entry.steps
         level = next((i for i, step in enumerate(steps) if step.rpartition(".")[2] == EXTRA_STATE), None)
-        is_state = level is not None and ".".join(steps[:level]) == state_key and entry.pieces
+        if level is None or ".".join(steps[:level]) != state_key or not entry.pieces:
+            continue
         # A state that is a tensor is among the tensors.
-        if is_state and not (entry.dtype and level == len(steps) - 1):
+        if entry.dtype is None or level < len(steps) - 1:
             mapping = extra
             for step in steps[level:-1]:
                 inner = mapping.setdefault(step, {})
                 mapping = inner if isinstance(inner, dict) else {}
-            mapping[steps[-1]] = _read(entry)
+            mapping[steps[-1]] = _read(folder, entry)
     return extra
 
 
-def _extras(entries: list[_Entry]) -> dict[str, Any]:
+def _extras(folder: Path, entries: list[_Entry]) -> dict[str, Any]:
     """Return small entries at the top level besides the tensors, such as the step."""
     extras = {}
     for entry in entries:
-        if len(entry.steps) == 1 and not entry.dtype and [piece.length <= SMALL for piece in entry.pieces] == [True]:
+        small = [piece.length <= SMALL for piece in entry.pieces] == [True]
+        if small and len(entry.steps) == 1 and entry.dtype is None:
             try:
-                extras[entry.name] = _read(entry)
+                extras[entry.name] = _read(folder, entry)
             except DataError as error:
                 extras[entry.name] = f"not read: {error}"
     return extras
