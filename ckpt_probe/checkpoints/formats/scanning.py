@@ -18,6 +18,8 @@ from ckpt_probe.checkpoints.formats.stand_ins import STAND_INS
 
 COSTLIEST = 2**40
 """Cost of a hash beyond which it is not counted: more than any budget."""
+DEEPEST = 100
+"""Most tuples in one another: a hash of more might overflow the stack."""
 NESTED = "a key that is a tuple of too many nested tuples: "
 SHARE = 1024
 """Opcodes that are counted at a time; those that make a container count twice."""
@@ -118,30 +120,25 @@ class _Name:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Tuple:
-    """A tuple, and the number of objects that its hash visits.
-
-    The hash visits an element again wherever it occurs, so that few nested tuples may take forever.
-    """
-
-    items: tuple[Any, ...]
-    cost: int
-
-
 @dataclass(slots=True)
-class _Object:
-    """Any other object.
+class _Value:
+    """A tuple or another object that is no text or number.
+
+    A hash visits an element again wherever it occurs, so that few nested tuples may take forever.
 
     Attributes:
         size: Number of entries or characters.
         cost: Number of objects that its hash visits; 1 for containers, which have none.
         entries: Sum of the costs of its entries, which a hash of them or of an object with this state visits.
+        items: Entries of a tuple; None for another object.
+        depth: Number of tuples in one another; 0 for another object.
     """
 
     size: int = 0
     cost: int = 1
     entries: int = 0
+    items: list[Any] | None = None
+    depth: int = 0
 
     def add(self, items: list[Any], size: int) -> None:
         self.size += size
@@ -171,7 +168,7 @@ class _Scanner:
 
     def push_container(self, _: Any) -> None:
         self.containers += 1
-        self.stack.append(_Object())
+        self.stack.append(_Value())
 
     def push_name(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
@@ -192,7 +189,11 @@ class _Scanner:
 
     def push_tuple(self, items: list[Any]) -> None:
         self.containers += 1
-        self.stack.append(_Tuple(tuple(items), 1 + sum(map(_cost, items))))
+        entries = sum(map(_cost, items))
+        depth = 1 + max((item.depth for item in items if isinstance(item, _Value)), default=0)
+        if depth > DEEPEST:
+            raise ValueError(f"more than {DEEPEST} tuples in one another, which torch.save does not write")
+        self.stack.append(_Value(len(items), 1 + entries, entries, items, depth))
 
     def pop(self, count: int) -> list[Any]:
         return [self.stack.pop() for _ in range(count)][::-1]
@@ -211,8 +212,8 @@ class _Scanner:
 
     def build(self, _: Any) -> None:
         state = self.stack.pop()
-        if isinstance(self.stack[-1], _Object):
-            self.stack[-1].cost += _cost(state) + (state.entries if isinstance(state, _Object) else 0)
+        if isinstance(self.stack[-1], _Value):
+            self.stack[-1].cost += _cost(state) + (state.entries if isinstance(state, _Value) else 0)
 
     def call(self, _: Any) -> None:
         function, arguments = self.pop(2)
@@ -223,12 +224,12 @@ class _Scanner:
         if name == FROM_TYPE and not (isinstance(items[0], _Name) and items[0].name in REBUILD):
             self.forbidden[f"{name} of {getattr(items[0], 'name', 'the result of a call')}"] = None
         if name in HASHING:
-            hashed = (item.entries for item in items if isinstance(item, _Object))
+            hashed = (item.entries for item in items if isinstance(item, _Value))
             self._budget.spend(entries=sum(hashed), cause=NESTED)
         size = len(items) + sum(map(_size, items))
         self._budget.spend(size)
         self.containers += 1
-        self.stack.append(_Object(size, 1 + sum(map(_cost, items))))
+        self.stack.append(_Value(size, 1 + sum(map(_cost, items))))
 
     def push_storage(self, _: Any) -> None:
         kind, *rest = self.stack.pop().items
@@ -245,7 +246,7 @@ class _Scanner:
             self.forbidden[storage.name] = None
         size = count * ITEM_BYTES.get(name, 1)
         self.storages[str(key)] = max(size, self.storages.get(str(key), 0))
-        self.stack.append(_Object())
+        self.stack.append(_Value())
 
     def remember(self, index: int) -> None:
         value = self.stack[-1]
@@ -256,14 +257,12 @@ class _Scanner:
 
 
 def _cost(value: Any) -> int:
-    return min(value.cost, COSTLIEST) if isinstance(value, _Tuple | _Object) else 1
+    return min(value.cost, COSTLIEST) if isinstance(value, _Value) else 1
 
 
 def _size(value: Any) -> int:
-    if isinstance(value, _Object):
+    if isinstance(value, _Value):
         return value.size
-    if isinstance(value, _Tuple):
-        return len(value.items)
     return len(value) if isinstance(value, str | bytes) else 0
 
 

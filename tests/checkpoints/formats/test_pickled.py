@@ -345,6 +345,16 @@ def pickle_of(*parts: bytes) -> io.BytesIO:
             pickle_of(b"}", b"K\x01", b"q\x00h\x00\x86" * 40, b"K\x01s"),
             "unpacks to",
         ),
+        # So would hashing the entry of this tuple, from which a set is made.
+        (
+            pickle_of(b"cbuiltins\nset\nK\x01", b"q\x00h\x00\x86" * 40, b"\x85\x85R"),
+            "unpacks to",
+        ),
+        # The hash of a key calls itself for each of these.
+        (
+            pickle_of(b"})", b"\x85" * 1000, b"K\x01s"),
+            "more than 100 tuples in one another",
+        ),
         # The same long text is encoded many times.
         (
             pickle_of(
