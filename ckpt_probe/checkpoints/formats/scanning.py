@@ -212,8 +212,11 @@ class _Scanner:
 
     def build(self, _: Any) -> None:
         state = self.stack.pop()
+        entries = state.entries if isinstance(state, _Value) else 0
+        # An ordered dictionary takes its state from pairs too, and hashes the first of each.
+        self._budget.spend(entries=entries, cause=NESTED)
         if isinstance(self.stack[-1], _Value):
-            self.stack[-1].cost += _cost(state) + (state.entries if isinstance(state, _Value) else 0)
+            self.stack[-1].cost += _cost(state) + entries
 
     def call(self, _: Any) -> None:
         function, arguments = self.pop(2)

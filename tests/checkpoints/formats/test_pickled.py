@@ -350,6 +350,11 @@ def pickle_of(*parts: bytes) -> io.BytesIO:
             pickle_of(b"cbuiltins\nset\nK\x01", b"q\x00h\x00\x86" * 40, b"\x85\x85R"),
             "unpacks to",
         ),
+        # So would the state of an ordered dictionary, a list of pairs.
+        (
+            pickle_of(b"ccollections\nOrderedDict\n)R]K\x01", b"q\x00h\x00\x86" * 40, b"K\x01\x86ab"),
+            "unpacks to",
+        ),
         # The hash of a key calls itself for each of these.
         (
             pickle_of(b"})", b"\x85" * 1000, b"K\x01s"),
