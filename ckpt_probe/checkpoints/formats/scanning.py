@@ -242,13 +242,14 @@ class _Scanner:
             self.stack.append(rest[0])
             return
         storage, key, _location, count, *_view = rest
-        if kind != "storage" or not isinstance(storage, _Name) or not isinstance(count, int) or count < 0:
+        kinds = isinstance(storage, _Name), isinstance(key, str), isinstance(count, int)
+        if kind != "storage" or not all(kinds) or count < 0:
             raise ValueError("a storage that torch does not write")
         name = storage.name.rpartition(".")[2]
         if name not in ITEM_BYTES:
             self.forbidden[storage.name] = None
         size = count * ITEM_BYTES.get(name, 1)
-        self.storages[str(key)] = max(size, self.storages.get(str(key), 0))
+        self.storages[key] = max(size, self.storages.get(key, 0))
         self.stack.append(_Value())
 
     def remember(self, index: int) -> None:

@@ -355,6 +355,14 @@ def pickle_of(*parts: bytes) -> io.BytesIO:
             pickle_of(b"ccollections\nOrderedDict\n)R]K\x01", b"q\x00h\x00\x86" * 40, b"K\x01\x86ab"),
             "unpacks to",
         ),
+        # So would spelling the name of a storage.
+        (
+            pickle_of(
+                b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nK\x01",
+                b"q\x00h\x00\x86" * 40 + b"X\x03\x00\x00\x00cpuK\x01tQ",
+            ),
+            "a storage that torch does not write",
+        ),
         # The hash of a key calls itself for each of these.
         (
             pickle_of(b"})", b"\x85" * 1000, b"K\x01s"),
