@@ -176,8 +176,10 @@ def _pieces(path: Path, metadata: Any) -> dict[Any, list[_Piece]]:
     claimed: Counter[str] = Counter()
     for index, info in metadata.storage_data.items():
         name, offset, length = info.relative_path, info.offset, info.length
-        file = path.parent / str(name)
-        if not isinstance(name, str) or Path(name).name != name or file.resolve().parent != path.parent.resolve():
+        if not isinstance(name, str):
+            raise TypeError("the name of a file must be a text")
+        file = path.parent / name
+        if Path(name).name != name or file.resolve().parent != path.parent.resolve():
             raise DataError(f"{path}: names the file {name!r}, which is outside its directory")
         if name not in sizes:
             if not file.is_file():
@@ -203,9 +205,12 @@ def _entries(path: Path, metadata: Any) -> list[_Entry]:
     planned = metadata.planner_data if isinstance(metadata.planner_data, dict) else {}
     entries = []
     for name, stored in metadata.state_dict_metadata.items():
-        steps = planned.get(name)
-        steps = tuple(map(str, steps)) if isinstance(steps, tuple) and steps else (str(name),)
-        entry = _Entry(str(name), steps, tuple(pieces.get(name, ())))
+        steps = planned.get(name) or (str(name),)
+        # The spelling of nested tuples might take forever.
+        if not isinstance(steps, tuple) or not all(isinstance(step, str | int) for step in steps):
+            raise TypeError(f"the keys to {name!r} are no texts")
+        keys = tuple(map(str, steps))
+        entry = _Entry(str(name), keys, tuple(pieces.get(name, ())))
         entries.append(_as_tensor(entry, stored) if hasattr(stored, "chunks") else entry)
     return entries
 

@@ -150,12 +150,19 @@ def test_metadata_that_do_not_match_the_files_are_refused(copied: Path) -> None:
     def entry(metadata: Metadata) -> Any:
         return metadata.state_dict_metadata["model.0.weight"]
 
+    nested: tuple[Any, ...] = ()
+    for _ in range(60):
+        # Its spelling would take forever.
+        nested = (nested, nested)
     original, size = (copied / ".metadata").read_bytes(), (copied / "__0_0.distcp").stat().st_size
     (copied.parent / "x.distcp").write_bytes(b"x" * 10**6)
     for change, message in (
         (lambda m: setattr(storage_info(m), "relative_path", "../x.distcp"), r"'\.\./x\.distcp', which is outside"),
         (lambda m: setattr(storage_info(m), "relative_path", str(copied.parent / "x.distcp")), "which is outside"),
         (lambda m: setattr(storage_info(m), "relative_path", "__1_0.distcp"), "__1_0.distcp, which is missing"),
+        (lambda m: setattr(storage_info(m), "relative_path", nested), "too many nested tuples"),
+        (lambda m: setattr(storage_info(m), "relative_path", 1), "the name of a file must be a text"),
+        (lambda m: m.planner_data.update({"model.0.weight": (nested,)}), "the keys to 'model.0.weight' are no texts"),
         (lambda m: setattr(storage_info(m), "length", 10**9), "truncated: 'model.0.weight' ends beyond"),
         (lambda m: setattr(storage_info(m), "offset", -1), "truncated: 'model.0.weight' ends beyond"),
         (lambda m: setattr(storage_info(m), "length", size - storage_info(m).offset), "parts claim more than its"),
