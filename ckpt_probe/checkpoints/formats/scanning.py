@@ -43,8 +43,10 @@ CALLABLE = (
 )  # fmt: skip
 """Names that a pickle may call. Torch's list without everything that allocates by a number in its arguments: tensor
 classes, bytearray, and the functions that rebuild quantised, sparse, nested and wrapped tensors."""
-HASHING = frozenset({"builtins.set", "collections.OrderedDict", "collections.Counter"})
-"""Names whose calls hash the entries of their arguments."""
+HASHING = frozenset(
+    {"builtins.set", "collections.OrderedDict", "collections.Counter", "torch.serialization._get_layout"}
+)
+"""Names whose calls hash their arguments or the entries of them."""
 ITEM_BYTES = {
     "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8, "IntStorage": 4,
     "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1, "ComplexFloatStorage": 8,
@@ -227,8 +229,8 @@ class _Scanner:
         if name == FROM_TYPE and not (isinstance(items[0], _Name) and items[0].name in REBUILD):
             self.forbidden[f"{name} of {getattr(items[0], 'name', 'the result of a call')}"] = None
         if name in HASHING:
-            hashed = (item.entries for item in items if isinstance(item, _Value))
-            self._budget.spend(entries=sum(hashed), cause=NESTED)
+            hashed = sum(_cost(item) + (item.entries if isinstance(item, _Value) else 0) for item in items)
+            self._budget.spend(entries=hashed, cause=NESTED)
         size = len(items) + sum(map(_size, items))
         self._budget.spend(size)
         self.containers += 1
@@ -243,7 +245,8 @@ class _Scanner:
             return
         storage, key, _location, count, *_view = rest
         kinds = isinstance(storage, _Name), isinstance(key, str), isinstance(count, int)
-        if kind != "storage" or not all(kinds) or count < 0:
+        # A view of a storage has three entries, of which torch hashes the first.
+        if kind != "storage" or not all(kinds) or count < 0 or max(map(_cost, rest)) > 4:
             raise ValueError("a storage that torch does not write")
         name = storage.name.rpartition(".")[2]
         if name not in ITEM_BYTES:

@@ -363,6 +363,18 @@ def pickle_of(*parts: bytes) -> io.BytesIO:
             ),
             "a storage that torch does not write",
         ),
+        # So would looking up this layout, or the storage of this view.
+        (
+            pickle_of(b"ctorch.serialization\n_get_layout\nK\x01", b"q\x00h\x00\x86" * 40, b"\x85R"),
+            "unpacks to",
+        ),
+        (
+            pickle_of(
+                b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01K\x01",
+                b"q\x00h\x00\x86" * 40 + b"K\x00K\x01\x87tQ",
+            ),
+            "a storage that torch does not write",
+        ),
         # The hash of a key calls itself for each of these.
         (
             pickle_of(b"})", b"\x85" * 1000, b"K\x01s"),
