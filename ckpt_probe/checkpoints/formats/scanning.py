@@ -20,6 +20,8 @@ COSTLIEST = 2**40
 """Cost of a hash beyond which it is not counted: more than any budget."""
 DEEPEST = 100
 """Most tuples in one another: a hash of more might overflow the stack."""
+COSTLY = 1000
+"""Number of objects that the hash of a tuple visits beyond which they are counted when the tuple is made."""
 NESTED = "a key that is a tuple of too many nested tuples: "
 SHARE = 1024
 """Opcodes that are counted at a time; those that make a container count twice."""
@@ -110,6 +112,9 @@ def scan(pickle: io.BytesIO, budget: Budget) -> Scan:
             scanner.opcodes += 1
         if scanner.marked or len(scanner.stack) != 1:
             raise ValueError("no complete pickle (it ends within a list)")
+        if isinstance(scanner.stack[0], _Value):
+            # The last pickle of a stream is a list of keys, which are looked up.
+            budget.spend(entries=max(scanner.stack[0].entries - scanner.stack[0].size, 0), cause=NESTED)
     except (IndexError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"no complete pickle ({type(error).__name__}: {error})") from error
     return Scan(tuple(scanner.forbidden), scanner.storages, scanner.fields >= MODULE_FIELDS)
@@ -195,6 +200,9 @@ class _Scanner:
         depth = 1 + max((item.depth for item in items if isinstance(item, _Value)), default=0)
         if depth > DEEPEST:
             raise ValueError(f"more than {DEEPEST} tuples in one another, which torch.save does not write")
+        if entries > COSTLY:
+            # It may be spelled or looked up where no container is filled.
+            self._budget.spend(entries=entries, cause=NESTED)
         self.stack.append(_Value(len(items), 1 + entries, entries, items, depth))
 
     def pop(self, count: int) -> list[Any]:
