@@ -140,8 +140,8 @@ def whole_number(name: str, value: Any, least: int | None = None) -> int:
 
 def whole_argument(name: str, value: Any, least: int, most: int | None = None) -> int:
     """Return the value of an argument of data as an `int`; raise UsageError for other values and beyond bounds."""
-    whole = hasattr(value, "__index__") and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):
+    is_integer = hasattr(value, "__index__") and not isinstance(value, bool)
+    if not is_integer or value < least or (most is not None and value > most):
         bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise UsageError(f"{name}: expected a whole number {bounds}, found {value!r}")
     return int(value)
