@@ -21,7 +21,7 @@ COSTLIEST = 2**40
 DEEPEST = 100
 """Most tuples in one another: a hash of more might overflow the stack."""
 COSTLY = 1000
-"""Number of objects that the hash of a tuple visits beyond which they are counted when the tuple is made."""
+"""Number of objects within its entries that the hash of a tuple visits, beyond which they are counted when it is made."""
 NESTED = "a key that is a tuple of too many nested tuples: "
 SHARE = 1024
 """Opcodes that are counted at a time; those that make a container count twice."""
@@ -200,9 +200,9 @@ class _Scanner:
         depth = 1 + max((item.depth for item in items if isinstance(item, _Value)), default=0)
         if depth > DEEPEST:
             raise ValueError(f"more than {DEEPEST} tuples in one another, which torch.save does not write")
-        if entries > COSTLY:
+        if entries - len(items) > COSTLY:
             # It may be spelled or looked up where no container is filled.
-            self._budget.spend(entries=entries, cause=NESTED)
+            self._budget.spend(entries=entries - len(items), cause=NESTED)
         self.stack.append(_Value(len(items), 1 + entries, entries, items, depth))
 
     def pop(self, count: int) -> list[Any]:
