@@ -21,8 +21,8 @@ COSTLIEST = 2**40
 DEEPEST = 100
 """Most tuples in one another: a hash of more might overflow the stack."""
 COSTLY = 1000
-"""Number of objects within its entries that the hash of a tuple visits, beyond which they are counted when it is made."""
-NESTED = "a key that is a tuple of too many nested tuples: "
+"""Number of objects within its entries that the hash of a tuple visits, beyond which they are counted at once."""
+NESTED = "a tuple of too many nested tuples: "
 SHARE = 1024
 """Opcodes that are counted at a time; those that make a container count twice."""
 
