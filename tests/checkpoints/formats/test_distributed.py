@@ -128,7 +128,7 @@ def test_metadata_that_would_run_code_are_refused(copied: Path) -> None:
         # Hashing this key would visit 2^60 objects.
         (
             b"\x80\x02})" + b"".join(bytes([113, i, 104, i, 134]) for i in range(60)) + b"K\x01s.",
-            "a key that is a tuple of too many nested tuples",
+            "a tuple of too many nested tuples",
         ),
     ],
 )
