@@ -113,10 +113,10 @@ def test_probabilities_in_blocks_are_those_of_every_row(
     logits = [np.random.default_rng(seed).normal(size=(5, 3)).astype(np.float32) for seed in range(2)]
     directory = write_run("blocks", logits, np.arange(5) % 3)
     monkeypatch.setattr(scores, "BLOCK_BYTES", 8 * 3 * 2 * rows_at_once)
-    blocks = [*scores.probability_blocks(sorted(directory.glob("*.h5")), "test")]
+    blocks = [*scores.probability_blocks(sorted(directory.glob("*.h5")), "test", 5, 3)]
     expected = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
     np.testing.assert_allclose(np.concatenate(blocks, axis=1), expected, rtol=1e-6)
-    chosen = [*scores.probability_blocks(sorted(directory.glob("*.h5")), "test", np.array([0, 3]))]
+    chosen = [*scores.probability_blocks(sorted(directory.glob("*.h5")), "test", 5, 3, np.array([0, 3]))]
     np.testing.assert_allclose(np.concatenate(chosen, axis=1), expected[:, [0, 3]], rtol=1e-6)
 
 
