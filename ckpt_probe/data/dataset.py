@@ -137,6 +137,9 @@ class DatasetSplit:
                 raise
             message = "a process that reads samples was killed, perhaps because memory or /dev/shm is full"
             raise DataError(f"{message}; lower `data_workers=`, or set `data_workers=0`") from error
+        finally:
+            # The traceback of an error refers to this frame, and as long as it exists the processes would stay.
+            batches = None
 
     def leave_out(self, reasons: Mapping[int, str], total: int) -> None:
         """Add samples that another process could not read.

@@ -1,6 +1,7 @@
 """Tests of functions of users that return data: arrays, datasets, loaders, splits, and invalid values."""
 
 import sys
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,7 @@ def test_a_sample_that_raises_is_reported_with_its_number(source: Path, workers:
     with pytest.raises(DataError) as caught:
         everything(split)
     assert str(caught.value) == "sample 7: KeyError: 'row seven'"
+    assert active_children() == []
     # The traceback is a note of the error for --debug.
     assert "raise KeyError" in caught.value.__notes__[0]
 
