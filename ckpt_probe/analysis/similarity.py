@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ckpt_probe.dumps import PENULTIMATE, Dump, SplitView, open_dump, open_dump_series
+from ckpt_probe.dumps import PENULTIMATE, Dump, SplitView, open_dump, ordered_dumps
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import distinct_names
 from ckpt_probe.keywords import as_sequence, suggestion
@@ -145,20 +145,19 @@ def similarity(
         DataError: If rows are not stored, or differ between the dumps, or a layer is missing.
     """
     splits, layers, measures = as_sequence(splits), as_sequence(layers), as_sequence(measures)
-    members = open_dump_series(resolve(path))
-    measures = tuple(measures or (("cka",) if len(members) > 1 and other is None else ("cka", "mir")))
+    dumps = ordered_dumps(resolve(path))
+    measures = tuple(measures or (("cka",) if len(dumps) > 1 and other is None else ("cka", "mir")))
     unknown = [name for name in measures if name not in MEASURES]
     if unknown:
         raise UsageError(f"`measures={unknown[0]}`: expected {' or '.join(MEASURES)}{suggestion(unknown[0], MEASURES)}")
     progress = progress or NullProgress()
-    if other is None and len(members) > 1:
-        return _of_series([member.path for member in members], splits, measures, layers, progress)
-    others = [] if other is None else open_dump_series(resolve(other))
-    several = path if len(members) > 1 else other
-    if len(members) > 1 or len(others) > 1:
+    if other is None and len(dumps) > 1:
+        return _of_series(dumps, splits, measures, layers, progress)
+    others = [] if other is None else ordered_dumps(resolve(other))
+    several = path if len(dumps) > 1 else other
+    if len(dumps) > 1 or len(others) > 1:
         raise UsageError(f"{several}: several dumps; name one of them, to be compared with the other")
-    second = others[0].path if others else None
-    return _of_layers(members[0].path, second, splits, measures, layers, progress)
+    return _of_layers(dumps[0], others[0] if others else None, splits, measures, layers, progress)
 
 
 # `cp.similarity` was the module of these functions: `cp.similarity.cka(X, Y)` stays valid.
