@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from ckpt_probe.analysis.paired import band, difference_p
+from ckpt_probe.analysis.comparison.paired import band, difference_p
 from ckpt_probe.findings.detection import FEWEST, LEVEL, OF_CHANGES, OF_LEVELS, analyses, find_events, positions
 from ckpt_probe.findings.findings import GROWTH, LEVEL_OF_LOOK, OFTEN, findings_of
 from ckpt_probe.findings.intervals import Family, families

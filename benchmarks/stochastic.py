@@ -24,8 +24,8 @@ from torch import Tensor
 from ckpt_probe.metrics.stochastic import Estimate, Sampling, estimate_entropies
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.class_sums import group
-from ckpt_probe.moments.sampling import JointOperator, MomentsOperator
-from ckpt_probe.moments.spectra import factor
+from ckpt_probe.moments.entropies.sampling import JointOperator, MomentsOperator
+from ckpt_probe.moments.entropies.spectra import factor
 from ckpt_probe.moments.unit_moments import UnitMoments
 
 LARGE = (50_000, 2_048, 1_000)

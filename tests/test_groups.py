@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ckpt_probe.analysis.groups import open_groups
+from ckpt_probe.analysis.comparison.groups import open_groups
 from ckpt_probe.analysis.series import is_recorded
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.groups import GroupedRun, find_runs, named_paths

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ckpt_probe as cp
-from ckpt_probe.analysis.comparison import Interval
+from ckpt_probe.analysis.comparison.compare import Interval
 from ckpt_probe.extraction.config import Setup, Storage
 from ckpt_probe.keywords import as_sequence, from_arguments, matching, suggestion
 from ckpt_probe.metrics import entropy

@@ -18,8 +18,8 @@ from ckpt_probe.budget import require_regular
 from ckpt_probe.errors import CkptProbeError, DataError
 from ckpt_probe.files import code_hash, replacing, write_text
 from ckpt_probe.moments import DetailedRecord
-from ckpt_probe.moments.design import Design, Influences
 from ckpt_probe.moments.details import Portrait
+from ckpt_probe.moments.errors.design import Design, Influences
 from ckpt_probe.moments.selection import ENTRY_POINTS
 from ckpt_probe.scheduling import Busy, UnclaimedError, claimed
 from ckpt_probe.user_cache import private_cache

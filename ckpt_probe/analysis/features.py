@@ -16,7 +16,7 @@ from ckpt_probe.metrics.rows import Array, as_tensor
 from ckpt_probe.metrics.stochastic import MOST
 from ckpt_probe.moments import MEMORY, Moments
 from ckpt_probe.moments.class_sums import rows_at_once
-from ckpt_probe.moments.design import RecordWithErrors
+from ckpt_probe.moments.errors.design import RecordWithErrors
 from ckpt_probe.moments.registry import COINCIDE, MEANS
 
 ROWS_AT_ONCE = 8192

@@ -14,7 +14,7 @@ from ckpt_probe.dumps import Pass
 from ckpt_probe.metrics.decisions import LinearDecision, NearestMean
 from ckpt_probe.metrics.rows import Array, as_labels, as_tensor
 from ckpt_probe.moments.details import NEAREST_OWN
-from ckpt_probe.moments.errors import Sample
+from ckpt_probe.moments.errors.sample import Sample
 from ckpt_probe.moments.quality import LinearHead, Scored
 
 if TYPE_CHECKING:

@@ -21,10 +21,10 @@ from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.rows import Array, as_labels
 from ckpt_probe.moments import DetailedRecord, Moments, registry
-from ckpt_probe.moments.centred import centred_levels
-from ckpt_probe.moments.entropies import LevelEntropies
-from ckpt_probe.moments.errors import Sample
-from ckpt_probe.moments.inputs import CentredParts, Inputs
+from ckpt_probe.moments.entropies.centred import centred_levels
+from ckpt_probe.moments.entropies.levels import CentredParts, LevelEntropies
+from ckpt_probe.moments.errors.sample import Sample
+from ckpt_probe.moments.inputs import Inputs
 from ckpt_probe.moments.quality import LinearHead, Quality, Scored
 from ckpt_probe.moments.record import compute_record
 from ckpt_probe.moments.registry import COINCIDE, FEW_SAMPLES, LOGITS, OUTSIDE, SECOND_PASS, TRAIN_MEANS

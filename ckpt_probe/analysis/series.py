@@ -21,7 +21,7 @@ from ckpt_probe.groups import GroupedRun, Sources, find_runs
 from ckpt_probe.keywords import as_sequence, from_arguments
 from ckpt_probe.metrics.stochastic import MOST
 from ckpt_probe.moments import MEMORY, DetailedRecord
-from ckpt_probe.moments.design import RecordWithErrors
+from ckpt_probe.moments.errors.design import RecordWithErrors
 from ckpt_probe.progress import DeduplicatedProgress, NullProgress, Progress
 from ckpt_probe.remote import resolve
 from ckpt_probe.scheduling import Busy, Failed, Team, Workers, in_turn, remove_abandoned, results

@@ -11,9 +11,9 @@ from ckpt_probe.metrics.entropy import require_order
 from ckpt_probe.metrics.stochastic import MOST, Sampling
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.accumulator import MEMORY, checked_precision
-from ckpt_probe.moments.entropies import Options
+from ckpt_probe.moments.entropies.levels import Options
+from ckpt_probe.moments.errors.subset import SUBSET_ROWS
 from ckpt_probe.moments.selection import chosen_families, package_functions
-from ckpt_probe.moments.subset import SUBSET_ROWS
 
 LEAST_MEMORY = 2**16
 """Memory limit below which sampling would go through the rows again for each few vectors, in bytes."""

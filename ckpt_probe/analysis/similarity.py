@@ -16,7 +16,7 @@ from ckpt_probe.files import distinct_names
 from ckpt_probe.keywords import as_sequence, suggestion
 from ckpt_probe.metrics.rows import require_finite
 from ckpt_probe.metrics.similarity import CKA, cka, cka_between, cka_matrix, hsic, mir_between
-from ckpt_probe.moments.subset import SUBSET_ROWS, RowSubset
+from ckpt_probe.moments.errors.subset import SUBSET_ROWS, RowSubset
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.remote import resolve
 

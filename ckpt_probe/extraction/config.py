@@ -17,7 +17,7 @@ from ckpt_probe.keywords import as_sequence, whole_number
 from ckpt_probe.metrics.similarity import LEAST_ROWS
 from ckpt_probe.models import POOLINGS
 from ckpt_probe.moments import MEMORY
-from ckpt_probe.moments.subset import SUBSET_ROWS
+from ckpt_probe.moments.errors.subset import SUBSET_ROWS
 from ckpt_probe.remote import resolve
 
 FORWARD_DTYPES = ("float32", "float64", "float16", "bfloat16")

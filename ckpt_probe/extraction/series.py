@@ -17,7 +17,7 @@ from ckpt_probe.extraction.subject import Subject
 from ckpt_probe.groups import find_runs
 from ckpt_probe.keywords import from_arguments
 from ckpt_probe.moments import MEMORY
-from ckpt_probe.moments.subset import SUBSET_ROWS
+from ckpt_probe.moments.errors.subset import SUBSET_ROWS
 from ckpt_probe.progress import DeduplicatedProgress, NullProgress, Progress
 from ckpt_probe.remote import resolve
 from ckpt_probe.scheduling import Workers, remove_abandoned

@@ -21,8 +21,8 @@ from ckpt_probe.metrics.rows import as_tensor
 from ckpt_probe.models import Taps
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.documents import Documents
+from ckpt_probe.moments.errors.subset import PREFIX, RowSubset
 from ckpt_probe.moments.quality import Gathering, LinearHead, Scored
-from ckpt_probe.moments.subset import PREFIX, RowSubset
 
 Scores = Literal["logits", "scored", "none"]
 """Arrays of a split beside its rows: logits, or prediction and loss of each row, or neither."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_probe.analysis.paired import holm
+from ckpt_probe.analysis.comparison.paired import holm
 from ckpt_probe.analysis.records import grouped_by
 from ckpt_probe.errors import UsageError
 from ckpt_probe.findings.intervals import MOST_SPLITS, Family, Interval, families, first_departure, narrowest

@@ -21,15 +21,15 @@ from ckpt_probe.metrics.rows import (
 )
 from ckpt_probe.metrics.stochastic import FEWEST, Sampling
 from ckpt_probe.moments.class_sums import RowBlocks, Scatter, cached_rows, group, rows_at_once
-from ckpt_probe.moments.design import RecordWithErrors
-from ckpt_probe.moments.entropies import Options
-from ckpt_probe.moments.errors import Sample
+from ckpt_probe.moments.entropies.levels import Options
+from ckpt_probe.moments.errors.design import RecordWithErrors
+from ckpt_probe.moments.errors.sample import Sample
+from ckpt_probe.moments.errors.subset import RowSubset, halves_of
 from ckpt_probe.moments.inputs import Inputs
 from ckpt_probe.moments.record import Value, compute_record
 from ckpt_probe.moments.registry import SCATTER, UNIT_ROWS
 from ckpt_probe.moments.selection import chosen_families, requirements
 from ckpt_probe.moments.state import HALVES, Sums, divided_state, require_state, require_subset
-from ckpt_probe.moments.subset import RowSubset, halves_of
 from ckpt_probe.moments.unit_moments import UnitMoments
 
 AnyRows = Callable[[], Iterable[tuple[Array, Array]]]

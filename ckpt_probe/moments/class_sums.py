@@ -11,7 +11,7 @@ from torch import Tensor
 from ckpt_probe.metrics.rows import largest, power_of_two, row_lengths
 
 if TYPE_CHECKING:
-    from ckpt_probe.moments.errors import Sample
+    from ckpt_probe.moments.errors.sample import Sample
 
 RowBlocks = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Starts a new pass over blocks of features (n, D) and labels (n,), with the same rows in the same order each time."""

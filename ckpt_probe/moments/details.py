@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.metrics.rows import directions, row_lengths
-from ckpt_probe.moments.design import FEWEST_ROWS
-from ckpt_probe.moments.errors import FEW_DOCUMENTS, FEW_ROWS, FIXED, NOT_FINITE, Sample
+from ckpt_probe.moments.errors.design import FEWEST_ROWS
+from ckpt_probe.moments.errors.sample import FEW_DOCUMENTS, FEW_ROWS, FIXED, NOT_FINITE, Sample
 from ckpt_probe.moments.inputs import Inputs
 
 NEAREST_OWN = "nearest.own"

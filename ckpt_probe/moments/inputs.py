@@ -1,7 +1,6 @@
 """Inputs of metrics: class means, scatter and entropies, each of which is computed when a metric first uses it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +11,18 @@ from ckpt_probe.metrics import collapse, covariance, pairs
 from ckpt_probe.metrics.decisions import nearest_means
 from ckpt_probe.metrics.rows import EPSILON, near_one, row_lengths, unit_or_zero, where_float64_is, without_rounding
 from ckpt_probe.moments.class_sums import RowBlocks, Scatter
-from ckpt_probe.moments.entropies import (
+from ckpt_probe.moments.entropies.levels import (
     NO_WEIGHTS,
+    CentredParts,
     LevelEntropies,
     Options,
     class_level,
     sample_level,
 )
-from ckpt_probe.moments.errors import AT_MAXIMUM, HEAVY_TAILS, ONE_CLASS, SEVERAL_MAXIMA, Sample
+from ckpt_probe.moments.entropies.within import WithinEntropies, within_level
+from ckpt_probe.moments.errors.sample import AT_MAXIMUM, HEAVY_TAILS, ONE_CLASS, SEVERAL_MAXIMA, Sample
 from ckpt_probe.moments.registry import ALL_ZERO, COINCIDE, FROM_MOMENTS, MEANS, UNIT_ROWS, WEIGHTS, Metric, Undefined
 from ckpt_probe.moments.unit_moments import UnitMoments
-from ckpt_probe.moments.within import WithinEntropies, within_level
 
 if TYPE_CHECKING:
     from ckpt_probe.moments.documents import DocumentNumbers
@@ -40,19 +40,6 @@ ROWS_OF_PART = 8
 HIDDEN = "along the class means the spread is below the rounding of Σ_W, and the features are not available"
 FEW_CLASSES = "fewer than two classes have as many samples as a class needs"
 OVER_BUDGET = "second moments per class exceed the memory budget"
-
-
-@dataclass(frozen=True)
-class CentredParts:
-    """Entropies at sample level of parts of the rows minus the mean of the part.
-
-    Attributes:
-        halves: Those of each half, None for one without rows; empty without halves.
-        of_rows: Function that returns those of other rows (n, D) with labels (n,).
-    """
-
-    halves: list[LevelEntropies | None]
-    of_rows: Callable[[Tensor, Tensor], LevelEntropies]
 
 
 class Inputs:

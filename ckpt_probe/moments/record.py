@@ -12,12 +12,12 @@ from torch import Tensor
 from ckpt_probe.metrics.collapse import reference_values, simplex_exists, uniformity_reference, without_simplex
 from ckpt_probe.metrics.covariance import FEW_DIRECTIONS, fit_range
 from ckpt_probe.metrics.entropy import renyi_name
-from ckpt_probe.moments.bias import Biases
-from ckpt_probe.moments.design import Influences, computing_error
 from ckpt_probe.moments.details import Portrait, Value, portrait_of, rows_of_classes
 from ckpt_probe.moments.documents import errors_of_documents
-from ckpt_probe.moments.entropies import NO_WEIGHTS, LevelEntropies
-from ckpt_probe.moments.errors import FEW_DOCUMENTS, FIXED, NO_GRADIENT, Sample
+from ckpt_probe.moments.entropies.levels import NO_WEIGHTS, LevelEntropies
+from ckpt_probe.moments.errors.bias import Biases
+from ckpt_probe.moments.errors.design import Influences, computing_error
+from ckpt_probe.moments.errors.sample import FEW_DOCUMENTS, FIXED, NO_GRADIENT, Sample
 from ckpt_probe.moments.inputs import Inputs
 from ckpt_probe.moments.registry import (
     LOGITS,

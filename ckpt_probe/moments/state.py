@@ -9,13 +9,13 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.moments.class_sums import Scatter
+from ckpt_probe.moments.errors.subset import OF_ROWS
+from ckpt_probe.moments.errors.subset import PREFIX as OF_SUBSET
 from ckpt_probe.moments.registry import SCATTER, UNIT_ROWS
-from ckpt_probe.moments.subset import OF_ROWS
-from ckpt_probe.moments.subset import PREFIX as OF_SUBSET
 from ckpt_probe.moments.unit_moments import UnitMoments
 
 if TYPE_CHECKING:
-    from ckpt_probe.moments.errors import Sample
+    from ckpt_probe.moments.errors.sample import Sample
 
 ALWAYS = ("counts", "means", "squares")
 OF_UNIT = ("unit_counts", "left_out")

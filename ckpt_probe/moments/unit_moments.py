@@ -12,7 +12,7 @@ from ckpt_probe.metrics.rows import EPSILON, directions
 from ckpt_probe.moments.class_sums import Grouped, add_outer_about_mean, group, symmetric, with_rows
 
 if TYPE_CHECKING:
-    from ckpt_probe.moments.errors import Sample
+    from ckpt_probe.moments.errors.sample import Sample
 
 DENSE_LIMIT = 12_000
 """Largest side of a matrix for the dense eigensolver (about 1.2 GB and minutes)."""

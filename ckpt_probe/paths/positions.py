@@ -13,8 +13,8 @@ from ckpt_probe.analysis.cache import bytes_of_influences, read_influences
 from ckpt_probe.analysis.entries import STDERR, join_reasons
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.files import replacing
-from ckpt_probe.moments.design import EQUAL, NO_SPREAD, Influences
-from ckpt_probe.moments.errors import FEW_DOCUMENTS
+from ckpt_probe.moments.errors.design import EQUAL, NO_SPREAD, Influences
+from ckpt_probe.moments.errors.sample import FEW_DOCUMENTS
 
 FIRST = 5
 """Number of positions with which automatic refinement begins."""

@@ -19,7 +19,7 @@ from ckpt_probe.checkpoints import State
 from ckpt_probe.errors import DataError, UsageError, error_context
 from ckpt_probe.extraction import Block, Setup, Storage, StoreWriter, open_subject, store_writer
 from ckpt_probe.models import unwrapped
-from ckpt_probe.moments.design import RecordWithErrors
+from ckpt_probe.moments.errors.design import RecordWithErrors
 from ckpt_probe.moments.quality import Quality, Scored
 from ckpt_probe.moments.registry import INFINITE_LOGITS
 from ckpt_probe.paths.batchnorm import has_batchnorm, recompute

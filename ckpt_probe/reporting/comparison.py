@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 
 from ckpt_probe.analysis import Comparison
-from ckpt_probe.analysis.comparison import OF_RANGE, Interval
-from ckpt_probe.analysis.differences import Tested, compare_at_step, with_verdicts
-from ckpt_probe.analysis.groups import Measurement, collapse_values
-from ckpt_probe.analysis.paired import grain_of
+from ckpt_probe.analysis.comparison.compare import OF_RANGE, Interval
+from ckpt_probe.analysis.comparison.differences import Tested, compare_at_step, with_verdicts
+from ckpt_probe.analysis.comparison.groups import Measurement, collapse_values
+from ckpt_probe.analysis.comparison.paired import grain_of
 from ckpt_probe.analysis.records import grouped_by, metric_names, number
 from ckpt_probe.reporting.plots.description import RowTable, TableRows
 from ckpt_probe.reporting.plots.runs import Run, is_measure

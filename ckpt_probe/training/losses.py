@@ -23,7 +23,7 @@ from ckpt_probe.metrics.rows import (
     where_float64_is,
     without_small,
 )
-from ckpt_probe.moments.within import of_stack, stacks
+from ckpt_probe.moments.entropies.within import of_stack, stacks
 
 __all__ = ["cma", "hdr_loss", "matrix_entropy", "mir_loss"]
 

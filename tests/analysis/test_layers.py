@@ -15,7 +15,7 @@ from ckpt_probe.extraction import Block, Storage, store_writer
 from ckpt_probe.metrics.covariance import line_through
 from ckpt_probe.metrics.stochastic import Sampling
 from ckpt_probe.models import LayerTap, Taps
-from ckpt_probe.moments.entropies import Options
+from ckpt_probe.moments.entropies.levels import Options
 from ckpt_probe.moments.record import compute_record
 
 SAMPLES, CLASSES, WIDTHS = 90, 3, {"stem": 4, "block": 9, "last": 6}

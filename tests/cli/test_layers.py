@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import ckpt_probe as cp
-from ckpt_probe.analysis.groups import measure
+from ckpt_probe.analysis.comparison.groups import measure
 from ckpt_probe.cli.app import run
 from ckpt_probe.models import build_model
 

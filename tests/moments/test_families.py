@@ -6,7 +6,7 @@ import torch
 
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.moments import Moments, class_sums
-from ckpt_probe.moments.entropies import Options
+from ckpt_probe.moments.entropies.levels import Options
 from ckpt_probe.moments.record import compute_record
 from ckpt_probe.moments.registry import DEFAULT, FAMILIES, GROUPS, METRICS
 from ckpt_probe.moments.selection import chosen_families, find_metrics, suggest_metrics

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.moments import Moments
-from ckpt_probe.moments.entropies import Options
+from ckpt_probe.moments.entropies.levels import Options
 from ckpt_probe.moments.record import compute_record
 
 torch.manual_seed(0)

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from ckpt_probe.analysis import Record
 from ckpt_probe.analysis.records import metric_names, number, of_penultimate
 from ckpt_probe.errors import DataError
-from ckpt_probe.moments.design import RecordWithErrors
+from ckpt_probe.moments.errors.design import RecordWithErrors
 from ckpt_probe.moments.record import DetailedRecord
 from ckpt_probe.moments.registry import FAMILIES
 from ckpt_probe.moments.selection import metric_named

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ckpt_probe.metrics.rows import as_tensor
 from ckpt_probe.moments.class_sums import Scatter
-from ckpt_probe.moments.design import EQUAL, FEWEST_ROWS, INDEX, NO_SPREAD, Design, extreme_value_index
+from ckpt_probe.moments.entropies.spectra import linear
+from ckpt_probe.moments.errors.design import EQUAL, FEWEST_ROWS, INDEX, NO_SPREAD, Design, extreme_value_index
+from ckpt_probe.moments.errors.subset import RowSubset, priorities, ranks_in_classes
 from ckpt_probe.moments.quality import Scored, bins_of
 from ckpt_probe.moments.registry import COMPUTING_ERROR, LOGITS, MEANS, OUTSIDE, SCATTER, SECOND_PASS, Metric
-from ckpt_probe.moments.spectra import linear
 from ckpt_probe.moments.state import MANY_CLASSES
-from ckpt_probe.moments.subset import RowSubset, priorities, ranks_in_classes
 
 NO_SUBSET = "no rows were kept for standard errors (`subset=2048`)"
 FEW_ROWS = f"a standard error needs at least {FEWEST_ROWS} rows"

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.rows import directions
-from ckpt_probe.moments import sampling
 from ckpt_probe.moments.class_sums import group
-from ckpt_probe.moments.sampling import JointOperator, MomentsOperator
-from ckpt_probe.moments.spectra import factor
+from ckpt_probe.moments.entropies import sampling
+from ckpt_probe.moments.entropies.sampling import JointOperator, MomentsOperator
+from ckpt_probe.moments.entropies.spectra import factor
 from ckpt_probe.moments.unit_moments import UnitMoments
 
 GIB = 2**30

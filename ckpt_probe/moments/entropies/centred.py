@@ -11,10 +11,9 @@ from ckpt_probe.metrics.rows import Array, as_labels, as_tensor
 from ckpt_probe.metrics.rows import centred as less_mean
 from ckpt_probe.metrics.stochastic import FEWEST
 from ckpt_probe.moments.accumulator import Moments
-from ckpt_probe.moments.entropies import LevelEntropies, Options
-from ckpt_probe.moments.errors import Sample
-from ckpt_probe.moments.inputs import CentredParts
-from ckpt_probe.moments.subset import halves_of
+from ckpt_probe.moments.entropies.levels import CentredParts, LevelEntropies, Options
+from ckpt_probe.moments.errors.sample import Sample
+from ckpt_probe.moments.errors.subset import halves_of
 
 RowsAndDocuments = Callable[[], Iterable[tuple[Array, Array, Array | None]]]
 """Starts a new pass over blocks of features (n, D), labels (n,) and documents (n,) or None, always in one order."""

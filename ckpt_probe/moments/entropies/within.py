@@ -9,8 +9,8 @@ from torch import Tensor
 from ckpt_probe.metrics.entropy import entropy_of_spectrum
 from ckpt_probe.metrics.rows import directions, where_float64_is, without_small
 from ckpt_probe.moments.class_sums import RowBlocks
-from ckpt_probe.moments.entropies import Options
-from ckpt_probe.moments.spectra import sample_of_classes, small
+from ckpt_probe.moments.entropies.levels import Options
+from ckpt_probe.moments.entropies.spectra import sample_of_classes, small
 from ckpt_probe.moments.unit_moments import UnitMoments
 
 LEAST_BYTES = 2**23

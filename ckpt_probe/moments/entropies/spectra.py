@@ -17,8 +17,8 @@ from ckpt_probe.metrics.lanczos import Lanczos
 from ckpt_probe.metrics.rows import smaller_gram, spectrum
 from ckpt_probe.metrics.stochastic import Estimate
 from ckpt_probe.moments.class_sums import Grouped, add_outer
-from ckpt_probe.moments.sampling import JointOperator, MomentsOperator
-from ckpt_probe.moments.subset import ranks_in_classes
+from ckpt_probe.moments.entropies.sampling import JointOperator, MomentsOperator
+from ckpt_probe.moments.errors.subset import ranks_in_classes
 from ckpt_probe.moments.unit_moments import UnitMoments
 
 ROWS_AT_ONCE, VECTORS_AT_ONCE = 512, 32

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ckpt_probe.metrics import stochastic
 from ckpt_probe.metrics.stochastic import Sampling
-from ckpt_probe.moments import Moments, entropies
+from ckpt_probe.moments import Moments
+from ckpt_probe.moments.entropies import levels as entropies
 
 CLASSES = 12
 

@@ -14,10 +14,10 @@ from ckpt_probe.analysis.context import Context
 from ckpt_probe.analysis.record import compute_from_blocks
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.moments import Moments
-from ckpt_probe.moments.bias import NO_HALF, TOO_SMALL, remaining_bias
-from ckpt_probe.moments.design import NO_SPREAD, Design, extreme_value_index
-from ckpt_probe.moments.entropies import Options
-from ckpt_probe.moments.errors import (
+from ckpt_probe.moments.entropies.levels import Options
+from ckpt_probe.moments.errors.bias import NO_HALF, TOO_SMALL, remaining_bias
+from ckpt_probe.moments.errors.design import NO_SPREAD, Design, extreme_value_index
+from ckpt_probe.moments.errors.sample import (
     AT_MAXIMUM,
     FEW_ROWS,
     FIXED,
@@ -29,9 +29,9 @@ from ckpt_probe.moments.errors import (
     SINGLE_ROWS,
     Sample,
 )
+from ckpt_probe.moments.errors.subset import RowSubset
 from ckpt_probe.moments.record import compute_record
 from ckpt_probe.moments.registry import LAYERS, METRICS, SERIES
-from ckpt_probe.moments.subset import RowSubset
 
 CLASSES, FEATURES, SAMPLES = 4, 6, 160
 
@@ -189,7 +189,8 @@ def test_the_bias_that_remains_follows_from_halves_and_quarters() -> None:
 def test_quarters_have_a_fourth_of_the_rows_for_the_bias_that_remains(monkeypatch: pytest.MonkeyPatch) -> None:
     ratios = []
     monkeypatch.setattr(
-        "ckpt_probe.moments.bias.remaining_bias", lambda *numbers: ratios.append(numbers[2]) or remaining_bias(*numbers)
+        "ckpt_probe.moments.errors.bias.remaining_bias",
+        lambda *numbers: ratios.append(numbers[2]) or remaining_bias(*numbers),
     )
     rows, labels, weights = classes_of_gaussians(96, 128)
     moments_of(rows, labels).compute(weights, errors=True)

@@ -10,9 +10,9 @@ import ckpt_probe as cp
 from ckpt_probe.analysis.record import compute_from_blocks
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.cli.app import run
-from ckpt_probe.moments.design import NO_SPREAD
 from ckpt_probe.moments.details import FEW_OF_CLASS
-from ckpt_probe.moments.errors import FEW_ROWS, NOT_FINITE
+from ckpt_probe.moments.errors.design import NO_SPREAD
+from ckpt_probe.moments.errors.sample import FEW_ROWS, NOT_FINITE
 
 SIZES = (60, 90, 25, 5)
 

@@ -11,13 +11,13 @@ import pytest
 from scipy import stats
 
 from ckpt_probe.analysis import analyze, compare
-from ckpt_probe.analysis.comparison import Interval, expanded
-from ckpt_probe.analysis.differences import compare_at_loss
-from ckpt_probe.analysis.paired import Curves, band, difference_p, equivalence_p, grain_of
+from ckpt_probe.analysis.comparison.compare import Interval, expanded
+from ckpt_probe.analysis.comparison.differences import compare_at_loss
+from ckpt_probe.analysis.comparison.paired import Curves, band, difference_p, equivalence_p, grain_of
 from ckpt_probe.analysis.series import read_series
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.moments.design import difference
+from ckpt_probe.moments.errors.design import difference
 
 PLAIN = {"seed-0": 0.90, "seed-1": 0.94, "seed-2": 0.92}
 OTHER = {"seed-0": 0.93, "seed-1": 0.95, "seed-2": 0.97}

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.moments.design import FEW_FOR_BIAS
-from ckpt_probe.moments.errors import needs_classes
+from ckpt_probe.moments.errors.design import FEW_FOR_BIAS
+from ckpt_probe.moments.errors.sample import needs_classes
 from ckpt_probe.moments.registry import CENTRED, DOCUMENTS, LOGITS, SECOND_PASS, TRAIN_MEANS, Metric
 
 if TYPE_CHECKING:

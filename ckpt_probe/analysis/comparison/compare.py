@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ckpt_probe.analysis.differences import (
+from ckpt_probe.analysis.comparison.differences import (
     Comparison,
     Measurements,
     Tested,
@@ -14,7 +14,7 @@ from ckpt_probe.analysis.differences import (
     compare_at_step,
     with_verdicts,
 )
-from ckpt_probe.analysis.groups import (
+from ckpt_probe.analysis.comparison.groups import (
     Measurement,
     RunGroup,
     collapse_values,
@@ -23,11 +23,11 @@ from ckpt_probe.analysis.groups import (
     read_course,
     read_dump,
 )
-from ckpt_probe.analysis.paired import Interval, curves_by_loss, expanded, grain_of
+from ckpt_probe.analysis.comparison.paired import Interval, curves_by_loss, expanded, grain_of
 from ckpt_probe.analysis.records import finite
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.keywords import as_paths, as_sequence, from_arguments, whole_number
-from ckpt_probe.moments.design import difference
+from ckpt_probe.moments.errors.design import difference
 from ckpt_probe.progress import NullProgress, Progress
 
 __all__ = ["Comparison", "Interval", "compare", "expanded"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ckpt_probe.analysis import analyze_features
-from ckpt_probe.moments import entropies
+from ckpt_probe.moments.entropies import levels as entropies
 
 NAMES = ("centred.mir", "centred.hdr", "centred.effective_rank")
 CLASSES, SAMPLES, FEATURES = 4, 60, 6

@@ -13,11 +13,10 @@ from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.entropy import Entropies, entropy_of_spectrum
 from ckpt_probe.metrics.rows import EPSILON, directions, require_directions, spectrum_of_repeated
 from ckpt_probe.metrics.stochastic import Estimate, Sampling, estimate_entropies
-from ckpt_probe.moments import spectra
 from ckpt_probe.moments.class_sums import Grouped, RowBlocks
-from ckpt_probe.moments.registry import COINCIDE, DEFAULT, Undefined
-from ckpt_probe.moments.sampling import JointOperator, MomentsOperator
-from ckpt_probe.moments.spectra import (
+from ckpt_probe.moments.entropies import spectra
+from ckpt_probe.moments.entropies.sampling import JointOperator, MomentsOperator
+from ckpt_probe.moments.entropies.spectra import (
     GRAM,
     MOMENTS,
     RANK_ONE,
@@ -28,6 +27,7 @@ from ckpt_probe.moments.spectra import (
     influences_of_rows,
     linear,
 )
+from ckpt_probe.moments.registry import COINCIDE, DEFAULT, Undefined
 from ckpt_probe.moments.unit_moments import UnitMoments, dense_limit
 
 NO_WEIGHTS = "no classifier weights"
@@ -94,6 +94,19 @@ class LevelEntropies:
     route: Route | None = None
     estimate: Estimate | None = None
     left_out: int = 0
+
+
+@dataclass(frozen=True)
+class CentredParts:
+    """Entropies at sample level of parts of the rows minus the mean of the part.
+
+    Attributes:
+        halves: Those of each half, None for one without rows; empty without halves.
+        of_rows: Function that returns those of other rows (n, D) with labels (n,).
+    """
+
+    halves: list[LevelEntropies | None]
+    of_rows: Callable[[Tensor, Tensor], LevelEntropies]
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_probe.analysis.groups import Measurement
-from ckpt_probe.analysis.paired import FEWEST_PAIRS, Curves, Interval, band, difference_p, equivalence_p, holm
+from ckpt_probe.analysis.comparison.groups import Measurement
+from ckpt_probe.analysis.comparison.paired import (
+    FEWEST_PAIRS,
+    Curves,
+    Interval,
+    band,
+    difference_p,
+    equivalence_p,
+    holm,
+)
 from ckpt_probe.errors import DataError
 
 SMALL, LARGE = 1e-100, 1e100
