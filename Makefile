@@ -36,8 +36,8 @@ test-random: $(VENV)/.installed-dev  ## Run the tests in a random order; its see
 test-busy: $(VENV)/.installed-dev  ## Run the tests while two other processes keep two cores busy.
 	$(BUSY) & one=$$!; $(BUSY) & two=$$!; trap "kill $$one $$two" EXIT; $(TESTS)
 
-coverage: $(VENV)/.installed-dev  ## Run the tests and measure the coverage of branches; less than 92 % is an error.
-	$(TESTS) --cov=ckpt_probe --cov-branch --cov-report=term:skip-covered --cov-fail-under=92
+coverage: $(VENV)/.installed-dev  ## Run the tests and measure the coverage of branches; less than 95 % is an error.
+	$(TESTS) --cov=ckpt_probe --cov-branch --cov-report=term:skip-covered --cov-fail-under=95
 
 fuzz: $(VENV)/.installed-dev  ## Read hostile files and 10,000 mutated ones, each in a process limited to 1 GiB and 10 s.
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzzing.py --hostile
