@@ -129,10 +129,9 @@ def whole_number(name: str, value: Any, least: int | None = None) -> int:
         value: An integer of any kind, such as one of numpy.
         least: Smallest value.
     """
-    try:
-        number = operator.index(value)
-    except (TypeError, RuntimeError):
-        raise UsageError(f"`{name}={value!r}`: expected a whole number") from None
+    number = _as_integer(value)
+    if number is None:
+        raise UsageError(f"`{name}={value!r}`: expected a whole number")
     if least is not None and number < least:
         raise UsageError(f"`{name}={number}`: expected at least {least:,}")
     return number
@@ -140,11 +139,18 @@ def whole_number(name: str, value: Any, least: int | None = None) -> int:
 
 def whole_argument(name: str, value: Any, least: int, most: int | None = None) -> int:
     """Return the value of an argument of data as an `int`; raise UsageError for other values and beyond bounds."""
-    is_integer = hasattr(value, "__index__") and not isinstance(value, bool)
-    if not is_integer or value < least or (most is not None and value > most):
+    number = None if isinstance(value, bool) else _as_integer(value)
+    if number is None or number < least or (most is not None and number > most):
         bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise UsageError(f"{name}: expected a whole number {bounds}, found {value!r}")
-    return int(value)
+    return number
+
+
+def _as_integer(value: Any) -> int | None:
+    try:
+        return operator.index(value)
+    except (TypeError, RuntimeError):
+        return None
 
 
 def from_arguments(kind: type[Kind], arguments: Mapping[str, Any]) -> Kind:

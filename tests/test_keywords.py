@@ -11,8 +11,9 @@ import torch
 
 import ckpt_probe as cp
 from ckpt_probe.analysis.comparison.compare import Interval
+from ckpt_probe.errors import UsageError
 from ckpt_probe.extraction.config import Setup, Storage
-from ckpt_probe.keywords import as_sequence, from_arguments, matching, suggestion
+from ckpt_probe.keywords import as_sequence, from_arguments, matching, suggestion, whole_argument
 from ckpt_probe.metrics import entropy
 from ckpt_probe.moments import Moments
 from ckpt_probe.paths.options import PathOptions, PlaneOptions
@@ -192,3 +193,10 @@ def test_training_accepts_the_path_of_a_configuration_and_pruning_a_single_spars
     assert (tmp_path / "pruned" / "sparsity-0.500.safetensors").exists()
     with pytest.raises(cp.UsageError, match="at least two checkpoints"):
         cp.average(str(checkpoint), tmp_path / "soup.safetensors")
+
+
+@pytest.mark.parametrize("value", [np.array(3.5), 3.0, True, "3", torch.tensor([3, 4]), 1, 10])
+def test_an_argument_of_data_is_a_whole_number_within_its_bounds(value: object) -> None:
+    assert whole_argument("context", np.int64(3), 2, 9) == 3
+    with pytest.raises(UsageError, match="context: expected a whole number from 2 to 9, found"):
+        whole_argument("context", value, 2, 9)
