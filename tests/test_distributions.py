@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 from email import message_from_string
@@ -135,3 +136,34 @@ def test_the_demo_runs_from_a_distribution_in_an_empty_environment(
     done = subprocess.run([programs / "ckpt-probe", "demo"], env=clean, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "What the numbers say" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_lowest_versions_of_the_dependencies_go_from_training_to_a_page(wheel: Path, tmp_path: Path) -> None:
+    requirements = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    # torch takes minutes to install, and newer versions of it work with all of these.
+    lowest = [name.replace(">=", "==") for name in requirements if not name.startswith("torch")]
+    site = tmp_path / "site"
+    words = ["--quiet", "--no-compile", "--disable-pip-version-check", "--target", str(site)]
+    done = subprocess.run([sys.executable, "-m", "pip", "install", *words, *lowest], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    words = [*words[:-2], "--no-deps", "--no-index", "--target", str(site)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *words, str(wheel)], check=True, capture_output=True)
+    (tmp_path / "tiny.toml").write_text(CONFIG)
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+
+    def result_of(*commands: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-c", PROGRAM, *commands]
+        return subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True)
+
+    done = result_of(*COMMANDS)
+    assert done.returncode == 0, done.stderr
+    for command, message in (
+        ("extract run", "error: Missing option '-o' / '--out'"),
+        ("analyze --outt x", "error: No such option '--outt'; did you mean --out?"),
+        ("analyse dumps", "error: No such command 'analyse'; did you mean analyze"),
+        ("inspect", "error: Missing argument"),
+    ):
+        done = result_of(command)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert done.stderr.startswith(message)

@@ -45,12 +45,13 @@ def option(
         cls: Class of the option.
         attributes: Further arguments of `click.Option`.
     """
+    if not attributes.get("required"):  # click 8.3 takes None for the value of an option that is missing
+        attributes["default"] = False if kind is bool and default is None else default
     return cls(
         names.split() if names.startswith("-") else [f"--{names.replace('_', '-')}", names],
         metavar=metavar,
         help=help_text,
         type=click.Choice(kind) if isinstance(kind, tuple) else kind,
-        default=False if kind is bool and default is None else default,
         show_default=default_text or default not in (None, 0),
         **attributes,
     )

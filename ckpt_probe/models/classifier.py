@@ -257,12 +257,16 @@ def _not_found(model: nn.Module, calls: Calls, result: Tensor) -> DataError:
         return DataError("no classifier found: the model contains no torch.nn.Linear")
     shapes = {name: tuple(seen[-1][1].shape) if seen else "(not run)" for name, seen in calls.items()}
     listed = _last([f"{name} {shape}" for name, shape in shapes.items()])
-    width = result.shape[-1] if result.ndim > 1 else 1
-    wide = [name for name, seen in calls.items() if seen and width in seen[-1][1].shape[1:]]
-    likely = f"; likeliest {wide[-1]}, which gives {width} numbers a sample as the model does" if wide else ""
+    width = result.shape[1:].numel()
+    wide = [name for name, seen in calls.items() if seen and seen[-1][1].shape[1:].numel() == width]
+    advice = (
+        f"likeliest {wide[-1]}, which gives {width} numbers a sample as the model does: use `classifier={wide[-1]!r}`"
+        if wide
+        else "pick one with `classifier=`"
+    )
     return DataError(
-        f"no linear layer yields the model's output {tuple(result.shape)}; candidates and their outputs: {listed}"
-        f"{likely}; pick one with `classifier=`"
+        f"no linear layer yields the model's output {tuple(result.shape)}; candidates and their outputs: {listed}; "
+        f"{advice}"
     )
 
 

@@ -1,7 +1,7 @@
 """Loading a checkpoint's tensors into a model, with exact messages if they do not fit."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -159,7 +159,19 @@ def _translate_names(model: nn.Module, state_dict: Mapping[str, Tensor]) -> Mapp
         return state_dict
     translated, report = loaded_by_transformers(type(model), model.config, state_dict)
     translated |= {name: state_dict[name] for name in report["unexpected_keys"] if name in state_dict}
-    return translated | {name: torch.empty(shape, device="meta") for name, shape, _ in report["mismatched_keys"]}
+    for entry in report["mismatched_keys"]:
+        # Before version 5, transformers states the names of these tensors alone.
+        name, shape = entry[:2] if isinstance(entry, tuple) else (entry, _shape_under(entry, state_dict))
+        translated |= {name: torch.empty(shape, device="meta")}
+    return translated
+
+
+def _shape_under(name: str, state_dict: Mapping[str, Tensor]) -> Sequence[int]:
+    """Return the shape of the tensor of a name that has a prefix more or less in the state dict."""
+    return next(
+        (t.shape for key, t in state_dict.items() if f".{key}".endswith(f".{name}") or f".{name}".endswith(f".{key}")),
+        (0,),
+    )
 
 
 def _is_of_transformers(model: nn.Module) -> bool:

@@ -267,7 +267,8 @@ def test_heads_are_found_inside_wrappers(checked_head: Callable[..., Any]) -> No
 
 def test_a_classifier_named_by_the_caller_is_used_and_checked() -> None:
     model = body(nn.Linear(D, C), torch.square)
-    with pytest.raises(DataError, match=r"likeliest head, which gives 3 numbers a sample as the model does; pick one"):
+    advice = r"likeliest head, which gives 3 numbers a sample as the model does: use `classifier='head'`"
+    with pytest.raises(DataError, match=advice):
         find_head(model, inputs())
     head = find_head(model, inputs(), "head")
     assert head.settled
@@ -283,6 +284,21 @@ def test_a_classifier_named_by_the_caller_is_used_and_checked() -> None:
         DataError, match=r"classifier 0 takes \(2, 7, 6\) for 2 samples, .* one row of features per sample"
     ):
         find_head(nn.Sequential(nn.Linear(IN, C), nn.Softplus(), nn.Flatten()), tokens, "0")
+
+
+def test_a_head_is_proposed_whose_logits_are_added_to_the_largest_of_all_tokens() -> None:
+    class Volo(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.aux_head = nn.Linear(IN, C), nn.Linear(IN, C)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x[:, 0]) + 0.5 * self.aux_head(x[:, 1:]).max(dim=1)[0]
+
+    model, tokens = Volo(), torch.randn(2, 7, IN)
+    with pytest.raises(DataError, match=r"aux_head \(2, 6, 3\); likeliest head, .*: use `classifier='head'`"):
+        find_head(model, tokens)
+    assert find_head(model, tokens, "head").settled
 
 
 def test_a_head_that_runs_twice_is_an_error() -> None:

@@ -14,7 +14,17 @@ from torch import Tensor
 
 from ckpt_probe.checkpoints import open_checkpoint
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.models import build_model, class_names, find_head, load_weights, model_arguments, model_beside, run_once
+from ckpt_probe.models import (
+    build_model,
+    class_names,
+    find_head,
+    fitting,
+    load_weights,
+    model_arguments,
+    model_beside,
+    run_once,
+)
+from ckpt_probe.plugins import loaded_by_transformers
 
 transformers = pytest.importorskip("transformers")
 
@@ -165,7 +175,17 @@ def test_the_size_of_the_head_comes_from_the_checkpoint(directories: Callable[[s
     assert build_model(f"hf:{directory}", {"num_labels": 8}).classifier.weight.shape == (8, 16)
 
 
-def test_missing_unexpected_and_misshapen_tensors_are_listed(directories: Callable[[str], tuple[Any, Path]]) -> None:
+@pytest.mark.parametrize("with_shapes", [True, False])
+def test_missing_unexpected_and_misshapen_tensors_are_listed(
+    directories: Callable[[str], tuple[Any, Path]], with_shapes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_shapes(*arguments: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Report misshapen tensors by name alone, as transformers does before version 5."""
+        tensors, report = loaded_by_transformers(*arguments)
+        return tensors, {**report, "mismatched_keys": [name for name, *_ in report["mismatched_keys"]]}
+
+    if not with_shapes:
+        monkeypatch.setattr(fitting, "loaded_by_transformers", without_shapes)
     _, directory = directories("vit")
     with open_checkpoint(directory / "model.safetensors") as checkpoint:
         state = checkpoint.state_dict()

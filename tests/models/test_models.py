@@ -90,7 +90,9 @@ def test_the_head_is_found_by_any_name_in_any_output(kind: str) -> None:
 
 def test_a_model_without_a_clear_head_lists_candidates_and_a_named_one_is_checked() -> None:
     model, inputs = Odd("square"), torch.randn(2, 6)
-    with pytest.raises(DataError, match=r"candidates and their outputs: zeta \(2, 3\), fc \(2, 4\).*`classifier=`"):
+    with pytest.raises(
+        DataError, match=r"candidates and their outputs: zeta \(2, 3\), fc \(2, 4\).*use `classifier='zeta'`"
+    ):
         find_head(model, inputs)
     assert find_head(model, inputs, "zeta").name == "zeta"
     with pytest.raises(UsageError, match="`classifier='head'`: no linear layer has that name; there are: zeta, fc"):
