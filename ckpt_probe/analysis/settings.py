@@ -10,7 +10,8 @@ from ckpt_probe.keywords import as_sequence, whole_number
 from ckpt_probe.metrics.entropy import require_order
 from ckpt_probe.metrics.stochastic import MOST, Sampling
 from ckpt_probe.moments import Moments
-from ckpt_probe.moments.accumulator import MEMORY, checked_precision
+from ckpt_probe.moments.accumulator import MEMORY
+from ckpt_probe.moments.checks import checked_precision
 from ckpt_probe.moments.entropies.levels import Options
 from ckpt_probe.moments.errors.subset import SUBSET_ROWS
 from ckpt_probe.moments.selection import chosen_families, package_functions

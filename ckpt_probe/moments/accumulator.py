@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.errors import DataError
 from ckpt_probe.keywords import as_sequence, whole_number
 from ckpt_probe.metrics.entropy import require_order
 from ckpt_probe.metrics.rows import (
@@ -20,7 +20,14 @@ from ckpt_probe.metrics.rows import (
     without_rounding,
 )
 from ckpt_probe.metrics.stochastic import FEWEST, Sampling
-from ckpt_probe.moments.class_sums import RowBlocks, Scatter, cached_rows, group, rows_at_once
+from ckpt_probe.moments.checks import (
+    checked_block,
+    checked_numbers,
+    checked_precision,
+    checked_weights,
+    require_range,
+)
+from ckpt_probe.moments.class_sums import RowBlocks, Scatter
 from ckpt_probe.moments.entropies.levels import Options
 from ckpt_probe.moments.errors.design import RecordWithErrors
 from ckpt_probe.moments.errors.sample import Sample
@@ -37,8 +44,6 @@ AnyRows = Callable[[], Iterable[tuple[Array, Array]]]
 
 MEMORY = 2 * 2**30
 """Default memory budget of second moments, in bytes."""
-
-PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 
 
 class Moments:
@@ -172,11 +177,12 @@ class Moments:
             DataError: If a row contains NaN or infinity, a label is outside 0 … C−1, or shapes do not match. Numbers
                 of rows in the message count from the first block.
         """
-        rows, numbers, size = self._checked(features, labels)
+        rows, numbers, size = checked_block(features, labels, self.features, self.device, self.samples)
+        require_range(numbers, self.classes, rows.shape[1], max(self.memory, MEMORY), self.samples)
         if not rows.shape[0]:
             return
-        positions = _checked_numbers(indices, "indices", len(rows))
-        owners = _checked_numbers(documents, "documents", len(rows))
+        positions = checked_numbers(indices, "indices", len(rows))
+        owners = checked_numbers(documents, "documents", len(rows))
         halves = halves_of(numbers, owners, [self._counts(), self._before]) if self.halves else None
         if self.subset is not None:
             if positions is None:
@@ -185,13 +191,13 @@ class Moments:
             self.subset.update(rows, numbers, positions, of_rows, owners)
         parts = self._started(rows.shape[1], rows.device)
         if halves is None:
-            self._add(parts[0], rows, numbers, size)
+            parts[0].add(rows, numbers, size, self.classes)
             return
         # Sorted by half and class at once, so that each row is copied once.
         order = torch.argsort(halves * (numbers.max() + 1) + numbers, stable=True)
         rows, numbers, first = rows.index_select(0, order), numbers[order], len(rows) - int(halves.sum())
-        self._add(parts[0], rows[:first], numbers[:first], size)
-        self._add(parts[1], rows[first:], numbers[first:], size)
+        parts[0].add(rows[:first], numbers[:first], size, self.classes)
+        parts[1].add(rows[first:], numbers[first:], size, self.classes)
 
     def follow(self, labels: Array | Sequence[int]) -> None:
         """Divide rows into halves as if rows of some labels (n,), which another accumulator has, had come before."""
@@ -297,10 +303,11 @@ class Moments:
         options = replace(options, memory=self.memory, families=self.families & options.families)
         for order in options.orders:
             require_order(order, "orders")
-        heads = self._checked_rows(weights, self.features)
+        highest = max(self.counts)
+        heads = checked_weights(weights, self.features, self.classes, highest, self.device)
         if heads is not None and bias is not None:
             bias = as_bias(bias, len(heads))
-        other_rows = self._checked_rows(label_rows, None)
+        other_rows = checked_weights(label_rows, None, self.classes, highest, self.device)
         classes = self.classes or (len(sums.scatter.counts) if heads is None else len(heads))
         blocks = None if rows is None else _as_tensors(rows)
 
@@ -386,20 +393,6 @@ class Moments:
     load = load_state_dict
     """Earlier name of `load_state_dict`."""
 
-    def _add(self, part: Sums, rows: Tensor, numbers: Tensor, size: float) -> None:
-        if not len(rows):
-            return
-        part.scatter.fit(size)
-        at_once = rows_at_once(rows.shape[1], max(len(part.scatter.counts), self.classes or 0))
-        for some, labels in zip(rows.split(at_once), numbers.split(at_once), strict=True):
-            block = group(some, labels)
-            if len(block.rows) <= cached_rows(rows.shape[1]):
-                block = block.to(torch.float64)
-            part.scatter.update(block)
-            if part.unit is not None:
-                for piece in block.split():
-                    part.unit.update(piece)
-
     def _started(self, features: int, device: torch.device) -> list[Sums]:
         self.device, self._merged = self.device or device, None
         if not self._parts:
@@ -415,7 +408,7 @@ class Moments:
     def _sums_of(self, rows: Tensor, labels: Tensor) -> Sums:
         """Return the sums of other rows."""
         part = self._empty(rows.shape[1], rows.device)
-        self._add(part, rows, labels.to(rows.device), require_finite(rows, "features"))
+        part.add(rows, labels.to(rows.device), require_finite(rows, "features"), self.classes)
         return part
 
     def _counts(self) -> Tensor:
@@ -450,74 +443,6 @@ class Moments:
     def _require_rows(self) -> None:
         if not self.samples:
             raise DataError("no samples were added, so there is nothing to compute; call update first")
-
-    def _checked(self, features: Array, labels: Array | Sequence[int]) -> tuple[Tensor, Tensor, float]:
-        """Return rows, labels, and the largest absolute entry of the rows."""
-        before, width = self.samples, self.features
-        rows, numbers = as_tensor(features, "features"), as_labels(labels)
-        widthless = rows.ndim == 2 and len(rows) and not rows.shape[1]
-        if rows.ndim != 2 or numbers.ndim != 1 or rows.shape[0] != numbers.shape[0] or widthless:
-            shapes = f"{tuple(rows.shape)} and {tuple(numbers.shape)}"
-            raise DataError(f"features and labels: expected (n, D) and (n,), found {shapes}")
-        if width is not None and rows.shape[1] != width:
-            raise DataError(f"features: this block has {rows.shape[1]} columns, earlier blocks had {width}")
-        if numbers.dtype == torch.bool:
-            raise DataError(f"labels: expected whole numbers, found {numbers.dtype}")
-        rows = where_float64_is(rows.detach())
-        self.device = self.device or rows.device
-        rows, numbers = rows.to(self.device), numbers.to(self.device, torch.int64)
-        size = require_finite(rows, "features", before)
-        self._require_range(numbers, rows.shape[1])
-        return rows, numbers, size
-
-    def _checked_rows(self, values: Array | None, width: int | None) -> Tensor | None:
-        """Return rows of classes as float64; raise DataError if they do not match the classes or a width."""
-        if values is None:
-            return None
-        highest = max(self.counts)
-        rows = where_float64_is(as_tensor(values, "classifier weights").detach()).to(self.device, torch.float64)
-        if rows.ndim != 2 or width not in (None, rows.shape[1]):
-            expected = f"(classes, {width or 'features'})"
-            raise DataError(f"classifier weights: expected shape {expected}, found {tuple(rows.shape)}")
-        require_finite(rows, "classifier weights")
-        if highest >= len(rows) or self.classes not in (None, len(rows)):
-            classes = f"labels go up to {highest}" if self.classes is None else f"there are {self.classes} classes"
-            raise DataError(f"classifier weights have {len(rows)} rows, but {classes}")
-        return rows
-
-    def _require_range(self, numbers: Tensor, features: int) -> None:
-        highest = self.classes - 1 if self.classes is not None else None
-        outside = numbers < 0 if highest is None else (numbers < 0) | (numbers > highest)
-        if bool(outside.any()):
-            first = int(outside.nonzero()[0])
-            allowed = "at least 0" if highest is None else f"between 0 and {highest}"
-            raise DataError(f"labels: row {first + self.samples} is {int(numbers[first])}, labels must be {allowed}")
-        most, limit = 1 + int(numbers.max()) if highest is None and len(numbers) else 0, max(self.memory, MEMORY)
-        if (needed := 8 * most * features) > limit:
-            raise DataError(
-                f"labels: row {int(numbers.argmax()) + self.samples} is {most - 1}: the means of {most:,} classes "
-                f"would take {needed:,} bytes, more than the memory budget of {limit:,}; number the classes 0 … C−1, "
-                "or raise the budget"
-            )
-
-
-def checked_precision(name: str) -> torch.dtype:
-    """Return the dtype of a precision; raise UsageError if it is unknown."""
-    if name not in PRECISIONS:
-        raise UsageError(f"precision: expected {' or '.join(PRECISIONS)}, found {name!r}")
-    return PRECISIONS[name]
-
-
-def _checked_numbers(values: Array | Sequence[int] | None, name: str, count: int) -> Tensor | None:
-    """Return whole numbers of rows on the CPU, (n,); raise DataError if their number differs or one is negative."""
-    if values is None:
-        return None
-    numbers = as_labels(values, name).detach().cpu()
-    if numbers.shape != (count,):
-        raise DataError(f"{name}: expected shape ({count},), found {tuple(numbers.shape)}")
-    if count and int(numbers.min()) < 0:
-        raise DataError(f"{name}: row {int(numbers.argmin())} is {int(numbers.min())}, expected at least 0")
-    return numbers.to(torch.int64)
 
 
 def _as_tensors(rows: AnyRows) -> RowBlocks:

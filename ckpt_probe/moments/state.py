@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.moments.class_sums import Scatter
+from ckpt_probe.moments.class_sums import Scatter, cached_rows, group, rows_at_once
 from ckpt_probe.moments.errors.subset import OF_ROWS
 from ckpt_probe.moments.errors.subset import PREFIX as OF_SUBSET
 from ckpt_probe.moments.registry import SCATTER, UNIT_ROWS
@@ -39,6 +39,28 @@ class Sums:
 
     scatter: Scatter
     unit: UnitMoments | None
+
+    def add(self, rows: Tensor, labels: Tensor, size: float, classes: int | None) -> None:
+        """Add rows.
+
+        Args:
+            rows: Rows, (n, D).
+            labels: Labels, (n,), int64.
+            size: Largest absolute entry of the rows, or more.
+            classes: Number of classes, if it is known.
+        """
+        if not len(rows):
+            return
+        self.scatter.fit(size)
+        at_once = rows_at_once(rows.shape[1], max(len(self.scatter.counts), classes or 0))
+        for some, of_some in zip(rows.split(at_once), labels.split(at_once), strict=True):
+            block = group(some, of_some)
+            if len(block.rows) <= cached_rows(rows.shape[1]):
+                block = block.to(torch.float64)
+            self.scatter.update(block)
+            if self.unit is not None:
+                for piece in block.split():
+                    self.unit.update(piece)
 
     def merge(self, other: "Sums") -> None:
         """Add the rows of other sums."""

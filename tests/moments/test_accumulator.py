@@ -454,3 +454,45 @@ def test_a_label_of_billions_of_classes_is_refused_before_memory_is_allocated() 
     with pytest.raises(DataError, match=r"row 1 is 1000000000000: the means of 1,000,000,000,001 classes would take"):
         moments.update(np.ones((2, 4)), [0, 10**12])
     assert moments.samples == 0
+
+
+def test_records_count_classes_that_are_small_or_left_out() -> None:
+    labels = np.repeat([0, 1, 2, 4], [5, 3, 1, 1])
+    rows = np.random.default_rng(0).normal(size=(10, 4))
+    record = record_of(rows, labels, classes=6)
+    assert (record["classes"], record["classes_present"], record["classes_left_out"]) == (6, 4, 2)
+    assert record["classes_of_one_sample"] == 2
+    assert "classes_below_min_samples" not in record
+    record = cp.analyze_features(rows, labels, min_samples=2)
+    assert (record["classes_below_min_samples"], record["classes_present"]) == (2, 4)
+    assert "classes_of_one_sample" not in record
+
+
+def test_half_of_the_class_means_may_equal_the_mean_of_all() -> None:
+    simplex = np.array([[1, 0], [-0.5, math.sqrt(0.75)], [-0.5, -math.sqrt(0.75)]])
+    for zeros in (3, 4):
+        means = np.concatenate([np.zeros((zeros, 2)), simplex])
+        record = record_of(
+            np.concatenate([means + 0.5, means - 0.5]), np.tile(np.arange(len(means)), 2), only=["class"]
+        )
+        if zeros == 3:
+            assert record["class.entropy_means"] == pytest.approx(math.log(2))
+            assert record["classes_left_out"] == 3
+        else:
+            assert "4 of 7 class means" in record["missing"]
+
+
+def test_the_rounding_of_single_precision_adds_up_over_blocks_and_merges() -> None:
+    rows, labels, _ = data(400, 5, 3)
+    parts = [Moments(3, precision="float32") for _ in range(2)]
+    for part, start in zip(parts, (0, 200), strict=True):
+        part.update(rows[start : start + 200], labels[start : start + 200])
+    roundings = [part.state_dict() for part in parts]
+    both = parts[0].merge(parts[1])
+    assert both is None or isinstance(both, Moments)
+    first, second, merged = (
+        sum(float(value) for name, value in state.items() if name.endswith("rounding"))
+        for state in (*roundings, parts[0].state_dict())
+    )
+    assert merged == pytest.approx(first + second)
+    assert first > 0

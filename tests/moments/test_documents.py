@@ -15,6 +15,7 @@ from ckpt_probe.moments.documents import (
     centred_entropy,
     curvature,
     document_entropy,
+    error_of_mean,
     errors_of_documents,
     joined_documents,
 )
@@ -117,3 +118,10 @@ def test_documents_must_be_contiguous_and_fit_into_memory() -> None:
     documents.update(np.ones((3, 3)), np.array([1, 1, 2]), np.arange(3))
     numbers = documents.finish()
     assert (numbers.count, numbers.oversized) == (2, 1)
+
+
+def test_the_error_of_a_mean_over_documents_needs_eight_different_ones() -> None:
+    values = np.random.default_rng(1).normal(size=8)
+    assert error_of_mean(torch.from_numpy(values)) == pytest.approx(values.std(ddof=1) / math.sqrt(8))
+    assert error_of_mean(torch.from_numpy(values[:7])) is None
+    assert error_of_mean(torch.full((8,), 3.0)) is None

@@ -201,3 +201,13 @@ def test_a_masked_label_has_a_confidence() -> None:
     assert quality.calibration_error is not None
     assert float(quality.calibration_error) == pytest.approx(expected, rel=1e-12)
     assert quality.loss is None
+
+
+def test_scores_of_some_rows_keep_their_order_and_lack_a_confidence_where_all_lack_it() -> None:
+    prediction, loss, confidence = torch.arange(5), torch.linspace(0, 1, 5), torch.linspace(1, 2, 5)
+    chosen = torch.tensor([4, 0, 2])
+    part = Scored(prediction.numpy(), loss.numpy(), confidence.numpy()).rows(chosen)
+    for of_part, of_all in ((part.prediction, prediction), (part.loss, loss), (part.confidence, confidence)):
+        assert isinstance(of_part, Tensor)
+        assert torch.equal(of_part, of_all[chosen])
+    assert Scored(prediction, loss).rows(chosen).confidence is None

@@ -6,6 +6,7 @@ import torch
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.moments import Moments
+from ckpt_probe.moments.errors.subset import halves_of, priorities
 
 
 def data(samples: int = 3000, classes: int = 7, features: int = 5):
@@ -149,3 +150,22 @@ def test_damaged_subsets_are_refused() -> None:
     ):
         with pytest.raises(DataError, match="stored moments"):
             Moments(3, halves=True, subset=10).load_state_dict({**state, name: value})
+
+
+def test_halves_alternate_within_each_class_after_earlier_rows_and_are_even_over_documents() -> None:
+    labels, earlier = (
+        torch.tensor([2, 0, 2, 2, 0, 5, 2]),
+        [torch.tensor([1, 0, 2]), torch.tensor([0, 0, 1, 9, 9, 9, 9])],
+    )
+    seen, expected = {0: 1, 2: 3, 5: 9}, []
+    for label in labels.tolist():
+        expected.append(seen[label] % 2)
+        seen[label] += 1
+    assert halves_of(labels, None, earlier).tolist() == expected
+    documents = torch.arange(400).repeat_interleave(2)
+    halves = halves_of(torch.zeros(800, dtype=torch.int64), documents, [])
+    assert torch.equal(halves[::2], halves[1::2])
+    assert set(halves.tolist()) == {0, 1}
+    assert float(halves.double().mean()) == pytest.approx(0.5, abs=0.08)
+    drawn = priorities(documents[::2], 0)
+    assert len(set(drawn.tolist())) == 400
