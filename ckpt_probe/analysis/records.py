@@ -173,6 +173,8 @@ def read_lines(path: Path | str) -> list[Record]:
     """Read the records of a file into a list; see `read_records`."""
     path = Path(path)
     require_regular(path)
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
     if path.suffix.lower() == ".csv":
         return _read_csv(path)
     if path.suffix.lower() == ".parquet":

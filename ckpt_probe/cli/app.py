@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from glob import escape, glob
 from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
@@ -50,6 +51,10 @@ LOCAL_VERBS = frozenset({"demo", "train", "events", "compare", "plot", "report",
 """Subcommands that do not accept addresses."""
 MERGING_VERBS = frozenset({"average", "interpolate", "prune"})
 """Subcommands that refuse an input as their output themselves."""
+DUMP_VERBS = frozenset({"analyze", "examples", "similarity"})
+"""Subcommands that read dumps alone, whose suffix no result may have."""
+RECORDS, FIGURES = frozenset({".csv", ".jsonl", ".parquet"}), frozenset({".html", ".pdf", ".png", ".svg"})
+"""Suffixes of results: of records, which only LOCAL_VERBS read, and of results that no subcommand reads."""
 HELP_WIDTH = 100
 """Characters of a line of help, unless the terminal is narrower."""
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG})
@@ -251,7 +256,8 @@ def ignored_interruptions_repeated() -> Iterator[None]:
 def _require_possible_files(words: Sequence[str]) -> None:
     """Raise UsageError for an output that is an address, nameless or also an input, and for an address to read locally.
 
-    An output that is also an input would be replaced by the results, with --overwrite.
+    An output that is also an input, or a file in a directory of inputs, would be replaced by the results, with
+    --overwrite.
     """
     verb, outputs = _verb(words), list(_outputs(words))
     for option, output in outputs:
@@ -263,10 +269,22 @@ def _require_possible_files(words: Sequence[str]) -> None:
         raise UsageError(f"{without_secrets(address)}: {verb} reads local files only; download it and name the copy")
     if verb in MERGING_VERBS or "--overwrite" not in words:
         return
-    files = [Path(part) for word in words for part in (word, word.partition("=")[2]) if _is_file(part)]
-    for _, output in outputs:
-        if _is_file(output) and sum(map(Path(output).samefile, files)) > 1:
+    texts = [part for word in words for part in (word, word.partition("=")[2], word[2:] if word[:2] == "-o" else "")]
+    for text in (verb, *(output for _, output in outputs)):
+        texts.remove(text)
+    names = [name for text in texts for name in (text, *text.split(","))]
+    inputs = [path for name in names for path in _existing(name, escape(name))]
+    results = FIGURES if verb in LOCAL_VERBS else FIGURES | RECORDS
+    for output in filter(Path.is_file, _existing(*(escape(name) for _, name in outputs))):
+        is_result = verb in DUMP_VERBS or output.suffix.lower() in results
+        folders = [] if is_result else output.resolve().parents
+        if any(path.samefile(output) if path.is_file() else path.resolve() in folders for path in inputs):
             raise UsageError(f"{output}: both an input and the output; choose another name")
+
+
+def _existing(*patterns: str) -> list[Path]:
+    """Return the existing paths that match any of some patterns, which may also be too long, or not for paths."""
+    return [path for pattern in patterns for path in map(Path, glob(pattern)) if path.exists()]  # noqa: PTH207
 
 
 def _verb(words: Sequence[str]) -> str:
@@ -281,13 +299,6 @@ def _outputs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield option, value if equals else words[number]
         elif word.startswith("-o") and word != "-o":
             yield "-o", word[2:]
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except (OSError, ValueError):  # longer than a name can be, or with a null
-        return False
 
 
 def _internal(error: BaseException, debug: bool) -> int:

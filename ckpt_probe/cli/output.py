@@ -231,7 +231,8 @@ class Output:
         from ckpt_probe.reporting.table import footnotes, records_table
 
         screen = self.screen
-        screen.print(records_table(records, width=self.table_width))
+        hint = " with --wide, --json or --csv"
+        screen.print(records_table(records, width=self.table_width, hint=hint))
         for note in footnotes(records):
             show(note)
 

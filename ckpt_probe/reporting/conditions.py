@@ -17,7 +17,7 @@ from ckpt_probe.keywords import as_sequence
 from ckpt_probe.moments.selection import metrics_in, values_at_collapse
 from ckpt_probe.plugins import require_extra
 from ckpt_probe.progress import NullProgress, Progress
-from ckpt_probe.reporting.formats import write_records
+from ckpt_probe.reporting.formats import require_writable, write_records
 from ckpt_probe.reporting.plots.curves import Record, Runs
 
 RecordsSource = Path | str | Iterable[Any]
@@ -136,6 +136,8 @@ def export(
     """
     if out is None and tensorboard is None:
         raise UsageError('export: choose an output: `out="records.parquet"`, `tensorboard="DIR"`, or both')
+    if out is not None:
+        require_writable(Path(out), overwrite=overwrite)
     progress = progress or NullProgress()
     conditions, files = conditions_of(records, progress)
     if tensorboard is not None:

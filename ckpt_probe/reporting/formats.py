@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_probe.analysis import Comparison
-from ckpt_probe.errors import DataError, in_cell, in_json, listed
+from ckpt_probe.errors import DataError, UsageError, in_cell, in_json, listed
 from ckpt_probe.files import refuse_existing, replacing, write_text
 from ckpt_probe.keywords import as_sequence
 from ckpt_probe.plugins import require_extra
@@ -24,6 +24,9 @@ TEXT = frozenset({"checkpoint", "split", "route", "route_reason", "missing", "no
 """Names whose column is text even if no record has a value."""
 
 EXTRA = "frames"
+
+OTHER_FORMATS = frozenset({".bin", ".ckpt", ".h5", ".hdf5", ".npz", ".pt", ".pth", ".safetensors", ".xlsx"})
+"""Suffixes of files that records are not; a directory with a file of that name would be misread."""
 
 
 def to_json_line(record: Record) -> str:
@@ -94,7 +97,12 @@ def write_parquet(records: Iterable[Record], path: Path | str, *, overwrite: boo
 
 
 def require_writable(path: Path, *, overwrite: bool) -> None:
-    """Raise UsageError if the file exists, or the libraries of its format are missing; call this before computing."""
+    """Raise UsageError if the file exists, has the name of another format, or the libraries of its own are missing.
+
+    Call this before computing.
+    """
+    if path.suffix.lower() in OTHER_FORMATS:
+        raise UsageError(f"{path}: records are no {path.suffix}; name a file that ends in .csv, .parquet or .jsonl")
     refuse_existing(path, overwrite=overwrite)
     for module in ("pandas", "pyarrow") if path.suffix.lower() == ".parquet" else ():
         require_extra(module, EXTRA)

@@ -84,8 +84,8 @@ def report(
         progress: Receives messages and bars.
 
     Raises:
-        UsageError: If neither `out` nor `figures` is given, a file exists and `overwrite` is false, or two sources
-            have the same name.
+        UsageError: If neither `out` nor `figures` is given, a file exists and `overwrite` is false, or is no page,
+            or two sources have the same name.
         DataError: If a source cannot be read.
     """
     if out is None and figures is None:
@@ -94,6 +94,10 @@ def report(
         )
     if out is not None:
         refuse_existing(Path(out), overwrite=overwrite)
+        if Path(out).is_file():
+            with Path(out).open("rb") as file:
+                if file.read(1) not in (b"", b"<"):
+                    raise UsageError(f"{out}: not a page, so that a page does not replace it; choose another name")
     progress = progress or NullProgress()
     names = class_names(Path(labels)) if isinstance(labels, Path | str) else tuple(labels or ())
     chosen = as_sequence(splits) or ()

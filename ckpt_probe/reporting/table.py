@@ -54,13 +54,14 @@ def add_row(table: Table, cells: Iterable[str], *, style: str | None = None) -> 
     table.add_row(*(Text(printable(cell)) for cell in cells), style=style)
 
 
-def records_table(records: Sequence[Record], *, width: int | None = None) -> Table:
+def records_table(records: Sequence[Record], *, width: int | None = None, hint: str = "") -> Table:
     """Return a table with one row per record, metrics in columns, and the values at collapse in the last row.
 
     Args:
         records: Records to show.
         width: Width of the terminal in characters. Columns of low priority that do not fit are left out, and the
             caption contains their number; None shows all columns.
+        hint: End of this caption, about how to see the other columns.
     """
     identifiers = [name for name in POSITION if any(record.get(name) is not None for record in records)]
     if width is not None and "step" in identifiers and "checkpoint" in identifiers:
@@ -82,7 +83,7 @@ def records_table(records: Sequence[Record], *, width: int | None = None) -> Tab
         table.add_row(*label, *(cells[metric.name][-1] for metric in columns), style="dim")
     hidden = len(present) - len(columns)
     if hidden:
-        table.caption = Text(f"{hidden} more columns with --wide, --json or --csv", style="dim")
+        table.caption = Text(f"{hidden} more columns{hint}", style="dim")
         table.caption_justify = "left"
     return table
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import click
 import pytest
 
+import ckpt_probe as cp
 from ckpt_probe.cli.app import VERBS, group, run
+from ckpt_probe.errors import UsageError
 
 
 def error_lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -200,10 +202,94 @@ def test_an_input_is_not_replaced_by_the_output(
     assert Path("a.jsonl").read_text() == '{"step": 1, "x": 2}\n'
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "analyze dumps -o dumps/a.h5",
+        "analyze dumps/a.h5 -odumps/a.h5",
+        "similarity dumps other --out=dumps/a.h5",
+        "weights . -o run/step-1.safetensors",
+        "report name=dumps -o dumps/a.h5",
+        "report other,dumps -o dumps/a.h5",
+        "analyze [a] -o [a]/a.h5",
+        "weights run -o run/config.json",
+        "export group -o group/1.csv",
+        "export group/*.csv -o group/1.csv",
+        "plot run -o run/metrics.jsonl --metric x",
+        "export run --tensorboard run -o run/metrics.jsonl",
+    ],
+)
+def test_a_file_in_a_directory_of_inputs_is_not_replaced(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "dumps/a.h5",
+        "run/step-1.safetensors",
+        "run/metrics.jsonl",
+        "run/config.json",
+        "group/1.csv",
+        "other/b.h5",
+        "[a]/a.h5",
+    ):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_bytes(b"an input")
+    assert run([*line.split(), "--overwrite"]) == 2
+    [message] = error_lines(capsys)
+    assert "both an input and the output; choose another name" in message or "records are no .h5; name" in message
+
+
+def test_results_in_a_directory_of_inputs_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("run/events", "export"):
+        Path(folder).mkdir(parents=True)
+    Path("run/metrics.jsonl").write_text('{"step": 1, "x": 2}\n')
+    Path("run/page.html").write_text("<!doctype html>")
+    for name in ("run/a.svg", "run/events/all.csv", "export/all.jsonl"):
+        Path(name).write_bytes(b"earlier results")
+    Path("run/other.txt").write_text("")
+    assert run(["analyze", "run", "-o", "run/other.txt", "--overwrite"]) == 1  # after a search for dumps
+    assert run(["report", "run", "-o", "run/page.html", "--overwrite"]) == 0
+    with pytest.raises(UsageError, match=r"metrics\.jsonl: not a page, so that a page does not replace it"):
+        cp.report("run", "run/metrics.jsonl", overwrite=True)
+    assert run(["plot", "run", "--metric", "x", "-o", "run/a.svg", "--overwrite"]) == 0
+    words = ["--tensorboard", "run/events", "-o", "run/events/all.csv", "--overwrite"]
+    assert run(["export", "run/metrics.jsonl", *words]) == 0
+    assert run(["export", "run/metrics.jsonl", "-o", "export/all.jsonl", "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "message"),
+    [
+        ("plot a.parquet -o a.svg --metric x", 1, "a.parquet: no such file"),
+        ("events a.csv", 1, "a.csv: no such file"),
+        ("analyze dumps -o dumps/b.h5", 2, "dumps/b.h5: records are no .h5; name a file that ends in .csv, .parquet"),
+        ("export no.jsonl -o b.xlsx", 2, "b.xlsx: records are no .xlsx; name a file"),
+    ],
+)
+def test_missing_records_and_names_of_other_formats_are_errors_of_one_line(
+    line: str, code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(line.split()) == code
+    [error] = error_lines(capsys)
+    assert error.startswith(f"error: {message}")
+
+
 def test_a_name_that_is_too_long_is_an_error_of_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.jsonl").write_text('{"step": 1, "x": 2}\n')
     assert run(["export", str(tmp_path / "a.jsonl"), "-o", str(tmp_path / ("x" * 250))]) == 1
     assert "cannot be written: File name too long" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line", ["extract run", "prune a.pt", "train a.toml", "barriers run", "plane a b c", "average a b", "plot a.jsonl"]
+)
+def test_a_missing_output_is_named(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(line.split()) == 2
+    [message] = error_lines(capsys)
+    missing = "--metric" if line.startswith("plot") else "-o' / '--out"
+    assert message == f"error: Missing option '{missing}'. (see: ckpt-probe {line.split()[0]} --help)"
 
 
 def test_an_empty_name_of_the_output_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,7 +63,7 @@ def test_json_has_an_object_per_event(records: Path, capsys: pytest.CaptureFixtu
     ("words", "code", "message"),
     [
         ([], 2, "events needs records or dumps"),
-        (["nowhere.jsonl"], 1, "nowhere.jsonl: cannot be read"),
+        (["nowhere.jsonl"], 1, "nowhere.jsonl: no such file"),
         (["empty.jsonl"], 1, "empty.jsonl: no record in it"),
         (["run.jsonl", "--level", "7"], 2, "--level 7"),
         (["run.jsonl", "--split", "train"], 2, "there are: test"),

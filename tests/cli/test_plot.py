@@ -72,7 +72,7 @@ def test_files_of_the_same_name_get_distinct_labels(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["nowhere.jsonl", "--metric", "loss"], 1, "nowhere.jsonl: cannot be read"),
+        (["nowhere.jsonl", "--metric", "loss"], 1, "nowhere.jsonl: no such file"),
         (["empty.jsonl", "--metric", "loss"], 1, "empty.jsonl: no record in it: the file is empty"),
         (["a=points.jsonl,empty.jsonl", "--metric", "loss"], 1, "empty.jsonl: no record in it: the file is empty"),
         (["a=none/*.jsonl", "--metric", "loss"], 2, "none/*.jsonl: no file matches this pattern"),

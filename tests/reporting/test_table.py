@@ -33,7 +33,7 @@ def records(classes: int = 4) -> list[dict]:
 
 def printed_table(rows: list[dict], width: int | None) -> str:
     console = Console(width=width or 10_000, file=io.StringIO())
-    console.print(records_table(rows, width=width))
+    console.print(records_table(rows, width=width, hint=" with `width=None`"))
     return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -41,7 +41,7 @@ def printed_table(rows: list[dict], width: int | None) -> str:
 def test_a_table_fits_its_width_and_counts_the_columns_left_out(width: int) -> None:
     text = printed_table(records(), width)
     assert max(len(line.rstrip()) for line in text.splitlines()) <= width
-    assert "more columns with --wide" in text
+    assert "more columns with `width=None`" in text
     assert "acc" in text
 
 
