@@ -130,6 +130,8 @@ class Merge:
                 shard = template.shards[0] if len(template.shards) == 1 else every
                 with replacing(out, overwrite=overwrite) as temporary:
                     self._write_shard(shard, temporary, workers, bar)
+                if out.suffix in {".bin", ".ckpt", ".pt", ".pth"}:
+                    progress.message(f"{out}: written as safetensors, whatever its name; torch.load cannot read it")
             else:
                 others = {file.name for file in companions(template.index.parent)}
                 if overwrite and out.is_dir():

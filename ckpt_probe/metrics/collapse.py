@@ -141,18 +141,6 @@ def equiangular(rows: Tensor) -> float | Tensor | None:
     return quantity.value
 
 
-def uniformity(rows: Tensor) -> tuple[float | Tensor | None, float | Tensor | None]:
-    """Return generalised NC2: mean and standard deviation over pairs of log(1/‖r̂_c − r̂_c'‖) of unit rows (C, D).
-
-    This is the hyperspherical energy of Liu et al. 2023 (arXiv 2303.06484), which is smallest for evenly spread rows,
-    also if C > D + 1, so that no simplex exists. (None, None) if a row has no direction, or two have the same one.
-    """
-    unit = unit_or_zero(rows)
-    quantity = pairs.Uniformity(unit, torch.zeros_like(unit[:, 0]))
-    pairs.visit(unit, [quantity])
-    return quantity.mean, quantity.spread
-
-
 def etf_distance(M: Tensor) -> float | Tensor | None:
     """Return NC2: ‖M Mᵀ/‖M Mᵀ‖_F − E/‖E‖_F‖_F, E the Gram matrix of the simplex ETF, 0 at collapse; None if M = 0."""
     classes, M = len(M), near_one(M)

@@ -161,7 +161,10 @@ class Cdnv:
 
 
 class Uniformity:
-    """Mean and standard deviation over pairs of log(1/‖u_c − u_c'‖) (Liu et al. 2023).
+    """Generalised NC2: mean and standard deviation over pairs of log(1/‖u_c − u_c'‖).
+
+    This is the hyperspherical energy of Liu et al. 2023 (arXiv 2303.06484), which is smallest for evenly spread rows,
+    also if C > D + 1, so that no simplex exists.
 
     Args:
         unit: Rows u_c of unit length, (C, D).

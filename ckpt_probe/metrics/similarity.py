@@ -9,6 +9,7 @@ tr(K̃ L̃) = ‖Xᵀ Y‖_F² − Σ k l, so that nothing n × n is needed.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.entropy import Directed, as_given, hdr, joint_entropies, mir, mutual_information
-from ckpt_probe.metrics.rows import EPSILON, Array, centred, near_one, to_rows
+from ckpt_probe.metrics.rows import EPSILON, Array, centred, largest, near_one, power_of_two, to_rows
 
 __all__ = ["CKA", "cka", "cka_between", "cka_matrix", "hdr", "hsic", "mir", "mir_between", "mutual_information"]
 
@@ -27,7 +28,7 @@ UNDEFINED = (
     "cka: undefined, since one representation does not vary over the rows, varies in few of them only, or has "
     "orthogonal rows; or too few were given"
 )
-OVERFLOW = "the rows are so large that products of them overflow; divide them by a power of two"
+TINY = 5e-324
 SIDES = "the first ones have", "the others"
 TOO_FEW = f"cka: unbiased HSIC needs at least {LEAST_ROWS} rows"
 
@@ -123,7 +124,7 @@ def hsic(X: Array, Y: Array) -> float | Tensor:
     """Compute unbiased HSIC₁ of linear kernels of X (n, d) and Y (n, e), n ≥ 4; may be negative; errors as `cka`."""
     value = _hsic(*map(centred, _same_rows(X, Y)))
     if not bool(torch.isfinite(value)):
-        raise DataError(f"hsic: {OVERFLOW}")
+        raise DataError("hsic: the rows are so large that products of them overflow; divide them by a power of two")
     return as_given(value, X, Y)
 
 
@@ -142,10 +143,14 @@ class CKA:
         self._sums: list[_Sums] = []
         self._averaged = torch.zeros(3, dtype=torch.float64)
         self._blocks = 0
+        # Powers of two that X and Y are divided by: CKA does not depend on scale.
+        self._units = power_of_two(TINY), power_of_two(TINY)
 
     def update(self, X: Array, Y: Array) -> None:
         """Add a block of the same rows, X (n, d) and Y (n, e); errors as `cka`."""
         first, second = (rows.detach().cpu() for rows in _same_rows(X, Y, LEAST_ROWS if self._minibatches else 1))
+        self._enlarge((power_of_two(largest(first) or TINY), power_of_two(largest(second) or TINY)))
+        first, second = first / self._units[0], second / self._units[1]
         if self._minibatches:
             self._averaged += torch.stack([_hsic(a, b) for a, b in _pairings(centred(first), centred(second))])
             self._blocks += 1
@@ -157,6 +162,9 @@ class CKA:
         """Add the rows of another object; raise DataError if only one of them averages over minibatches."""
         if self._minibatches != other._minibatches:
             raise DataError("cka: an average over minibatches cannot be merged with sums over all rows")
+        other = copy(other)
+        other._enlarge(self._units)
+        self._enlarge(other._units)
         self._averaged, self._blocks = self._averaged + other._averaged, self._blocks + other._blocks
         self._add(other._sums)
         self.rows += other.rows
@@ -167,6 +175,16 @@ class CKA:
             raise DataError(f"{TOO_FEW}, found {self.rows}")
         values = self._averaged / self._blocks if self._minibatches else [sums.hsic() for sums in self._sums]
         return float(_ratio(*values))
+
+    def _enlarge(self, units: tuple[float, float]) -> None:
+        """Divide rows by these powers of two if they are larger than those so far."""
+        x, y = (min(old / new, 1.0) for old, new in zip(self._units, units, strict=True))
+        if (x, y) == (1, 1):
+            return
+        factors = (x, y), (x, x), (y, y)
+        self._units = max(self._units[0], units[0]), max(self._units[1], units[1])
+        self._sums = [sums.times(*both) for sums, both in zip(self._sums, factors, strict=False)]
+        self._averaged = self._averaged * torch.tensor([(a * b) ** 2 for a, b in factors], dtype=torch.float64)
 
     def _add(self, new: "Sequence[_Sums]") -> None:
         if not (self._sums and new):
@@ -198,6 +216,17 @@ class _Sums:
         X, Y = centred(X), centred(Y)
         k, m = X.square().sum(dim=1), Y.square().sum(dim=1)
         return _Sums(len(X), means, X.T @ Y, (k.sum(), m.sum()), k @ m, (m @ X, k @ Y))
+
+    def times(self, x: float, y: float) -> "_Sums":
+        """Return the sums of all x_i times a power of two, and all y_i times another."""
+        return _Sums(
+            self.count,
+            (self.means[0] * x, self.means[1] * y),
+            self.products * x * y,
+            (self.sizes[0] * x**2, self.sizes[1] * y**2),
+            self.both * (x * y) ** 2,
+            (self.crossed[0] * x * y**2, self.crossed[1] * x**2 * y),
+        )
 
     def about(self, means: tuple[Tensor, Tensor], shifts: tuple[Tensor, Tensor]) -> "_Sums":
         """Return the sums about other means, at these shifts from the present ones.
@@ -304,8 +333,6 @@ def _roots(values: Tensor) -> Tensor:
 
 
 def _ratio(shared: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    if not bool(torch.isfinite(first * second)):
-        raise DataError(f"cka: {OVERFLOW}")
     if not (bool(first > 0) and bool(second > 0)):
         raise DataError(UNDEFINED)
     return shared / (first.sqrt() * second.sqrt())

@@ -3,6 +3,8 @@
 The errors follow from the influences of the same rows at three positions.
 """
 
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -106,7 +108,9 @@ def barrier(alphas: Sequence[float], values: Sequence[float]) -> Record:
     if alphas[0] != 0 or alphas[-1] != 1 or any(a >= b for a, b in pairwise(alphas)):
         raise DataError("a barrier needs increasing positions from 0 to 1")
     excess = [value - (1 - a) * values[0] - a * values[-1] for a, value in zip(alphas, values, strict=True)]
-    # By definition, the ends lie on the chord; rounding may move them off it.
+    # By definition, the ends lie on the chord, and so do values that only rounding moves off it.
+    rounding = 4 * sys.float_info.epsilon * max(map(abs, values))
+    excess = [0.0 if abs(each) <= rounding < math.inf else each for each in excess]
     excess[0] = excess[-1] = 0.0
     highest = max(range(len(excess)), key=excess.__getitem__)
     over_mean = max(values) - (values[0] + values[-1]) / 2

@@ -107,6 +107,16 @@ def test_names_that_differ_beyond_a_prefix_are_an_error(tmp_path: Path) -> None:
             average([plain, tmp_path / name], tmp_path / "no")
 
 
+def test_a_name_of_torchs_own_format_causes_a_message(tmp_path: Path) -> None:
+    file, log = saved(tmp_path / "a", network(1)), MessageLog()
+    average([file, file], tmp_path / "b.pt", progress=log)
+    assert log.messages == [
+        f"{tmp_path / 'b.pt'}: written as safetensors, whatever its name; torch.load cannot read it"
+    ]
+    average([file, file], tmp_path / "b.safetensors", progress=log)
+    assert len(log.messages) == 1
+
+
 def test_a_path_is_evaluated_between_a_wrapped_network_and_the_plain_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

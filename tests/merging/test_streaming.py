@@ -290,7 +290,10 @@ def raw(path: Path, header: str, data: bytes = b"\0" * 8) -> Path:
         ('{"x": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}', "starts at byte"),
         ('{"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}', "longer than its header says"),
         ('{"x": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}', "truncated: shorter than its header says"),
-        ('{"x": {"dtype": "Q9", "shape": [2], "data_offsets": [0, 8]}}', "unknown dtype Q9"),
+        (
+            '{"x": {"dtype": "F4", "shape": [2, 8], "data_offsets": [0, 8]}}',
+            "tensor 'x' has the unsupported dtype F4",
+        ),
         (f'{{"x": {{"dtype": "F32", "shape": {[1] * 65}, "data_offsets": [0, 4]}}}}', "65 axes, expected at most 64"),
         ('{"x": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}', "are not all integers from 0"),
         ('{"x": 5}', "its header cannot be read"),

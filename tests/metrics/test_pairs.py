@@ -8,11 +8,20 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.metrics import pairs
-from ckpt_probe.metrics.collapse import cdnv, equiangular, simplex_etf, uniformity, uniformity_reference
+from ckpt_probe.metrics.collapse import cdnv, equiangular, simplex_etf, uniformity_reference
+from ckpt_probe.metrics.rows import unit_or_zero
 
 
 def rows(classes: int, features: int, seed: int = 0) -> Tensor:
     return torch.randn(classes, features, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def uniformity(directions: Tensor) -> tuple[float | Tensor | None, float | Tensor | None]:
+    """Return mean and standard deviation of log(1/distance) of the unit rows."""
+    unit = unit_or_zero(directions)
+    quantity = pairs.Uniformity(unit, torch.zeros(len(unit), dtype=unit.dtype))
+    pairs.visit(unit, [quantity])
+    return quantity.mean, quantity.spread
 
 
 def values_by_loops(means: Tensor, variances: Tensor) -> dict[str, float]:

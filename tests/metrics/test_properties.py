@@ -20,10 +20,10 @@ from ckpt_probe.metrics.collapse import (
     etf_distance,
     separation,
     trace_along,
-    uniformity,
 )
 from ckpt_probe.metrics.decisions import nearest_means
 from ckpt_probe.metrics.similarity import cka
+from tests.metrics.test_pairs import uniformity
 
 NUMBERS = st.floats(-4, 4, allow_nan=False, width=32).map(lambda value: value if abs(value) > 1e-3 else 0.0)
 SEEDS = st.integers(0, 2**16)

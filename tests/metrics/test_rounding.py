@@ -9,10 +9,11 @@ from mpmath import mp, mpf
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics import effective_rank, erank_difference, matrix_entropy, mir, nc5, nearest_means, similarity
-from ckpt_probe.metrics.collapse import cdnv, equinorm, etf_distance, uniformity
+from ckpt_probe.metrics.collapse import cdnv, equinorm, etf_distance
 from ckpt_probe.metrics.covariance import line_through
 from ckpt_probe.metrics.entropy import renyi_name
 from ckpt_probe.metrics.rows import EPSILON, centred, near_one, power_of_two, row_lengths, without_rounding
+from tests.metrics.test_pairs import uniformity
 
 RNG = np.random.default_rng(0)
 

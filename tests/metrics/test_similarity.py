@@ -247,11 +247,30 @@ def test_mir_between_needs_two_rows_only_and_equal_numbers_of_rows() -> None:
         cp.mir_between([X], [Y[:2]])
 
 
-def test_products_that_overflow_are_an_error_and_not_nan() -> None:
+def test_an_hsic_that_overflows_is_an_error_and_not_nan() -> None:
     X = 1e200 * np.random.default_rng(0).standard_normal((8, 4))
     with pytest.raises(DataError, match="hsic: the rows are so large"):
         cp.hsic(X, X)
-    blocks = cp.CKA()
-    blocks.update(X, X)
-    with pytest.raises(DataError, match="cka: the rows are so large"):
-        blocks.compute()
+
+
+@pytest.mark.parametrize("minibatches", [False, True])
+@pytest.mark.parametrize("scales", [(1e-100, 1e-100), (1e-200, 1e-250), (0, 1e-250), (1e50, 1e50), (1e-150, 1e150)])
+def test_streamed_cka_keeps_its_digits_at_any_scale(scales: tuple[float, float], minibatches: bool) -> None:
+    X, Y = related(24, 3, 4)
+    parts = [CKA(minibatches=minibatches) for _ in range(3)]
+    for rows, scale, part in ((slice(0, 8), scales[0], 0), (slice(8, 16), scales[1], 1), (slice(16, 24), scales[1], 1)):
+        parts[part].update(scale * X[rows], scale * Y[rows])
+    parts[2].merge(parts[1])
+    parts[0].merge(parts[2])
+    size = np.repeat(np.array(scales) / max(scales), [8, 16])[:, None]
+    X, Y = size * X, size * Y
+    expected = cka(X, Y)
+    if minibatches:
+        blocks = [slice(0, 8), slice(8, 16), slice(16, 24)]
+        shared, first, second = (
+            sum(float(hsic(a[rows], b[rows])) for rows in blocks) for a, b in ((X, Y), (X, X), (Y, Y))
+        )
+        expected = shared / (first * second) ** 0.5
+    assert parts[0].compute() == pytest.approx(expected, rel=1e-12)
+    assert parts[1].rows == 16
+    assert cka(max(scales) * X, max(scales) * Y) == pytest.approx(float(cka(X, Y)), rel=1e-12)
