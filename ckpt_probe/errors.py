@@ -37,10 +37,10 @@ def error_context(before: str = "", after: str = "") -> Iterator[None]:
         raise type(error)(f"{before}{error}{after}") from error
 
 
-def listed(names: Sequence[str], most: int = 8) -> str:
-    """Join names with commas for a message: the first `most` of them, and the number of the others."""
+def listed(names: Sequence[str], most: int = 8, separator: str = ", ") -> str:
+    """Join names for a message, with commas unless stated: the first `most` of them, and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return separator.join(names[:most]) + more
 
 
 def shortened(text: str, most: int) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckpt_probe.addresses import Credentials, redacted, use_credentials
@@ -243,19 +244,26 @@ def in_turn(numbered: Iterable[tuple[int, R]]) -> Iterator[R]:
 
 
 def joint_error(failed: dict[str, Failed], items: int) -> DataError | UsageError:
-    """Return the error of failed items by name; that of a single item is its own.
+    """Return the error of failed items by name; that of a single item is its own, and a reason of several is one.
 
     Args:
         failed: The failures.
         items: Number of all items.
     """
-    each = [f"{name}: {failure.message}" for name, failure in failed.items()]
-    others = ", the others are done" if len(failed) < items else ""
-    message = f"{len(failed)} of {items} failed{others}: {listed(each, most=3)}"
+    kind = UsageError if all(failure.wrong_use for failure in failed.values()) else DataError
     if len(failed) == 1:
-        name, failure = next(iter(failed.items()))
-        message = failure.message if failure.ours else f"{name}: {failure.message}"
-    return (UsageError if all(failure.wrong_use for failure in failed.values()) else DataError)(message)
+        [(name, failure)] = failed.items()
+        return kind(failure.message if failure.ours else f"{name}: {failure.message}")
+    items_by_reason: dict[str, list[str]] = {}
+    for name, failure in failed.items():
+        # Most messages begin with the file of the item.
+        file, _, reason = failure.message.partition(": ")
+        if not reason or name not in (*Path(file).parts, Path(file).stem):
+            file, reason = name, failure.message
+        items_by_reason.setdefault(reason, []).append(file)
+    others = ", the others are done" if len(failed) < items else ""
+    each = [f"{listed(names, most=3)}: {reason}" for reason, names in items_by_reason.items()]
+    return kind(f"{len(failed)} of {items} failed{others}: {listed(each, most=3, separator='; ')}")
 
 
 @cache

@@ -217,18 +217,23 @@ def rows_of(
     of_series = ((member, Spectra()) for member in chosen)
     if "spectra" in options.parts:
         of_series = spectra_of_series(chosen, series.members[0], options, progress)
+    errors: list[CkptProbeError] = []
     with progress.task("checkpoints", len(chosen), "checkpoints") as bar:
-        for member, spectra in of_series:
-            try:
-                extra: Record = {} if heads is None else heads.of(member, progress)
-            except DataError as error:
-                failed[member.name] = Failed(str(error), ours=True)
-            else:
-                yield member, spectra, [list(builder.records(member, spectra, extra)) for builder in builders]
-            bar.advance()
+        try:
+            for member, spectra in of_series:
+                try:
+                    extra: Record = {} if heads is None else heads.of(member, progress)
+                except DataError as error:
+                    failed[member.name] = Failed(str(error), ours=True)
+                else:
+                    yield member, spectra, [list(builder.records(member, spectra, extra)) for builder in builders]
+                bar.advance()
+        except DataError as error:  # of the checkpoints without spectra
+            errors.append(error)
     if failed:
-        # A reason that all have in common is that of the first.
-        raise joint_error(dict([*failed.items()][:1]) if len(failed) == len(chosen) else failed, len(chosen))
+        errors.append(joint_error(failed, len(chosen)))
+    if errors:
+        raise DataError("; ".join(map(str, errors)))
 
 
 class RecordBuilder:

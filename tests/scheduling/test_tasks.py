@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.scheduling import Team, Workers, in_turn, results
+from ckpt_probe.scheduling import Failed, Team, Workers, in_turn, joint_error, results
 from ckpt_probe.scheduling.backends import Processes
 
 NAMES = ["a", "b", "c", "d"]
@@ -44,7 +44,7 @@ def test_failures_in_worker_processes_are_listed_after_the_others_are_done(tasks
     with pytest.raises(DataError) as error:
         done.extend(outcomes)
     assert sorted(done) == [(0, 0), (2, 4)]
-    assert str(error.value) == "2 of 4 failed, the others are done: b: row 7 is NaN, d: KeyError: 'of the program'"
+    assert str(error.value) == "2 of 4 failed, the others are done: b: row 7 is NaN; d: KeyError: 'of the program'"
     # An unexpected exception is reported with its traceback.
     assert any(line.startswith("d: Traceback") and "in failing" in line for line in messages)
 
@@ -111,3 +111,15 @@ def test_workers_leave_ctrl_c_to_their_parent_which_ends_them_without_temporary_
         time.sleep(0.02)
     workers.close()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["began"]
+
+
+def test_a_reason_that_several_items_have_is_stated_once_with_their_files() -> None:
+    reason = "no split 'vall'; there are: train, test"
+    failed = {f"step-{n}": Failed(f"runs/a/step-{n}.h5: {reason}", ours=True) for n in range(5)}
+    files = "runs/a/step-0.h5, runs/a/step-1.h5, runs/a/step-2.h5 and 2 more"
+    assert str(joint_error(failed, 5)) == f"5 of 5 failed: {files}: {reason}"
+    failed |= {"a": Failed("runs/a/checkpoint.h5: damaged", ours=True), "b": Failed("out of memory", ours=True)}
+    assert str(joint_error(failed, 9)) == (
+        f"7 of 9 failed, the others are done: {files}: {reason}; runs/a/checkpoint.h5: damaged; b: out of memory"
+    )
+    assert str(joint_error({"a": failed["a"]}, 2)) == "runs/a/checkpoint.h5: damaged"

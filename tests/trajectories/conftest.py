@@ -62,3 +62,8 @@ def vectors(states: States) -> np.ndarray:
     """Return the parameters of every step, without buffers, shape (T, P) float64."""
     names = [name for name, _ in network().named_parameters()]
     return np.stack([torch.cat([state[name].flatten() for name in names]).double().numpy() for state in states])
+
+
+def distances_between(points: np.ndarray) -> np.ndarray:
+    """Return the distances (T, T) between the points (T, P) of a route."""
+    return np.linalg.norm(points[:, None] - points[None], axis=2)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,16 @@ import pytest
 import torch
 
 import ckpt_probe as cp
-from ckpt_probe.checkpoints import open_series
+from ckpt_probe.checkpoints import Member, open_series
+from ckpt_probe.progress import NullProgress
 from ckpt_probe.trajectories import audit_series
-from ckpt_probe.trajectories.series import _turn_ratio
+from ckpt_probe.trajectories.audit import _jumps
+from ckpt_probe.trajectories.layout import Finding, WeightOptions
+from ckpt_probe.trajectories.measure import Measured
+from ckpt_probe.trajectories.series import _turn_ratio, measured_series
 from ckpt_probe.trajectories.stream import _tasks
 from ckpt_probe.trajectories.turns import Turns, turn_ratios
-from tests.trajectories.conftest import STEPS
+from tests.trajectories.conftest import STEPS, distances_between
 
 Series = Callable[..., Path]
 
@@ -41,13 +46,13 @@ def test_every_copy_and_every_inner_exchange_is_detected(vectors: np.ndarray) ->
         for j in range(10):
             order = np.arange(10)
             order[i] = j
-            distances = np.linalg.norm(vectors[order][:, None] - vectors[order][None], axis=2)
+            distances = distances_between(vectors[order])
             if abs(i - j) > 1:
                 assert Turns(distances, [tuple(sorted((i, j)))]).copies == ((i,),), (i, j)
             if 0 < i < j < 9:
                 order = np.arange(10)
                 order[[i, j]] = j, i
-                distances = np.linalg.norm(vectors[order][:, None] - vectors[order][None], axis=2)
+                distances = distances_between(vectors[order])
                 assert Turns(distances).exchanged == ((i, j),)
 
 
@@ -87,12 +92,8 @@ def test_exchanged_files_are_named_with_both_ratios(states, series: Series) -> N
 def test_an_exchange_with_an_end_of_the_run_is_found(vectors: np.ndarray, pair: tuple[int, int]) -> None:
     order = np.arange(10)
     order[list(pair)] = pair[::-1]
-    distances = np.linalg.norm(vectors[order][:, None] - vectors[order][None], axis=2)
+    distances = distances_between(vectors[order])
     assert Turns(distances).exchanged == (pair,)
-
-
-def _route(points: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(points[:, None] - points[None], axis=2)
 
 
 @pytest.mark.parametrize(
@@ -107,14 +108,14 @@ def test_one_exchange_of_inner_checkpoints_is_preferred_to_several_and_to_the_re
     lengths = 1 + 0.4 * np.random.default_rng(0).normal(size=(len(steps), 400))
     points = np.concatenate([np.zeros((1, 400)), np.cumsum(np.array(steps)[:, None] * lengths, axis=0)])
     points[list(pair)] = points[list(pair[::-1])]
-    assert Turns(_route(points)).exchanged == (pair,)
+    assert Turns(distances_between(points)).exchanged == (pair,)
 
 
 def test_random_walks_with_unequal_steps_have_no_exchange() -> None:
     for seed in range(200):
         random = np.random.default_rng(seed)
         steps = np.exp(0.5 * random.normal(size=(6 + seed % 6, 1))) * random.normal(size=(6 + seed % 6, 100))
-        assert Turns(_route(np.cumsum(steps, axis=0))).exchanged == (), seed
+        assert Turns(distances_between(np.cumsum(steps, axis=0))).exchanged == (), seed
 
 
 @pytest.mark.parametrize(("pair", "text"), [((0, 1), "its start"), ((8, 9), "its end")])
@@ -131,7 +132,7 @@ def test_a_fall_out_of_noise_at_the_end_is_no_exchange() -> None:
     random = np.random.default_rng(0)
     points = np.cumsum(np.full((12, 400), 0.1), axis=0) + random.normal(size=(12, 400))
     points[-1] = np.full(400, 1.2)
-    distances = np.linalg.norm(points[:, None] - points[None], axis=2)
+    distances = distances_between(points)
     assert distances[-3, -1] < distances[-3, -2]
     assert Turns(distances).exchanged == ()
 
@@ -146,16 +147,16 @@ def test_a_first_update_with_learning_rate_zero_is_no_alarm(states, series: Seri
 def test_oscillation_is_described_without_an_alarm() -> None:
     points = np.random.default_rng(0).normal(size=(12, 400))
     points[:, 0] += np.linspace(0, 1, 12)
-    distances = np.linalg.norm(points[:, None] - points[None], axis=2)
+    distances = distances_between(points)
     report = Turns(distances)
     assert (report.exchanged, report.strays, report.copies) == ((), (), ())
     assert report.oscillation >= 8
 
 
-def test_a_checkpoint_of_another_run_is_far_from_the_route(vectors: np.ndarray) -> None:
+def test_a_checkpoint_of_another_run_is_far_from_thedistances_between(vectors: np.ndarray) -> None:
     points = vectors.copy()
     points[5] += 20 * np.random.default_rng(0).normal(size=points.shape[1])
-    distances = np.linalg.norm(points[:, None] - points[None], axis=2)
+    distances = distances_between(points)
     assert Turns(distances).strays == (5,)
 
 
@@ -179,7 +180,7 @@ def test_the_turn_ratio_of_a_group_follows_from_its_steps_or_has_a_reason() -> N
 
 def test_turn_ratios_of_known_routes_equal_their_closed_forms() -> None:
     def ratios(points: np.ndarray) -> np.ndarray:
-        return turn_ratios(np.linalg.norm(points[:, None] - points[None], axis=2))[1:-1]
+        return turn_ratios(distances_between(points))[1:-1]
 
     np.testing.assert_allclose(ratios(np.arange(5.0)[:, None]), 1)
     corner = np.array([[0.0, 0], [1, 0], [1, 1]])
@@ -229,7 +230,7 @@ def test_a_damaged_checkpoint_far_from_a_short_route_is_not_exchanged(step: int)
     random = np.random.default_rng(0)
     points = np.cumsum(0.5 + random.normal(size=(9, 20)), axis=0)
     points[step] += 100 * random.normal(size=20)
-    turns = Turns(np.linalg.norm(points[:, None] - points, axis=2))
+    turns = Turns(distances_between(points))
     assert turns.strays == (step,)
     assert not turns.exchanged
 
@@ -261,6 +262,144 @@ def test_the_jump_of_a_norm_names_its_checkpoint_and_tensor(states, series: Seri
     report = audit(series(states_with(states, 5, "3.weight", lambda t: 1000 * t)))
     jumps = [(finding.checkpoints, finding.tensor) for finding in report.alarms if finding.kind == "jump"]
     assert (("step-80",), "3.weight") in jumps
+
+
+def test_a_jump_states_both_norms_its_checkpoint_and_its_tensor() -> None:
+    norms = np.array([[1.0, 1.1, 1.2, 1.25, 8.0, 8.1], [1, 1.1, 1.2, 1.25, 1.3, 1.35], [4, 1, 1.1, 1.2, 1.3, 1.4]])
+    arrays = {"squares": norms**2, "broken": np.zeros((3, 6, 2)), "entries": np.full(3, 20)}
+    measured = Measured(("a", "b", "c"), 3, {}, arrays, np.zeros((5, 5)), exact=True)
+    members = [Member(Path(f"step-{t}.pt"), f"step-{t}", t) for t in range(6)]
+    [jump] = _jumps(members, measured)
+    assert jump == Finding("jump", "step 4: the norm of a jumps from 1.25 to 8", ("step-4",), "a")
+    # Less than ten times the largest other change is no jump, nor is the largest in a broken or small tensor.
+    for change in (
+        {"squares": (norms[[1, 1, 2]] + 0.2) ** 2},
+        {"broken": np.ones((3, 6, 2))},
+        {"entries": np.full(3, 15)},
+    ):
+        assert list(_jumps(members, replace(measured, arrays={**arrays, **change}))) == []
+
+
+def test_tensors_that_do_not_change_are_one_finding_for_each_span(states, series: Series) -> None:
+    frozen = [dict(state) for state in states[:8]]
+    for t in (1, 2, 3):
+        frozen[t]["3.weight"], frozen[t]["3.bias"] = states[1]["3.weight"], states[1]["3.bias"]
+    for t in (6, 7):
+        frozen[t]["0.bias"] = states[5]["0.bias"]
+    found = [finding for finding in audit(series(frozen)).findings if finding.kind == "frozen"]
+    assert found == [
+        Finding("frozen", "2 of 8 tensors do not change from step 10 to step 40: 3.bias, 3.weight",
+                ("step-10", "step-40"), "3.bias", alarm=False),
+        Finding("frozen", "0.bias does not change from step 80 to step 130",
+                ("step-80", "step-130"), "0.bias", alarm=False),
+    ]  # fmt: skip
+
+
+def test_tensors_that_are_no_parameters_or_change_their_type_are_described(states, series: Series) -> None:
+    kept = [
+        {**state, "codes.qweight": torch.zeros(4, 4, dtype=torch.int32), "ids": torch.arange(3)} for state in states[:4]
+    ]
+    kept[2] |= {"3.weight": kept[2]["3.weight"].double(), "5.bias": kept[2]["5.bias"].double()}
+    kept[3] |= {"3.weight": kept[3]["3.weight"].double(), "5.bias": kept[3]["5.bias"].double()}
+    [dtype, quantised, integer] = audit(series(kept, suffix=".safetensors")).findings
+    assert dtype == Finding("dtype", "3.weight, 5.bias: F64 from step 20 on, F32 before", (), "3.weight", alarm=False)
+    assert quantised.text.startswith("quantised, not compared: 1 tensors, first codes.qweight (")
+    assert (quantised.kind, quantised.checkpoints, quantised.tensor, quantised.alarm) == (
+        *("quantised", (), "codes.qweight", False),
+    )
+    text = "not floating-point numbers, not compared: ids"
+    assert integer == Finding("integer", text, (), "ids", alarm=False)
+
+
+def test_an_oscillating_run_says_so_in_its_verdict_and_in_a_note(states, series: Series) -> None:
+    random = torch.Generator().manual_seed(0)
+    noisy = [
+        {name: tensor + 0.2 * torch.randn(tensor.shape, generator=random) for name, tensor in state.items()
+         if tensor.is_floating_point() and "running" not in name}
+        for state in [states[0]] * 8
+    ]  # fmt: skip
+    report = audit(series(noisy))
+    assert report.turns.oscillation == 6
+    assert report.verdict.startswith("audit: 8 checkpoints, nothing wrong; largest turn ratio ")
+    assert report.verdict.endswith("; oscillates at 6 consecutive checkpoints")
+    assert report.notes == ["oscillates: 6 consecutive checkpoints turn back, as with a large learning rate"]
+    assert [(finding.kind, finding.alarm) for finding in report.findings] == [("oscillation", False)]
+
+
+def test_a_checkpoint_of_another_route_is_named_with_both_ratios(states, series: Series) -> None:
+    far = states_with(states, 5, "3.weight", lambda t: t + torch.randn(t.shape, generator=torch.manual_seed(1)))
+    report = audit(series(far))
+    [stray] = [finding for finding in report.findings if finding.kind == "stray"]
+    rest = np.delete(np.arange(10), 5)
+    points = np.stack([np.concatenate([state[name].flatten() for name in state if "running" not in name
+                                       and "num_batches" not in name]) for state in far])[rest]  # fmt: skip
+    largest = np.nanmax(turn_ratios(distances_between(points.astype(float))))
+    text = (
+        f"step 80 is far from the route of the others (turn ratio {report.turns.ratios[5]:.3g}); without it the "
+        f"largest is {largest:.3g}"
+    )
+    assert stray == Finding("stray", text, ("step-80",))
+
+
+def test_findings_about_the_health_of_tensors_name_checkpoints_tensors_and_kind(states, series: Series) -> None:
+    kept = [dict(state) for state in states[:6]]
+    for t in (2, 4):
+        kept[t]["3.weight"] = kept[t]["3.weight"].clone()
+        kept[t]["3.weight"][0, 0] = torch.inf
+    kept[3]["5.bias"], kept[3]["3.bias"] = torch.zeros(10), torch.ones(24)
+    kept[5]["1.running_var"] = -kept[5]["1.running_var"]
+    kept[1]["0.weight"], kept[1]["0.extra"] = kept[1]["0.weight"].clone(), kept[1]["0.weight"].clone()
+    for t in (0, 2, 3, 4, 5):
+        kept[t]["0.extra"] = torch.full((32, 64), float(t)) + torch.arange(64)
+    found = {finding.kind: finding for finding in audit(series(kept)).alarms}
+    assert found["inf"] == Finding(
+        "inf", "step 20, step 60: infinite values in 3.weight", ("step-20", "step-60"), "3.weight"
+    )
+    assert found["constant"] == Finding("constant", "step 40: 3.bias, 5.bias are constant", ("step-40",), "3.bias")
+    text = "step 80: running variances that are not positive in 1.running_var"
+    assert found["variance"] == Finding("variance", text, ("step-80",), "1.running_var")
+    text = "step 10: 0.weight equals 0.extra, not tied to it"
+    assert found["repeated"] == Finding("repeated", text, ("step-10",), "0.weight")
+
+
+def test_a_verdict_has_the_first_alarms_and_the_number_of_the_others(states, series: Series) -> None:
+    kept = [{**state, f"new{t}.weight": torch.ones(3, 3)} for t, state in enumerate(states[:6])]
+    report = audit(series(kept))
+    texts = [finding.text for finding in report.alarms]
+    assert len(texts) == 6
+    assert report.verdict == f"audit: {'; '.join(texts[:4])}; and 2 more"
+    assert texts[0] == "new0.weight disappears at step 10"
+
+
+def test_copies_in_a_sample_are_confirmed_by_all_bytes(series: Series) -> None:
+    random = torch.Generator().manual_seed(0)
+    weights = [torch.randn(40_000, generator=random) for _ in range(4)]
+    almost = weights[1].clone()
+    almost[-1] += 1
+    for last, kinds in ((weights[1].clone(), ["copy"]), (almost, [])):
+        path = series([{"w": tensor} for tensor in (*weights, last)], suffix=".safetensors")
+        options = WeightOptions(parts=("audit",), sample=4096, sketch=False, cache=False)
+        report = measured_series(open_series(path), options, NullProgress()).audit
+        assert report is not None
+        assert [finding.kind for finding in report.findings if finding.kind == "copy"] == kinds
+        for file in path.iterdir():
+            file.unlink()
+
+
+def test_records_count_tensors_that_did_not_change_and_entries_that_are_not_finite(states, series: Series) -> None:
+    kept = [dict(state) for state in states[:4]]
+    kept[1]["3.weight"] = states[0]["3.weight"]
+    kept[2]["0.weight"] = states[2]["0.weight"].clone()
+    kept[2]["0.weight"][0, :3], kept[2]["0.weight"][1, 0] = torch.nan, torch.inf
+    records = list(cp.weights(series(kept), only="audit"))
+    assert [record["audit.unchanged"] for record in records] == [None, 1, 0, 0]
+    assert [(record["audit.nan"], record["audit.inf"]) for record in records] == [(0, 0), (0, 0), (3, 1), (0, 0)]
+    first = (records[0]["missing"] or "").split("; ")
+    assert first == [
+        "audit.turn_ratio: needs a checkpoint before and one after",
+        "audit.unchanged: the first checkpoint",
+    ]
+    assert "audit.unchanged" not in (records[1]["missing"] or "")
 
 
 def test_tied_tensors_give_no_alarm_and_frozen_and_repeated_ones_are_reported(states, series: Series) -> None:

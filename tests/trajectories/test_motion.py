@@ -1,14 +1,20 @@
 """Tests of the numbers of motion against formulas on the parameters."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import ckpt_probe as cp
+from ckpt_probe.checkpoints import open_series
+from ckpt_probe.progress import NullProgress
+from ckpt_probe.trajectories import stream
+from ckpt_probe.trajectories.layout import WeightOptions
 from ckpt_probe.trajectories.motion import distances_of, gram_from_first, trajectory_of
 
 
@@ -123,6 +129,90 @@ def test_sketches_are_within_their_error(states, series: Callable[..., Path]) ->
             if exact_record[name] is not None:
                 assert record[name] == pytest.approx(exact_record[name], rel=0.1)
         assert record["motion.sign_changes"] is None
+
+
+def test_the_trace_of_a_tensor_is_that_of_its_entries_in_blocks_and_tiles_of_any_size(
+    states, series: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members, name = open_series(series(states[:4], suffix=".safetensors")), "0.weight"
+    values = torch.stack([state[name].flatten() for state in states[:4]]).double().numpy()
+    for limit, least in (("SMALLEST", 128), ("LARGEST", 300), ("TILE", 4 * 64)):
+        monkeypatch.setattr(stream, limit, least)
+    [(_, trace)] = stream.traces(members, [name], WeightOptions())
+    steps = np.diff(values, axis=0)
+    assert trace["entries"] == values.shape[1]
+    assert trace["squares"] == pytest.approx(np.square(values).sum(axis=1), rel=1e-12)
+    assert trace["steps"] == pytest.approx(steps @ steps.T, rel=1e-12)
+    assert trace["signs"].tolist() == (values[1:] * values[:-1] < 0).sum(axis=1).tolist()
+    assert trace["lowest"].tolist() == values.min(axis=1).tolist()
+    assert trace["highest"].tolist() == values.max(axis=1).tolist()
+    assert len(set(trace["digests"].tolist())) == 4
+
+
+def test_entries_are_added_to_all_sums_of_a_sketch_with_random_signs() -> None:
+    count = 16 * stream.PROJECTIONS
+    numbers = np.random.default_rng(1).normal(size=count)
+    assert np.count_nonzero(stream._projected(numbers, "w", 0, count)) == stream.PROJECTIONS
+    sums = stream._projected(np.ones(count), "w", 0, count)
+    assert abs(sums[::2].mean()) < 1
+    assert np.square(sums).sum() == pytest.approx(count, rel=0.1)
+
+
+def test_the_trace_of_doubles_has_their_precision_and_leaves_out_entries_that_are_not_finite(
+    series: Callable[..., Path],
+) -> None:
+    values = 1 + 1e-12 * np.random.default_rng(0).normal(size=(3, 50))
+    values[1, 4], values[1, 5], values[2, 5] = math.nan, math.inf, -math.inf
+    kept = [{"w": torch.from_numpy(row)} for row in values]
+    [(_, trace)] = stream.traces(open_series(series(kept, suffix=".safetensors")), ["w"], WeightOptions())
+    finite = np.where(np.isfinite(values), values, 0)
+    assert trace["squares"] == pytest.approx(np.square(finite).sum(axis=1), rel=1e-14)
+    assert trace["broken"].tolist() == [[0, 0], [1, 1], [0, 1]]
+    assert trace["lowest"][0] == values[0].min()
+    assert trace["highest"][0] == values[0].max()
+
+
+def test_fingerprints_are_sums_of_words_with_odd_factors_of_64_bits() -> None:
+    words = np.random.default_rng(0).integers(0, 2**64, (2, 300), dtype=np.uint64)
+    factors = [int(factor) for factor in stream._factors(300)]
+    assert len(set(factors)) == 300
+    assert all(factor % 2 for factor in factors)
+    assert len({factor >> 56 for factor in factors}) > 150
+    digests = {start: [int(value) for value in stream.digest(words.view(np.uint8), start)] for start in (0, 4096)}
+    sums = [sum(int(a) * b for a, b in zip(row, factors, strict=True)) for row in words]
+    for start, of_start in digests.items():
+        seed = (start * 0x9E3779B97F4A7C15 + 0xD1B54A32D192ED03) % 2**64 | 1
+        assert of_start == [total * seed % 2**64 for total in sums]
+
+
+class Tasks(NullProgress):
+    """Progress that adds up what every task reports."""
+
+    def __init__(self) -> None:
+        self.done: dict[tuple[str, int | None, str], int] = {}
+
+    @contextmanager
+    def task(self, name: str, total: int | None, unit: str = "") -> Iterator[Any]:
+        """Yield a task whose amounts are added up."""
+        key = (name, total, unit)
+        self.done[key] = 0
+
+        class Bar(NullProgress):
+            def advance(_, amount: int = 1, **facts: object) -> None:
+                self.done[key] += amount
+
+        yield Bar()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_progress_of_measurements_counts_each_tensor_and_each_sketch_once(
+    states, series: Callable[..., Path], workers: int
+) -> None:
+    progress, path = Tasks(), series(states[:4])
+    for sketch in (False, True):
+        list(cp.weights(path, only="motion", workers=workers, sketch=sketch, progress=progress))
+    assert progress.done == {("weights", 10, "tensors"): 10, ("sketches", 4, "checkpoints"): 4,
+                             ("checkpoints", 4, "checkpoints"): 4}  # fmt: skip
 
 
 def test_workers_and_the_cache_give_equal_numbers(states, series: Callable[..., Path], user_cache: Path) -> None:

@@ -13,8 +13,10 @@ import torch
 import ckpt_probe as cp
 from ckpt_probe.checkpoints import save_checkpoint
 from ckpt_probe.cli.app import run
-from ckpt_probe.errors import UsageError
-from ckpt_probe.trajectories.layout import block_of
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.progress import NullProgress
+from ckpt_probe.trajectories.layout import WeightOptions, block_of
+from ckpt_probe.trajectories.series import survey_weights
 
 Series = Callable[..., Path]
 
@@ -195,6 +197,29 @@ def test_a_tensor_that_differs_from_its_hash_leaves_out_the_spectra_of_one_check
     assert [json.loads(line)["step"] for line in captured.out.splitlines()] == [0, 10, 40]
     assert "audit: 4 checkpoints, nothing wrong" in captured.err
     assert f"{file}: tensor" in captured.err.splitlines()[-1]
+    zero = {name: tensor * (name != "5.weight") for name, tensor in states[1].items()}
+    save_checkpoint(path / "step-10.safetensors", zero, overwrite=True)
+    with pytest.raises(DataError, match=r"step-20.*: tensor.*; .*step-10.*: 5\.weight: 0 of 10 rows have a length"):
+        list(cp.weights(path, only="spectra,classifier", classifier="5"))
+
+
+def test_a_survey_has_records_spectra_of_the_ends_and_a_sentence_for_each_note_and_error(
+    states, series: Series
+) -> None:
+    kept = [{**state, "codes": torch.arange(20)} for state in states[:4]]
+    path = series(kept, suffix=".safetensors")
+    file = path / "step-10.safetensors"
+    matrix = states[1]["3.weight"].numpy().tobytes()
+    file.write_bytes(file.read_bytes().replace(matrix, bytes(4) + matrix[4:]))
+    survey = survey_weights(path, WeightOptions(), NullProgress())
+    assert [record["step"] for record in survey.network] == [0, 20, 40]
+    assert [record["classifier"] for record in survey.network] == ["5.weight"] * 3
+    assert {record["block"] for record in survey.blocks} == {"0", "1", "3", "5"}
+    assert [[name for name, _ in spectra] for spectra in survey.spectra.values()] == [["step-0", "step-40"]] * 3
+    verdict, note, error = survey.sentences
+    assert verdict.startswith("4 checkpoints, ")
+    assert note == "Not floating-point numbers, not compared: codes."
+    assert "step-10.safetensors: tensor '3.weight' is damaged" in error
 
 
 def test_an_unreadable_run_does_not_stop_the_others(states, series: Series, tmp_path: Path, capsys) -> None:
@@ -259,6 +284,15 @@ def test_weights_are_read_from_the_requested_part_of_a_file(states, series: Seri
     norms = [[record["motion.norm"] for record in part] for part in records]
     assert norms[0] == norms[2]
     assert norms[1] == pytest.approx([2 * norm for norm in norms[0]], rel=1e-6)
+    student, alone = (
+        list(cp.weights(path, classifier="5", orders=2, state_key=key))
+        for path, key in ((nested, "student"), (tmp_path / "run", None))
+    )
+    assert student == alone
+    assert {"class.entropy_weights", "renyi_2.class.entropy_weights"} <= set(alone[0])
+    assert not any(name.startswith(("motion.", "audit.", "spectrum.")) for name in alone[0])
+    every = list(cp.weights(tmp_path / "run", classifier="5", by="tensor"))
+    assert {"motion.norm", "spectrum.stable_rank"} <= set(every[1])
 
 
 def test_a_followed_run_has_records_of_new_checkpoints(states, series: Series, tmp_path: Path) -> None:
@@ -318,3 +352,35 @@ def test_runs_in_a_directory_tree_have_group_and_seed(states, series: Series, tm
     assert "a/decay/seed-0: audit: 2 checkpoints, nothing wrong" in shown.err
     with pytest.raises(UsageError, match=r"`follow=True` needs one run; name one of 3, such as .*decay/seed-0"):
         cp.weights(tmp_path / "runs", follow=True)
+
+
+def test_a_group_without_measurements_states_the_reasons_of_its_tensors(states, series: Series) -> None:
+    kept = [{**state, "codes.weight": torch.arange(20), "tied.weight": state["3.weight"]} for state in states[:3]]
+    for t, state in enumerate(kept):
+        state |= {f"late{i}.weight": torch.ones(2, 2) for i in range(4) if t}
+        state |= {"last.weight": torch.ones(3, 3)} if t == 1 else {}
+    records = list(cp.weights(series(kept), only="audit,motion,spectra", by="block"))
+    missing = {record["block"]: record["missing"] for record in records if record["step"] == 20}
+    assert missing["late0"].startswith("audit.*, motion.*: late0.weight appears at step 10")
+    assert missing["last"].startswith("audit.*, motion.*: last.weight appears at step 10")
+    of_tensors = list(cp.weights(series(kept), only="audit,motion,spectra", by="tensor"))
+    of_tied = [record["missing"] for record in of_tensors if record["tensor"] == "tied.weight"]
+    assert len(of_tied) == 3
+    assert all(missing.startswith("audit.*, motion.*: tied to 3.weight") for missing in of_tied)
+    [network] = [record for record in cp.weights(series(kept), only="spectra") if record["step"] == 0]
+    assert network["spectrum.stable_rank"] is not None
+
+
+def test_reasons_of_several_spectra_name_how_many_matrices_have_them(series: Series) -> None:
+    random = torch.Generator().manual_seed(0)
+    layers = {f"{name}.weight": torch.randn(size, size, generator=random) for name, size in (("a", 4), ("b", 5))}
+    [record] = cp.weights(series([layers]), only="spectra")
+    reasons = [text for text in record["missing"].split("; ") if text.startswith("spectrum.alpha:")]
+    assert len(reasons) == 2
+    assert reasons[0].endswith(" (1 of 2 matrices, first a.weight)")
+    assert reasons[1].endswith(" (1 of 2 matrices, first b.weight)")
+    zeros = {name: torch.zeros_like(matrix) for name, matrix in layers.items()}
+    [record] = cp.weights(series([zeros]), only="spectra")
+    assert "spectrum.*: all entries are zero (2 of 2 matrices, first a.weight)" in record["missing"]
+    [record] = cp.weights(series([{"a.bias": torch.ones(3)}]), only="spectra")
+    assert record["missing"] == "spectrum.*: no matrix"
