@@ -30,6 +30,8 @@ TEST_FRACTION = 0.25
 INPUTS, LABELS = "inputs", "labels"
 """Names of the datasets of a split in an HDF5 file."""
 
+INTEGERS = "store the numbers of the classes as an integer array (N,)"
+
 UNSIGNED_BYTE = 0x08
 """Code of the element type in the header of an idx file."""
 IDX_PREFIXES = {"train": "train", "test": "t10k"}
@@ -241,7 +243,7 @@ def _labels(path: Path, arrays: Mapping[str, np.ndarray], inputs: str, labels: s
     """Return the labels (n,) of n inputs; raise DataError if they are not one integer for each input."""
     values, shape = arrays[labels], arrays[inputs].shape
     if values.dtype.kind not in "iu":
-        raise DataError(f"{path}: labels must be integers, found {values.dtype}")
+        raise DataError(f"{path}: {labels}: {INTEGERS}, found {values.dtype}")
     if values.ndim != 1 or values.shape != shape[:1]:
         raise DataError(f"{path}: {labels} has shape {values.shape}; expected one label per row of {inputs} {shape}")
     return values
@@ -288,7 +290,7 @@ def _open_h5_split(path: Path, group: Any) -> StoredSplit:
     inputs, labels = group[INPUTS], group[LABELS]
     where = f"{path}: {group.name.strip('/')}".rstrip(": ")
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
-        raise DataError(f"{where}: {LABELS} must be integers (N,), found {labels.shape} of {labels.dtype}")
+        raise DataError(f"{where}: {LABELS}: {INTEGERS}, found {labels.shape} of {labels.dtype}")
     if inputs.ndim < 2 or inputs.shape[:1] != labels.shape:
         raise DataError(f"{where}: {INPUTS} have shape {inputs.shape}; expected (N, …) for {LABELS} {labels.shape}")
     return StoredSplit(path, inputs.name, torch.from_numpy(native(labels[()]).astype(np.int64)))

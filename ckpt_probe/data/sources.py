@@ -1,6 +1,7 @@
 """Load labelled data by name: builtin sources, files, entry points of packages, and functions of users."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -204,7 +205,18 @@ def _function(name: str) -> Callable[..., Any]:
         return others[name]
     if is_function_name(name):
         return load_function(name)
-    raise UsageError(f"no data called {name!r}; there are: {', '.join([*SPELLINGS[:-2], *others, *SPELLINGS[-2:]])}")
+    known = ", ".join([*SPELLINGS[:-2], *others, *SPELLINGS[-2:]])
+    raise UsageError(f"no data called {name!r}{_meant(name)}; there are: {known}")
+
+
+def _meant(name: str) -> str:
+    """Return "; did you mean npz:data.npz?" for the path of a file or directory, which may be too long for a name."""
+    with suppress(OSError):
+        suffix = "imagefolder" if Path(name).is_dir() else Path(name).suffix[1:].lower()
+        kind = {"txt": "text"}.get(suffix, suffix)
+        if Path(name).exists() and kind in {*ARRAYS, *FILES}:
+            return f"; did you mean {kind}:{name}?"
+    return ""
 
 
 def _called(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:

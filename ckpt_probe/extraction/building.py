@@ -207,7 +207,10 @@ def open_data(checkpoint: Checkpoint, setup: Setup, model: ModelChoice) -> Label
     path, metadata = checkpoint.path, checkpoint.metadata
     name = setup.data or metadata.data
     if name is None:
-        raise UsageError(f"{path}: does not name its data; use `data=`, such as idx:DIR or package.module:function")
+        nor = "; nor its model: use `model=` too" if model.name is None else ""
+        raise UsageError(
+            f"{path}: does not name its data; use `data=`, such as idx:DIR or package.module:function{nor}"
+        )
     stated = {} if setup.data_arguments else recorded_arguments(name, metadata.data, metadata.data_arguments)
     arguments = {**(setup.data_arguments or stated), **({WITHOUT_LABELS: True} if setup.unlabelled else {})}
     if functions := data_functions(name):

@@ -125,7 +125,11 @@ def lent(model: nn.Module, device: torch.device) -> Iterator[torch.dtype]:
 
 
 def _checked(loader: Iterable[tuple[Batch, Tensor]]) -> Iterator[tuple[Batch, Tensor]]:
-    for number, (raw, raw_labels) in enumerate(loader):
+    for number, batch in enumerate(loader):
+        if not isinstance(batch, list | tuple) or len(batch) != 2:
+            parts = f" of {len(batch)}" if isinstance(batch, list | tuple | Mapping) else ""
+            raise DataError(f"batch {number}: expected a pair (inputs, labels), found a {type(batch).__name__}{parts}")
+        raw, raw_labels = batch
         # A user's model may also take complex tensors, which `as_tensor` refuses.
         if isinstance(raw, Mapping):
             inputs: Batch = {name: as_tensor(part, f"batch {number}: {name}") for name, part in raw.items()}
@@ -135,7 +139,8 @@ def _checked(loader: Iterable[tuple[Batch, Tensor]]) -> Iterator[tuple[Batch, Te
         parts = list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
         if any(not part.ndim or not labels.ndim or len(part) != len(labels) for part in parts) or not parts:
             shapes = f"{', '.join(str(tuple(part.shape)) for part in parts)} and {tuple(labels.shape)}"
-            raise DataError(f"batch {number}: inputs and labels: expected (n, …) and (n,), found {shapes}")
+            hint = "" if labels.ndim else "; pass a DataLoader, which makes batches of samples"
+            raise DataError(f"batch {number}: inputs and labels: expected (n, …) and (n,), found {shapes}{hint}")
         yield inputs, labels
 
 

@@ -146,8 +146,9 @@ class TrainerProbe(TrainerCallback):
         return self._tap
 
     def _labels(self, inputs: dict[str, Any]) -> Any:
-        names = self._trainer.label_names
-        labels = inputs.get(names[0]) if len(names) == 1 else None
+        # A model whose `forward` takes several kinds of labels has the names of all.
+        present = [inputs[name] for name in self._trainer.label_names if inputs.get(name) is not None]
+        labels = present[0] if len(present) == 1 else None
         self._unlabelled = list(inputs) if labels is None else []
         # A causal language model compares its output at a position with the label of the next position.
         return labels if labels is None or not self._shifts else F.pad(labels[:, 1:], (0, 1), value=LEFT_OUT)

@@ -16,6 +16,8 @@ TRANSIENT_NAMES = frozenset(
 """Names of classes of errors after which the same request may succeed; the packages need not be loaded for that."""
 EXPIRED = "FileExpired"
 """Error of s3fs for an object that was replaced while it was read."""
+MALFORMED = "HttpProcessingError"
+"""Error of aiohttp for an answer that ended early, or is not HTTP."""
 FINAL_NAMES = frozenset(
     {"ClientConnectorCertificateError", "ClientSSLError", "ClientConnectorDNSError", "SSLError", EXPIRED}
 )
@@ -37,8 +39,7 @@ def is_transient(error: BaseException) -> bool:
     causes = list(_causes(error))
     if any(isinstance(cause, CkptProbeError | PermissionError) or _names(cause) & FINAL_NAMES for cause in causes):
         return False
-    statuses = [status for cause in causes if (status := _status(cause)) is not None]
-    if statuses:
+    if statuses := _statuses(causes):
         return bool(TRANSIENT_STATUSES & set(statuses))
     if any(_names(cause) & TRANSIENT_NAMES for cause in causes):
         return True
@@ -62,8 +63,7 @@ def describe_failure(address: str, error: BaseException, attempts: int) -> CkptP
 
 def _sentence(address: str, causes: list[BaseException], attempts: int) -> str:
     scheme = address.partition(":")[0]
-    statuses = [status for cause in causes if (status := _status(cause)) is not None]
-    names = set().union(*map(_names, causes))
+    statuses, names = _statuses(causes), set().union(*map(_names, causes))
     tried = f" ({attempts} attempts)" if attempts > 1 and is_transient(causes[0]) else ""
     if EXPIRED in names:
         return "changed while it was read, so that parts of two files were mixed"
@@ -82,6 +82,8 @@ def _sentence(address: str, causes: list[BaseException], attempts: int) -> str:
         return f"the host answers with HTTP status {statuses[-1]}{tried}; try again later"
     if late:
         return f"the host does not answer in time{tried}; try again later, or raise CKPT_PROBE_TIMEOUT (seconds)"
+    if MALFORMED in names:
+        return f"the answer of the host ended early, or is not HTTP{tried}; try again later"
     if unreached:
         return f"the host cannot be reached{tried}; check its name and the network"
     return f"cannot be fetched{tried}: {redacted(last_line(causes[-1]))[:300]}"
@@ -100,10 +102,13 @@ def _names(error: BaseException) -> set[str]:
     return {kind.__name__ for kind in type(error).__mro__}
 
 
+def _statuses(causes: list[BaseException]) -> list[int]:
+    # aiohttp gives the status 400 to a response that ended early.
+    malformed = any(MALFORMED in _names(cause) for cause in causes)
+    return [] if malformed else [status for cause in causes if (status := _status(cause)) is not None]
+
+
 def _status(error: BaseException) -> int | None:
-    if "HttpProcessingError" in _names(error):
-        # aiohttp gives the status 400 to a response that ended early.
-        return None
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore's
         response = response.get("ResponseMetadata", {})

@@ -213,7 +213,7 @@ def write_invalid(path: Path, kind: str) -> None:
     ("kind", "message"),
     [
         ("nothing", "no arrays inputs and labels, at its root or in a group for each split"),
-        ("floats", r"a: labels must be integers \(N,\)"),
+        ("floats", r"a: labels: .* as an integer array \(N,\), found \(30,\) of float64"),
         ("uneven", r"a: inputs have shape \(30, 4\); expected \(N, …\) for labels \(5,\)"),
         ("link", r"a/inputs: a link to another file"),
         ("huge", "a/inputs: claims 16,000,000,000,000 bytes, but only 0 were ever written"),

@@ -142,7 +142,7 @@ def test_invalid_npz_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.npz").write_text("text")
     for name, message in (
         ("named.npz", r"no arrays x and y \(.*\); found: features$"),
-        ("floats.npz", "labels must be integers"),
+        ("floats.npz", r"y_train: store the numbers of the classes as an integer array \(N,\), found float64"),
         ("pickled.npz", "not an .npz file of plain arrays"),
         ("uneven.npz", r"y_a has shape \(2,\); expected one label per row of x_a \(3, 2\)"),
         ("short.npz", r"y has shape \(4,\); expected one label per row of x"),
@@ -215,9 +215,15 @@ def test_data_are_loaded_by_a_function_of_the_user(tmp_path: Path, monkeypatch: 
         load_data("my_data_for_tests:failing")
 
 
-def test_an_unknown_name_lists_the_known_ones() -> None:
+def test_an_unknown_name_lists_the_known_ones_and_a_path_its_kind(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no data called 'mnist'; there are: digits, idx:DIR, npz:FILE"):
         load_data("mnist")
+    with pytest.raises(UsageError, match=r"no data called '" + "x" * 300 + "'; there are"):
+        load_data("x" * 300)
+    (tmp_path / "a.txt").write_text("")
+    for path, meant in ((tmp_path, "imagefolder:"), (tmp_path / "a.txt", "text:")):
+        with pytest.raises(UsageError, match=f"did you mean {meant}{path}"):
+            load_data(str(path))
     with pytest.raises(UsageError, match=r"unknown argument fraction; digits takes classes, .*, test_fraction"):
         load_data("digits", {"fraction": 0.5})
     with pytest.raises(DataError, match="no split 'validation'; there are: train, test"):

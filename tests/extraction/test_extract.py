@@ -115,7 +115,7 @@ def test_a_foreign_checkpoint_needs_a_model_and_data(run: Path, tmp_path: Path) 
     model = build_model("mlp", {"hidden": [16], "input_shape": [1, 8, 8], "classes": 10})
     wrapped = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
     save_checkpoint(tmp_path / "foreign" / "model-7.safetensors", wrapped)
-    with pytest.raises(UsageError, match="does not name its data; use `data=`"):
+    with pytest.raises(UsageError, match=r"does not name its data; use `data=`, .*; nor its model: use `model=` too"):
         extract_series(tmp_path / "foreign", tmp_path / "out", device="cpu")
     with pytest.raises(UsageError, match="does not name its model; use `model=`"):
         extract_series(tmp_path / "foreign", tmp_path / "out", data="digits", device="cpu")

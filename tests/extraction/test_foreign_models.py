@@ -193,6 +193,13 @@ def test_labels_that_do_not_fit_the_rows_are_refused(tmp_path: Path) -> None:
         cp.extract(model, [(inputs["ids"].float(), labels)], tmp_path / "rows.h5", device="cpu")
     with pytest.raises(DataError, match=r"batch 0: inputs and labels: .* found \(3, 7\) and \(2,\)"):
         cp.extract(Tokens(), [(inputs, labels[:2, 0])], tmp_path / "rows.h5", device="cpu")
+    for loader, message in (
+        ([(torch.zeros(7), 1)], r"found \(7,\) and \(\); pass a DataLoader"),
+        ([inputs | {"labels": labels}], r"batch 0: expected a pair \(inputs, labels\), found a dict of 2"),
+        (torch.zeros(2, 7), "found a Tensor$"),
+    ):
+        with pytest.raises(DataError, match=message):
+            cp.extract(model, loader, tmp_path / "rows.h5", device="cpu")  # pyright: ignore[reportArgumentType]
     assert not list(tmp_path.iterdir())
 
 

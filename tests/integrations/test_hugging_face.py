@@ -270,6 +270,9 @@ def test_missing_labels_are_an_error_and_nan_features_a_warning(
     trainer.add_callback(TrainerProbe(trainer))
     with pytest.raises(UsageError, match=r"have no tensor of labels \(labels\), only: pixel_values"):
         trainer.evaluate()
+    several = trainer_of(tmp_path / "several", label_names=["label_ids", "labels"])
+    several.add_callback(TrainerProbe(several))
+    assert "eval_class.mir" in several.evaluate()
     diverged = trainer_of(tmp_path)
     with torch.no_grad():
         diverged.model.vit.layernorm.weight.fill_(math.nan)

@@ -81,6 +81,25 @@ def test_permanent_errors_are_reported_without_further_attempts(
     assert len(web.requests) == 2
 
 
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_a_file_that_ends_early_is_an_error_of_one_line_and_leaves_no_copy(
+    suffix: str, serve: Any, tmp_path: Path, cache: Path
+) -> None:
+    class EndsEarly(SimpleHTTPRequestHandler):
+        def copyfile(self, source: Any, outputfile: Any) -> None:
+            outputfile.write(source.read(1000))
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    save_file({"w": torch.arange(50_000.0)}, tmp_path / "a.safetensors")
+    torch.save({"w": torch.arange(50_000.0)}, tmp_path / "a.pt")
+    address = serve(partial(EndsEarly, directory=str(tmp_path)))
+    message = f"{address}/a.{suffix}: the answer of the host ended early, or is not HTTP (5 attempts); try again later"
+    assert error_of(f"{address}/a.{suffix}") == message
+    assert not [path for path in cache.rglob("*") if path.is_file()]
+
+
 def test_a_host_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 

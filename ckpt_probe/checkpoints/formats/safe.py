@@ -98,6 +98,8 @@ def read_header(path: Path) -> Header:
     ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)))
     end = 8 + length
     for name, tensor in ordered.items():
+        if tensor.dtype not in BITS:
+            raise DataError(f"{path}: tensor {name!r} has the unsupported dtype {tensor.dtype}; convert it to BF16")
         if tensor.start != end:
             raise DataError(f"{path}: tensor {name!r} starts at byte {tensor.start}, expected {end}; file damaged")
         end = tensor.stop
@@ -281,12 +283,10 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _stored_tensor(entry: Mapping[str, Any], data: int) -> StoredTensor:
     dtype, shape = entry["dtype"], tuple(entry["shape"])
     start, stop = entry["data_offsets"]
-    if dtype not in BITS:
-        raise ValueError(f"unknown dtype {dtype}")
     if len(shape) > MOST_AXES:
         raise ValueError(f"a shape of {len(shape):,} axes, expected at most {MOST_AXES}")
     if not all(isinstance(number, int) and 0 <= number < 2**63 for number in (*shape, start, stop)):
         raise ValueError("shape or offsets are not all integers from 0 to 2^63 - 1")
-    if stop - start != math.prod(shape) * BITS[dtype] // 8:
+    if dtype in BITS and stop - start != math.prod(shape) * BITS[dtype] // 8:
         raise ValueError(f"{stop - start} bytes do not fit {dtype} of shape {shape}")
     return StoredTensor(dtype, shape, data + start, data + stop)
