@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ckpt_probe.alignment import matching
 from ckpt_probe.alignment.matching import (
     Alignment,
     _Sums,
@@ -20,7 +21,7 @@ from ckpt_probe.alignment.matching import (
     permuted,
     read_spec,
 )
-from ckpt_probe.alignment.symmetry import Symmetry, trace_symmetry
+from ckpt_probe.alignment.symmetry import Segment, Symmetry, trace_symmetry
 from ckpt_probe.errors import DataError
 from ckpt_probe.models import build_model
 from ckpt_probe.paths.shapes import linear
@@ -156,6 +157,23 @@ def test_a_permuted_copy_has_the_same_outputs_and_is_restored(name: str) -> None
     assert all(torch.equal(alignment.state[n], a[n]) for n in a)
     middle = linear(a, alignment.state, 0.5)
     assert output_change(model, a, middle, inputs) < 1e-6
+
+
+def test_the_nearest_of_several_starts_is_returned_of_which_the_first_is_the_present_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    a = {"w": torch.arange(12.0).reshape(4, 3)}
+    symmetry = Symmetry({0: 4}, {("w", 0): (Segment(0, 4, 1),)})
+    orders = [torch.tensor(order) for order in ([3, 2, 1, 0], [0, 1, 3, 2], [1, 0, 3, 2])]
+    starts: list[bool] = []
+
+    def matched(*_: object, shuffled: bool) -> dict[int, Tensor]:
+        starts.append(shuffled)
+        return {0: orders[len(starts) - 1]}
+
+    monkeypatch.setattr(matching, "_matched", matched)
+    assert torch.equal(match_weights(a, a, symmetry)[0], orders[1])
+    assert starts == [False, True, True]
 
 
 @pytest.mark.parametrize("name", MODELS)

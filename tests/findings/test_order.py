@@ -37,13 +37,18 @@ def test_a_planted_lag_is_reported_once_for_six_seeds_and_per_run_for_fewer() ->
     assert order["lag_factor"] == pytest.approx(np.exp(1.5), rel=0.15)
     few = findings_of(runs(3, 1.5)).orders
     assert len(few) == 3
-    assert all(each["before"] == "first" and each["first_by"] <= each["second_from"] for each in few)
+    assert [(each["group"], each["seed"], each["before"], each["after"]) for each in few] == [
+        ("group", f"seed-{seed}", "first", "second") for seed in range(3)
+    ]
+    assert all(set(each) == {"group", "seed", "before", "after", "first_by", "second_from"} for each in few)
+    assert all(each["first_by"] <= each["second_from"] for each in few)
 
 
 @pytest.mark.parametrize("power", [3, 1 / 3])
 def test_two_scales_of_one_process_have_no_order(power: float) -> None:
     [order] = findings_of(runs(6, 0, power=power)).orders
-    assert order["relation"] == "one process"
+    pair = {"before": "first", "after": "second", "relation": "one process"}
+    assert order == {"group": "group", "seeds": 6, **pair}
     assert findings_of(runs(1, 0, power=power)).orders == []
 
 

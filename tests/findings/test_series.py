@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import ckpt_probe as cp
+from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.findings.detection import find_events
 from ckpt_probe.findings.series import series_of
@@ -177,3 +178,25 @@ def test_a_change_of_two_samples_of_an_otherwise_constant_accuracy_is_no_event()
     assert (accuracy.grain, loss.grain) == (1 / 2437, 0)
     assert find_events([accuracy])[0] == []
     assert find_events([series_of([{**each, "samples": None} for each in records])[0]])[0] != []
+
+
+def test_a_directory_of_dumps_has_the_series_of_its_records_and_a_bar_for_each_run(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for run in ("a", "b"):
+        (tmp_path / run).mkdir()
+        for step in (0, 10, 20):
+            with DumpWriter(tmp_path / run / f"step-{step}.h5", None, classes=3, features=4) as writer:
+                writer.write_classifier(generator.normal(size=(3, 4)))
+                writer.start_split("test", samples=12, logits=False)
+                labels = np.arange(12) % 3
+                writer.append("test", generator.normal(size=(12, 4)) + labels[:, None], labels)
+    progress = MessageLog()
+    found = cp.events([tmp_path / "a", tmp_path / "b"], metrics="mir,nc1.pinv", splits="test", progress=progress)
+    assert [(each.group, each.metric) for each in found.series] == [
+        (run, metric) for run in ("a", "b") for metric in ("class.mir", "nc1.pinv")
+    ]
+    for each in found.series:
+        records = list(cp.analyze(tmp_path / each.group, layers=False))
+        assert each.values.tolist() == [record[each.metric] for record in records]
+        assert each.steps.tolist() == [0, 10, 20]
+    assert progress.messages == []

@@ -10,6 +10,9 @@ from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.moments.quality import Scored
 
 Writing = Callable[..., Path]
+LABELS = np.array([0, 0, 1, 2])
+PREDICTED = [[0, 1, 1, 0], [0, 0, 2, 0], [0, 0, 1, 1]]
+"""Example 0 is always right, 1 from step 10 on, 2 is forgotten once and learned at step 20, 3 is never learned."""
 
 
 @pytest.fixture
@@ -33,6 +36,12 @@ def write_run(tmp_path: Path) -> Writing:
         return directory
 
     return write
+
+
+@pytest.fixture
+def run(write_run: Writing) -> Path:
+    """Write the dumps of `PREDICTED` and return their directory."""
+    return write_run("run", [logits_of(row) for row in PREDICTED], LABELS, class_names=("ant", "bee", "cow"))
 
 
 def write_dump(

@@ -68,6 +68,16 @@ def test_divergence_of_equal_probabilities_is_zero() -> None:
     assert same == 0 < other
 
 
+def test_divergence_over_parts_of_a_block_counts_networks_that_differ_in_one_of_them() -> None:
+    p = softmax(np.random.default_rng(5).normal(size=(9000, 5)))
+    first, last = p.copy(), p.copy()
+    first[0], last[-1] = p[0, ::-1], p[-1, ::-1]
+    values = divergences([np.stack([p, first, last])], [(0, 1), (0, 2), (1, 1)])
+    of_row = [jensenshannon(p[row], p[row, ::-1]) ** 2 / 9000 for row in (0, -1)]
+    assert values == pytest.approx([*of_row, 0], rel=1e-6)
+    assert np.isnan(divergences([], [(0, 1)])).all()
+
+
 def test_divergence_of_close_networks_equals_its_second_order_value() -> None:
     logits = np.random.default_rng(3).normal(size=(200, 5))
     p, q = softmax(logits), softmax(logits + 1e-5 * np.random.default_rng(4).normal(size=(200, 5)))

@@ -18,22 +18,14 @@ from ckpt_probe.moments.quality import Scored
 from ckpt_probe.predictions import read_predictions, scores
 from ckpt_probe.progress import MessageLog
 
-from .conftest import logits_of, write_dump
+from .conftest import LABELS, PREDICTED, logits_of, write_dump
 
 Writing = Callable[..., Path]
-LABELS = np.array([0, 0, 1, 2])
-PREDICTED = [[0, 1, 1, 0], [0, 0, 2, 0], [0, 0, 1, 1]]
-"""Example 0 is always right, 1 from step 10 on, 2 is forgotten once and learned at step 20, 3 is never learned."""
 
 
 def single(records: Any) -> Any:
     (record,) = records
     return record
-
-
-@pytest.fixture
-def run(write_run: Writing) -> Path:
-    return write_run("run", [logits_of(row) for row in PREDICTED], LABELS, class_names=("ant", "bee", "cow"))
 
 
 def test_every_example_has_its_history(run: Path) -> None:
