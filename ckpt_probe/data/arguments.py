@@ -46,6 +46,7 @@ class ModelHints:
             level above.
         arguments_source: Origin of the data arguments, for descriptions.
         complete: Returns the arguments with the sizes that the checkpoint's tensors show; slow.
+        script: Arguments of the script of timm or torchvision that trained the model, if it is known.
     """
 
     name: str | None = None
@@ -53,6 +54,7 @@ class ModelHints:
     directory: Path | None = None
     arguments_source: str = "argument"
     complete: Callable[[], Mapping[str, Any]] | None = None
+    script: Mapping[str, Any] = field(default_factory=dict)
 
     def sized_arguments(self) -> Mapping[str, Any]:
         """Return the model's arguments with the image size and channels that the checkpoint's tensors show."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,7 @@ class ModelChoice:
         assumed: Arguments that the model's library sets for pretrained weights, and that no file records.
         notes: Notes about arguments that the user did not state.
         recorded_name: Name for the provenance if it differs: with an address in place of the local copy.
+        script: Arguments of the script that trained the model; empty if the checkpoint does not contain them.
     """
 
     name: str | None
@@ -126,24 +127,30 @@ class ModelChoice:
     assumed: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     recorded_name: str | None = None
+    script: Mapping[str, Any] = field(default_factory=dict)
 
 
 def choose_model(checkpoint: Checkpoint, setup: Setup) -> ModelChoice:
-    """Choose the model: from the settings, the checkpoint's metadata, or a file beside the checkpoint.
+    """Choose the model: from the settings, the checkpoint's metadata, a file beside it, or its training script.
 
-    If the settings name another model than the metadata, the arguments are those hyperparameters of a Lightning module
-    that the model accepts.
+    If the settings name another model than the metadata, the arguments are those of the training script for it, or
+    those hyperparameters of a Lightning module that the model accepts.
     """
     metadata, explicit, notes, recorded = checkpoint.metadata, setup.model_arguments or {}, [], None
+    trained, of_script, script = models.model_of_script(checkpoint.facts) or (None, {}, {})
     if setup.model is None and metadata.model is None:
         directory = checkpoint.config_directory
         copy = None if directory is None else local_texts(directory)
-        name, stated = models.model_beside(copy or checkpoint.path) or (None, {})
+        beside = models.model_beside(copy or checkpoint.path)
+        name, stated = beside or (trained, of_script)
+        if beside is None and trained is not None:
+            notes.append(f"model {trained}: from the training arguments in the checkpoint")
         recorded = None if name is None or copy is None else name.replace(str(copy), str(directory))
     elif setup.model is None or models.is_recorded_model(setup.model, metadata.model):
         name, stated = setup.model or metadata.model, dict(metadata.model_arguments)
     else:
         name, stated = setup.model, models.arguments_taken(setup.model, checkpoint.hyperparameters)
+        stated = of_script if name == trained else stated
         if used := _listed(stated, explicit):
             notes.append(f"model arguments from the checkpoint's hyperparameters: {used}")
     # Metadata that name the model also have all of its arguments.
@@ -154,7 +161,8 @@ def choose_model(checkpoint: Checkpoint, setup: Setup) -> ModelChoice:
             "state it among the model's arguments if the network was trained otherwise"
         )
     from_checkpoint = {key: value for key, value in stated.items() if key not in explicit}
-    return ModelChoice(name, {**stated, **explicit}, from_checkpoint, assumed, tuple(notes), recorded)
+    script = script if name == trained else {}
+    return ModelChoice(name, {**stated, **explicit}, from_checkpoint, assumed, tuple(notes), recorded, script)
 
 
 def load_model(
@@ -232,7 +240,7 @@ def _hints(checkpoint: Checkpoint, model: ModelChoice, arguments_source: str) ->
 
     path = checkpoint.path
     directory = local_texts(snapshot_in(path) if path.is_dir() else path.parent)
-    return ModelHints(model.name, model.arguments, directory, complete=complete, arguments_source=arguments_source)
+    return ModelHints(model.name, model.arguments, directory, arguments_source, complete, model.script)
 
 
 def _listed(arguments: Mapping[str, Any], others: Mapping[str, Any]) -> str:

@@ -27,6 +27,7 @@ from ckpt_probe.models.description import (
 )
 from ckpt_probe.models.fitting import fill_model, load_weights
 from ckpt_probe.models.head import Head, Part, Rows, head_parameters, is_scored
+from ckpt_probe.models.image_models import model_of_script
 from ckpt_probe.models.pooling import POOLINGS, Backbone, padding_mask
 from ckpt_probe.models.sources import (
     arguments_taken,

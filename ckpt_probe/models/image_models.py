@@ -104,6 +104,31 @@ def image_model_arguments(
         return fitted
 
 
+def model_of_script(entries: Mapping[str, Any]) -> tuple[str, dict[str, Any], Mapping[str, Any]] | None:
+    """Return the model that timm's `train.py` or torchvision's reference script trained.
+
+    Args:
+        entries: Entries of the checkpoint besides the tensors.
+
+    Returns:
+        Name of the model, its arguments that no tensor shows, and all arguments of the script; None for checkpoints of
+        other programs.
+    """
+    options = entries.get("args")
+    name = options.get("model") if isinstance(options, Mapping) else None
+    if options is None or not isinstance(name, str) or ":" in name:
+        return None
+    if "val_crop_size" in options:
+        has_weights = bool(options.get("weights") or options.get("pretrained"))
+        return f"torchvision:{name}", dict.fromkeys(OF_WEIGHTS.get(name, {}), has_weights), options
+    if entries.get("arch") != name or "version" not in entries:
+        return None
+    stated = {"global_pool": options.get("gp"), "bn_eps": options.get("bn_eps")}
+    further = options.get("model_kwargs")
+    further = further if isinstance(further, Mapping) else {}
+    return f"timm:{name}", {**{key: value for key, value in stated.items() if value is not None}, **further}, options
+
+
 def _has_fixed_input(name: str) -> bool:
     """Return whether a model of timm takes images of one size only."""
     timm = require_extra("timm", "timm")

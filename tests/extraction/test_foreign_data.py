@@ -1,6 +1,7 @@
 """Tests of images and texts of users with models of frameworks: features, names of classes, and damaged samples."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
+from torchvision.models import get_model
+from torchvision.transforms import Grayscale, InterpolationMode
+from torchvision.transforms._presets import ImageClassification
 
 from ckpt_probe.analysis import analyze
 from ckpt_probe.dumps import open_dump
-from ckpt_probe.errors import DataError
+from ckpt_probe.errors import CkptProbeError, DataError
 from ckpt_probe.extraction import extract_series
 from ckpt_probe.progress import NullProgress
 
@@ -94,6 +98,96 @@ def test_features_of_images_equal_those_of_a_timm_network(
         weights, tmp_path / "dumps", model="timm:test_resnet", data=f"imagefolder:{photos}", device="cpu"
     )
     assert second.skipped == ("step-5",)
+
+
+def features_of(model: torch.nn.Module, photos: Path, transform: Any) -> torch.Tensor:
+    """Return the inputs of the last layer of a network for all photos, prepared by a transform."""
+    inputs: list[torch.Tensor] = []
+    last = next(module for module in reversed(list(model.modules())) if isinstance(module, torch.nn.Linear))
+    with last.register_forward_pre_hook(lambda _module, given: inputs.append(given[0])), torch.inference_mode():
+        for images, _ in DataLoader(ImageFolder(str(photos / "test"), transform), batch_size=8):
+            model.eval()(images)
+    return torch.cat(inputs)
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize(
+    ("name", "sizes", "options"),
+    [
+        ("test_resnet", {}, {"img_size": 64, "crop_pct": 0.8, "mean": [0.4], "std": [0.3, 0.2, 0.1]}),
+        ("test_resnet", {"in_chans": 1}, {"in_chans": 1, "mean": [0.4], "std": [0.2], "interpolation": "bilinear"}),
+        ("test_vit", {"img_size": 96, "act_layer": "relu"}, {"model_kwargs": {"img_size": 96, "act_layer": "relu"}}),
+        ("test_vit", {"global_pool": "avg"}, {"gp": "avg", "input_size": [3, 160, 160]}),
+        ("test_efficientnet", {"bn_eps": 0.5}, {"bn_eps": 0.5, "crop_mode": "border"}),
+    ],
+)
+def test_models_of_timms_script_and_their_images_are_as_in_its_training(
+    name: str, sizes: dict[str, Any], options: dict[str, Any], named: bool, photos: Path, tmp_path: Path
+) -> None:
+    import timm
+    from timm.utils import CheckpointSaver
+
+    defaults = {"gp": None, "bn_eps": None, "img_size": None, "input_size": None, "crop_pct": None, "mean": None}
+    others = {f"option_{number}": number for number in range(120)}
+    script = Namespace(**{"model": name, **defaults, **others, "model_kwargs": {}, "num_classes": 3, **options})
+    if "img_size" in sizes:
+        script.img_size = sizes["img_size"]
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=3, **sizes)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    CheckpointSaver(model, optimizer, script, checkpoint_dir=str(tmp_path)).save_checkpoint(4, metric=1.0)
+    chosen = {"model": f"timm:{name}"} if named else {}
+    arguments = {"data": f"imagefolder:{photos}", "batch_size": 8, "device": "cpu"}
+    extract_series(tmp_path / "last.pth.tar", tmp_path / "dumps", **chosen, **arguments)
+    settings = timm.data.resolve_data_config(vars(script), model=model)
+    transform = timm.data.create_transform(**settings, is_training=False)
+    if "in_chans" in sizes:
+        transform.transforms.insert(0, Grayscale())
+    with open_dump(tmp_path / "dumps" / "last.h5") as dump:
+        features = features_of(model, photos, transform)
+        np.testing.assert_allclose(dump["test"].features[:], features, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", [None, "DEFAULT"])
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_v2_s", "googlenet"])
+def test_models_of_torchvisions_script_and_their_images_are_as_in_its_training(
+    name: str, weights: str | None, photos: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    # With published weights, torchvision sets this itself.
+    changed = {"transform_input": True} if name == "googlenet" and weights else {}
+    quick = {"init_weights": True} if name == "googlenet" else {}
+    model = get_model(name, weights=None, num_classes=3, **quick, **changed)
+    options = {"val_resize_size": 72, "val_crop_size": 64, "interpolation": "bicubic", "weights": weights}
+    script = Namespace(model=name, lr=0.1, **options)
+    torch.save({"model": model.state_dict(), "epoch": 4, "args": script}, tmp_path / "model_4.pth")
+    progress = Messages()
+    arguments = {"data": f"imagefolder:{photos}", "batch_size": 8, "device": "cpu", "progress": progress}
+    extract_series(tmp_path / "model_4.pth", tmp_path / "dumps", **arguments)
+    transform = ImageClassification(resize_size=72, crop_size=64, interpolation=InterpolationMode.BICUBIC)
+    with open_dump(tmp_path / "dumps" / "model_4.h5") as dump:
+        features = features_of(model, photos, transform)
+        np.testing.assert_allclose(dump["test"].features[:], features, rtol=1e-4, atol=1e-5)
+    assert "training arguments in the checkpoint, else torchvision's default for" in progress.messages[0]
+    assert f"model torchvision:{name}: from the training arguments in the checkpoint" in progress.messages
+    assert not any("assumed" in message for message in progress.messages)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"mean": "abc"}, {"mean": [[0.5]]}, {"img_size": "64"}, {"img_size": 10**9}, {"input_size": [3]}, {"std": {}}],
+)
+def test_hostile_training_arguments_end_in_an_error_of_one_line(
+    options: dict[str, Any], photos: Path, tmp_path: Path
+) -> None:
+    import timm
+
+    state = timm.create_model("test_resnet", num_classes=3).state_dict()
+    script = {"model": "test_resnet", **options}
+    entries = {"state_dict": state, "arch": "test_resnet", "version": 2, "args": script}
+    torch.save(entries, tmp_path / "last.pth.tar")
+    with pytest.raises(CkptProbeError, match=r"last\.pth\.tar|transform|imagefolder"):
+        extract_series(tmp_path / "last.pth.tar", tmp_path / "dumps", data=f"imagefolder:{photos}", device="cpu")
 
 
 @pytest.mark.parametrize("store", ["features", "moments", "both"])

@@ -11,7 +11,7 @@ from typing import Any
 
 DEEPEST = 12
 """Most levels of a value that are kept."""
-MOST_ENTRIES = 64
+MOST_ENTRIES = 256
 """Most entries of one mapping or list that are kept."""
 MOST_VALUES = 1_000
 """Most values that are kept in total."""

@@ -34,7 +34,12 @@ PROCESSOR_FILE = "preprocessor_config.json"
 TIMM_OVERLAY = "pretrained_cfg_overlay"
 """The argument of timm's models with the changes of a checkpoint's configuration."""
 
+SCRIPT = "training arguments in the checkpoint, else "
+"""Beginning of the source of a configuration that arguments of timm's or torchvision's script change."""
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Normalisation in torchvision's script, whatever that of a model's published weights is."""
 TIMM_SETTINGS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+TIMM_SIZES = ("img_size", "in_chans")
 
 NOTHING = "nothing asks for it"
 """The source of a step that is not requested."""
@@ -93,12 +98,13 @@ def image_preparation(arguments: Mapping[str, Any], hints: ModelHints) -> Prepar
         DataError: If the image processor cannot be read.
     """
     chosen = {name: value for name, value in arguments.items() if name in Steps.__dataclass_fields__}
-    if TRANSFORM in arguments:
-        library, settings = _stated(arguments[TRANSFORM])
-        source = f"{TRANSFORM}, {hints.arguments_source}"
-    else:
-        library, settings, source = _configured(hints)
+    library = hints.source
     try:
+        if TRANSFORM in arguments:
+            library, settings = _stated(arguments[TRANSFORM])
+            source = f"{TRANSFORM}, {hints.arguments_source}"
+        else:
+            library, settings, source = _configured(hints)
         steps = STEPS_OF[library](settings)
         sources = {"library": source}
         for part, (names, default) in PARTS.items():
@@ -113,11 +119,12 @@ def image_preparation(arguments: Mapping[str, Any], hints: ModelHints) -> Prepar
 
 def _configured(hints: ModelHints) -> tuple[str, dict[str, Any], str]:
     """Return the library of the transform in a model's configuration, its settings and their source."""
+    changed = SCRIPT if hints.script else ""
     if hints.source == "timm":
-        overlay = "config.json, else " if TIMM_OVERLAY in hints.arguments else ""
-        return "timm", _settings_of_timm(hints), f"{overlay}timm's default for {hints.reference}"
+        changed += "config.json, else " if TIMM_OVERLAY in hints.arguments else ""
+        return "timm", _settings_of_timm(hints), f"{changed}timm's default for {hints.reference}"
     if hints.source == "torchvision":
-        return OURS, _steps_of_torchvision(hints), f"torchvision's default for {hints.reference}"
+        return OURS, _steps_of_torchvision(hints), f"{changed}torchvision's default for {hints.reference}"
     directory = hints.directory_with(PROCESSOR_FILE)
     if directory is None:
         return OURS, {}, NOTHING
@@ -162,7 +169,10 @@ def _settings_of_timm(hints: ModelHints) -> dict[str, Any]:
     except RuntimeError as error:
         raise UsageError(f"model timm:{hints.reference}: {last_line(error)}") from error
     arguments = hints.sized_arguments()
-    sizes = {name: arguments[name] for name in ("img_size", "in_chans") if name in arguments}
+    sizes = {name: arguments[name] for name in TIMM_SIZES if name in arguments}
+    replaced = {"input_size"} if "img_size" in hints.arguments else set()
+    of_script = {*TIMM_SIZES, *TIMM_SETTINGS} - replaced - sizes.keys()
+    sizes |= {name: value for name in of_script if (value := hints.script.get(name)) is not None}
     config_values = {**({} if config is None else config.to_dict()), **arguments.get(TIMM_OVERLAY, {})}
     if "in_chans" in sizes and "input_size" in config_values:
         # timm ignores the number of channels unless a size is set; its mean and std are for colour.
@@ -200,13 +210,18 @@ def _steps_of_torchvision(hints: ModelHints) -> dict[str, Any]:
     preset = next((each for each in presets if each.crop_size == [side]), presets[0])
     scale = side / preset.crop_size[0]
     resize = [math.floor(scale * size) for size in preset.resize_size]
-    return {
+    steps = {
         "resize": resize[0] if len(resize) == 1 else resize,
         "crop": side,
         "mean": list(preset.mean),
         "std": list(preset.std),
         "interpolation": preset.interpolation.value,
     }
+    if hints.script:
+        of_script = {"resize": "val_resize_size", "crop": "val_crop_size", "interpolation": "interpolation"}
+        steps |= {step: hints.script[name] for step, name in of_script.items() if name in hints.script}
+        steps |= {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+    return steps
 
 
 def _settings_of_processor(directory: Path, side: int | None) -> dict[str, Any]:
