@@ -1,6 +1,7 @@
 """Tests of truncated, renamed, empty and other files of every format: invalid files are refused in one line."""
 
 import gzip
+import json
 import shutil
 import warnings
 from collections.abc import Callable
@@ -110,13 +111,31 @@ def test_a_directory_with_one_checkpoint_opens_as_this_checkpoint(tmp_path: Path
         (b"\x93NUMPY\x01\x00", "a numpy array"),
         (gzip.compress(b"x" * 100, mtime=0), "compressed with gzip; unpack it first"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a Git LFS pointer.*git lfs pull"),
-        (b"<html>not found</html>", "not a checkpoint of a known format; expected safetensors"),
+        (b"<html>not found</html>", "a page of HTML or XML, perhaps of a failed download, not the file itself"),
+        (b"ONNX or anything else", "not a checkpoint of a known format; expected safetensors"),
     ],
 )
 def test_files_of_other_formats_are_refused_with_their_format(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "model.pt").write_bytes(data)
     with pytest.raises(DataError, match=rf"model\.pt: {message}"):
         open_checkpoint(tmp_path / "model.pt").__enter__()
+
+
+@pytest.mark.parametrize("data", [b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", b"<!doctype html>"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "model-00002-of-00002.safetensors", "pytorch_model-00002-of-00002.bin"]
+)
+def test_a_file_in_the_place_of_weights_or_of_a_shard_is_described(tmp_path: Path, name: str, data: bytes) -> None:
+    if "-of-" in name:
+        first = tmp_path / name.replace("00002-of", "00001-of")
+        save = save_file if first.suffix == ".safetensors" else torch.save
+        save({"a": torch.zeros(2)}, first)
+        shards = {"a": first.name, "b": name}
+        index = {"weight_map": shards, "metadata": {"total_size": 16}}
+        (tmp_path / f"{name.partition('-')[0]}{first.suffix}.index.json").write_text(json.dumps(index))
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=rf"/{name}: a (Git LFS pointer|page of HTML)"):
+        open_checkpoint(tmp_path).__enter__()
 
 
 def test_a_directory_of_shards_of_several_processes_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Formats of checkpoints, one module each: a new format is a module and an entry in the list below."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +18,11 @@ STREAM = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 HEAD = 64
 """Number of bytes by which a format is recognised."""
 
+IN_PLACE = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself; run: git lfs pull"),
+    (b"<", "a page of HTML or XML, perhaps of a failed download, not the file itself; download it again"),
+)  # fmt: skip
+"""First bytes of files that lie in the place of another, whatever their name, with a description and advice."""
 FOREIGN = (
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file, not a checkpoint; a dump is analyzed (ckpt-probe analyze)"),
     (b"\x80", "a plain pickle, not written by torch.save: opening it could run code; if you trust it, load it and "
@@ -28,7 +33,7 @@ FOREIGN = (
     (b"BZh", "compressed with bzip2; unpack it first"),
     (b"\xfd7zXZ", "compressed with xz; unpack it first"),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd; unpack it first"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself; run: git lfs pull"),
+    *IN_PLACE,
 )  # fmt: skip
 """First bytes of other formats, with a description and advice."""
 SUPPORTED = (
@@ -78,7 +83,13 @@ def open_checkpoint(path: Path, *, state_key: str | None = None, base: Path | No
         merged = None if base is None else stack.enter_context(open_checkpoint(base, state_key=state_key))
         files = model_files(checkpoint_in(path) if path.is_dir() else path)
         require_regular(files.file)
-        checkpoint = opener(files)(files, state_key, merged, stack)
+        try:
+            checkpoint = opener(files)(files, state_key, merged, stack)
+        except DataError as error:
+            for file in files.shards:
+                if description := _described(_head(file), IN_PLACE):
+                    raise DataError(f"{file}: {description}") from error
+            raise
         checkpoint.path = path
         yield checkpoint
 
@@ -89,18 +100,24 @@ def opener(files: ModelFiles) -> Callable[..., Checkpoint]:
     Raises:
         DataError: If the file cannot be read, or its format is not known.
     """
-    file = files.file
-    try:
-        with file.open("rb", buffering=0) as stream:
-            head = stream.read(HEAD)
-    except FileNotFoundError as error:
-        raise DataError(f"{file}: no such file") from error
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+    head = _head(files.file)
     for recognises, name in FORMATS:
         if recognises(files.kind, head):
             module, _, function = name.partition(":")
             return getattr(import_module(f"{__name__}.{module}"), function)
     unknown = f"not a checkpoint of a known format; {SUPPORTED}" if head else "an empty file"
-    description = next((text for start, text in FOREIGN if head.startswith(start)), unknown)
-    raise DataError(f"{file}: {description}")
+    raise DataError(f"{files.file}: {_described(head, FOREIGN) or unknown}")
+
+
+def _head(file: Path) -> bytes:
+    try:
+        with file.open("rb", buffering=0) as stream:
+            return stream.read(HEAD)
+    except FileNotFoundError as error:
+        raise DataError(f"{file}: no such file") from error
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+
+
+def _described(head: bytes, formats: Sequence[tuple[bytes, str]]) -> str | None:
+    return next((text for start, text in formats if head.startswith(start)), None)
