@@ -85,7 +85,7 @@ def build_subject(checkpoint: Checkpoint, setup: Setup) -> Subject:
         if not isinstance(head, Backbone):
             data = in_width(data, len(weights))
     except CkptProbeError as error:
-        hint = _channels_hint(model, inputs, data)
+        hint = _images_hint(model, inputs, data)
         raise type(error)(f"{path}: model {name}, data {data.name}: {error}{hint}") from error
     return Subject(
         model,
@@ -267,17 +267,25 @@ def _described_inputs(data: LabelledData) -> str:
     return f"{shape}, {scaling}, normalisation none (nothing asks for one)"
 
 
-def _channels_hint(model: nn.Module, inputs: Batch | None, data: LabelledData) -> str:
-    """Return how to give a model images of as many channels as it takes, "" if it fails for another reason."""
-    if not isinstance(inputs, Tensor) or inputs.ndim != 4 or inputs.shape[1] not in (1, 3):
+def _images_hint(model: nn.Module, inputs: Batch | None, data: LabelledData) -> str:
+    """Return how to give a model images in the layout that it takes, "" if it fails for another reason."""
+    if not isinstance(inputs, Tensor) or inputs.ndim not in (3, 4) or _takes(model, inputs):
         return ""
-    channels, wanted = inputs.shape[1], 4 - inputs.shape[1]
-    try:
+    channels = inputs.shape[1]
+    if inputs.ndim == 4 and channels in (1, 3) and _takes(model, inputs[:, :1].expand(-1, 4 - channels, -1, -1)):
+        wanted = 4 - channels
+        plural = "channel" if wanted == 1 else "channels"
+        advice = f"; add `data_arguments={ {'channels': wanted} }`" if data.preparation else ""
+        return f"; the model takes images of {wanted} {plural}, not {channels}{advice}"
+    images = inputs.unsqueeze(1) if inputs.ndim == 3 else inputs.permute(0, 3, 1, 2)
+    if images.shape[1] not in (1, 3) or not _takes(model, images):
+        return ""
+    shape = ", ".join(map(str, images.shape[1:]))
+    return f"; the model takes them with the axis of channels first: store the array as (N, {shape})"
+
+
+def _takes(model: nn.Module, inputs: Tensor) -> bool:
+    with suppress(CkptProbeError):
         models.run_once(model, inputs)
-    except CkptProbeError:
-        with suppress(CkptProbeError):
-            models.run_once(model, inputs[:, :1].expand(-1, wanted, -1, -1))
-            plural = "channel" if wanted == 1 else "channels"
-            advice = f"; add `data_arguments={ {'channels': wanted} }`" if data.preparation else ""
-            return f"; the model takes images of {wanted} {plural}, not {channels}{advice}"
-    return ""
+        return True
+    return False

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from torchvision import models
 from torchvision.datasets import ImageFolder
 
 from ckpt_probe.dumps import open_dump
+from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import extract_series
 from ckpt_probe.models.image_models import OF_WEIGHTS
+from ckpt_probe.plugins import load_function
 from ckpt_probe.progress import MessageLog
 
 CLASSES = 3
@@ -120,3 +123,29 @@ def test_all_arguments_that_torchvisions_builders_change_with_weights_are_listed
         if switched - known:
             listed[name] = switched - known
     assert {name: set(arguments) for name, arguments in OF_WEIGHTS.items()} == listed
+
+
+@pytest.mark.parametrize(
+    ("stored", "channels", "advice"),
+    [
+        ((6, 9, 9), 1, "store the array as (N, 1, 9, 9)"),
+        ((6, 9, 9, 1), 1, "store the array as (N, 1, 9, 9)"),
+        ((6, 9, 8, 3), 3, "store the array as (N, 3, 9, 8)"),
+        ((6, 3, 9, 9), 1, "the model takes images of 1 channel, not 3"),
+        ((6, 9, 9, 3), 4, None),
+    ],
+)
+def test_an_array_in_another_layout_is_refused_with_the_layout_that_the_network_takes(
+    stored: tuple[int, ...], channels: int, advice: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    layers = f"nn.Conv2d({channels}, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)"
+    code = f"from torch import nn\n\n\ndef network():\n    return nn.Sequential({layers})\n"
+    (tmp_path / "net.py").write_text(code)
+    model, data = f"{tmp_path}/net.py:network", f"npz:{tmp_path}/x.npz"
+    torch.save(load_function(model)().state_dict(), tmp_path / "a.pt")
+    np.savez(tmp_path / "x.npz", x_test=np.zeros(stored, np.uint8), y_test=np.arange(6) % 3)
+    with pytest.raises(DataError, match="the model does not take inputs of shape") as refused:
+        extract_series(tmp_path / "a.pt", tmp_path / "dumps", model=model, data=data, device="cpu")
+    _, _, hint = str(refused.value).partition(" instead)")
+    assert advice in hint if advice else not hint
