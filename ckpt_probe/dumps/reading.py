@@ -337,7 +337,10 @@ def _step(path: Path, file: h5py.File) -> int | None:
         return step_from_name(path.stem)
     try:
         # Some programs write every attribute as an array of one.
-        return int(np.asarray(stated).item())
+        value = np.asarray(stated).item()
+        if isinstance(value, float) and not value.is_integer():
+            raise ValueError
+        return int(value)
     except (ValueError, TypeError, OverflowError) as error:
         raise DataError(f"{path}: attribute step is {repr(stated)[:100]}, expected one integer") from error
 

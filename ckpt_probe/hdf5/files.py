@@ -52,6 +52,9 @@ FOLLOWED = (h5l.TYPE_HARD, h5l.TYPE_SOFT)
 DEEPEST = 8
 """Largest depth of nested groups."""
 
+LONGEST_NAME = 1000
+"""Largest number of characters of the name of a group or dataset."""
+
 UNHASHED = frozenset({"complete", "structure_sha256", "DIMENSION_LIST", "REFERENCE_LIST"})
 """Attributes left out of `structure_hash`: those written after it, and references to scales, which are not read."""
 
@@ -196,8 +199,8 @@ def items(file: h5py.File, budget: Budget | None = None) -> Iterator[tuple[str, 
         if depth == DEEPEST:
             raise DataError(f"{file.filename}: {name}: groups nested more than {DEEPEST} deep")
         keys: list[Any] = list(item)
-        if any(isinstance(key, bytes) for key in keys):
-            raise DataError(f"{file.filename}: {name.strip('/')}: a member whose name is no text; the file is damaged")
+        if any(isinstance(key, bytes) or len(key) > LONGEST_NAME for key in keys):
+            raise DataError(f"{file.filename}: {name}: a member whose name is no text, or too long; damaged")
         for key in sorted(keys, reverse=True):
             inner = f"{name.rstrip('/')}/{key}"
             if item.id.links.get_info(key.encode(errors="surrogateescape")).type not in FOLLOWED:

@@ -160,7 +160,8 @@ def _spectra(first: Member, options: WeightOptions, member: Member) -> tuple[Mem
     def compute() -> dict[str, np.ndarray]:
         spectra = _computed(member, None if alone else first, options)
         numbers = {name: vars(replace(spectrum, values=())) for name, spectrum in spectra.items()}
-        values = {f"values of {name}": np.array(spectrum.values) for name, spectrum in spectra.items()}
+        # The name of a tensor may be too long for a member of an archive, or end there at a zero byte.
+        values = {f"values {number}": np.array(spectrum.values) for number, spectrum in enumerate(spectra.values())}
         return {"numbers": np.array(json.dumps(numbers)), **values}
 
     def identity() -> list[Any]:
@@ -171,8 +172,8 @@ def _spectra(first: Member, options: WeightOptions, member: Member) -> tuple[Mem
     except DataError as error:
         return Failed(str(error), ours=True)
     spectra = {}
-    for name, fields in json.loads(str(stored["numbers"])).items():
-        values = tuple(stored[f"values of {name}"].tolist())
+    for number, (name, fields) in enumerate(json.loads(str(stored["numbers"])).items()):
+        values = tuple(stored[f"values {number}"].tolist())
         spectra[name] = Spectrum(**{**fields, "missing": tuple(fields["missing"]), "values": values})
     return member, spectra
 

@@ -337,11 +337,12 @@ def test_a_dump_in_the_other_byte_order_has_the_same_record(tmp_path: Path) -> N
     assert {**actual, "checkpoint": "b"} == expected
 
 
-def test_a_step_that_is_not_a_number_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("step", "text"), [("final", "'final'"), (2.5, r"np\.float64\(2\.5\)")])
+def test_a_step_that_is_not_a_whole_number_is_refused(tmp_path: Path, step: str | float, text: str) -> None:
     path = foreign(tmp_path / "a.h5")
     with h5py.File(path, "a") as file:
-        file.attrs["step"] = "final"
-    with pytest.raises(DataError, match=r"a\.h5: attribute step is 'final'"), open_dump(path):
+        file.attrs["step"] = step
+    with pytest.raises(DataError, match=rf"a\.h5: attribute step is {text}"), open_dump(path):
         pass
 
 

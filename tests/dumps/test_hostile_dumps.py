@@ -127,5 +127,9 @@ def test_a_name_that_is_no_text_is_refused_in_one_line(tmp_path: Path) -> None:
     with h5py.File(path, "w") as file:
         file["test/features"], file["test/labels"], file["test/strange"] = np.ones((4, 2)), np.arange(4), np.ones(2)
     path.write_bytes(path.read_bytes().replace(b"strange", b"str\xffnge"))
-    with pytest.raises(DataError, match="a member whose name is no text"):
+    with pytest.raises(DataError, match=r"dump\.h5: /test: a member whose name is no text"):
+        list(analyze(path))
+    with h5py.File(path, "w") as file:
+        file["n" * 70_000 + "/features"], file["n" * 70_000 + "/labels"] = np.ones((4, 2)), np.arange(4)
+    with pytest.raises(DataError, match=r"dump\.h5: /: a member whose name is no text, or too long"):
         list(analyze(path))

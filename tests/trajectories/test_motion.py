@@ -215,6 +215,16 @@ def test_progress_of_measurements_counts_each_tensor_and_each_sketch_once(
                              ("checkpoints", 4, "checkpoints"): 4}  # fmt: skip
 
 
+@pytest.mark.parametrize("start", ["n" * 70_000, "n\0"])
+def test_names_that_an_archive_cannot_hold_are_cached(
+    states, series: Callable[..., Path], user_cache: Path, start: str
+) -> None:
+    path = series([{f"{start}{name}": tensor for name, tensor in state.items()} for state in states[:2]])
+    records = list(cp.weights(path, only="spectra", by="tensor", cache=True))
+    assert list(cp.weights(path, only="spectra", by="tensor", cache=True)) == records
+    assert list((user_cache / "trajectories").glob("*.npz"))
+
+
 def test_workers_and_the_cache_give_equal_numbers(states, series: Callable[..., Path], user_cache: Path) -> None:
     path = series(states[:4])
     alone = list(cp.weights(path, only="motion,spectra", cache=True))

@@ -1,6 +1,8 @@
 """Check a file of torch.save before torch reads it: every size that it claims, and every name that its pickles need."""
 
 import io
+import os
+import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +14,10 @@ from ckpt_probe.errors import DataError
 
 LOCAL_HEADER = 30
 """Fewest bytes in front of each member of a zip file."""
+END_64, LOCATOR, END = 56, 20, 22
+"""Bytes of the last records of a zip file; large files and those of torch have the first two."""
+ORDERS = (b"little", b"big")
+"""Byte orders of numbers, as torch.save states them."""
 TORCHSCRIPT = ("constants.pkl", "code/")
 NOT_TORCH = "a zip file, but not one written by torch.save"
 PREAMBLE = 3
@@ -30,7 +36,7 @@ OTHER_TENSORS = {
 """Functions of torch that are not called → the kind of tensor that a file needs them for."""
 
 
-def check_file(file: BinaryIO, size: int, path: Path, *, archive: bool = True) -> None:
+def check_file(file: BinaryIO, size: int, path: Path, *, archive: bool = True) -> bool:
     """Check a file of torch.save without running any of it.
 
     Args:
@@ -39,27 +45,36 @@ def check_file(file: BinaryIO, size: int, path: Path, *, archive: bool = True) -
         path: Its path, for messages.
         archive: Whether it is a zip archive, else the stream of versions of torch before 1.6.
 
+    Returns:
+        Whether its numbers are in the byte order of another machine.
+
     Raises:
         DataError: If the file claims more bytes than it has, or needs a class or function that is not allowed.
     """
     try:
         budget = Budget(path, size)
-        result = check_archive(file, budget) if archive else _check_stream(file, size, budget)
+        result, swapped = check_archive(file, budget) if archive else (_check_stream(file, size, budget), False)
     except (ValueError, OSError) as error:
         raise DataError(f"{path}: {error}") from error
     if result.forbidden:
         raise DataError(f"{path}: {_refusal(path, result)}")
+    return swapped
 
 
-def check_archive(file: BinaryIO, budget: Budget) -> Scan:
+def check_archive(file: BinaryIO, budget: Budget) -> tuple[Scan, bool]:
     """Scan the pickle of an archive and check that every storage is as large as the pickle claims.
+
+    Returns:
+        The scan, and whether the numbers are in the byte order of another machine.
 
     Raises:
         ValueError: If torch.save did not write the archive, if it is TorchScript, or if a member lies outside the
             archive's folder, is compressed, overlaps another or ends beyond the file.
     """
+    order = native = sys.byteorder.encode()
     try:
         with zipfile.ZipFile(file) as archive:
+            _require_stated_directory(file, archive)
             if any(name.partition("/")[2].startswith(TORCHSCRIPT) for name in archive.namelist()):
                 raise ValueError(
                     "a TorchScript archive, which holds code; if you trust it, convert it: "
@@ -70,6 +85,8 @@ def check_archive(file: BinaryIO, budget: Budget) -> Scan:
             if "data.pkl" not in members:
                 raise ValueError(NOT_TORCH)
             result = scan(io.BytesIO(archive.read(members["data.pkl"])), budget)
+            if "byteorder" in members:
+                order = archive.read(members["byteorder"])
     except zipfile.BadZipFile as error:
         raise ValueError(f"truncated, or no complete zip file ({error})") from error
     except (NotImplementedError, RuntimeError, EOFError) as error:
@@ -80,7 +97,26 @@ def check_archive(file: BinaryIO, budget: Budget) -> Scan:
             raise ValueError(f"truncated: its storage data/{key} is missing")
         if member.file_size < claimed:
             raise ValueError(f"claims {claimed:,} bytes for data/{key}, which has {member.file_size:,}")
-    return result
+    if order not in ORDERS:
+        raise ValueError(f"its numbers have an unknown byte order, {order[:20]!r}; copy it again")
+    return result, order != native
+
+
+def _require_stated_directory(file: BinaryIO, archive: zipfile.ZipFile) -> None:
+    """Raise ValueError if the end of an archive states another position of its directory than zipfile has chosen.
+
+    zipfile reads the directory in front of the end, and torch the one at the stated position.
+    """
+    start = max(file.seek(0, os.SEEK_END) - END_64 - LOCATOR - END, 0)
+    file.seek(start)
+    last = file.read()
+    end_64, locator, end = last[: -LOCATOR - END], last[-LOCATOR - END : -END], last[-END:]
+    stated, valid = int.from_bytes(end[16:20], "little"), end.startswith(b"PK\5\6")
+    if locator.startswith(b"PK\6\7"):
+        valid &= end_64.startswith(b"PK\6\6") and int.from_bytes(locator[8:16], "little") == start
+        stated = int.from_bytes(end_64[48:56], "little")
+    if not valid or stated != archive.start_dir:
+        raise ValueError("its end is not that of a file of torch.save; copy it again, or load it and save it again")
 
 
 def _members(archive: zipfile.ZipFile) -> Mapping[str, zipfile.ZipInfo]:
@@ -89,7 +125,8 @@ def _members(archive: zipfile.ZipFile) -> Mapping[str, zipfile.ZipInfo]:
     end = 0
     for member in sorted(archive.infolist(), key=lambda member: member.header_offset):
         root, slash, name = member.filename.partition("/")
-        if not slash:
+        # torch takes the name as it is stored: zipfile cuts it at a zero byte, or takes it from an extra field.
+        if not slash or member.filename != member.orig_filename:
             raise ValueError(NOT_TORCH)
         if root in ("", "..") or "\\" in member.filename or ".." in name.split("/") or name.startswith("/"):
             raise ValueError(f"its member {member.filename!r} points outside the archive")

@@ -163,14 +163,16 @@ def load_checked(
         path: Its path, for messages.
         archive: Whether it is a zip archive, else a stream.
         mapped: Path to map into memory instead of reading `file`.
-        device: Device of the tensors; "meta" reads no numbers.
+        device: Device of the tensors; "meta" reads no numbers, unless they are in the byte order of another machine.
 
     Raises:
         DataError: See `pickle_checks.check_file`, and if torch cannot read the file.
     """
     import torch
 
-    check_file(file, size, path, archive=archive)
+    if check_file(file, size, path, archive=archive):
+        # torch reverses the bytes of each number, and crashes without numbers.
+        device = "cpu"
     file.seek(0)
     allowed: Any = [(stand_in, name) for name, stand_in in STAND_INS.items()]
     try:

@@ -307,6 +307,59 @@ def test_archives_with_invalid_members_are_refused(tmp_path: Path) -> None:
         open_checkpoint(packed).__enter__()
 
 
+def with_two_directories(shown: Path, loaded: Path) -> bytes:
+    """Return an archive with the members of two: zipfile reads the directory of one, and torch that of the other."""
+    content, directories = b"", []
+    for path in (loaded, shown):
+        with zipfile.ZipFile(path) as archive:
+            members, data = archive.infolist(), path.read_bytes()
+            directory = bytearray(data[archive.start_dir : -22])
+        # zipfile takes the first directory for bytes in front of the archive.
+        shift, position = len(content) - sum(map(len, directories)), 0
+        for member in members:
+            struct.pack_into("<I", directory, position + 42, member.header_offset + shift)
+            position += 46 + len(member.filename)
+        content += data[: archive.start_dir]
+        directories.append(directory)
+    first, second = directories
+    assert len(first) == len(second)
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, len(members), len(members), len(first), len(content), 0)
+    return content + first + second + end
+
+
+def test_an_archive_with_two_directories_is_refused(tmp_path: Path) -> None:
+    """Otherwise the members that are checked are not those that torch loads."""
+    paths = [tmp_path / "shown" / "a.pth", tmp_path / "loaded" / "a.pth"]
+    for path, state in zip(paths, ({"w": torch.ones(500)}, {"v": torch.ones(500)}), strict=True):
+        path.parent.mkdir()
+        rewritten(save(path, state), lambda members: members)
+    path = tmp_path / "a.pth"
+    path.write_bytes(with_two_directories(*paths))
+    assert list(torch.load(path)) == ["v"]
+    with pytest.raises(DataError, match=r"a\.pth: its end is not that of a file of torch\.save"):
+        open_checkpoint(path).__enter__()
+
+
+def test_a_member_that_zipfile_and_torch_call_differently_is_refused(tmp_path: Path) -> None:
+    path = rewritten(save(tmp_path / "a.pth", {"w": torch.ones(5)}), lambda members: {**members, "a/xversion": b"3"})
+    path.write_bytes(path.read_bytes().replace(b"a/xversion", b"a/x\0ersion"))
+    with pytest.raises(DataError, match="a zip file, but not one written by torch"):
+        open_checkpoint(path).__enter__()
+
+
+def test_numbers_in_the_other_byte_order_are_read(tmp_path: Path) -> None:
+    """torch ends the process if it is to reverse the bytes of tensors without data."""
+    other = "little" if sys.byteorder == "big" else "big"
+    numbers = np.arange(6, dtype=np.float32)
+    path = save(tmp_path / "a.pth", {"w": torch.from_numpy(numbers.byteswap())})
+    rewritten(path, lambda members: members | {"a/byteorder": other.encode()})
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.read("w").tolist() == numbers.tolist()
+    rewritten(path, lambda members: members | {"a/byteorder": b"middle" * 1000})
+    with pytest.raises(DataError, match="unknown byte order, b'middlemiddlemiddlemi'; copy it again"):
+        open_checkpoint(path).__enter__()
+
+
 def test_torchscript_is_refused_with_advice(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
