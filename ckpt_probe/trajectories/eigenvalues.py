@@ -19,6 +19,8 @@ PROBES, NODES = 16, 60
 """Random vectors and quadrature nodes of each, for the bulk of larger matrices."""
 SPREAD = 1e-6
 """Largest relative residual, squared, of a leading eigenvalue."""
+EQUAL = 2.0**-8
+"""Mean log λ/λ_min of a tail whose values are equal up to the rounding of weights in bfloat16."""
 FEWEST = 20
 """Smallest number of eigenvalues in a tail whose exponent is stated, and of a spectrum whose bulk is fitted."""
 LEAST_P = 0.1
@@ -36,12 +38,12 @@ class Bulk:
 
     Attributes:
         quantiles: As many equally likely eigenvalues as there are below the leading ones, in descending order.
-        mean_log: Mean of log λ.
+        mean_log: Mean of log λ; None if an eigenvalue is zero within rounding.
         mean_product: Mean of λ log λ.
     """
 
     quantiles: np.ndarray
-    mean_log: float
+    mean_log: float | None
     mean_product: float
 
 
@@ -149,11 +151,9 @@ def fit_tail(values: np.ndarray) -> Tail | None:
         values: Eigenvalues (m,).
 
     Returns:
-        The tail; None with fewer than `FEWEST` values above zero, or if all of them are equal.
+        The tail; None with fewer than `FEWEST` values above zero, or if they are equal up to `EQUAL`.
     """
     largest = np.sort(values[values > 0])[::-1]
-    if len(largest) < FEWEST or largest[0] == largest[-1]:
-        return None
     logs = np.log(largest)
     sums = np.cumsum(logs)
     counts, exponents, distances = [], [], []
@@ -161,7 +161,7 @@ def fit_tail(values: np.ndarray) -> Tail | None:
         if count < len(largest) and logs[count] == logs[count - 1]:
             continue
         total = sums[count - 1] - count * logs[count - 1]
-        if total <= 0:
+        if total <= EQUAL * count:
             continue
         exponent = count / total
         # The survival function (λ/λ_min)^(−exponent) at each value, against the shares on both sides of its step.
@@ -222,11 +222,9 @@ def edge_of(values: np.ndarray, m: int, n: int, total: float) -> Edge | None:
     Returns:
         The edge; None for fewer than `FEWEST` values, or if half of them are zero.
     """
-    if len(values) < FEWEST:
+    if len(values) < FEWEST or 2 * np.count_nonzero(values) <= len(values):
         return None
     variance = float(np.median(values)) / median_of_bulk(m / n)
-    if variance <= 0:
-        return None
     sides = math.sqrt(n - 1 if n > 1 else 1) + math.sqrt(m)
     scale = sides * (1 / math.sqrt(max(n - 1, 1)) + 1 / math.sqrt(m)) ** (1 / 3)
     beyond = values[values > variance * (sides**2 + TRACY_WIDOM * scale) / n]
@@ -276,12 +274,14 @@ def _leading(matrix: np.ndarray) -> tuple[np.ndarray, Bulk]:
     probes = pairs.remove(torch.randn(m, PROBES, generator=generator, dtype=torch.float64))
     rules = Lanczos(operator, probes).run(NODES)
     others = m - len(leading)
-    nodes = rules.nodes[0].flatten().numpy().clip(np.finfo(float).tiny)
+    nodes = rules.nodes[0].flatten().numpy()
+    nodes = np.where(nodes > np.finfo(float).eps * m * leading[0], nodes, 0.0)
     weights = rules.weights[0].flatten().numpy() / PROBES
     order = np.argsort(nodes)
     mass = np.cumsum(weights[order])
     quantiles = np.interp((np.arange(others)[::-1] + 0.5) / others, mass, nodes[order])
-    logs, leading_logs = np.log(nodes), np.log(leading)
-    mean_log = (float(leading_logs.sum()) + others * float(weights @ logs)) / m
+    logs, leading_logs = np.log(np.where(nodes > 0, nodes, 1.0)), np.log(leading)
+    singular = others > 0 and float(weights[nodes == 0].sum()) * others > 0.5
+    mean_log = None if singular else (float(leading_logs.sum()) + others * float(weights @ logs)) / m
     mean_product = (float(leading @ leading_logs) + others * float(weights @ (nodes * logs))) / m
     return leading, Bulk(quantiles, mean_log, mean_product)

@@ -242,7 +242,8 @@ def _add_tail(numbers: dict[str, Any], reasons: list[str], values: np.ndarray, b
     tail = fit_tail(values)
     if tail is None:
         count = int((values > 0).sum())
-        reasons.append(f"spectrum.alpha: {count} different eigenvalues above zero, fewer than {FEWEST} in the tail")
+        few = f"{count} different eigenvalues above zero, fewer than {FEWEST} in the tail"
+        reasons.append(f"spectrum.alpha: {few if count < FEWEST else 'the eigenvalues are equal up to rounding'}")
         return None
     numbers |= {"alpha_distance": tail.distance, "tail": tail.count}
     if bootstrap:

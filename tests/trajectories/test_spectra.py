@@ -138,6 +138,29 @@ def test_large_matrices_by_lanczos_agree_with_all_eigenvalues(monkeypatch: pytes
     assert spectrum.numbers["spikes"] == exact.numbers["spikes"] == 1
 
 
+def test_large_matrices_of_low_rank_have_the_reasons_of_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    low_rank = random.normal(size=(300, 10)) @ random.normal(size=(10, 500))
+    half_zero = random.normal(size=(300, 500)) * (np.arange(300) < 150)[:, None]
+    exact = [spectrum_of(matrix) for matrix in (low_rank, half_zero)]
+    monkeypatch.setattr(eigenvalues, "EXACT_SIDE", 200)
+    for matrix, expected in zip((low_rank, half_zero), exact, strict=True):
+        spectrum = spectrum_of(matrix)
+        assert not spectrum.exact
+        assert spectrum.numbers["effective_rank"] == pytest.approx(expected.numbers["effective_rank"], rel=0.02)
+        assert spectrum.missing == expected.missing
+        assert spectrum.missing[0] == "spectrum.mean_log: a singular value is zero within rounding"
+        assert spectrum.missing[-1] == "spectrum.spikes: half of the eigenvalues are zero"
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_an_orthogonal_matrix_has_no_power_law(dtype: type) -> None:
+    matrix = np.linalg.qr(np.random.default_rng(0).normal(size=(64, 64)))[0].astype(dtype)
+    spectrum = spectrum_of(matrix)
+    assert spectrum.numbers["alpha"] is None
+    assert spectrum.missing == ("spectrum.alpha: the eigenvalues are equal up to rounding",)
+
+
 def test_zero_and_nan_matrices_have_a_reason_and_groups_have_means() -> None:
     assert spectrum_of(np.zeros((30, 30))).missing == ("spectrum.*: all entries are zero",)
     assert spectrum_of(np.full((30, 30), np.nan)).missing == ("spectrum.*: NaN or infinite weights",)

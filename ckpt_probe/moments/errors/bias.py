@@ -27,8 +27,8 @@ NOT_ACCUMULATED = "needs further passes over each half"
 OF_ABSOLUTE_VALUES = "it is a mean of absolute values, whose bias does not fall as 1/N"
 TOO_SMALL = "the sample is too small for this number: its bias does not fall as 1/N"
 UNCHECKED = (
-    "the sample may be too small for this number: its bias exceeds 5 standard errors, and too few rows were kept to "
-    "check that it falls as 1/N"
+    "the sample may be too small for this number: its bias is large, and too few rows were kept to check that it falls "
+    "as 1/N"
 )
 MOST_PARTS = 8
 """Largest factor between all rows and the rows of a part that stands for a quarter."""
@@ -41,6 +41,10 @@ MANY_ERRORS = 5
 
 WITH_ERROR = frozenset({"nc1", "spectrum"})
 """Families whose standard errors include those of their biases: few rows decide a variance, in a half even fewer."""
+
+LARGE_SHARE = 1 / 8
+"""Share of the value above which a bias of these families is checked or stated although its standard error is large, as
+that of NC1 is where class means nearly coincide: it is then proportional to N."""
 
 LEFT, LEFT_OF_BIAS = 1.5, 0.5
 """Standard errors up to which bias may remain after the correction; with one part in place of four quarters, which is
@@ -119,7 +123,7 @@ class Biases:
         suspects = {}
         for name, (bias, _) in biases.items():
             error = self._values.get(f"{name}_stderr")
-            if bias is not None and error is not None and abs(bias) > error:
+            if bias is not None and error is not None and (abs(bias) > error or self._is_large(name, bias)):
                 suspects[name] = (bias, error)
         biases |= self._checked(suspects) if suspects else {}
         for name, (bias, reason) in list(biases.items()):
@@ -174,7 +178,9 @@ class Biases:
         """Return biases that exceed their errors, with the reason if smaller parts of the rows do not agree."""
         inputs, sample, parts = self._inputs, self._sample, self._quarters()
         unchecked: dict[str, Bias] = {
-            name: (bias, UNCHECKED) for name, (bias, error) in suspects.items() if abs(bias) > MANY_ERRORS * error
+            name: (bias, UNCHECKED)
+            for name, (bias, error) in suspects.items()
+            if abs(bias) > MANY_ERRORS * error or self._is_large(name, bias)
         }
         if not parts or not all(map(len, parts)):
             return unchecked
@@ -199,6 +205,10 @@ class Biases:
             most = LEFT * error if len(parts) > 1 else max(LEFT * error, LEFT_OF_BIAS * abs(bias))
             checked[name] = bias, TOO_SMALL if remaining_bias(bias, excess, ratio) > most else None
         return unchecked | checked
+
+    def _is_large(self, name: str, bias: float) -> bool:
+        """Return whether a bias is a large share of a value whose standard error includes that of the bias."""
+        return self._metrics[name].family in WITH_ERROR and abs(bias) > LARGE_SHARE * abs(self._values[name])
 
     def _quarters(self) -> list[Tensor]:
         """Return positions in the sample of parts of all rows that check biases; empty if the sample is too small."""

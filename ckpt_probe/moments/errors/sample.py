@@ -130,6 +130,9 @@ class Sample:
             return None
         if self.classes < 2:
             return ONE_CLASS
+        if self.classes == 2 and metric.family == "nc2":
+            # Two centred means are opposite and equally long, whatever the rows.
+            return FIXED
         return SINGLE_ROWS if self.single else MISSES_CLASS if self.misses else None
 
     def mean_of_rows(

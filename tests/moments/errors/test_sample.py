@@ -9,13 +9,15 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+import ckpt_probe as cp
 import ckpt_probe.data
 from ckpt_probe.analysis.context import Context
+from ckpt_probe.analysis.entries import Record
 from ckpt_probe.analysis.record import compute_from_blocks
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.entropies.levels import Options
-from ckpt_probe.moments.errors.bias import NO_HALF, TOO_SMALL, remaining_bias
+from ckpt_probe.moments.errors.bias import NO_HALF, TOO_SMALL, UNCHECKED, remaining_bias
 from ckpt_probe.moments.errors.design import NO_SPREAD, Design, extreme_value_index
 from ckpt_probe.moments.errors.sample import (
     AT_MAXIMUM,
@@ -494,3 +496,28 @@ def test_the_error_of_angles_near_a_kink_is_that_of_draws() -> None:
         values.append(record["nc2.equiangular_means"])
         errors.append(record["nc2.equiangular_means_stderr"])
     assert np.mean(errors) == pytest.approx(np.std(values), rel=0.3)
+
+
+def names_with(record: Record, reason: str) -> set[str]:
+    """Return the names of the values of a record that are missing, or in doubt, for a reason."""
+    parts = [part.removesuffix(f": {reason}") for part in record["missing"].split("; ") if part.endswith(f": {reason}")]
+    return {name for part in parts for name in part.split(", ")}
+
+
+def test_nc1_of_nearly_coincident_means_states_that_the_sample_is_too_small() -> None:
+    for samples, reason in ((1000, TOO_SMALL), (20_000, UNCHECKED)):
+        labels = np.arange(samples) % 10
+        features = np.random.default_rng(0).normal(size=(samples, 32)) + 0.01 * labels[:, None]
+        record = cp.analyze_features(features, labels, only=["nc1"], errors=True)
+        assert abs(record["nc1.pinv_bias"]) < 5 * record["nc1.pinv_stderr"]
+        assert names_with(record, reason) >= {"nc1.pinv_bias"}
+
+
+def test_nc2_of_two_classes_has_no_error() -> None:
+    labels = np.random.default_rng(1).choice(2, 300, p=[0.7, 0.3])
+    features = np.random.default_rng(2).normal(size=(300, 10)) + 10 + labels[:, None]
+    record = cp.analyze_features(features, labels, np.eye(2, 10), only=["nc2"], errors=True)
+    assert record["nc2.equinorm_means"] < 1e-14
+    errors = {name for name in record if "nc2." in name and name.endswith(("_stderr", "_bias"))}
+    assert {record[name] for name in errors} == {None}
+    assert errors <= names_with(record, FIXED)
