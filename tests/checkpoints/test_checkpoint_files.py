@@ -76,7 +76,8 @@ def test_metadata_that_is_read_equals_the_written_metadata(tmp_path: Path) -> No
     save_checkpoint(tmp_path / "a.safetensors", tensors(), metadata)
     with open_checkpoint(tmp_path / "a.safetensors") as checkpoint:
         assert checkpoint.metadata == metadata
-    assert metadata.versions["torch"] == torch.__version__
+    # A build for CUDA calls itself 2.13.0+cu130, and its package 2.13.0.
+    assert torch.__version__.startswith(metadata.versions["torch"])
 
 
 def test_a_foreign_file_has_empty_metadata_and_newer_or_invalid_metadata_is_refused(tmp_path: Path) -> None:
