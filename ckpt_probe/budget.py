@@ -44,11 +44,14 @@ class Budget:
     Args:
         source: Name of the file, for messages.
         size: Bytes of the file that are numbers, texts or the like; 0 for a file that describes others, such as JSON.
+
+    Attributes:
+        memory: Bytes that the contents may take in total.
     """
 
     def __init__(self, source: object, size: int = 0) -> None:
         self._source = source
-        self._memory = max(MEMORY, GROWTH * size)
+        self.memory = max(MEMORY, GROWTH * size)
         self._seconds = max(SECONDS, size / SPEED)
         self._started = thread_time()
         self._spent = 0
@@ -65,7 +68,7 @@ class Budget:
             OverBudget: If the budget is spent.
         """
         self._spent += size + ENTRY * entries
-        if self._spent > self._memory:
+        if self._spent > self.memory:
             raise self._over(f"{self._spent:,} bytes or more", cause)
         if thread_time() - self._started > self._seconds:
             raise OverBudget(
@@ -95,14 +98,14 @@ class Budget:
 
         with _enforcing:
             writable = int(PROCESS.read_text().split()[5]) * resource.getpagesize()
-            allowed = writable + max(self._memory - self._spent, 0) + LIBRARY
+            allowed = writable + max(self.memory - self._spent, 0) + LIBRARY
             soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
             limits = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
             resource.setrlimit(resource.RLIMIT_DATA, (min([allowed, *limits]), hard))
             try:
                 yield
             except MemoryError as error:
-                raise self._over(f"more than {self._memory:,} bytes", "") from error
+                raise self._over(f"more than {self.memory:,} bytes", "") from error
             finally:
                 resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 

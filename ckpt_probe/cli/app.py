@@ -21,7 +21,7 @@ from ckpt_probe import __version__
 from ckpt_probe.addresses import clean_words, is_address, redacted, refuse_address, without_credentials, without_secrets
 from ckpt_probe.cli.flags import flags_for_keywords
 from ckpt_probe.cli.output import discard_output
-from ckpt_probe.errors import CkptProbeError, UsageError, printable
+from ckpt_probe.errors import CkptProbeError, UsageError, last_line, printable
 from ckpt_probe.files import INTERRUPTS
 from ckpt_probe.keywords import suggestion
 
@@ -59,6 +59,7 @@ HELP_WIDTH = 100
 """Characters of a line of help, unless the terminal is narrower."""
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG})
 """Errors of a disk that is full, of a quota, file size or length of a name that is reached."""
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
 INTERRUPTED = 130
 INTERNAL_ERROR = 70
 
@@ -194,7 +195,11 @@ def _run(arguments: Sequence[str], received: Sequence[int]) -> int:
             return _internal(error, debug)
         return _fail(f"error: {line}", 1, debug)
     except Exception as error:
-        return _internal(error, debug)
+        # torch raises a RuntimeError of these words.
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in OUT_OF_MEMORY):
+            return _internal(error, debug)
+        line = f"not enough memory ({last_line(error)}); end other programs, or use a machine with more"
+        return _fail(f"error: {line}", 1, debug)
 
 
 @contextmanager

@@ -32,6 +32,8 @@ INPUTS, LABELS = "inputs", "labels"
 
 INTEGERS = "store the numbers of the classes as an integer array (N,)"
 
+BROKEN_ZIP = (zipfile.BadZipFile, zlib.error)
+
 UNSIGNED_BYTE = 0x08
 """Code of the element type in the header of an idx file."""
 IDX_PREFIXES = {"train": "train", "test": "t10k"}
@@ -68,14 +70,20 @@ def read_npz(path: Path, test_fraction: float = TEST_FRACTION, split_seed: int =
             names = [name for name in present if name.partition("_")[0] in ("x", "y") or name == CLASS_NAMES]
             zipped: Any = archive.zip
             sizes = {member.filename.removesuffix(".npy"): member.file_size for member in zipped.infolist()}
+            if len(sizes) < len(zipped.infolist()):
+                raise ValueError("two members have one name")
             # The data are in memory twice: as arrays and as splits.
-            Budget(path, path.stat().st_size).spend(2 * sum(sizes[name] for name in names), len(sizes))
+            budget = Budget(path, path.stat().st_size)
+            budget.spend(2 * sum(sizes[name] for name in names), len(sizes))
             arrays = {name: archive[name] for name in names}
+            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+                raise ValueError("a member is no array")
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
-    except (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: not an .npz file of plain arrays ({error})") from error
-    names = _class_names(path, arrays.pop(CLASS_NAMES, None))
+    except (OSError, TypeError, ValueError, EOFError, RuntimeError, MemoryError, *BROKEN_ZIP) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise DataError(f"{path}: not an .npz file of plain arrays ({reason})") from error
+    names = _class_names(path, arrays.pop(CLASS_NAMES, None), budget)
     if {"x", "y"} <= arrays.keys():
         return _divided(arrays["x"], _labels(path, arrays, "x", "y"), test_fraction, split_seed), names
     split_names = [name.removeprefix("x_") for name in arrays if name.startswith("x_") and f"y_{name[2:]}" in arrays]
@@ -249,11 +257,13 @@ def _labels(path: Path, arrays: Mapping[str, np.ndarray], inputs: str, labels: s
     return values
 
 
-def _class_names(path: Path, names: np.ndarray | None) -> tuple[str, ...] | None:
+def _class_names(path: Path, names: np.ndarray | None, budget: Budget) -> tuple[str, ...] | None:
     if names is None:
         return None
     if names.ndim != 1 or names.dtype.kind != "U":
         raise DataError(f"{path}: {CLASS_NAMES} must be strings (C,), found {names.shape} of {names.dtype}")
+    # A text of no characters takes no space in a file.
+    budget.spend(entries=len(names), cause=f"{CLASS_NAMES}: ")
     return tuple(str(name) for name in names)
 
 
@@ -289,10 +299,13 @@ def _find_idx_file(directory: Path, name: str) -> Path:
 def _open_h5_split(path: Path, group: Any) -> StoredSplit:
     inputs, labels = group[INPUTS], group[LABELS]
     where = f"{path}: {group.name.strip('/')}".rstrip(": ")
+    if not (hasattr(inputs, "shape") and hasattr(labels, "shape")):
+        raise DataError(f"{where}: {INPUTS} or {LABELS} is no dataset")
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise DataError(f"{where}: {LABELS}: {INTEGERS}, found {labels.shape} of {labels.dtype}")
     if inputs.ndim < 2 or inputs.shape[:1] != labels.shape:
         raise DataError(f"{where}: {INPUTS} have shape {inputs.shape}; expected (N, …) for {LABELS} {labels.shape}")
+    Budget(path, path.stat().st_size).spend(8 * len(labels), cause=f"{LABELS}: ")
     return StoredSplit(path, inputs.name, torch.from_numpy(native(labels[()]).astype(np.int64)))
 
 

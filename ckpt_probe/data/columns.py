@@ -3,8 +3,10 @@
 import codecs
 import re
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +68,17 @@ class Columns:
         Raises:
             DataError: If there is no such column (the message lists the others), or a value of it is missing.
         """
-        if name not in self.table.column_names:
+        if name not in self._positions:
             names = listed(self.table.column_names, 12)
             raise DataError(
                 f"{self.path}: no column {name!r}; there are: {names}; choose one by {suggestion(**{option: 'NAME'})}"
             )
-        return self._without_gaps(name, self.table.column(name))
+        return self._without_gaps(name, self.table.column(self._positions[name]))
+
+    @cached_property
+    def _positions(self) -> Mapping[str, int]:
+        # pyarrow compares a name with those of all columns, of which the pixels of images are thousands.
+        return {name: position for position, name in enumerate(self.table.column_names)}
 
     def _without_gaps(self, name: str, column: Any) -> Any:
         if column.null_count:

@@ -128,7 +128,8 @@ class Dump:
         """
         dataset = self._required(name, h5py.Dataset)
         known = [f", {axis} = {sizes[axis][0]} as in {sizes[axis][1]}" for axis in axes if axis in sizes]
-        fits = dataset.ndim == len(axes) and all(
+        fits = dataset.ndim == len(axes) and 0 not in dataset.shape[1:]
+        fits = fits and all(
             sizes.setdefault(axis, (length, name))[0] == length
             for axis, length in zip(axes, dataset.shape, strict=True)
         )

@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,12 +34,19 @@ CHECKPOINTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pth.tar", ".pt.
 
 TEXTS = (f"/{CLASS_NAMES}", f"/{SAMPLE_NAMES}")
 
-COMPRESSING = frozenset({1, 4, 5, 6, 32000})
-"""Numbers of deflate, szip, nbit, scaleoffset and lzf."""
-FILTERS = COMPRESSING | {2, 3}
-"""HDF5's own filters and h5py's, with shuffle and fletcher32."""
+DEFLATE, SHUFFLE, FLETCHER32, LZF = 1, 2, 3, 32000
+COMPRESSING = frozenset({DEFLATE, LZF})
+FILTERS = COMPRESSING | {SHUFFLE, FLETCHER32}
+"""Numbers of filters. Others, such as scaleoffset, allocate what their own parameters claim."""
+RATIO = 1032
+"""Most bytes that deflate makes of one byte."""
+CHECKSUM = 4
+"""Bytes that fletcher32 adds to a chunk."""
 CHUNK_CACHE = 2**20
 """Size in bytes of HDF5's cache of decompressed chunks; a chunk that does not fit is decompressed at each read."""
+
+TEXT = 64
+"""Bytes of an object of Python for a text, besides its characters."""
 
 OBJECTS = 64
 """Entries that are counted for a group or dataset, which takes 100 microseconds to look at."""
@@ -169,9 +177,13 @@ def _check(path: Path, file: h5py.File, budget: Budget) -> int:
     sizes, largest = {"": 0}, 0
     for name, item in items(file, budget):
         if isinstance(item, h5py.Dataset):
-            compressed = _require_plain(f"{path}: {name.strip('/')}", item, "biufS" if name.endswith(TEXTS) else "biuf")
+            where = f"{path}: {name.strip('/')}"
+            compressed = _require_plain(where, item, "biufS" if name.endswith(TEXTS) else "biuf")
             chunk = math.prod(item.chunks) * item.dtype.itemsize if compressed and item.chunks else 0
-            sizes[name.strip("/")], largest = max(item.nbytes, chunk), max(largest, chunk)
+            if chunk:
+                _require_true_chunks(where, item, chunk, budget)
+            texts = TEXT * len(item) if item.dtype.kind == "S" and item.shape else 0
+            sizes[name.strip("/")], largest = texts + max(item.nbytes, chunk), max(largest, chunk)
     budget.spend(sum(sizes.values()), cause=f"{max(sizes, key=sizes.__getitem__)}: ")
     return largest
 
@@ -273,13 +285,39 @@ def _require_plain(where: str, dataset: h5py.Dataset, kinds: str) -> bool:
         wanted = "texts of one length, as of np.array(names, dtype='S')" if "S" in kinds else "numbers"
         raise DataError(f"{where}: contains {kind}, expected {wanted}")
     properties = dataset.id.get_create_plist()
-    filters = {properties.get_filter(number)[0] for number in range(properties.get_nfilters())}
-    if unknown := filters - FILTERS:
+    filters = [properties.get_filter(number)[0] for number in range(properties.get_nfilters())]
+    if unknown := set(filters) - FILTERS:
         raise DataError(f"{where}: stored with the unknown filter {min(unknown)}; write it with gzip, lzf or no filter")
-    claimed, stored, compressed = dataset.nbytes, dataset.id.get_storage_size(), bool(COMPRESSING & filters)
+    changing = [number for number in filters if number != FLETCHER32]
+    if COMPRESSING & set(changing[:-1]):
+        raise DataError(f"{where}: stored with filters after its compression; write it with gzip, lzf or no filter")
+    claimed, stored, compressed = dataset.nbytes, dataset.id.get_storage_size(), bool(COMPRESSING & set(filters))
     if not compressed and claimed > stored:
         raise DataError(f"{where}: claims {claimed:,} bytes, but only {stored:,} were ever written")
     return compressed
+
+
+def _require_true_chunks(where: str, dataset: Any, size: int, budget: Budget) -> None:
+    """Raise DataError if a chunk unpacks to more than its size and beyond the budget, as HDF5 allocates all of it.
+
+    Args:
+        where: File and name, for the message.
+        dataset: A compressed dataset.
+        size: Size of a chunk in bytes.
+        budget: Budget of the file.
+    """
+    # Writers leave a chunk that compression does not make smaller as it is; compressed, it is hardly larger.
+    most, large = size + size // 100 + 64, []
+    suspicious = min(most, budget.memory // RATIO)
+    dataset.id.chunk_iter(lambda chunk: large.append(chunk) if chunk.size > suspicious else None)
+    for chunk in large:
+        unpacked = chunk.size if chunk.size > most else 0
+        if not unpacked and dataset.compression == "gzip":
+            _, stored = dataset.id.read_direct_chunk(chunk.chunk_offset)
+            with suppress(zlib.error):  # which HDF5 reports
+                unpacked = len(zlib.decompressobj().decompress(stored, size + CHECKSUM + 1))
+        if unpacked > size + CHECKSUM:
+            raise DataError(f"{where}: a chunk of {size:,} bytes unpacks to more; damaged, or made to do this")
 
 
 def groups_with(file: h5py.File, *names: str) -> dict[str, Any]:

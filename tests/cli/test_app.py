@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
+import torch
 
 import ckpt_probe as cp
 from ckpt_probe.cli.app import VERBS, group, run
@@ -154,6 +156,17 @@ def test_an_unexpected_end_of_file_is_an_internal_error_and_not_an_interruption(
     assert run(["inspect", "a.safetensors"]) == 70
     [line] = error_lines(capsys)
     assert line.startswith("internal error: EOFError: no more data")
+
+
+@pytest.mark.parametrize("size", [2**50, (2**25, 2**25)])
+def test_too_little_memory_is_an_error_of_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], size: int | tuple[int, int]
+) -> None:
+    allocate = np.zeros if isinstance(size, int) else torch.zeros
+    monkeypatch.setattr("ckpt_probe.inspection.inspect_checkpoint", lambda *_, **__: allocate(size))
+    assert run(["inspect", "a.safetensors"]) == 1
+    [line] = error_lines(capsys)
+    assert line.startswith("error: not enough memory (")
 
 
 def test_an_unknown_command_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

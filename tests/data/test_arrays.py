@@ -205,6 +205,12 @@ def write_invalid(path: Path, kind: str) -> None:
             file.create_dataset("a/inputs", (10**12, 4), "f4", chunks=(100, 4))
         elif kind == "names":
             file["inputs"], file["labels"], file["class_names"] = X, Y, np.zeros(3)
+        elif kind == "groups":
+            file.create_group("labels")
+            file.create_group("inputs")
+        elif kind == "labels":
+            file.create_dataset("labels", (10**8,), "u1", chunks=(10**6,), compression="gzip")
+            file.create_dataset("inputs", (10**8, 1), "u1", chunks=(10**6, 1), compression="gzip")
         elif kind == "negative":
             file["inputs"], file["labels"] = X, Y - 1
 
@@ -219,6 +225,8 @@ def write_invalid(path: Path, kind: str) -> None:
         ("huge", "a/inputs: claims 16,000,000,000,000 bytes, but only 0 were ever written"),
         ("names", "class_names: expected"),
         ("negative", "a label is -1"),
+        ("groups", r"x\.h5: inputs or labels is no dataset"),
+        ("labels", "labels: unpacks to 800,000,000 bytes or more"),
     ],
 )
 def test_invalid_hdf5_files_are_refused(kind: str, message: str, tmp_path: Path) -> None:

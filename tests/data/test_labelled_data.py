@@ -3,6 +3,7 @@
 import gzip
 import struct
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,16 @@ def test_archives_of_many_arrays_that_unpack_to_far_more_are_refused(
         load_data(f"npz:{tmp_path / 'bomb.npz'}")
 
 
+def test_names_of_no_characters_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ckpt_probe.budget.MEMORY", 10**6)
+    np.savez(tmp_path / "names.npz", x=np.zeros((4, 2)), y=np.arange(4) % 2)
+    names = b"{'descr': '<U0', 'fortran_order': False, 'shape': (1000000000000,)}"
+    with zipfile.ZipFile(tmp_path / "names.npz", "a") as archive:
+        archive.writestr("class_names.npy", b"\x93NUMPY\1\0" + struct.pack("<H", len(names)) + names)
+    with pytest.raises(DataError, match=r"names\.npz: class_names: unpacks to 256,000,000,\d+,\d+ bytes or more"):
+        load_data(f"npz:{tmp_path / 'names.npz'}")
+
+
 def test_invalid_npz_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "named.npz", features=np.zeros((3, 2)))
     np.savez(tmp_path / "floats.npz", x_train=np.zeros((3, 2)), y_train=np.zeros(3))
@@ -138,6 +149,13 @@ def test_invalid_npz_is_refused(tmp_path: Path) -> None:
     # In an entry of a zip's directory bit 0 of byte 8 marks encryption, and byte 6 is the version needed to unpack it.
     (tmp_path / "locked.npz").write_bytes(stored[: entry + 8] + b"\x01" + stored[entry + 9 :])
     (tmp_path / "newer.npz").write_bytes(stored[: entry + 6] + b"\xd2" + stored[entry + 7 :])
+    for copied, name in (("twice", "x_a"), ("raw", "y_b")):
+        (tmp_path / f"{copied}.npz").write_bytes(stored)
+        with zipfile.ZipFile(tmp_path / f"{copied}.npz", "a") as archive:
+            archive.writestr(name, "text")
+    axes = b"{'descr': '<f8', 'fortran_order': False, 'shape': (True, 2)}"
+    with zipfile.ZipFile(tmp_path / "axes.npz", "w") as archive:
+        archive.writestr("x.npy", b"\x93NUMPY\1\0" + struct.pack("<H", len(axes)) + axes + bytes(16))
     np.save(tmp_path / "array.npy", np.zeros(3))
     (tmp_path / "text.npz").write_text("text")
     for name, message in (
@@ -151,6 +169,9 @@ def test_invalid_npz_is_refused(tmp_path: Path) -> None:
         ("cut.npz", "not an .npz file"),
         ("locked.npz", r"locked\.npz: not an \.npz file of plain arrays \(.* is encrypted"),
         ("newer.npz", r"newer\.npz: not an \.npz file of plain arrays \(zip file version 21"),
+        ("twice.npz", r"twice\.npz: not an .npz file of plain arrays \(two members have one name\)"),
+        ("raw.npz", r"raw\.npz: not an .npz file of plain arrays \(a member is no array\)"),
+        ("axes.npz", r"axes\.npz: not an .npz file of plain arrays \(an integer is required\)"),
         ("array.npy", "a single array; expected an .npz file"),
         ("text.npz", "not an .npz file"),
         ("missing.npz", "no such file"),

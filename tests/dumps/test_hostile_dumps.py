@@ -1,6 +1,7 @@
 """Checks that dumps with links outside themselves or with false sizes are refused before a row is read."""
 
 import tracemalloc
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +46,42 @@ def one_chunk(file: h5py.File) -> None:
     file.create_dataset("test/features", shape, "f4", chunks=shape, compression="gzip")
 
 
+def deflated(file: h5py.File, shape: tuple[int, int], size: int) -> None:
+    features = file.create_dataset("test/features", shape, "f4", chunks=shape, compression="gzip")
+    features.id.write_direct_chunk((0, 0), zlib.compress(bytes(size), 1))
+
+
+def full_chunk(file: h5py.File) -> None:
+    deflated(file, (4, 2), 10**6)
+
+
+def large_chunk(file: h5py.File) -> None:
+    # Compressed, it is smaller than a chunk.
+    deflated(file, (4, 200_000), 130 * 10**6)
+
+
+def filtered_again(file: h5py.File) -> None:
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_chunk((4, 2))
+    properties.set_deflate(9)
+    properties.set_deflate(9)
+    space, group = h5py.h5s.create_simple((4, 2)), file.create_group("test")
+    h5py.h5d.create(group.id, b"features", h5py.h5t.IEEE_F32LE, space, properties)
+
+
+def scaled(file: h5py.File) -> None:
+    file.create_dataset("test/features", data=np.ones((4, 2)), scaleoffset=2)
+
+
+def many_names(file: h5py.File) -> None:
+    file["test/features"] = np.ones((4, 2))
+    file.create_dataset("class_names", (10**7,), "S1", chunks=(10**7,), compression="gzip")
+
+
+def without_columns(file: h5py.File) -> None:
+    file["test/features"] = np.ones((4, 0))
+
+
 def objects(file: h5py.File) -> None:
     file.create_dataset("test/features", data=["x"] * 4, dtype=h5py.string_dtype())
 
@@ -74,6 +111,12 @@ CASES: list[tuple[Callable[[h5py.File], None], str]] = [
     (never_written, r"test/features: claims 8,000,000,000,000 bytes, but only 0 were ever written"),
     (squeezed, r"test/features: unpacks to 1,600,\d+,\d+ bytes or more"),
     (one_chunk, r"test/features: unpacks to 800,\d+,\d+ bytes or more"),
+    (full_chunk, r"test/features: a chunk of 32 bytes unpacks to more; damaged, or made to do this"),
+    (large_chunk, r"test/features: a chunk of 3,200,000 bytes unpacks to more"),
+    (filtered_again, r"test/features: stored with filters after its compression"),
+    (scaled, r"test/features: stored with the unknown filter 6; write it with gzip, lzf or no filter"),
+    (many_names, r"class_names: unpacks to 650,\d+,\d+ bytes or more"),
+    (without_columns, r"test/features: expected .* of shape \(N, D\), found shape \(4, 0\)"),
     (objects, r"test/features: contains texts, expected numbers"),
     (references, r"test/features: contains object"),
     (ragged, r"test/features: contains object"),
