@@ -67,7 +67,7 @@ def forward_blocks(
     if device.type == "cpu":
         keep_freed_memory()
     # In this order float64 tensors, which MPS does not support, are never moved to it.
-    model.to(dtype=dtype).to(device=device).eval()
+    models.cast_floats(model, dtype).to(device=device).eval()
     with ready_batches(split, batch_size, limit, start=start, stop=stop, pinned=device.type == "cuda") as batches:
         yield from forward_batches(
             model, head, batches, device=device, dtype=dtype, first=start, taps=taps, progress=progress, bar=bar

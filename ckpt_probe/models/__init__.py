@@ -4,6 +4,7 @@ from ckpt_probe.models.calling import (
     Batch,
     as_taken_by,
     call,
+    cast_floats,
     choose_device,
     described,
     evaluating,

@@ -64,6 +64,11 @@ def on_device(inputs: Batch, device: torch.device, dtype: torch.dtype | None = N
     return inputs.to(device=device, dtype=kind, non_blocking=device.type == "cuda")
 
 
+def cast_floats(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Cast floating-point tensors of a model in place, and return it; `Module.to` also makes complex ones real."""
+    return model._apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+
+
 def as_taken_by(model: nn.Module, inputs: Batch) -> Batch:
     """Copy inputs to the device of a model, and floating-point numbers to its dtype."""
     tensors = (tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point())

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.models.calling import Batch, Call, forward_once, results_of, samples_in, tapping
+from ckpt_probe.models.calling import Batch, Call, evaluating, forward_once, results_of, samples_in, tapping
 from ckpt_probe.models.head import CONVOLUTIONS, Head, Kind, Part, affine_map, as_rows, only_call, rows_by_position
 from ckpt_probe.models.pooling import HEADLESS, STATE, Backbone, backbone_of
 from ckpt_probe.models.relation import relation_to
@@ -120,7 +120,8 @@ def _returned(model: nn.Module, calls: Calls, results: Sequence[Tensor], samples
 def _part(model: nn.Module, name: str, call: Call, samples: int) -> tuple[Part | None, int]:
     """Return a layer as a part of a head, or None if it is not linear, and its number of rows per sample."""
     layer = model.get_submodule(name)
-    kind = _kind_of(layer, *call, samples)
+    with evaluating(layer):
+        kind = _kind_of(layer, *call, samples)
     if kind is None:
         return None, 0
     features, _ = rows_by_position(layer, *call, samples)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ckpt_probe.errors import DataError, last_line, listed
+from ckpt_probe.models.calling import cast_floats
 from ckpt_probe.plugins import loaded_by_transformers
 from ckpt_probe.wrappers import COUNTER, extra_states, fitting_prefixes, trained_first, unwrapped, wrapper_note
 
@@ -42,7 +43,8 @@ def fill_model(
     """
     double = any(tensor.dtype == torch.float64 for tensor in state.values())
     # The last forward pass may have left the model in a narrower dtype.
-    model.to("cpu" if double and target.type == "mps" else target).to(torch.float64 if double else torch.float32)
+    model.to("cpu" if double and target.type == "mps" else target)
+    cast_floats(model, torch.float64 if double else torch.float32)
     return load_weights(model, state, source=source, extra=extra, state_key=state_key)
 
 

@@ -48,13 +48,13 @@ def affine_map(layer: nn.Module, kind: Kind, width: int) -> tuple[Tensor, Tensor
         kind: Its kind of linear map.
         width: Number of features D of its input.
     """
-    if kind in ("linear", "convolution"):
-        weight: Any = layer.weight
-        bias: Any = getattr(layer, "bias", None)
-        return weight.flatten(1), bias
     like = next((tensor for tensor in layer.parameters() if tensor.is_floating_point()), torch.zeros(()))
+    # In training a spectral norm changes whenever the weight is read.
     with evaluating(layer):
-        bias = None if kind == "cosine" else layer(like.new_zeros(1, width))[0]
+        if kind in ("linear", "convolution"):
+            weight: Any = layer.weight
+            return weight.flatten(1), getattr(layer, "bias", None)
+        bias: Any = None if kind == "cosine" else layer(like.new_zeros(1, width))[0]
         parts = []
         for start in range(0, width, PROBED_AT_ONCE):
             count = min(PROBED_AT_ONCE, width - start)

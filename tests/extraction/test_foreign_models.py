@@ -367,3 +367,32 @@ def test_a_random_model_is_named_to_the_progress_of_extract(tmp_path: Path) -> N
     loader = [(torch.randn(8, 6), torch.arange(8) % 3)]
     cp.extract(nn.Sequential(Noisy(6, 6), nn.Linear(6, 3)), loader, tmp_path / "a.h5", device="cpu", progress=log)
     assert "two runs of the model on the same samples differ" in " ".join(log.messages)
+
+
+SPECTRAL = """
+import torch
+from torch import nn
+
+
+class Spectral(nn.Module):
+    def __init__(self, classes=5):
+        super().__init__()
+        self.filter = nn.Parameter(torch.randn(8, 6, dtype=torch.complex64))
+        self.head = nn.Linear(6, classes)
+
+    def forward(self, x):
+        return self.head((torch.fft.fft(x.double()).to(torch.complex64) @ self.filter).abs())
+"""
+
+
+def test_complex_weights_are_loaded_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "spectral.py").write_text(SPECTRAL)
+    torch.manual_seed(0)
+    model = load_function(f"{tmp_path / 'spectral.py'}:Spectral")()
+    torch.save(model.state_dict(), tmp_path / "spectral.pt")
+    x = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
+    np.savez(tmp_path / "rows.npz", x_test=x, y_test=np.arange(20) % CLASSES)
+    name, data = f"{tmp_path / 'spectral.py'}:Spectral", f"npz:{tmp_path / 'rows.npz'}"
+    cp.extract_series(tmp_path / "spectral.pt", tmp_path / "dumps", model=name, data=data)
+    with torch.no_grad():
+        torch.testing.assert_close(rows(tmp_path / "dumps" / "spectral.h5")[1], model(torch.from_numpy(x)))

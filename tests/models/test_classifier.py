@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.models import find_head, run_once, unsteadiness
@@ -102,6 +102,18 @@ def test_heads_of_every_kind_are_found(head: nn.Module, name: str, kind: str, ch
     assert rows.features.shape == (9, D)
     if kind == "cosine":
         torch.testing.assert_close(rows.features.norm(dim=1), torch.ones(9))
+
+
+def test_the_search_in_a_model_in_training_changes_no_spectral_norm() -> None:
+    torch.manual_seed(0)
+    model = Body(spectral_norm(nn.Linear(D, C)))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    head = find_head(model, inputs())
+    weights, bias = head.parameters(model)
+    assert (head.name, head.parts[0].kind, model.head.training) == ("head", "linear", True)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    rows = head.tapped(model.eval(), inputs())
+    torch.testing.assert_close(F.linear(rows.features, weights, bias), rows.logits)
 
 
 def test_a_cosines_weights_are_the_unit_class_vectors_times_the_scale() -> None:
