@@ -84,9 +84,12 @@ def read_npz(path: Path, test_fraction: float = TEST_FRACTION, split_seed: int =
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise DataError(f"{path}: not an .npz file of plain arrays ({reason})") from error
     names = _class_names(path, arrays.pop(CLASS_NAMES, None), budget)
-    if {"x", "y"} <= arrays.keys():
-        return _divided(arrays["x"], _labels(path, arrays, "x", "y"), test_fraction, split_seed), names
     split_names = [name.removeprefix("x_") for name in arrays if name.startswith("x_") and f"y_{name[2:]}" in arrays]
+    if {"x", "y"} <= arrays.keys():
+        if split_names:
+            ambiguous = f"x and y beside x_{split_names[0]} and y_{split_names[0]}"
+            raise DataError(f"{path}: {ambiguous}; call them x_train and y_train, or remove them")
+        return _divided(arrays["x"], _labels(path, arrays, "x", "y"), test_fraction, split_seed), names
     if not split_names:
         raise DataError(f"{path}: no arrays x and y (or x_train, y_train, …); found: {listed(present) or 'none'}")
     labels = {name: _labels(path, arrays, f"x_{name}", f"y_{name}") for name in split_names}
@@ -132,6 +135,9 @@ def read_h5(path: Path) -> Arrays:
         groups = groups_with(file, INPUTS, LABELS)
         if not groups:
             raise DataError(f"{path}: no arrays {INPUTS} and {LABELS}, at its root or in a group for each split")
+        if len(groups) > 1 and "" in groups:
+            ambiguous = f"{INPUTS} and {LABELS} at the root beside those in {list(groups)[1]}"
+            raise DataError(f"{path}: {ambiguous}; move them to a group")
         splits: dict[str, Split] = {name or path.stem: _open_h5_split(path, group) for name, group in groups.items()}
         return splits, None if names is None else read_names(path, names)
 

@@ -321,10 +321,9 @@ def _require_true_chunks(where: str, dataset: Any, size: int, budget: Budget) ->
 
 
 def groups_with(file: h5py.File, *names: str) -> dict[str, Any]:
-    """Return groups that contain all of `names`, by name; only the root, named "", if it does."""
-    if set(names) <= set(file):
-        return {"": file}
-    return {name: item for name, item in file.items() if isinstance(item, h5py.Group) and set(names) <= set(item)}
+    """Return groups that contain all of `names`, by name; the root, which comes first, is named ""."""
+    groups = {"": file, **file}
+    return {name: item for name, item in groups.items() if isinstance(item, h5py.Group) and set(names) <= set(item)}
 
 
 def read_names(path: Path, dataset: Any, name: str = CLASS_NAMES) -> tuple[str, ...]:

@@ -213,6 +213,8 @@ def write_invalid(path: Path, kind: str) -> None:
             file.create_dataset("inputs", (10**8, 1), "u1", chunks=(10**6, 1), compression="gzip")
         elif kind == "negative":
             file["inputs"], file["labels"] = X, Y - 1
+        elif kind == "both":
+            file["inputs"], file["labels"], file["test/inputs"], file["test/labels"] = X, Y, X, Y
 
 
 @pytest.mark.parametrize(
@@ -225,6 +227,7 @@ def write_invalid(path: Path, kind: str) -> None:
         ("huge", "a/inputs: claims 16,000,000,000,000 bytes, but only 0 were ever written"),
         ("names", "class_names: expected"),
         ("negative", "a label is -1"),
+        ("both", "inputs and labels at the root beside those in test; move them to a group"),
         ("groups", r"x\.h5: inputs or labels is no dataset"),
         ("labels", "labels: unpacks to 800,000,000 bytes or more"),
     ],

@@ -142,6 +142,8 @@ def test_invalid_npz_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "uneven.npz", x_a=np.zeros((3, 2)), y_a=np.zeros(2, dtype=int))
     np.savez(tmp_path / "short.npz", x=np.zeros((3, 2)), y=np.zeros(4, dtype=int))
     np.savez(tmp_path / "one_hot.npz", x=np.zeros((3, 2)), y=np.eye(3, dtype=int))
+    arrays = {"x": np.zeros((3, 2)), "y": np.zeros(3, dtype=int)}
+    np.savez(tmp_path / "both.npz", **arrays, x_test=arrays["x"], y_test=arrays["y"])
     (tmp_path / "empty.npz").write_bytes(b"")
     (tmp_path / "cut.npz").write_bytes((tmp_path / "uneven.npz").read_bytes()[:100])
     stored = (tmp_path / "uneven.npz").read_bytes()
@@ -163,6 +165,7 @@ def test_invalid_npz_is_refused(tmp_path: Path) -> None:
         ("floats.npz", r"y_train: store the numbers of the classes as an integer array \(N,\), found float64"),
         ("pickled.npz", "not an .npz file of plain arrays"),
         ("uneven.npz", r"y_a has shape \(2,\); expected one label per row of x_a \(3, 2\)"),
+        ("both.npz", "x and y beside x_test and y_test; call them x_train and y_train, or remove them"),
         ("short.npz", r"y has shape \(4,\); expected one label per row of x"),
         ("one_hot.npz", r"y has shape \(3, 3\); expected one label per row"),
         ("empty.npz", "not an .npz file"),
