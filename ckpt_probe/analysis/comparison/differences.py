@@ -134,7 +134,7 @@ def compare_at_step(
         return Tested(_times(comparison, unit))
     differences = [value - reference[name] for name, value in values.items() if name in reference]
     if differences:
-        low, high = interval.bounds(differences) or (None, None)
+        low, high = interval.bounds(differences, grain / unit) or (None, None)
         comparison = replace(comparison, difference=float(np.mean(differences)), low=low, high=high)
     of_group = measurements[label].values()
     at_collapse = [each.at_collapse[metric] for each in of_group if metric in each.at_collapse]

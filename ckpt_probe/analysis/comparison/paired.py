@@ -50,7 +50,7 @@ class Interval:
         if self.resamples < 100:
             raise UsageError(f"`resamples={self.resamples}`: expected at least 100")
 
-    def bounds(self, differences: Sequence[float]) -> tuple[float, float] | None:
+    def bounds(self, differences: Sequence[float], grain: float = 0.0) -> tuple[float, float] | None:
         """Compute an interval of the mean of differences.
 
         The bootstrap takes the percentile interval of resampled means, expanded for small samples (Hesterberg 2015,
@@ -60,20 +60,25 @@ class Interval:
 
         Args:
             differences: One difference for each pair.
+            grain: Step of which the values are multiples, as `grain_of` returns it. Differences that deviate by less
+                than half a step have Student's interval with this deviation, as in `difference_p`.
 
         Returns:
-            Lower and upper end, both equal to the difference if all are equal; None for fewer than 3 differences.
+            Lower and upper end, both equal to the difference if all are equal and the grain is 0, or all are 0; None
+            for fewer than 3 differences.
         """
         from scipy import stats
 
         values = np.asarray(differences, dtype=np.float64)
         if len(values) < FEWEST_PAIRS:
             return None
-        if np.ptp(values) == 0:
+        coarse = bool(values.any()) and float(values.std(ddof=1)) < grain / 2
+        if np.ptp(values) == 0 and not coarse:
             return float(values[0]), float(values[0])
-        if self.method == "t":
+        if self.method == "t" or coarse:
             # The upper tail is exact near 1, where 0.5 + confidence / 2 rounds to 1 before the confidence does.
-            half = float(stats.t.isf((1 - self.confidence) / 2, len(values) - 1) * stats.sem(values))
+            quantile = stats.t.isf((1 - self.confidence) / 2, len(values) - 1)
+            half = float(quantile * standard_error(values, grain if coarse else 0.0))
             return float(values.mean()) - half, float(values.mean()) + half
         interval = stats.bootstrap(
             (values,),

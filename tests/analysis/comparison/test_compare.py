@@ -260,6 +260,10 @@ def test_one_sample_in_every_seed_is_no_difference_between_recipes(tmp_path: Pat
     pair = [tmp_path / "a", tmp_path / "b"]
     assert [each.verdict for each in compare(pair)] == ["baseline", "equivalent"]
     assert [each.verdict for each in compare(pair, margin=1e-6)] == ["baseline", "undecided"]
+    half = stats.t.isf(0.025, 2) / 2 / math.sqrt(3) / 300
+    for method in ("bootstrap", "t"):
+        other = compare(pair, method=method)[1]
+        assert (other.low, other.high) == (pytest.approx(-1 / 300 - half), pytest.approx(-1 / 300 + half))
     every = [each for each in compare(pair, step="all") if each.group == "b"]
     assert [each.verdict == "different" for each in every] == [True, False, False, False]
 
