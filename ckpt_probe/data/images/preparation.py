@@ -14,7 +14,7 @@ from torch import Tensor
 from ckpt_probe.data.arguments import ModelHints, as_list, load_auto
 from ckpt_probe.data.images.pictures import PILLOWS, Steps
 from ckpt_probe.data.samples import described_size
-from ckpt_probe.errors import UsageError, last_line
+from ckpt_probe.errors import DataError, UsageError, last_line
 from ckpt_probe.plugins import require_extra
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ SCRIPT = "training arguments in the checkpoint, else "
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Normalisation in torchvision's script, whatever that of a model's published weights is."""
 TIMM_SETTINGS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+CHECKED = ("resize", "crop", "mean", "std", "channels")
+"""Fields of `Steps` whose values are checked whatever the library is; its interpolations are its own."""
 TIMM_SIZES = ("img_size", "in_chans")
 
 NOTHING = "nothing asks for it"
@@ -95,10 +97,10 @@ def image_preparation(arguments: Mapping[str, Any], hints: ModelHints) -> Prepar
 
     Raises:
         UsageError: For invalid values.
-        DataError: If the image processor cannot be read.
+        DataError: If the image processor cannot be read, or a configuration has invalid values.
     """
     chosen = {name: value for name, value in arguments.items() if name in Steps.__dataclass_fields__}
-    library = hints.source
+    library, kind = hints.source, UsageError if TRANSFORM in arguments else DataError
     try:
         if TRANSFORM in arguments:
             library, settings = _stated(arguments[TRANSFORM])
@@ -106,6 +108,11 @@ def image_preparation(arguments: Mapping[str, Any], hints: ModelHints) -> Prepar
         else:
             library, settings, source = _configured(hints)
         steps = STEPS_OF[library](settings)
+        try:
+            # A library would also make images of a million pixels a side, as a file may ask for.
+            Steps(**{name: steps[name] for name in CHECKED if name in steps})
+        except UsageError as error:
+            raise kind(f"{source}: {error}") from error
         sources = {"library": source}
         for part, (names, default) in PARTS.items():
             stated = source if any(steps.get(name) is not None for name in names) else default
@@ -114,7 +121,7 @@ def image_preparation(arguments: Mapping[str, Any], hints: ModelHints) -> Prepar
             library, settings = OURS, {**steps, **chosen}
         return Preparation(*TRANSFORMS[library](settings), {TRANSFORM: {library: settings}}, sources)
     except (KeyError, TypeError, AttributeError, AssertionError, IndexError) as error:
-        raise UsageError(f"transform: {library} has no such settings ({last_line(error)})") from error
+        raise kind(f"transform: {library} has no such settings ({last_line(error)})") from error
 
 
 def _configured(hints: ModelHints) -> tuple[str, dict[str, Any], str]:
