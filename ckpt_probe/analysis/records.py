@@ -3,7 +3,8 @@
 import csv
 import json
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -61,6 +62,9 @@ class Records(Sequence[Record]):
         self._records: list[Record] = []
         self._source = iter(records)
         self._error: BaseException | None = None
+        if isinstance(self._source, Generator):
+            # At the end of the process its handlers of errors would find no names any more.
+            weakref.finalize(self, self._source.close)
 
     def __iter__(self) -> Iterator[Record]:
         index = 0

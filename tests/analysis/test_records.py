@@ -1,6 +1,8 @@
 """Tests of `Records`: computed during iteration, stored for the next one, shown in notebooks, and errors raised."""
 
 import json
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,22 @@ import pytest
 
 import ckpt_probe as cp
 from ckpt_probe.errors import DataError, UsageError
+
+UNFINISHED = """
+from ckpt_probe import DataError, Records
+
+
+def rows():
+    try:
+        yield {"step": 0}
+        yield {"step": 1}
+    except DataError:
+        pass
+
+
+records = Records(rows())
+print(records[0]["step"])
+"""
 
 RECORDS = [
     {"checkpoint": f"step-{step}", "step": step, "split": split, "accuracy": step / 10, "class.mir": mir, "note": "x"}
@@ -64,6 +82,11 @@ def test_records_of_an_interrupted_iteration_are_refused() -> None:
         list(records)
     with pytest.raises(DataError, match="interrupted"):
         list(records)
+
+
+def test_records_that_are_never_read_to_their_end_print_nothing_at_the_end_of_the_process() -> None:
+    done = subprocess.run([sys.executable, "-c", UNFINISHED], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
 
 
 def test_a_notebook_shows_a_line_for_each_metric_with_its_values() -> None:
