@@ -74,6 +74,11 @@ def in_cell(text: str) -> str:
     return f"'{cell}"
 
 
+def in_utf8(text: str) -> str:
+    """Return a text that UTF-8 can encode: half characters, and other bytes of file names, are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def in_json(text: str) -> str:
     """Escape the characters that `printable` would replace in JSON, so that it parses to the same value."""
     if text.isprintable():

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import weakref
+from collections import Counter
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -175,7 +176,17 @@ def record_files(path: Path) -> list[Path]:
 
 def read_lines(path: Path | str) -> list[Record]:
     """Read the records of a file into a list; see `read_records`."""
-    path = Path(path)
+    records = _read_lines(Path(path))
+    for number, record in enumerate(records, 1):
+        for name in {*POSITION, *COUNTS} & record.keys():
+            value, count = record[name], name in COUNTS
+            if isinstance(value, list | dict) or (count and value is not None and finite(value) is None):
+                expected = "a number" if count else "a number or a text"
+                raise DataError(f"{path}: record {number}: {name} is {repr(value)[:100]}, expected {expected}")
+    return records
+
+
+def _read_lines(path: Path) -> list[Record]:
     require_regular(path)
     if not path.exists():
         raise DataError(f"{path}: no such file")
@@ -270,7 +281,7 @@ def _read_csv(path: Path) -> list[Record]:
         raise DataError(f"{path}: cannot be read as CSV: {error}") from error
     if not rows:
         raise DataError(f"{path}: {'a header, but no row' if names else 'is empty'}")
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
         raise DataError(f"{path}: two columns are called {twice}; rename one")
     records = []
     for line, row in rows:

@@ -170,10 +170,11 @@ def write_spectra(readings: "Iterable[DetailedRecord]", path: Path, *, overwrite
     """
     import numpy as np
 
+    from ckpt_probe.errors import in_utf8
     from ckpt_probe.files import replacing
 
     arrays = {
-        f"{_array_prefix(reading.record)}/{name}": values
+        in_utf8(f"{_array_prefix(reading.record)}/{name}"): values
         for reading in readings
         for name, values in reading.spectra.items()
     }

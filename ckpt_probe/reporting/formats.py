@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_probe.analysis import Comparison
-from ckpt_probe.errors import DataError, UsageError, in_cell, in_json, listed
+from ckpt_probe.errors import DataError, UsageError, in_cell, in_json, in_utf8, listed
 from ckpt_probe.files import refuse_existing, replacing, write_text
 from ckpt_probe.keywords import as_sequence
 from ckpt_probe.plugins import require_extra
@@ -74,7 +74,7 @@ def to_dataframe(records: Iterable[Record | Comparison]) -> "DataFrame":
                 f"record {position} is a {type(row).__name__}; read the records of a file by `read_records`"
             )
     names = dict.fromkeys(name for record in rows for name in record)
-    return DataFrame({name: _column(name, [record.get(name) for record in rows]) for name in names})
+    return DataFrame({in_utf8(name): _column(name, [record.get(name) for record in rows]) for name in names})
 
 
 def write_records(records: Sequence[Record], path: Path, *, overwrite: bool = False) -> None:
@@ -122,7 +122,9 @@ def _column(name: str, values: Sequence[Any]) -> "Series":
         raise DataError(f"{name}: a whole number of more than 64 bits, which a column does not hold") from error
     if len(kinds) > 1:
         raise DataError(f"{name}: some records hold a {', some a '.join(sorted(kinds))}, which make no column")
-    return pd.Series(values, dtype="boolean" if kinds == {"truth value"} else "string")
+    if kinds == {"truth value"}:
+        return pd.Series(values, dtype="boolean")
+    return pd.Series([None if value is None else in_utf8(value) for value in values], dtype="string")
 
 
 def _kind(value: Any, where: str) -> str:

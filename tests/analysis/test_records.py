@@ -155,6 +155,21 @@ def test_files_of_every_format_have_the_same_records(tmp_path: Path) -> None:
             function(frame)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ('{"split": ["test"]}', r"split is \['test'\], expected a number or a text"),
+        ('{"features": "x"}', "features is 'x', expected a number"),
+    ],
+)
+def test_positions_and_counts_of_other_kinds_are_an_error_of_one_line(
+    tmp_path: Path, record: str, message: str
+) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{{"step": 1}}\n{record}\n')
+    with pytest.raises(DataError, match=rf"a\.jsonl: record 2: {message}"):
+        cp.read_records(tmp_path / "a.jsonl")
+
+
 def test_a_missing_dump_and_a_wrong_argument_are_errors_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere"):
         cp.analyze(tmp_path / "nowhere.h5")

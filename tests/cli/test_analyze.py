@@ -325,6 +325,10 @@ def test_spectra_are_the_eigenvalues_of_each_gram(analyze: Analyze, tmp_path: Pa
     assert -(values * np.log(values)).sum() == pytest.approx(record["sample.entropy_joint"])
     assert {f"step-2/test/within.{c}" for c in range(3)} < set(result.files)
     assert analyze("step-2.h5", "--spectra", "out.npz")[0] == 2
+    (tmp_path / "step-2.h5").rename(tmp_path / os.fsdecode(b"\xe9.h5"))
+    assert analyze(os.fsdecode(b"\xe9.h5"), "--spectra", "others.npz")[0] == 0
+    with np.load(tmp_path / "others.npz") as others:
+        assert all(name.startswith("\\udce9/") for name in others.files)
 
 
 def test_a_dump_that_changes_while_it_is_read_is_refused(

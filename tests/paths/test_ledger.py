@@ -42,7 +42,7 @@ def test_stored_points_are_read_back_unchanged(tmp_path: Path) -> None:
         (point_without("loss"), "record 2: no loss, which every point has"),
         (point_without(loss="1.25"), "record 2: loss is '1.25', expected a number"),
         (point_without(split="tesu"), "record 2: split 'tesu', where only train, test is evaluated"),
-        (point_without(split=["test"]), "record 2: split ['test'], where only train, test is evaluated"),
+        (point_without(split=["test"]), "record 2: split is ['test'], expected a number or a text"),
     ],
 )
 def test_a_damaged_point_is_an_error_that_names_its_line(line: str, message: str, tmp_path: Path) -> None:

@@ -52,6 +52,11 @@ def test_parquet_keeps_every_digit_of_a_record(tmp_path: Path) -> None:
     assert back["step"].dtype == "int64"
 
 
+def test_names_that_utf_8_cannot_encode_are_escaped(tmp_path: Path) -> None:
+    write_parquet([{"checkpoint": "mod\udce9le", "loss\ud800": 1.0}], tmp_path / "a.parquet")
+    assert cp.read_records(tmp_path / "a.parquet") == [{"checkpoint": "mod\\udce9le", "loss\\ud800": 1.0}]
+
+
 def test_no_records_give_an_empty_data_frame() -> None:
     assert cp.to_dataframe([]).shape == (0, 0)
 
