@@ -14,6 +14,9 @@ from ckpt_probe.plugins import hub_switched_off, require_extra
 TIMM_SIZES = SizeNames("num_classes", "in_chans", "img_size")
 TORCHVISION_SIZES = SizeNames("num_classes", None, "image_size")
 
+UNLIKELY = 7919
+"""A number of classes that no checkpoint has."""
+
 WEIGHTS = frozenset({"pretrained", "weights", "weights_backbone", "checkpoint_path", "cache_dir"})
 """Arguments that make these libraries read or download weights."""
 
@@ -92,6 +95,11 @@ def image_model_arguments(
     if not of_timm and name in WITH_AUXILIARY and not has_auxiliary:
         complete.setdefault("aux_logits", False)
     model = outline(partial(build, name), complete)
+    if "num_classes" not in complete and getattr(model, "num_classes", None) == 0:
+        # A model without a head has no tensor that shows their number.
+        headed = outline(partial(build, name), {**complete, "num_classes": UNLIKELY})
+        complete |= sizes_from_tensors(headed, tensors, SizeNames(names.classes), UNLIKELY)
+        model = outline(partial(build, name), complete)
     embedding = getattr(model, "patch_embed", None) if of_timm else model
     built: Any = getattr(model, "num_classes", complete.get("num_classes", 1000))
     fitted = {**sizes_from_tensors(model, tensors, names, built, embedding), **complete}

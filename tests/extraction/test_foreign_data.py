@@ -1,6 +1,7 @@
 """Tests of images and texts of users with models of frameworks: features, names of classes, and damaged samples."""
 
 import json
+import shutil
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from torchvision.transforms import Grayscale, InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
 from ckpt_probe.analysis import analyze
+from ckpt_probe.data import load_data
 from ckpt_probe.dumps import open_dump
-from ckpt_probe.errors import DataError
+from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import extract_series
 from ckpt_probe.progress import NullProgress
 
@@ -146,6 +148,34 @@ def test_models_of_timms_script_and_their_images_are_as_in_its_training(
     with open_dump(tmp_path / "dumps" / "last.h5") as dump:
         features = features_of(model, photos, transform)
         np.testing.assert_allclose(dump["test"].features[:], features, rtol=1e-4, atol=1e-5)
+
+
+def test_classes_of_timms_script_have_the_numbers_of_its_training(photos: Path, tmp_path: Path) -> None:
+    import timm
+    from timm.utils import CheckpointSaver
+
+    for name, renamed in zip(
+        sorted(path.name for path in (photos / "test").iterdir()), ("n10", "N9", "n2"), strict=True
+    ):
+        shutil.copytree(photos / "test" / name, tmp_path / "photos" / renamed)
+    script = Namespace(model="test_resnet", img_size=32, dataset="", num_classes=3)
+    model = timm.create_model("test_resnet", num_classes=3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    CheckpointSaver(model, optimizer, script, checkpoint_dir=str(tmp_path)).save_checkpoint(4, metric=1.0)
+    progress = Messages()
+    data = f"imagefolder:{tmp_path / 'photos'}"
+    extract_series(tmp_path / "last.pth.tar", tmp_path / "dumps", data=data, device="cpu", progress=progress)
+    reader = timm.data.create_dataset("", str(tmp_path / "photos")).reader
+    with open_dump(tmp_path / "dumps" / "last.h5") as dump:
+        names = dump["photos"].sample_names()
+        labels = dump["photos"].labels[:]
+        assert dump.class_names == ("n2", "N9", "n10")
+    assert names is not None
+    expected = {Path(path): label for path, label in reader.samples}
+    assert {tmp_path / "photos" / name: label for name, label in zip(names, labels, strict=True)} == expected
+    assert "classes are numbered in natural order, as timm's train.py does: n2, N9, n10" in progress.messages
+    with pytest.raises(UsageError, match="order='size': expected name or natural"):
+        load_data(data, {"order": "size"})
 
 
 @pytest.mark.parametrize("weights", [None, "DEFAULT"])

@@ -81,6 +81,13 @@ def test_the_image_size_of_a_vit_comes_from_its_positions() -> None:
     assert model_arguments("timm:vit_tiny_patch16_224", tensors=tensors) == {"num_classes": CLASSES, "img_size": 96}
 
 
+def test_a_head_that_the_published_model_lacks_comes_from_the_checkpoint() -> None:
+    name, arguments = "timm:eva02_tiny_patch14_224", {"img_size": 28, "depth": 1}
+    for classes in (CLASSES, 1000, 0):
+        tensors = shapes(name, {"num_classes": classes, **arguments})
+        assert model_arguments(name, {"depth": 1}, tensors=tensors).get("num_classes", 0) == classes
+
+
 def test_sizes_come_from_the_data_without_a_checkpoint() -> None:
     sizes = model_arguments("timm:vit_tiny_patch16_224", input_shape=(1, 32, 48), classes=4)
     assert sizes == {"num_classes": 4, "in_chans": 1, "img_size": [32, 48]}

@@ -1,6 +1,7 @@
-"""`imagefolder:DIR`: splits with a folder of images for each class, in the order of torchvision's ImageFolder."""
+"""`imagefolder:DIR`: splits with a folder of images for each class, in the order of ImageFolder, or that of timm."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +17,15 @@ from ckpt_probe.data.directories import files_below, is_system_name, require_utf
 from ckpt_probe.data.images.pictures import SUFFIXES, Steps, read_picture
 from ckpt_probe.data.images.preparation import TRANSFORM, Preparation, image_preparation
 from ckpt_probe.data.samples import LabelledData, of_splits
-from ckpt_probe.errors import DataError, listed
+from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.keywords import require_known
 
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"})
 """Names of directories that are always treated as splits."""
 
-ARGUMENTS = frozenset({"allow_empty", TRANSFORM, *Steps.__dataclass_fields__})
+ORDER, NATURAL = "order", "natural"
+"""The data argument for the order of classes, and its value for numbers in names by their size, in either case."""
+ARGUMENTS = frozenset({"allow_empty", ORDER, TRANSFORM, *Steps.__dataclass_fields__})
 TOLERANCE = 0.01
 """Fraction of images that may be damaged."""
 
@@ -30,32 +33,51 @@ TOLERANCE = 0.01
 def load(path: str, arguments: Mapping[str, Any], hints: ModelHints, workers: int) -> LabelledData:
     """Load images of DIR/SPLIT/CLASS/…, or of DIR/CLASS/… as one split with the name of DIR.
 
-    Labels number the sorted class names of all splits, so that a label means the same class in each.
+    Labels number the sorted class names of all splits, so that a label means the same class in each. Checkpoints of
+    timm's `train.py` have its order of names unless `order` is another.
 
     Args:
         path: The directory.
-        arguments: Those of `image_preparation`, and `allow_empty` to accept class folders without images.
+        arguments: Those of `image_preparation`, `allow_empty` to accept class folders without images, and `order`.
         hints: The model that will receive the data.
         workers: Number of reading processes.
 
     Raises:
         DataError: If there are no such folders, or one contains no image.
+        UsageError: For invalid arguments.
     """
     require_known("imagefolder", arguments, ARGUMENTS)
     settings = dict(arguments)
     allow_empty = bool(settings.pop("allow_empty", False))
+    # timm reads data whose name has a prefix, such as torch/folder, by another library.
+    by_timm = hints.source == "timm" and hints.script and "/" not in str(hints.script.get("dataset"))
+    order = settings.pop(ORDER, NATURAL if by_timm else "name")
+    if order not in ("name", NATURAL):
+        raise UsageError(f"imagefolder: {ORDER}={order!r}: expected name or {NATURAL}")
     preparation = image_preparation(settings, hints)
     directories = _splits(Path(path))
     names = sorted({name for directory in directories.values() for name in subfolders(directory)})
     require_utf8(Path(path), names)
+    by_name, natural = names, sorted(names, key=_natural)
+    names = natural if order == NATURAL else by_name
     folders_of = {split: _scanned(directory, names, preparation) for split, directory in directories.items()}
     for split, folders in folders_of.items():
         _require_images(split, folders, names, allow_empty)
     options: dict[str, Any] = {"collate": stacked, "workers": workers, "tolerance": TOLERANCE}
     splits = {split: DatasetSplit(files, labels=files.labels, **options) for split, files in folders_of.items()}
     recorded = {**preparation.arguments, **({"allow_empty": True} if allow_empty else {})}
+    notes = _notes(folders_of)
+    if natural != by_name:
+        recorded[ORDER] = order
+    if names != by_name:
+        notes += (f"classes are numbered in natural order, as timm's train.py does: {listed(names, 12)}",)
     data = of_splits(f"imagefolder:{path}", splits, recorded, tuple(names))
-    return replace(data, notes=_notes(folders_of), preparation=preparation.described(data.input_shape))
+    return replace(data, notes=notes, preparation=preparation.described(data.input_shape))
+
+
+def _natural(name: str) -> list[str | int]:
+    """Return timm's sorting key: the numbers in a name count by their size, letters in lower case."""
+    return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"(\d+)", name.lower()))]
 
 
 @dataclass(frozen=True)
