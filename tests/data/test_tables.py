@@ -204,7 +204,7 @@ def test_texts_and_names_are_read_in_the_encoding_of_the_argument(encoding: str,
             r"byte 0xff is no text in utf-8; name .* such as `data_arguments=.'encoding': 'utf-16'",
         ),
         (FRENCH.encode("latin-1"), {"encoding": "shift_jis"}, "byte 0xe9 is no text in shift_jis"),
-        (FRENCH.encode("latin-1"), {"encoding": "utf-16"}, "cannot be read as CSV: UnicodeError"),
+        (FRENCH.encode("latin-1"), {"encoding": "utf-16"}, "cannot be read as CSV: Unicode(Decode)?Error"),
         (b"x,label\n1,0\n", {"encoding": "base64"}, "encoding: expected one such as utf-8, cp1252 or utf-16"),
         (b"x,label\n1,0\n", {"encoding": 8}, "encoding: expected one such as"),
         (
