@@ -50,6 +50,14 @@ class Sink(io.FileIO):
             return len(view)
         return count
 
+    def truncate(self, size: int | None = None) -> int:
+        """Change the size of the file, unless there is no space for that; return the new size in both cases."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.failure = self.failure or error
+            return size or 0
+
     def flush(self) -> None:
         """Do nothing: the file is unbuffered."""
 

@@ -1,5 +1,6 @@
 """Tests of dumps: written completely, readable with h5py and xarray, and dumps of other programs."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import xarray
 
 from ckpt_probe.analysis import analyze
 from ckpt_probe.dumps import DumpWriter, Provenance, open_dump, open_dump_series, read_provenance, reading
+from ckpt_probe.dumps.writing import Sink
 from ckpt_probe.errors import DataError, UsageError
 
 
@@ -321,6 +323,19 @@ def test_a_full_disk_is_a_one_line_error_and_no_crash(tmp_path: Path, limit: int
     assert (free.returncode, free.stderr) == (0, "")
     with open_dump(path) as dump:
         assert dump["test"].features[450, 0] == 400
+
+
+def test_no_method_that_hdf5_calls_raises() -> None:
+    # From Python 3.12 on h5py makes a SystemError of an exception that an earlier call of HDF5 left behind.
+    with Sink("/dev/full", "r+") as sink:
+        assert sink.truncate(10) == 10
+        assert sink.failure is not None
+        assert sink.failure.errno == errno.EINVAL
+        assert sink.write(b"abc") == 3
+    with Sink("/dev/full", "r+") as sink:
+        assert sink.write(b"abc") == 3
+        assert sink.failure is not None
+        assert sink.failure.errno == errno.ENOSPC
 
 
 def test_an_error_of_the_caller_is_not_reported_as_one_of_the_dump(tmp_path: Path) -> None:
