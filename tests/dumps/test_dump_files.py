@@ -326,7 +326,7 @@ def test_a_full_disk_is_a_one_line_error_and_no_crash(tmp_path: Path, limit: int
 
 
 def test_no_method_that_hdf5_calls_raises() -> None:
-    # From Python 3.12 on h5py makes a SystemError of an exception that an earlier call of HDF5 left behind.
+    # In Python 3.13 h5py makes a SystemError of an exception that an earlier call of HDF5 left behind.
     with Sink("/dev/full", "r+") as sink:
         assert sink.truncate(10) == 10
         assert sink.failure is not None
