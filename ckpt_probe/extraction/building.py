@@ -137,7 +137,8 @@ def choose_model(checkpoint: Checkpoint, setup: Setup) -> ModelChoice:
     those hyperparameters of a Lightning module that the model accepts.
     """
     metadata, explicit, notes, recorded = checkpoint.metadata, setup.model_arguments or {}, [], None
-    trained, of_script, script = models.model_of_script(checkpoint.facts) or (None, {}, {})
+    of_training = models.model_of_script(checkpoint.facts) if "args" in checkpoint.facts else None
+    trained, of_script, script = of_training or (None, {}, {})
     if setup.model is None and metadata.model is None:
         directory = checkpoint.config_directory
         copy = None if directory is None else local_texts(directory)
