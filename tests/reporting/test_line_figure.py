@@ -176,6 +176,18 @@ def test_the_axis_is_alpha_on_a_path_and_sparsity_comes_from_the_name() -> None:
     assert notes == ["run: 1 of 3 records have no sparsity, and were left out"]
 
 
+def test_rows_of_a_trainers_log_that_share_a_step_are_one_position() -> None:
+    rows = [
+        {"step": step, "loss": loss, "val_loss": val_loss}
+        for step, loss, val_loss in ((1, 0.9, None), (2, 0.8, None), (2, None, 0.7), (3, 0.6, None), (3, None, 0.5))
+    ]
+    [loss], _ = curves({"run": [rows]}, ["loss"], "step")
+    assert (loss.x, loss.y) == ([1, 2, 3], [0.9, 0.8, 0.6])
+    [val_loss], notes = curves({"run": [rows]}, ["val_loss"], "step")
+    assert (val_loss.x, val_loss.y[1:]) == ([1, 2, 3], [0.7, 0.5])
+    assert notes == ["run: val_loss: 1 values are missing; the line breaks there"]
+
+
 def test_records_that_cannot_be_drawn_are_errors(tmp_path: Path) -> None:
     good = {"run": [records([1, 2, 3, 4])]}
     twice = {"run": [[*good["run"][0], *good["run"][0]]]}

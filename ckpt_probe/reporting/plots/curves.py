@@ -261,10 +261,13 @@ def position(record: Record, x: str, source: str) -> float | None:
 
 
 def _values(records: Sequence[Record], metric: str, split: str | None, x: str, source: str) -> dict[float, float]:
-    """Return the values of one seed by position, NaN for a missing one."""
+    """Return the values of one seed by position, NaN for a missing one.
+
+    A table of a trainer's log has several rows at a step, each with other columns; a value counts before missing ones.
+    """
     of_split = [record for record in records if record.get("split") == split and metric in record]
     pairs = [(position(record, x, source), number(record, metric, source)) for record in of_split]
-    known = [(at, math.nan if value is None else value) for at, value in pairs if at is not None]
+    known = [(at, value) for at, value in pairs if at is not None and value is not None]
     repeated = [at for at, count in Counter(at for at, _ in known).items() if count > 1]
     if repeated:
         curve = f"{metric} of {split}" if split else metric
@@ -272,7 +275,7 @@ def _values(records: Sequence[Record], metric: str, split: str | None, x: str, s
             f"{source}: {curve} has several values at {x} {repeated[0]:g}; choose another axis with `x=`, or separate "
             "the seeds (NAME=FILE1,FILE2)"
         )
-    return dict(sorted(known))
+    return dict(sorted({**{at: math.nan for at, _ in pairs if at is not None}, **dict(known)}.items()))
 
 
 def _curve(condition: str, metric: str, split: str | None, runs: Runs, x: str) -> tuple[Line, list[str]]:
