@@ -175,12 +175,17 @@ def refuse_existing(path: Path, *, overwrite: bool, directory: bool = False) -> 
         directory: Whether the output is a directory.
 
     Raises:
-        UsageError: If `path` exists and may not be overwritten, is a directory in place of a file, or is an address.
+        UsageError: If `path` exists and may not be overwritten, is a directory in place of a file, a device, a pipe or
+            a socket, or is an address.
         DataError: If the directory of the output cannot be written to.
     """
     refuse_address(path)
     if not directory and Path(path).is_dir():
         raise UsageError(f"{path}: a directory; expected the name of a file to write")
+    # A user with all rights would rename the output over /dev/null, or over the link /dev/stdout.
+    special = Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir())
+    if special or Path(path).absolute().parent == Path("/dev"):
+        raise UsageError(f"{path}: a device, a pipe or a socket, which is not replaced; name a file to write")
     if not overwrite and os.path.lexists(path):
         raise UsageError(f"{path}: exists already; add `overwrite=True` to replace it, or choose another name")
     folder = next(parent for parent in Path(path).absolute().parents if os.path.lexists(parent))

@@ -55,6 +55,15 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_computation(tmp_
         refuse_existing(tmp_path / "file" / "new" / "a.csv", overwrite=False)
 
 
+def test_a_device_a_pipe_and_the_links_of_dev_are_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null"), Path("/dev/stdout")):
+        for overwrite in (False, True):
+            with pytest.raises(UsageError, match="a device, a pipe or a socket, which is not replaced; name a file"):
+                refuse_existing(path, overwrite=overwrite)
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_a_dangling_link_counts_as_existing(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="exists already"):
