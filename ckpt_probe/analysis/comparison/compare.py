@@ -24,6 +24,7 @@ from ckpt_probe.analysis.comparison.groups import (
     read_dump,
 )
 from ckpt_probe.analysis.comparison.paired import Interval, curves_by_loss, expanded, grain_of
+from ckpt_probe.analysis.entries import bias_is_reliable
 from ckpt_probe.analysis.records import finite
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.keywords import as_paths, as_sequence, from_arguments, whole_number
@@ -36,6 +37,8 @@ STEPS, LOSS = "all", "loss"
 """Values of `step` and `at` that compare at every common step, and at equal loss."""
 
 ONE_RUN = "one run per group: no claim about the recipes, whose runs with other seeds may differ as much"
+
+TOO_SMALL = "no interval of these two networks: the sample may be too small to correct the bias of this number"
 
 OF_RANGE = 0.05
 """Default margin of equivalence, as a share of the range of a metric over training."""
@@ -183,7 +186,8 @@ def _of_single_runs(
 ) -> list[Comparison]:
     """Return the comparisons of groups of one run, for dumps with the interval of the difference of the two networks.
 
-    It comes from the standard error of rows, which is paired if both dumps have the same rows.
+    It comes from the standard error of rows, which is paired if both dumps have the same rows. There is none where a
+    bias is not reliable.
     """
     from scipy import stats
 
@@ -203,7 +207,10 @@ def _of_single_runs(
                 except DataError:
                     of_rows = {}
                 error, corrected = of_rows.get(f"{each.metric}_stderr"), of_rows.get(f"{each.metric}_corrected")
-                if error is not None and corrected is not None:
+                records = (details[group].record for group in (each.group, each.baseline))
+                if corrected is not None and not all(bias_is_reliable(record, each.metric) for record in records):
+                    each = replace(each, note=f"{ONE_RUN}; {TOO_SMALL}")
+                elif error is not None and corrected is not None:
                     half = error * float(stats.norm.isf((1 - each.confidence) / 2))
                     bounds = {"difference": corrected, "low": corrected - half, "high": corrected + half}
                     each = replace(each, **bounds, note=f"{ONE_RUN}; the interval is that of these two networks")

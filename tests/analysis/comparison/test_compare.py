@@ -306,6 +306,16 @@ def test_one_dump_per_group_has_the_interval_of_the_two_networks(tmp_path: Path,
     assert other.high - other.difference == pytest.approx(1.959964 * expected["accuracy_stderr"], rel=1e-5)
 
 
+def test_two_networks_have_no_interval_of_a_number_whose_bias_is_not_reliable(tmp_path: Path, user_cache: Path) -> None:
+    for name, apart in (("a", 1e-3), ("b", 1.0)):
+        dump(tmp_path / name / "only" / "step-10.h5", 1, apart)
+    separate, accuracy = (compare([tmp_path / "a", tmp_path / "b"], metrics=[m])[1] for m in ("NC1", "accuracy"))
+    assert (separate.low, separate.high) == (None, None)
+    assert separate.note is not None
+    assert separate.note.endswith("the sample may be too small to correct the bias of this number")
+    assert accuracy.low is not None
+
+
 def test_different_groups_are_nearer_to_collapse_or_further_from_it(tmp_path: Path) -> None:
     values = {"a": 0.5, "b": 0.2, "c": 0.9}
     for name, value in values.items():
@@ -332,10 +342,10 @@ def test_entries_are_paired_by_name_and_others_are_reported(tmp_path: Path) -> N
     ]
 
 
-def dump(path: Path, seed: int) -> Path:
+def dump(path: Path, seed: int, apart: float = 1.0) -> Path:
     generator = np.random.default_rng(seed)
     labels = np.arange(60) % 3
-    weights = generator.normal(size=(3, 5))
+    weights = apart * generator.normal(size=(3, 5))
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         file["test/features"] = weights[labels] + generator.normal(size=(60, 5))
