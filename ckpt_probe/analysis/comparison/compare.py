@@ -186,7 +186,7 @@ def _of_single_runs(
 ) -> list[Comparison]:
     """Return the comparisons of groups of one run, for dumps with the interval of the difference of the two networks.
 
-    It comes from the standard error of rows, which is paired if both dumps have the same rows. There is none where a
+    It comes from the standard error of rows, which is paired if both dumps have the same rows. It is missing where a
     bias is not reliable.
     """
     from scipy import stats
