@@ -49,6 +49,7 @@ class Evaluation:
         self._settings = settings
         self._remaining = limit
         self._gathering: Gathering | None = None
+        self._parameters: tuple[Tensor, Tensor | None] | None = None
         self._error: CkptProbeError | None = None
         self._samples = 0
 
@@ -108,9 +109,10 @@ class Evaluation:
             features, logits, row_labels = features[on_device], logits[on_device], row_labels[mask]
             documents = None if documents is None else documents[mask.cpu()]
         if self._gathering is None:
-            weights, _ = self._tap.parameters()
+            # At the end of the evaluation, a callback that averages weights may have put others into the model.
+            self._parameters = self._tap.parameters()
             rank, ranks = rank_and_size()
-            self._gathering = Gathering(self._settings.moments(len(weights)), rank=rank, ranks=ranks)
+            self._gathering = Gathering(self._settings.moments(len(self._parameters[0])), rank=rank, ranks=ranks)
         row_labels = row_labels.to(features.device)
         scores = score_logits(logits, row_labels) if is_scored(head, logits.shape[1]) else logits
         self._gathering.add(features, row_labels, scores, documents)
@@ -127,7 +129,7 @@ class Evaluation:
         for rank, error in enumerate([self._error, *others]):
             if isinstance(error, CkptProbeError):
                 raise type(error)(f"rank {rank}: {error}") if others else error
-        weights, bias = self._tap.parameters()
+        weights, bias = self._parameters or self._tap.parameters()
         total = self._gathering or Gathering(self._settings.moments(len(weights)))
         for share in filter(None, others):
             merge_share(total, share, self._settings)

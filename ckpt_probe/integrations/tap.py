@@ -127,7 +127,7 @@ class Tap:
         return head, Rows(rows.features.detach().clone(), rows.logits.detach().clone())
 
     def parameters(self) -> tuple[Tensor, Tensor | None]:
-        """Return the current weights (C, D) and bias (C,) as float64 on the CPU.
+        """Return copies of the current weights (C, D) and bias (C,), float64 on the CPU.
 
         Raises:
             DataError: If there has been no forward pass.
@@ -135,7 +135,7 @@ class Tap:
         if self._head is None:
             raise DataError("the evaluation ran no batch: the model's classifier is not known yet")
         weights, bias = self._head.parameters(self._root)
-        return weights.detach().cpu().double(), None if bias is None else bias.detach().cpu().double()
+        return _copied(weights), None if bias is None else _copied(bias)
 
     def _search(self) -> None:
         # A caller may run the model itself, or only a submodule that computes the logits.
@@ -241,3 +241,7 @@ def _first_two(value: Any) -> Any:
 def _tensors(values: Sequence[Any]) -> list[Tensor]:
     nested = [_tensors([*value.values()]) if isinstance(value, Mapping) else [value] for value in values]
     return [value for part in nested for value in part if isinstance(value, Tensor) and value.ndim]
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float64, copy=True)

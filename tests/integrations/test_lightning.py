@@ -100,6 +100,19 @@ def test_each_validation_has_the_record_of_its_checkpoint(trained: Path, extract
         same(record, extracted(model.net, batches(VALIDATION)))
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_record_of_averaged_weights_is_that_of_the_averaged_checkpoint(
+    first: bool, tmp_path: Path, extracted: Callable, same: Callable
+) -> None:
+    averaging = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging").EMAWeightAveraging(decay=0.7)
+    probe = LightningProbe(tmp_path / "records.jsonl")
+    callbacks = (probe, averaging) if first else (averaging, probe)
+    fit(tmp_path, *callbacks, ModelCheckpoint(tmp_path, "{step}", save_top_k=-1))
+    for record in cp.read_records(tmp_path / "records.jsonl"):
+        model = Classifier.load_from_checkpoint(tmp_path / f"step={record['step']}.ckpt", weights_only=True)
+        same(record, extracted(model.net, batches(VALIDATION)))
+
+
 def test_the_logger_and_other_callbacks_receive_the_numbers(trained: Path) -> None:
     text = (trained / "log" / "version_0" / "metrics.csv").read_text().splitlines()
     column = text[0].split(",").index("validation/class.mir")
