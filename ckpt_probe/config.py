@@ -16,6 +16,8 @@ from ckpt_probe.errors import UsageError
 
 PARSED = 1024
 """Bytes of memory that are counted for each byte of a configuration, which is parsed without speed."""
+DEEP_KEY = re.compile(r"""(?<![\w"'-])([\w"'-]+[ \t]*\.[ \t]*){100}""")
+"""Start of a dotted key of more than 100 parts, each of which takes memory for all parts before it."""
 MOST_PROBLEMS = 20
 """Number of problems of a configuration that a message describes."""
 SEED = "{seed}"
@@ -60,7 +62,7 @@ class OptimizerSettings(_Section):
     """`[optimizer]`: SGD or AdamW; settings of the other one are an error."""
 
     name: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = Field(default=0.1, gt=0)
+    learning_rate: float = Field(default=0.1, gt=0, lt=1e9)
     weight_decay: float = Field(default=0.0, ge=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
@@ -189,6 +191,8 @@ def load_config(path: Path | str, *, seed: int | None = None, overrides: Sequenc
     try:
         Budget(path).spend(PARSED * path.stat().st_size)
         text = path.read_text(encoding="utf-8")
+        if DEEP_KEY.search(text):
+            raise RecursionError("a key of more than 100 parts")
         values = tomllib.loads(text)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error

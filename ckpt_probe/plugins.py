@@ -6,7 +6,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from importlib.machinery import PathFinder
 from importlib.metadata import entry_points
@@ -203,7 +203,20 @@ def _spend_texts(directory: Path) -> None:
     for file in directory.iterdir() if directory.is_dir() else ():
         require_regular(file)
         if file.suffix in TEXT_SUFFIXES and file.is_file():
-            Budget(file).spend(PARSED * file.stat().st_size)
+            budget = Budget(file)
+            budget.spend(PARSED * file.stat().st_size)
+            if file.name == "config.json":
+                with suppress(ValueError, RecursionError):  # which transformers reports
+                    _spend_labels(budget.parse_json(file.read_bytes()), budget)
+
+
+def _spend_labels(entry: Any, budget: Budget) -> None:
+    """Count the names of classes that transformers makes of their number, also in the parts of a configuration."""
+    if isinstance(entry, dict):
+        count = entry.get("num_labels")
+        budget.spend(entries=max(count, 0) if isinstance(count, int) else 0, cause="num_labels: ")
+        for value in entry.values():
+            _spend_labels(value, budget)
 
 
 def _hub_constants() -> Any:

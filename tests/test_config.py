@@ -81,6 +81,12 @@ def test_impossible_values_are_refused(tmp_path: Path, change: tuple[str, str], 
     assert message in fault(tmp_path, GOOD.replace(*change))
 
 
+def test_a_learning_rate_beyond_single_precision_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(GOOD + "[optimizer]\nname = 'adam'\nlearning_rate = 1e308\n")
+    with pytest.raises(UsageError, match=r"optimizer\.learning_rate: input should be less than .*, found 1e\+308"):
+        load_config(tmp_path / "c.toml")
+
+
 def test_invalid_toml_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     assert "not valid TOML" in fault(tmp_path, "seed = ")
     with pytest.raises(UsageError, match=r"missing\.toml: cannot be read: No such file"):

@@ -129,6 +129,10 @@ def _config(transformers: Any, directory: str, entries: Mapping[str, Any]) -> An
         raise DataError(f"{file}: names kernels for attention that would be downloaded; remove attn_implementation")
     # transformers fails to choose among several classes of one task without this entry.
     config.architectures = config.architectures or []
+    if not isinstance(config.architectures, list) or not all(isinstance(name, str) for name in config.architectures):
+        raise DataError(
+            f"{file}: architectures is {str(config.architectures)[:80]}, expected a list of names of classes"
+        )
     for name, value in entries.items():
         if not hasattr(config, name):
             raise UsageError(f"model hf:{directory}: its configuration has no entry {name!r}")

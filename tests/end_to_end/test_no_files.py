@@ -66,6 +66,9 @@ def test_toml_and_json_of_thousands_of_levels_are_refused(tmp_path: Path, capsys
     (tmp_path / "a.toml").write_text("a = " + "[" * 5000 + "]" * 5000)
     assert run(["train", str(tmp_path / "a.toml"), "-o", str(tmp_path / "out")]) == 2
     assert "a.toml: not valid TOML" in capsys.readouterr().err
+    (tmp_path / "a.toml").write_text("a." * 5000 + "a = 1")
+    assert run(["train", str(tmp_path / "a.toml"), "-o", str(tmp_path / "out")]) == 2
+    assert "a.toml: not valid TOML: a key of more than 100 parts" in capsys.readouterr().err
     deep = '{"a":' * 20_000
     (tmp_path / "model.safetensors.index.json").write_text(deep)
     (tmp_path / "a.jsonl").write_text(deep)

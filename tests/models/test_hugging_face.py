@@ -273,6 +273,13 @@ def test_names_of_classes_come_from_the_configuration(
         ('{"model_type": "nothing-like-it"}', DataError, r"config\.json: no configuration that transformers knows"),
         ('{"model_type": "clap"}', DataError, "transformers has no clap model for any of image-classification"),
         ('{"model_type": "bert", "hidden_size": "x"}', DataError, "config"),
+        ('{"model_type": "bert", "architectures": 5}', DataError, r"config\.json: architectures is 5, expected a list"),
+        (
+            '{"model_type": "bert", "architectures": [["a"]]}',
+            DataError,
+            r"architectures is \[\['a'\]\], expected a list",
+        ),
+        ('{"model_type": "bert", "num_labels": 10000000}', DataError, r"config\.json: num_labels: unpacks to 2,560,"),
     ],
 )
 def test_invalid_configurations_are_errors(config: str | None, error: Any, message: str, tmp_path: Path) -> None:

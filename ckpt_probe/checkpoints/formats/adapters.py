@@ -146,6 +146,9 @@ def _require_fit(
     dtype, shape = entry
     if dtype not in FLOATING:
         raise DataError(f"{base.file}: tensor {name!r} is {dtype}: an adapter cannot be merged onto quantised weights")
+    for part in change.parts.values():
+        if (kind := adapter.layout[part][0]) not in FLOATING and not kind.startswith("F8"):
+            raise DataError(f"{path}: tensor {part!r} is {kind}; only floating-point numbers are merged")
     sides = {role: adapter.layout[part][1] for role, part in change.parts.items()}
     a, b = sides["a"], sides["b"]
     fit = len(a) == len(b) >= 2 and b[1] == change.rank > 0 and set(b[2:]) <= {1}
@@ -230,7 +233,7 @@ def _present_names(checkpoint: Checkpoint) -> dict[str, str]:
         transformers = require_extra("transformers", "transformers")
         config = load_pretrained(transformers.AutoConfig, directory)
         model_class = getattr(transformers, (config.architectures or [""])[0])
-    except (UsageError, OSError, ValueError, KeyError, AttributeError):
+    except (UsageError, OSError, ValueError, KeyError, AttributeError, TypeError):
         return {}
     if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
         return {}

@@ -274,6 +274,10 @@ def test_invalid_and_unsupported_adapters_are_refused(simple: tuple[Path, Path, 
         (changed("wide", None, lambda t: t | {a: torch.ones(4, 17)}), r"has shape \(16, 16\)"),
         (changed("rank", None, lambda t: t | {a: torch.ones(5, 16)}), r"has shape \(16, 16\)"),
         (
+            changed("complex", None, lambda t: t | {a: torch.ones(4, 16, dtype=torch.complex64)}),
+            r"lora_A\.weight' is C64; only floating-point numbers are merged",
+        ),
+        (
             changed("else", None, lambda t: t | {"base_model.model.x.lora_C.weight": torch.ones(2)}),
             "of a kind that is not merged here",
         ),
