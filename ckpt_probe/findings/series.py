@@ -41,7 +41,7 @@ class Series:
         subject: Split, layer and other entries that tell series of one metric apart, by name.
         metric: Name of the metric.
         steps: Training steps (n,) in ascending order.
-        values: Values (n,), corrected for sample size where the records have a bias.
+        values: Values (n,), corrected for sample size if all records have a reliable bias.
         absent: Number of steps without a value.
         grain: Size of one sample in a metric that is a share of samples, such as accuracy; else 0.
     """
@@ -123,7 +123,7 @@ def series_of(
     for subject, rows in _by_subject(stepped, label).items():
         rows = sorted(rows, key=lambda record: float(record["step"]))
         for name in names:
-            values = [_corrected(record, name) for record in rows]
+            values = _corrected(rows, name)
             kept_rows = [(row["step"], value) for row, value in zip(rows, values, strict=True) if value is not None]
             if kept_rows:
                 steps, numbers = np.array(kept_rows, dtype=float).T
@@ -194,6 +194,11 @@ def _merged(rows: Sequence[Record], label: str) -> list[Record]:
     return [*by_step.values()]
 
 
-def _corrected(record: Record, name: str) -> float | None:
-    value, bias = finite(record.get(name)), finite(record.get(f"{name}{BIAS}"))
-    return value if value is None or bias is None or not bias_is_reliable(record, name) else value - bias
+def _corrected(rows: Sequence[Record], name: str) -> list[float | None]:
+    """Return the values of a metric less their biases if all biases are reliable: a mixture would jump."""
+    pairs = [(finite(record.get(name)), finite(record.get(f"{name}{BIAS}"))) for record in rows]
+    reliable = all(
+        value is None or (bias is not None and bias_is_reliable(record, name))
+        for record, (value, bias) in zip(rows, pairs, strict=True)
+    )
+    return [value - bias if reliable and value is not None and bias is not None else value for value, bias in pairs]

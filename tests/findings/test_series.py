@@ -40,8 +40,22 @@ def test_values_are_corrected_by_their_bias_and_error_columns_have_no_series() -
 
 def test_an_unreliable_bias_is_not_subtracted() -> None:
     row = {"split": "test", "mir": 1.0, "mir_bias": 0.25, "missing": "mir_bias: the sample is too small"}
-    [series] = series_of([{"step": 1, **row}, {"step": 2, **row, "missing": None}])
-    assert series.values.tolist() == [1.0, 0.75]
+    [series] = series_of([{"step": 1, **row}, {"step": 2, **row}])
+    assert series.values.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("other", [{"missing": "mir_bias: the sample is too small"}, {"mir_bias": None}])
+def test_values_with_and_without_a_reliable_bias_are_not_mixed_in_a_series(tmp_path: Path, other: dict) -> None:
+    draw = np.random.default_rng(0)
+    row = {"split": "test", "mir_bias": 0.25, "mir_stderr": 0.01}
+    rows = [
+        {"step": step, **row, "mir": 1 + 0.01 * draw.normal(), **(other if step < 20 else {})} for step in range(40)
+    ]
+    [series] = series_of(rows)
+    assert series.values.tolist() == [each["mir"] for each in rows]
+    file = tmp_path / "records.jsonl"
+    file.write_text("".join(f"{json.dumps(each)}\n" for each in rows))
+    assert list(cp.events(file)) == []
 
 
 def test_rows_of_different_layers_and_texts_form_separate_series() -> None:
