@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sized
 from dataclasses import replace
 from pathlib import Path
 
+from ckpt_probe.budget import require_regular
 from ckpt_probe.checkpoints.checkpoint import Checkpoint
 from ckpt_probe.checkpoints.folders import checkpoints_in, snapshot_in
 from ckpt_probe.checkpoints.formats import open_checkpoint
@@ -54,6 +55,7 @@ def open_series(path: Path, *, state_key: str | None = None, base: Path | None =
     """
     if path.is_file():
         return [member_of(path, model_name(path), state_key, base)]
+    require_regular(path)
     if not path.is_dir():
         raise DataError(f"{path}: no such file or directory")
     files = checkpoint_files(snapshot_in(path))

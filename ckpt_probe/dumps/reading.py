@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 
 from ckpt_probe.addresses import Address, as_path
-from ckpt_probe.budget import Budget
+from ckpt_probe.budget import Budget, require_regular
 from ckpt_probe.dumps import schema
 from ckpt_probe.dumps.conversion import to_html, to_tree
 from ckpt_probe.dumps.schema import Provenance
@@ -260,6 +260,7 @@ def open_dump_series(path: Path | str) -> list[Member]:
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
+    require_regular(path)
     if not path.is_dir():
         raise DataError(f"{path}: no such file or directory")
     files = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()]

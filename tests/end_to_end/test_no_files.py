@@ -54,6 +54,16 @@ def test_a_pipe_in_place_of_a_file_of_data_is_refused(tmp_path: Path, source: st
         load_data(f"{kind}:{tmp_path / name}")
 
 
+@pytest.mark.parametrize("words", ["analyze X.h5", "weights X.safetensors"])
+def test_a_pipe_is_not_called_missing(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo(words.split()[1])
+    assert run(words.split()) == 1
+    assert ": a pipe, a socket or a device, not a file" in capsys.readouterr().err
+
+
 def test_a_device_in_place_of_a_file_is_refused_and_not_read(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
