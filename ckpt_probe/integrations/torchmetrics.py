@@ -39,7 +39,8 @@ class RecordMetric(Metric):
     variants) are absent.
 
     Args:
-        classifier: Last linear layer, whose current weights are used; without it, values that need them are absent.
+        classifier: Last linear layer, whose weights at the last batch are used; without it, values that need them are
+            absent.
         only: Metrics, families of metrics or patterns to compute, such as "nc,class"; the usual ones if None.
         num_classes: Number of classes; that of the classifier, else the highest label plus 1, if None.
         settings: Settings of the record, in place of `only`.
@@ -77,6 +78,7 @@ class RecordMetric(Metric):
         self._settings = checked_settings(settings) if settings is not None else replace(DURING_TRAINING, only=only)
         self._classes = None if num_classes is None else whole_number("num_classes", num_classes, 2)
         self._gathering: Gathering | None = None
+        self._held: tuple[Any, tuple[Tensor | None, Tensor | None]] | None = None
 
     def update(self, features: Tensor, target: Tensor, preds: Tensor | None = None) -> None:
         """Add a batch.
@@ -98,6 +100,7 @@ class RecordMetric(Metric):
         used = labels != LEFT_OUT
         rows, labels = features.detach().flatten(0, -2)[used], labels[used]
         logits = None if preds is None else preds.detach().flatten(0, -2)[used].float()
+        self._hold()
         if self._gathering is None:
             self._gathering = self._empty()
         # Copies, as a row may be a view of memory that is used again.
@@ -121,7 +124,7 @@ class RecordMetric(Metric):
     def reset(self) -> None:
         """Remove all samples."""
         super().reset()
-        self._gathering = None
+        self._gathering = self._held = None
 
     @property
     def metric_state(self) -> dict[str, Any]:
@@ -129,11 +132,24 @@ class RecordMetric(Metric):
         return {STATE: self._gathering}
 
     def _classifier_parameters(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return the weights and bias of the last batch, or the current ones before the first."""
+        if self._held is not None:
+            return self._held[1]
         classifier = self._classifier.module
         if classifier is None:
             return None, None
         weights, bias = classifier.weight, getattr(classifier, "bias", None)
         return weights.detach().flatten(1), bias if bias is None else bias.detach()
+
+    def _hold(self) -> None:
+        """Copy weights and bias: at the end a callback that averages weights may have put others into the model."""
+        before, self._held = self._held, None
+        tensors = self._classifier_parameters()
+        version = [None if tensor is None else tensor._version for tensor in tensors]
+        if before is None or before[0] != version:
+            weights, bias = (None if tensor is None else tensor.clone() for tensor in tensors)
+            before = version, (weights, bias)
+        self._held = before
 
     def _empty(self) -> Gathering:
         weights, bias = self._classifier_parameters()

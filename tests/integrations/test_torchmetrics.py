@@ -51,6 +51,21 @@ def test_batches_give_the_values_of_the_record(samples, head) -> None:
     same(metric.compute(), values(*samples, head), rel=1e-6)
 
 
+def test_weights_that_are_exchanged_after_the_last_batch_do_not_count(samples, head) -> None:
+    classifier = copy.deepcopy(head)
+    features, labels = samples
+    metric = cp.RecordMetric(classifier, only="nc,class,quality")
+    for _ in range(2):  # reset releases the weights
+        classifier.weight.data.neg_()
+        expected = cp.RecordMetric(copy.deepcopy(classifier), only="nc,class,quality")
+        for each in (metric, expected):
+            each.update(features, labels)
+        classifier.weight.data.neg_()
+        assert metric.compute() == expected.compute()
+        metric.reset()
+        classifier.weight.data.mul_(2).add_(1)
+
+
 def test_rows_of_ignored_positions_are_left_out(samples, head) -> None:
     features, labels = samples[0].view(20, 5, 6), samples[1].view(20, 5).clone()
     labels[:, 3:] = -100
