@@ -15,6 +15,7 @@ from ckpt_probe.errors import UsageError, listed
 from ckpt_probe.keywords import suggestion
 from ckpt_probe.scheduling import Workers
 from ckpt_probe.series import named_step, natural
+from ckpt_probe.wrappers import wrapper_note
 
 PARTS = ("audit", "motion", "spectra", "classifier")
 ALONE = ("classifier",)
@@ -120,6 +121,9 @@ class Parameters:
             if _common(of_one, usual) < ENOUGH * max(_entries(usual), _entries(of_one)):
                 self.excluded[name] = "its tensors are those of another network"
                 text = f"{name} is of another network: {_difference(of_one, usual)}"
+                if renamed := wrapper_note(of_one, set(usual), "the others") or wrapper_note(usual, set(of_one), name):
+                    self.excluded[name] = "its tensors have the names of a wrapper, or lack them"
+                    text = f"{name} is left out: {renamed}, which is not done here; save all with the same names"
                 findings.append(Finding("network", text, (name,)))
         inside = [i for i, member in enumerate(members) if member.name not in self.excluded]
         present, all_names = [tensors[i] for i in inside], {name for i in inside for name in tensors[i]}

@@ -235,6 +235,16 @@ def test_a_damaged_checkpoint_far_from_a_short_route_is_not_exchanged(step: int)
     assert not turns.exchanged
 
 
+def test_checkpoints_with_the_names_of_a_wrapper_are_no_other_network(states, series: Series) -> None:
+    for wrapped in (range(3), range(3, len(states))):
+        prefixes = ["_orig_mod." if number in wrapped else "" for number in range(len(states))]
+        mixed = [{prefix + name: state[name] for name in state} for prefix, state in zip(prefixes, states, strict=True)]
+        texts = [finding.text for finding in audit(series(mixed)).alarms]
+        assert len(texts) == 3
+        assert "left out: tensor names lose '_orig_mod' to fit" in texts[0]
+        assert texts[0].endswith(", which is not done here; save all with the same names")
+
+
 def test_new_and_missing_tensors_and_another_network_are_alarms(states, series: Series, tmp_path: Path) -> None:
     mixed = [dict(state) for state in states]
     for state in mixed[4:]:
