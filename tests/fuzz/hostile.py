@@ -9,6 +9,7 @@ import json
 import os
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,6 +216,21 @@ def hdf5(shape: Callable[[int], tuple[int, ...]], chunk: Callable[[int], tuple[i
     return Kind(write, data("h5:a.h5"))
 
 
+def small_chunk(folder: Path, budget: int) -> None:
+    """Write a chunk of 16 numbers that unpacks to more than the budget."""
+    with h5py.File(folder / "a.h5", "w", libver="latest") as file:
+        inputs = file.create_dataset("inputs", (4, 4), "f4", chunks=(4, 4), compression="gzip")
+        inputs.id.write_direct_chunk((0, 0), zlib.compress(bytes(2 * budget), 1))
+        file["labels"] = np.arange(4) % 2
+
+
+def names_without_characters(folder: Path, budget: int) -> None:
+    np.savez(folder / "a.npz", x=np.zeros((4, 2)), y=np.arange(4) % 2)
+    head = f"{{'descr': '<U0', 'fortran_order': False, 'shape': ({budget},)}}".encode()
+    with zipfile.ZipFile(folder / "a.npz", "a") as archive:
+        archive.writestr("class_names.npy", b"\x93NUMPY\1\0" + struct.pack("<H", len(head)) + head)
+
+
 def repeated_text(folder: Path, budget: int) -> None:
     """Write a dump with an attribute that lists 3,000 references to one large text in the file."""
     count, size = 3000, budget // 750
@@ -277,6 +293,8 @@ KINDS = {
     "data set in blocks of LZ4": data_set("lz4"),
     "data set of rows without values": data_set(None, "null"),
     "large chunk": hdf5(lambda budget: (4, budget // 2), lambda budget: (4, budget // 2)),
+    "small chunk": Kind(small_chunk, data("h5:a.h5")),
+    "names of no characters": Kind(names_without_characters, data("npz:a.npz")),
     "many chunks": hdf5(lambda budget: (4, budget), lambda budget: (1, 2**16)),
     "many groups": Kind(many_groups, data("h5:a.h5")),
     "groups in place of a dump": Kind(many_groups, dumps),
