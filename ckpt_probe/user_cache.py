@@ -41,3 +41,15 @@ def private_cache(kind: str) -> Path:
     except OSError as error:
         raise DataError(f"{directory}: cannot be written: {error.strerror}; make it writable, {advice}") from error
     return directory / kind
+
+
+def cached_file(kind: str, name: str) -> Path:
+    """Return the path of a file in a subdirectory of the cache; remove a pipe or socket in its place.
+
+    Raises:
+        DataError: As in `private_cache`.
+    """
+    file = private_cache(kind) / name
+    if file.is_fifo() or file.is_socket():
+        file.unlink()
+    return file

@@ -22,7 +22,7 @@ from ckpt_probe.moments.details import Portrait
 from ckpt_probe.moments.errors.design import Design, Influences
 from ckpt_probe.moments.selection import ENTRY_POINTS
 from ckpt_probe.scheduling import Busy, UnclaimedError, claimed
-from ckpt_probe.user_cache import private_cache
+from ckpt_probe.user_cache import cached_file
 
 RECORDS = "records"
 """Subdirectory of the cache."""
@@ -75,7 +75,7 @@ def cached_records(
     try:
         present = content()
         identity = sha256(json.dumps([key, present, file.name]).encode()).hexdigest()
-        entry = CacheEntry(private_cache(RECORDS) / f"{identity[:32]}.json", key, present)
+        entry = CacheEntry(cached_file(RECORDS, f"{identity[:32]}.json"), key, present)
     except DataError as error:
         return CachedRecords(compute(), warning=f"records are not cached: {error}")
     if (records := entry.read()) is not None:

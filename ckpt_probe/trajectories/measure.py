@@ -20,7 +20,7 @@ from ckpt_probe.scheduling import in_turn, results
 from ckpt_probe.trajectories.layout import Parameters, WeightOptions
 from ckpt_probe.trajectories.motion import gram_from_first
 from ckpt_probe.trajectories.stream import SKETCHED, Blocks, Trace, sketch_of, traces
-from ckpt_probe.user_cache import private_cache
+from ckpt_probe.user_cache import cached_file
 
 CACHE = "trajectories"
 """Subdirectory of the user's cache."""
@@ -86,7 +86,7 @@ def cached(
         return compute()
     key = json.dumps([kind, identity(), code_hash()])
     try:
-        file = private_cache(CACHE) / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+        file = cached_file(CACHE, f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz")
     except CkptProbeError as error:
         progress.message(f"measurements are not cached: {error}")
         return compute()
