@@ -62,7 +62,7 @@ class OptimizerSettings(_Section):
     """`[optimizer]`: SGD or AdamW; settings of the other one are an error."""
 
     name: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = Field(default=0.1, gt=0, lt=1e9)
+    learning_rate: float = Field(default=0.1, gt=0, lt=1e36)
     weight_decay: float = Field(default=0.0, ge=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
