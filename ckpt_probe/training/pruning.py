@@ -53,8 +53,8 @@ def prune_state(
 
 
 def prunable(state: Mapping[str, Tensor]) -> list[str]:
-    """List the floating-point tensors with at least two axes: weights of linear layers, convolutions, embeddings."""
-    return [name for name, tensor in state.items() if tensor.is_floating_point() and tensor.ndim >= 2]
+    """List the real and complex tensors with at least two axes: weights of linear layers, convolutions, embeddings."""
+    return [name for name, tensor in state.items() if _is_weight(tensor) and tensor.ndim >= 2]
 
 
 def count_zeros(state: Mapping[str, Tensor], names: Iterable[str]) -> tuple[int, int]:
@@ -95,15 +95,20 @@ def require_sparsity(sparsity: float) -> None:
         raise UsageError(f"sparsity: expected a fraction of at least 0 and below 1, found {sparsity!r}")
 
 
+def _is_weight(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def _magnitudes(state: Mapping[str, Tensor], name: str) -> Tensor:
-    """Return the exact magnitudes of one tensor, shape (n,), as float32, or float64 for a float64 tensor."""
+    """Return the exact magnitudes of one tensor, shape (n,), as float32; float64 for float64 and complex128."""
     if name not in state:
         raise DataError(f"no tensor {name!r} to prune")
     tensor = state[name]
-    if not tensor.is_floating_point() or tensor.element_size() < 2:
+    if not _is_weight(tensor) or tensor.element_size() < 2:
         raise DataError(f"tensor {name!r} is {tensor.dtype}, which cannot be pruned; convert to float32 or bfloat16")
     flat = tensor.detach().cpu().reshape(-1)
-    magnitudes = (flat if flat.dtype == torch.float64 else flat.float()).abs()
+    single = torch.complex64 if flat.is_complex() else torch.float32
+    magnitudes = flat.to(torch.promote_types(flat.dtype, single)).abs()
     broken = len(magnitudes) - int(magnitudes.isfinite().sum())
     if broken:
         raise DataError(f"tensor {name!r} contains {broken:,} weights that are NaN or infinite")

@@ -155,6 +155,16 @@ def test_weights_that_are_not_finite_are_an_error_that_names_the_tensor(value: f
         prune_state(state, 0.5)
 
 
+@pytest.mark.parametrize("kind", [torch.complex32, torch.complex64, torch.complex128])
+def test_complex_weights_are_pruned_by_their_absolute_values(kind: torch.dtype) -> None:
+    values = torch.tensor([[3 + 4j, -1j], [2, 0.5 + 0.5j]])
+    pruned, names = prune_state({"complex": values.to(kind), "real": torch.tensor([[1.5, 6.0]])}, 0.5)
+    assert names == ["complex", "real"]
+    assert pruned["complex"].to(torch.complex64).tolist() == [[3 + 4j, 0], [2, 0]]
+    assert pruned["complex"].dtype == kind
+    assert pruned["real"].tolist() == [[0, 6]]
+
+
 def test_tensors_that_cannot_be_pruned_are_an_error() -> None:
     with pytest.raises(DataError, match="no weights to prune: no floating-point tensor"):
         prune_state({"bias": torch.ones(3), "ids": torch.ones(2, 2, dtype=torch.int64)}, 0.5)
