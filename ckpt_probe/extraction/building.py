@@ -150,8 +150,8 @@ def choose_model(checkpoint: Checkpoint, setup: Setup) -> ModelChoice:
     elif setup.model is None or models.is_recorded_model(setup.model, metadata.model):
         name, stated = setup.model or metadata.model, dict(metadata.model_arguments)
     else:
-        name, stated = setup.model, models.arguments_taken(setup.model, checkpoint.hyperparameters)
-        stated = of_script if name == trained else stated
+        name = setup.model
+        stated = of_script if name == trained else models.arguments_taken(name, checkpoint.hyperparameters)
         if used := _listed(stated, explicit):
             notes.append(f"model arguments from the checkpoint's hyperparameters: {used}")
     # Metadata that name the model also have all of its arguments.

@@ -1,7 +1,6 @@
 """`imagefolder:DIR`: splits with a folder of images for each class, in the order of ImageFolder, or that of timm."""
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from ckpt_probe.data.images.preparation import TRANSFORM, Preparation, image_pre
 from ckpt_probe.data.samples import LabelledData, of_splits
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.keywords import require_known
+from ckpt_probe.series import natural
 
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"})
 """Names of directories that are always treated as splits."""
@@ -58,8 +58,9 @@ def load(path: str, arguments: Mapping[str, Any], hints: ModelHints, workers: in
     directories = _splits(Path(path))
     names = sorted({name for directory in directories.values() for name in subfolders(directory)})
     require_utf8(Path(path), names)
-    by_name, natural = names, sorted(names, key=_natural)
-    names = natural if order == NATURAL else by_name
+    # As timm does, without regard to case.
+    by_name, by_number = names, sorted(names, key=lambda name: natural(name.lower()))
+    names = by_number if order == NATURAL else by_name
     folders_of = {split: _scanned(directory, names, preparation) for split, directory in directories.items()}
     for split, folders in folders_of.items():
         _require_images(split, folders, names, allow_empty)
@@ -67,17 +68,12 @@ def load(path: str, arguments: Mapping[str, Any], hints: ModelHints, workers: in
     splits = {split: DatasetSplit(files, labels=files.labels, **options) for split, files in folders_of.items()}
     recorded = {**preparation.arguments, **({"allow_empty": True} if allow_empty else {})}
     notes = _notes(folders_of)
-    if natural != by_name:
+    if by_number != by_name:
         recorded[ORDER] = order
     if names != by_name:
         notes += (f"classes are numbered in natural order, as timm's train.py does: {listed(names, 12)}",)
     data = of_splits(f"imagefolder:{path}", splits, recorded, tuple(names))
     return replace(data, notes=notes, preparation=preparation.described(data.input_shape))
-
-
-def _natural(name: str) -> list[str | int]:
-    """Return timm's sorting key: the numbers in a name count by their size, letters in lower case."""
-    return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"(\d+)", name.lower()))]
 
 
 @dataclass(frozen=True)
